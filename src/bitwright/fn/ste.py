@@ -1,0 +1,56 @@
+"""The one custom gradient of the library: a value with another function's slope."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class _Ste(torch.autograd.Function):
+    """setup_context keeps the function free of Python state, so torch.compile traces it whole."""
+
+    @staticmethod
+    def forward(x: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:
+        slope = inputs[2]
+        ctx.has_slope = slope is not None
+        ctx.save_for_backward(*([] if slope is None else [slope]))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return (grad * ctx.saved_tensors[0] if ctx.has_slope else grad), None, None
+
+
+def ste(x: Tensor, y: Tensor, slope: Tensor | None = None) -> Tensor:
+    """Value of `y`, gradient of `x` times `slope` (1 where not given). First derivatives only.
+
+    `slope` may be a mask (clipped straight-through estimator), a scale or a bump (ApproxSign).
+    The value is exactly `y`: unlike `soft + (hard - soft).detach()` nothing is rounded on the way.
+
+    >>> x = torch.tensor([0.5, 2.0], requires_grad=True)
+    >>> ste(x, sign(x), x.detach().abs() <= 1).sum().backward()
+    >>> x.grad.tolist()
+    [1.0, 0.0]
+    """
+    if slope is not None:
+        slope = slope.to(x.dtype)
+    return _Ste.apply(x, y.to(x.dtype), slope)
+
+
+def sign(x: Tensor) -> Tensor:
+    """+1 where x >= 0, -1 elsewhere; never 0, because a zero would need a third level. NaN stays NaN.
+
+    Training must see a NaN, so it is passed on; packed codes store -1 for it.
+
+    >>> sign(torch.tensor([-0.0, 0.0, -2.0])).tolist()
+    [1.0, 1.0, -1.0]
+    """
+    one = torch.ones((), dtype=x.dtype, device=x.device)
+    return torch.where(x >= 0, one, torch.where(x < 0, -one, x))

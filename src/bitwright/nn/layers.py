@@ -1,0 +1,205 @@
+"""A layer is PyTorch's layer plus slots. An empty slot means: exactly what PyTorch does."""
+
+from __future__ import annotations
+
+from typing import Any, TypeGuard
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.parts.registry import SLOTS, make_slot
+
+
+class SlotLayer(nn.Module):
+    """The mixin that does the work: five slots and one forward.
+
+    w, b   weight and bias go through them           x      so does the input
+    g      so does the output (identity forward: a gradient quantizer)
+    gate   decides how the linear operator `op(x, w, b)` is evaluated; gets the raw input too if `needs_raw_input`
+
+    Checkpoint keys stay `weight` and `bias`; parts add theirs, e.g. `w.p`.
+    """
+
+    weight: Tensor
+    bias: Tensor | None
+    w: nn.Module | None
+    b: nn.Module | None
+    x: nn.Module | None
+    g: nn.Module | None
+    gate: nn.Module | None
+
+    def set_slots(self, where: str = "", **slots: Any) -> None:
+        """Fills slots; each value a part, a name, a mapping, a list of them, or None (empty)."""
+        for slot, value in slots.items():
+            if slot not in SLOTS:
+                raise InputError(f"{where or type(self).__name__}: no slot {slot!r}; slots: {', '.join(SLOTS)}")
+            if slot == "b" and value is not None and self.bias is None:
+                value = None
+            # through _modules: an empty slot stays a registered name, so setattr later works the same way
+            setattr(self, slot, make_slot(value, slot, self, where))
+
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """The linear operator of the layer, no slots."""
+        raise NotImplementedError
+
+    def slot_weight(self) -> Tensor:
+        """The weight as parts see it: axis 0 is the output channel."""
+        return self.weight
+
+    def from_slot(self, w: Tensor) -> Tensor:
+        """Back from the parts' layout to the operator's."""
+        return w
+
+    def quantized_weight(self) -> Tensor:
+        """The weight the operator gets."""
+        return self.weight if self.w is None else self.from_slot(self.w(self.slot_weight()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        raw = x
+        if self.x is not None:
+            x = self.x(x)
+        w = self.quantized_weight()
+        b = self.bias if self.b is None or self.bias is None else self.b(self.bias)
+        if self.gate is None:
+            y = self.op(x, w, b)
+        elif getattr(self.gate, "needs_raw_input", False):
+            y = self.gate(self.op, x, w, b, raw)
+        else:
+            y = self.gate(self.op, x, w, b)
+        return y if self.g is None else self.g(y)
+
+    def extra_repr(self) -> str:
+        base = super().extra_repr()
+        filled = [(s, getattr(self, s)) for s in SLOTS if getattr(self, s) is not None]
+        text = [f"{s}={getattr(p, 'part_name', type(p).__name__)}" for s, p in filled]
+        return ", ".join([base, *text])
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _init(layer: SlotLayer, w: Any, b: Any, x: Any, g: Any, gate: Any) -> None:
+    for slot in SLOTS:
+        layer.register_module(slot, None)
+    layer.set_slots(w=w, b=b, x=x, g=g, gate=gate)
+
+
+class Linear(SlotLayer, nn.Linear):
+    """`torch.nn.Linear` with slots.
+
+    >>> import torch
+    >>> Linear(4, 2, w="bwn", x="sign")(torch.zeros(1, 4)).shape
+    torch.Size([1, 2])
+    """
+
+    def __init__(
+        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
+    ) -> None:
+        nn.Linear.__init__(self, *args, **kwargs)
+        _init(self, w, b, x, g, gate)
+
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return F.linear(x, w, b)
+
+
+class Conv1d(SlotLayer, nn.Conv1d):
+    """`torch.nn.Conv1d` with slots."""
+
+    def __init__(
+        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
+    ) -> None:
+        nn.Conv1d.__init__(self, *args, **kwargs)
+        _init(self, w, b, x, g, gate)
+
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return self._conv_forward(x, w, b)
+
+
+class Conv2d(SlotLayer, nn.Conv2d):
+    """`torch.nn.Conv2d` with slots.
+
+    >>> Conv2d(16, 16, 3, w="xnor", x="sign")
+    Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), w=xnor, x=sign)
+    """
+
+    def __init__(
+        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
+    ) -> None:
+        nn.Conv2d.__init__(self, *args, **kwargs)
+        _init(self, w, b, x, g, gate)
+
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return self._conv_forward(x, w, b)
+
+
+class Conv3d(SlotLayer, nn.Conv3d):
+    """`torch.nn.Conv3d` with slots."""
+
+    def __init__(
+        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
+    ) -> None:
+        nn.Conv3d.__init__(self, *args, **kwargs)
+        _init(self, w, b, x, g, gate)
+
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        return self._conv_forward(x, w, b)
+
+
+class ConvTranspose2d(SlotLayer, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with slots. Its weight is [I, O/g, kh, kw]; parts see [O, I/g, kh, kw]."""
+
+    def __init__(
+        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
+    ) -> None:
+        nn.ConvTranspose2d.__init__(self, *args, **kwargs)
+        _init(self, w, b, x, g, gate)
+
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        # output_size is not supported: the layer's own output_padding decides, as in nn.ConvTranspose2d(x)
+        return F.conv_transpose2d(
+            x, w, b, self.stride, self.padding, self.output_padding, self.groups, self.dilation  # type: ignore[arg-type]
+        )
+
+    def slot_weight(self) -> Tensor:
+        i, o, kh, kw = self.weight.shape
+        g = self.groups
+        return self.weight.reshape(g, i // g, o, kh, kw).transpose(1, 2).reshape(g * o, i // g, kh, kw)
+
+    def from_slot(self, w: Tensor) -> Tensor:
+        o, i, kh, kw = w.shape
+        g = self.groups
+        return w.reshape(g, o // g, i, kh, kw).transpose(1, 2).reshape(g * i, o // g, kh, kw)
+
+
+KINDS: dict[type[nn.Module], type[SlotLayer]] = {
+    nn.Linear: Linear,
+    nn.Conv1d: Conv1d,
+    nn.Conv2d: Conv2d,
+    nn.Conv3d: Conv3d,
+    nn.ConvTranspose2d: ConvTranspose2d,
+}
+
+
+def is_slot_layer(module: nn.Module) -> TypeGuard[SlotLayer]:
+    """True for layers of this file and subclasses of them."""
+    return isinstance(module, SlotLayer)
+
+
+def replace_layer(layer: nn.Module) -> SlotLayer:
+    """The slot layer that stands for `layer`: same Parameters, buffers and hooks, empty slots.
+
+    Only exact types: a subclass with a forward of its own would silently lose it.
+    """
+    cls = KINDS.get(type(layer))
+    if cls is None:
+        kinds = ", ".join(k.__name__ for k in KINDS)
+        raise InputError(f"{type(layer).__name__} cannot be replaced; exact types only: {kinds}", code="layer-kind")
+    new = cls.__new__(cls)
+    nn.Module.__init__(new)
+    kept = dict(layer.__dict__)
+    kept["_modules"] = {}
+    new.__dict__.update(kept)  # the same Parameter objects: optimizers keep working
+    for slot in SLOTS:
+        new.register_module(slot, None)
+    return new

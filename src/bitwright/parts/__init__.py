@@ -1,0 +1,26 @@
+"""Floor 1: parts, one file per method. A new one: write its file, add its module to the list below, write its test.
+
+The optional moments of a part are found by name (`moments.py`); this package registers the ones we ship.
+"""
+
+from __future__ import annotations
+
+from bitwright.parts import (  # noqa: F401  (importing a module registers its parts)
+    bireal,
+    bwn,
+    dorefa,
+    dropout,
+    float_part,
+    input8,
+    mask,
+    norm,
+    sign,
+    ttq,
+    uniform,
+    xnor,
+)
+from bitwright.parts.chain import Chain
+from bitwright.parts.moments import moment
+from bitwright.parts.registry import forget, make_part, make_slot, options_of, part, part_class, parts
+
+__all__ = ["Chain", "forget", "make_part", "make_slot", "moment", "options_of", "part", "part_class", "parts"]

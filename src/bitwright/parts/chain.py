@@ -1,0 +1,129 @@
+"""Several parts in one slot, left to right; a mask always acts last."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.fn.coded import masked_code
+from bitwright.parts.mask import Mask
+from bitwright.parts.moments import moment
+from bitwright.types import Coded
+
+
+class Chain(nn.Module):
+    """Parts applied in order. A mask, whatever its place, acts last and hides what it prunes from the others.
+
+    Why last: sign(0) = +1 would revive every pruned weight, and zeros would dilute the scale (contract 3).
+    Errors: two quantizers in one chain, because the second would see only the grid of the first.
+
+    >>> import bitwright as bw
+    >>> chain = Chain([bw.make_part("mask", layer=nn.Linear(2, 1)), bw.make_part("bwn")])
+    >>> _ = chain.mask.mask.copy_(torch.tensor([[1, 0]]))
+    >>> chain(torch.tensor([[2.0, 4.0]])).tolist()      # scale = mean of the kept weight alone
+    [[2.0, 0.0]]
+    """
+
+    def __init__(self, links: Iterable[nn.Module]) -> None:
+        super().__init__()
+        links = list(links)
+        self.links = nn.ModuleList(links)
+        quantizers = [m for m in links if moment(m, "encode")]
+        if len(quantizers) > 1:
+            names = " and ".join(str(getattr(m, "part_name", type(m).__name__)) for m in quantizers)
+            raise InputError(f"chain: two quantizers in one slot, {names}; keep one", code="chain-two")
+        masks = [i for i, m in enumerate(links) if isinstance(m, Mask)]
+        if len(masks) > 1:
+            raise InputError("chain: two masks in one slot; keep one", code="chain-two")
+        self.mask_at = masks[0] if masks else -1
+        self.code_at = next((i for i, m in enumerate(links) if moment(m, "encode")), -1)
+
+    @property
+    def mask(self) -> Mask | None:
+        found = self.links[self.mask_at] if self.mask_at >= 0 else None
+        return found if isinstance(found, Mask) else None
+
+    @property
+    def quantizer(self) -> nn.Module | None:
+        return self.links[self.code_at] if self.code_at >= 0 else None
+
+    @property
+    def spec(self) -> list[object]:
+        return [getattr(m, "spec", None) for m in self.links]
+
+    @property
+    def part_name(self) -> str:
+        return "+".join(str(getattr(m, "part_name", type(m).__name__)) for m in self.links)
+
+    @property
+    def bits(self) -> int | None:
+        return 32 if self.quantizer is None else getattr(self.quantizer, "bits", None)
+
+    def offers(self, name: str) -> bool:
+        """Whether some link has this moment; `encode` needs a quantizer with nothing but norms or dropout before it."""
+        return any(moment(m, name) for m in self.links)
+
+    def _others(self) -> list[nn.Module]:
+        return [m for i, m in enumerate(self.links) if i != self.mask_at]
+
+    def forward(self, t: Tensor) -> Tensor:
+        mask = self.mask
+        if mask is None:
+            for link in self.links:
+                t = link(t)
+            return t
+        for link in self._others():
+            t = link(t, keep=mask.mask)
+        return mask(t)
+
+    def encode(self, t: Tensor) -> Coded:
+        mask = self.mask
+        if mask is None:
+            for i, link in enumerate(self.links):
+                if i == self.code_at:
+                    found = moment(link, "encode")
+                    assert found is not None
+                    return found(t)
+                t = link(t)
+        assert mask is not None
+        for link in self._others():
+            found = moment(link, "encode")
+            if found is not None:
+                return masked_code(found(t, keep=mask.mask), mask.mask)
+            t = link(t, keep=mask.mask)
+        raise InputError("chain: no quantizer in it, nothing to encode", code="chain-none")
+
+    def after_step(self, weight: Tensor) -> None:
+        mask = self.mask
+        for link in self._others():
+            found = moment(link, "after_step")
+            if found is not None:
+                found(weight) if mask is None else found(weight, keep=mask.mask)
+
+    def penalty(self) -> Tensor:
+        found = [moment(m, "penalty") for m in self.links]
+        return torch.stack([f() for f in found if f is not None]).sum()
+
+    @torch.no_grad()
+    def observe(self, t: Tensor) -> None:
+        for link in self.links:
+            found = moment(link, "observe")
+            if found is not None:
+                found(t)
+            t = link(t)
+
+    def density(self) -> float:
+        product = 1.0
+        for link in self.links:
+            found = moment(link, "density")
+            product *= found() if found is not None else 1.0
+        return product
+
+    def bind(self, optimizer: torch.optim.Optimizer, group: dict[str, object]) -> None:
+        for link in self.links:
+            found = moment(link, "bind")
+            if found is not None:
+                found(optimizer, group)

@@ -1,0 +1,56 @@
+"""The mask that pruners leave behind."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.parts.registry import part
+
+
+@part("mask", "w")
+class Mask(nn.Module):
+    """Pruned weights: value w where the mask is 1, exactly 0 elsewhere.
+
+    value     w * mask
+    gradient  g * mask (a pruned weight does not move)
+    shape     any; `.mask` has the weight's shape (uint8 0/1, part of the state dict)
+    storage   1 bit a weight, ANDed into the planes of the quantizer beside it
+    source    Han et al. 2015, arXiv 1506.02626, section 3
+    differs   always acts last in a chain and is kept out of the other parts' statistics
+
+    >>> m = Mask(torch.tensor([1, 0]))
+    >>> m(torch.tensor([3.0, 4.0])).tolist(), m.density()
+    ([3.0, 0.0], 0.5)
+    """
+
+    mask: Tensor
+    bits = 32
+    storage_bits = 1
+
+    def __init__(self, mask: Tensor | None = None) -> None:
+        super().__init__()
+        self.register_buffer("mask", torch.ones(()).to(torch.uint8) if mask is None else mask.to(torch.uint8))
+
+    @classmethod
+    def for_layer(cls, layer: nn.Module, mask: Tensor | None = None) -> Mask:
+        weight = getattr(layer, "weight", None)
+        if not isinstance(weight, Tensor):
+            raise InputError(f"part mask: {type(layer).__name__} has no weight to mask", code="mask-layer")
+        return cls(torch.ones(weight.shape, dtype=torch.uint8, device=weight.device) if mask is None else mask)
+
+    def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
+        # where, not multiply: a pruned weight is 0 even if the latent is inf
+        return torch.where(self.mask.bool(), w, torch.zeros((), dtype=w.dtype, device=w.device))
+
+    def density(self) -> float:
+        return float(self.mask.float().mean())
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        saved = state_dict.get(prefix + "mask")
+        if isinstance(saved, Tensor) and self.mask.dim() == 0:  # built without a layer: take the shape of the file
+            self.mask = torch.ones_like(saved)
+        super()._load_from_state_dict(state_dict, prefix, *args)

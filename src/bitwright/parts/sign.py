@@ -1,0 +1,62 @@
+"""Binary activations with a choice of surrogate gradient."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.fn.coded import sign_code
+from bitwright.fn.ste import sign, ste
+from bitwright.parts.registry import part
+from bitwright.types import Coded, scalar
+
+SURROGATES = ("clip", "approx", "identity", "swish")
+
+
+@part("sign", "x")
+class Sign(nn.Module):
+    """Binary inputs {-1, +1}: +1 where x >= 0.
+
+    value     +1 if x >= 0 (so -0.0 too), else -1
+    gradient  clip: g * 1[|x| <= 1] (open: < 1);  approx: g * (2 - 2|x|) * 1[|x| < 1];  identity: g;
+              swish: g * b (2 - b x tanh(b x / 2)) / (1 + cosh(b x)), b = 5
+    shape     any
+    source    clip: Rastegari et al. 2016, arXiv 1603.05279; approx: Liu et al. 2018, arXiv 1808.00278;
+              swish: Darabi et al. 2018, arXiv 1812.11800
+    differs   torch.sign(0) = 0 in the public codes is a third value that no bit can hold; here it is +1
+
+    >>> Sign()(torch.tensor([-0.3, 0.0, 2.0])).tolist()
+    [-1.0, 1.0, 1.0]
+    """
+
+    bits = 1
+    planes = 1
+    storage_bits = 1
+    signed = True
+
+    def __init__(self, surrogate: str = "clip", boundary: str = "closed") -> None:
+        super().__init__()
+        if surrogate not in SURROGATES:
+            raise InputError(f"part sign: surrogate={surrogate!r} is none of {', '.join(SURROGATES)}", code="option")
+        if boundary not in ("closed", "open"):
+            raise InputError(f"part sign: boundary={boundary!r} is neither closed nor open", code="option")
+        self.surrogate, self.boundary = surrogate, boundary
+
+    def slope(self, x: Tensor) -> Tensor | None:
+        size = x.abs()
+        if self.surrogate == "clip":
+            return size <= 1 if self.boundary == "closed" else size < 1
+        if self.surrogate == "approx":
+            return (2 - 2 * size).clamp_min(0)
+        if self.surrogate == "swish":
+            z = (5 * x).clamp(-30, 30)  # the bump is below 1e-11 there; cosh would overflow in half precision
+            z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+            return 5 * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
+        return None
+
+    def forward(self, x: Tensor) -> Tensor:
+        return ste(x, sign(x), self.slope(x.detach()))
+
+    def encode(self, x: Tensor) -> Coded:
+        return sign_code(x, scalar(1.0, x))

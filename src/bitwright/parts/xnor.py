@@ -1,0 +1,73 @@
+"""XNOR-Net weights."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.fn.coded import sign_code
+from bitwright.fn.ste import sign, ste
+from bitwright.parts.registry import part
+from bitwright.parts.scale import mean_abs, wide
+from bitwright.types import Coded
+
+CENTER = ("project", "graph", "off")
+
+
+@part("xnor", "w")
+class Xnor(nn.Module):
+    """Binary weights {-a, +a} with latents centered over the input channels and clipped.
+
+    value     a * sign(w), a = mean|w| per filter
+    gradient  as bwn; center="graph" also goes through the subtraction of the mean
+    shape     [O, I, ...]; the mean is over I, one per (o, position)
+    options   center: "project" moves the latents after each step (the public code), "graph" subtracts the mean in
+              forward and leaves the latents alone, "off". Off by itself where I = 1: it would zero every weight
+    moments   after_step centers (project), then clips to [-1, 1]
+    source    Rastegari et al. 2016, arXiv 1603.05279; XNOR-Net-PyTorch (jiecaoyu), util.py
+    differs   projection runs once per optimizer step, never in evaluation; gradients are not multiplied by
+              (1 - 1/I) n 1e9, which Adam cancels and which only silenced weight decay: use `bw.param_groups`
+
+    >>> w = torch.tensor([[0.5, 1.5]])
+    >>> Xnor().after_step(w); w.tolist()
+    [[-0.5, 0.5]]
+    >>> Xnor()(w).tolist()
+    [[-0.5, 0.5]]
+    """
+
+    bits = 1
+    planes = 1
+    storage_bits = 1
+
+    def __init__(self, center: str = "project") -> None:
+        super().__init__()
+        if center not in CENTER:
+            raise InputError(f"part xnor: center={center!r} is none of {', '.join(CENTER)}", code="option")
+        self.center = center
+
+    def centered(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
+        if w.dim() < 2 or w.shape[1] == 1:
+            return w
+        if keep is None:
+            return w - wide(w).mean(1, keepdim=True).to(w.dtype)
+        kept = keep.to(w.dtype)
+        mean = (w * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1)
+        return torch.where(keep.bool(), w - mean, w)
+
+    def latent(self, w: Tensor, keep: Tensor | None) -> Tensor:
+        return self.centered(w, keep) if self.center == "graph" else w
+
+    def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
+        w = self.latent(w, keep)
+        return mean_abs(w, "filter", keep) * ste(w, sign(w), w.detach().abs() <= 1)
+
+    def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
+        w = self.latent(w, keep)
+        return sign_code(w, mean_abs(w, "filter", keep))
+
+    @torch.no_grad()
+    def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:
+        if self.center == "project":
+            weight.copy_(self.centered(weight, keep))
+        weight.clamp_(-1, 1)
