@@ -1,0 +1,151 @@
+"""Data sets by name, read from the files that torchvision's downloads leave, without torchvision.
+
+`digits` is always there; the others are looked for below the root argument, else BITWRIGHT_DATA (a path
+list), else ~/.cache/bitwright. Nothing is downloaded here.
+"""
+
+import difflib
+import os
+from dataclasses import dataclass
+
+from bitwright.errors import InputError
+
+from .cifar import read_batches, read_names
+from .dataset import Batches, Dataset, loader_rate
+from .digits import read_digits
+from .files import LAYOUTS, find, folders, md5, member
+from .idx import read_pair
+
+__all__ = ["Batches", "Dataset", "FileStatus", "check", "load", "loader_rate", "names"]
+
+Root = str | os.PathLike[str] | None
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What the files do not say. mean and std are those of all training pixels, per channel, in 0..1."""
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    pad: int
+    flip: bool
+    classes: tuple[str, ...] = ()
+
+
+_DIGITS = tuple("0123456789")
+# Augmentation: color sets crop from 4 pixels of padding and mirror; a mirrored digit is no digit, so gray
+# sets only shift, by 2 pixels of 28 or 1 pixel of 8.
+_FACTS = {
+    "digits": _Facts((0.3058,), (0.3761,), pad=1, flip=False, classes=_DIGITS),
+    "mnist": _Facts((0.1307,), (0.3081,), pad=2, flip=False, classes=_DIGITS),
+    "fashion-mnist": _Facts(
+        (0.2860,), (0.3530,), pad=2, flip=False,
+        classes=("T-shirt/top", "trouser", "pullover", "dress", "coat",
+                 "sandal", "shirt", "sneaker", "bag", "ankle boot"),
+    ),
+    "cifar10": _Facts(
+        (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), pad=4, flip=True,
+        classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
+    ),
+    "cifar100": _Facts((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), pad=4, flip=True),  # names: meta
+}  # fmt: skip
+_CIFAR10_FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
+
+
+def names() -> tuple[str, ...]:
+    """Sets that `load` knows.
+
+    >>> names()
+    ('digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100')
+    """
+    return tuple(_FACTS)
+
+
+def load(name: str, root: Root = None, split: str = "train", *, verify: bool = False) -> Dataset:
+    """One split ("train" or "test") of a set, in memory as uint8; CIFAR-100 with its 100 fine labels.
+
+    verify=True also compares the MD5 of each file read with the published one (about 0.3 s for CIFAR).
+
+    >>> d = load("digits", split="test")
+    >>> len(d), d.images.shape, d.images.dtype
+    (360, torch.Size([360, 1, 8, 8]), torch.uint8)
+    """
+    _check_name(name)
+    if split not in ("train", "test"):
+        raise InputError(f"data {name}: unknown split {split!r}; possible: train, test")
+    facts = _FACTS[name]
+    classes = facts.classes
+    if name == "digits":
+        images, labels = read_digits(split)
+    else:
+        folder = find(name, root)
+        try:
+            if name == "cifar10":
+                paths = [member(name, folder, file) for file in _CIFAR10_FILES[split]]
+                images, labels = read_batches(paths, b"labels", 10)
+            elif name == "cifar100":
+                paths = [member(name, folder, split), member(name, folder, "meta")]
+                images, labels = read_batches(paths[:1], b"fine_labels", 100)
+                classes = read_names(paths[1], b"fine_label_names", 100)
+            else:
+                stem = "train" if split == "train" else "t10k"
+                parts = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
+                paths = [member(name, folder, stem + part) for part in parts]
+                images, labels = read_pair(paths[0], paths[1], 10)
+            if verify:
+                for path in paths:
+                    if md5(path) != LAYOUTS[name].md5[path.name.removesuffix(".gz")]:
+                        raise InputError(f"{path} is damaged: its MD5 differs from the published one")
+        except InputError as error:
+            if error.code == "data-missing":
+                raise
+            remedy = f"Delete it and run: bitwright data get {name}"
+            message = f"data {name}: {error}. {remedy}"
+            raise InputError(message, code="data-damaged", given=name, remedy=remedy) from None
+    return Dataset(name, images, labels, classes, facts.mean, facts.std, facts.pad, facts.flip)
+
+
+@dataclass(frozen=True)
+class FileStatus:
+    """A row of `check`. status: "ok", "missing" or "damaged"; detail is empty when ok."""
+
+    name: str
+    path: str
+    status: str
+    detail: str = ""
+
+
+def check(name: str, root: Root = None) -> list[FileStatus]:
+    """Whether each file of a set is there and has the published MD5. Raises only for an unknown name.
+
+    >>> check("digits")
+    [FileStatus(name='digits', path='(scikit-learn)', status='ok', detail='')]
+    """
+    _check_name(name)
+    if name == "digits":
+        return [FileStatus(name, "(scikit-learn)", "ok")]
+    try:
+        folder = find(name, root)
+    except InputError:
+        looked = ", ".join(map(str, folders(name, root)))
+        return [FileStatus(name, looked, "missing", f"get it: bitwright data get {name}")]
+    rows = []
+    for file, expected in LAYOUTS[name].md5.items():
+        try:
+            path = member(name, folder, file)
+        except InputError:
+            rows.append(FileStatus(name, str(folder / file), "missing", f"get it: bitwright data get {name}"))
+            continue
+        found = md5(path)
+        if found == expected:
+            rows.append(FileStatus(name, str(path), "ok"))
+        else:
+            rows.append(FileStatus(name, str(path), "damaged", f"MD5 {found}, not {expected}"))
+    return rows
+
+
+def _check_name(name: str) -> None:
+    if name not in _FACTS:
+        close = difflib.get_close_matches(str(name), names(), 1)
+        hint = f"; did you mean {close[0]!r}?" if close else ";"
+        raise InputError(f"data: unknown set {name!r}{hint} Known: {', '.join(names())}")
