@@ -30,6 +30,7 @@ class Bireal(nn.Module):
     bits = 1
     planes = 1
     storage_bits = 1
+    projects = True  # after_step twice is after_step once
 
     def __init__(self, clip: bool = True) -> None:
         super().__init__()

@@ -9,7 +9,7 @@ from bitwright.errors import InputError
 from bitwright.fn.coded import sign_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.registry import part
-from bitwright.parts.scale import mean_abs
+from bitwright.parts.scale import mean_abs, warn_flat, weight_of
 from bitwright.types import Coded
 
 
@@ -32,6 +32,7 @@ class Bwn(nn.Module):
     bits = 1
     planes = 1
     storage_bits = 1
+    projects = True  # after_step twice is after_step once
 
     def __init__(self, granularity: str = "filter") -> None:
         super().__init__()
@@ -39,12 +40,19 @@ class Bwn(nn.Module):
             raise InputError(f"part bwn: granularity={granularity!r} is neither filter nor layer", code="option")
         self.granularity = granularity
 
+    @classmethod
+    def for_layer(cls, layer: nn.Module, granularity: str = "filter") -> Bwn:
+        latent = weight_of(layer)
+        if latent is not None and granularity == "filter":
+            warn_flat("bwn", layer, latent, latent)
+        return cls(granularity)
+
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         scale = mean_abs(w, self.granularity, keep)
         return scale * ste(w, sign(w), w.detach().abs() <= 1)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
-        return sign_code(w, mean_abs(w, self.granularity, keep))
+        return sign_code(w, mean_abs(w.detach(), self.granularity, keep))
 
     @torch.no_grad()
     def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:

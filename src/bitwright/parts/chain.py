@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import masked_code
+from bitwright.parts.dropout import Dropout
 from bitwright.parts.mask import Mask
 from bitwright.parts.moments import moment
 from bitwright.types import Coded
@@ -63,7 +64,10 @@ class Chain(nn.Module):
         return 32 if self.quantizer is None else getattr(self.quantizer, "bits", None)
 
     def offers(self, name: str) -> bool:
-        """Whether some link has this moment; `encode` needs a quantizer with nothing but norms or dropout before it."""
+        """Whether some link has this moment; `encode` also needs that nothing after it moves the value again."""
+        if name == "encode":
+            after = self.links[self.code_at + 1 :]
+            return self.code_at >= 0 and all(isinstance(m, (Dropout, Mask)) for m in after)
         return any(moment(m, name) for m in self.links)
 
     def _others(self) -> list[nn.Module]:
@@ -80,6 +84,8 @@ class Chain(nn.Module):
         return mask(t)
 
     def encode(self, t: Tensor) -> Coded:
+        if not self.offers("encode"):
+            raise InputError(f"chain {self.part_name}: the quantizer is missing or not last, nothing to encode", code="chain-none")
         mask = self.mask
         if mask is None:
             for i, link in enumerate(self.links):

@@ -9,7 +9,7 @@ from bitwright.fn.coded import sign_code, uint_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.registry import part
-from bitwright.parts.scale import mean_abs, wide
+from bitwright.parts.scale import kept_only, mean_abs, wide
 from bitwright.types import Coded, scalar
 
 
@@ -27,7 +27,7 @@ class DorefaW(nn.Module):
 
     >>> DorefaW(bits=1)(torch.tensor([1.0, -3.0])).tolist()
     [2.0, -2.0]
-    >>> DorefaW(bits=2)(torch.tensor([9.0, -9.0, 0.2])).round(decimals=3).tolist()
+    >>> DorefaW(bits=2)(torch.tensor([9.0, -9.0, 0.2]).double()).round(decimals=3).tolist()
     [1.0, -1.0, 0.333]
     """
 
@@ -41,7 +41,7 @@ class DorefaW(nn.Module):
     def _unit(self, w: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(position on [0, 1], slope, alive): alive is 0 for a layer of zeros, whose value is then exactly 0."""
         t = torch.tanh(wide(w.detach()))
-        seen = t if keep is None else t * keep.to(t.dtype)
+        seen = kept_only(t, keep)
         peak = seen.abs().amax() if t.numel() else t.new_zeros(())
         alive = (peak > 0).to(t.dtype)
         peak = torch.where(peak > 0, peak, torch.ones_like(peak))
@@ -71,7 +71,7 @@ class DorefaA(nn.Module):
     source    Zhou et al. 2016, arXiv 1606.06160, section 2.4
     differs   k = 1 has its threshold at 1/2, as the formula says (one public code returns 1 for any x > 0)
 
-    >>> DorefaA(bits=2)(torch.tensor([-1.0, 0.3, 0.6, 9.0])).round(decimals=3).tolist()
+    >>> DorefaA(bits=2)(torch.tensor([-1.0, 0.3, 0.6, 9.0]).double()).round(decimals=3).tolist()
     [0.0, 0.333, 0.667, 1.0]
     """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitwright.errors import InputError
 from bitwright.parts.registry import part
 
 
@@ -25,6 +26,8 @@ class Dropout(nn.Module):
 
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
+        if not 0 <= p <= 1:
+            raise InputError(f"part dropout: p={p!r}; a share lies in 0..1", code="option")
         self.p = p
 
     def forward(self, x: Tensor) -> Tensor:

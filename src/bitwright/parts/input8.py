@@ -26,7 +26,7 @@ class Input8(nn.Module):
     differs   from float normalization: the mean is rounded to a whole code and all channels share one step, because the
               layer's sum of products stays an integer only then, and zero padding stays exact
 
-    >>> Input8(mean=0.5)(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).round(decimals=3).tolist()
+    >>> Input8(mean=0.5)(torch.tensor([[[[0, 255]]]], dtype=torch.uint8)).double().round(decimals=3).tolist()
     [[[[-0.502, 0.498]]]]
     """
 
@@ -60,14 +60,13 @@ class Input8(nn.Module):
         return self.zero if self.zero.numel() == 1 else self.zero.reshape(-1, *[1] * (t.dim() - 2))
 
     def codes(self, x: Tensor) -> Tensor:
-        k = x.float() if x.dtype == torch.uint8 else (x.float().clamp(0, 1) * 255).round()
-        return k
+        return x.float() if x.dtype == torch.uint8 else (x.float().clamp(0, 1) * 255).round()
 
     def forward(self, x: Tensor) -> Tensor:
         # [1] against [N, C, ...] broadcasts either way; a full vector needs the channel axis
         value = (self.codes(x.detach()) - self._per_channel(x)) * self.step
         if x.dtype == torch.uint8:
-            return value
+            return value.to(self.zero.dtype)  # of the net: bytes have no dtype of their own to keep
         return ste(x, value.to(x.dtype), ((x.detach() >= 0) & (x.detach() <= 1)) * (255 * self.step))
 
     def encode(self, x: Tensor) -> Coded:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.parts.registry import part
+from bitwright.parts.scale import weight_of
 
 
 @part("mask", "w")
@@ -17,7 +18,7 @@ class Mask(nn.Module):
 
     value     w * mask
     gradient  g * mask (a pruned weight does not move)
-    shape     any; `.mask` has the weight's shape (uint8 0/1, part of the state dict)
+    shape     any; `.mask` has the weight's shape as parts see it, outputs first (uint8 0/1, part of the state dict)
     storage   1 bit a weight, ANDed into the planes of the quantizer beside it
     source    Han et al. 2015, arXiv 1506.02626, section 3
     differs   always acts last in a chain and is kept out of the other parts' statistics
@@ -37,10 +38,16 @@ class Mask(nn.Module):
 
     @classmethod
     def for_layer(cls, layer: nn.Module, mask: Tensor | None = None) -> Mask:
-        weight = getattr(layer, "weight", None)
-        if not isinstance(weight, Tensor):
+        seen = weight_of(layer)
+        if seen is None:
             raise InputError(f"part mask: {type(layer).__name__} has no weight to mask", code="mask-layer")
-        return cls(torch.ones(weight.shape, dtype=torch.uint8, device=weight.device) if mask is None else mask)
+        if mask is None:
+            return cls(torch.ones(seen.shape, dtype=torch.uint8, device=seen.device))
+        if mask.shape != seen.shape:
+            raise InputError(
+                f"part mask: mask {tuple(mask.shape)} for weights {tuple(seen.shape)}", code="mask-shape"
+            )
+        return cls(mask.to(seen.device))
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         # where, not multiply: a pruned weight is 0 even if the latent is inf

@@ -47,7 +47,8 @@ class Norm(nn.Module):
         width = features or getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
         new = cls(width, eps, momentum)
         new.last = isinstance(layer, nn.Linear)
-        return new.to(next(layer.parameters()).device)
+        like = next(layer.parameters())  # half nets keep float32 statistics, as torch's own; double ones need double
+        return new.to(like.device, torch.float64 if like.dtype == torch.float64 else torch.float32)
 
     def forward(self, x: Tensor) -> Tensor:
         rows = self.last and x.dim() > 2  # Linear on [N, T, C]: features are the last axis

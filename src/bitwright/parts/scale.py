@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
+import warnings
 
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import BitwrightWarning
 from bitwright.fn.ste import sign
 
 
 def wide(t: Tensor) -> Tensor:
     """float32 for half types, unchanged otherwise: sums over a filter are taken here."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def kept_only(t: Tensor, keep: Tensor | None) -> Tensor:
+    """`t` with exact zeros at pruned entries: where, not multiply, because a pruned latent may be inf."""
+    return t if keep is None else torch.where(keep.bool(), t, torch.zeros((), dtype=t.dtype, device=t.device))
 
 
 def filter_axes(w: Tensor, granularity: str) -> tuple[int, ...]:
@@ -33,6 +41,31 @@ def mean_abs(w: Tensor, granularity: str = "filter", keep: Tensor | None = None)
         count = max(1, w.numel() // max(1, w.shape[0])) if granularity == "filter" else max(1, w.numel())
         total = size.sum(axes, keepdim=True) if axes else size
         return (total / count).to(w.dtype)
-    kept = keep.to(size.dtype)
-    total = (size * kept).sum(axes, keepdim=True)
-    return (total / kept.sum(axes, keepdim=True).clamp_min(1)).to(w.dtype)
+    total, kept = kept_only(size, keep), keep.to(size.dtype)
+    if axes:  # sum over no axes would sum over all
+        total, kept = total.sum(axes, keepdim=True), kept.sum(axes, keepdim=True)
+    return (total / kept.clamp_min(1)).to(w.dtype)
+
+
+def weight_of(layer: nn.Module) -> Tensor | None:
+    """The weight as parts see it: axis 0 is the output channel, in a transposed convolution too."""
+    seen = layer.slot_weight() if hasattr(layer, "slot_weight") else getattr(layer, "weight", None)  # type: ignore[operator]
+    return seen.detach() if isinstance(seen, Tensor) else None
+
+
+def warn_flat(name: str, layer: nn.Module, w: Tensor, latent: Tensor) -> None:
+    """Warns where a filter of w [O, ...], made from `latent`, is zero: its value is 0 everywhere.
+
+    Equal weights minus their mean are zero up to rounding only, hence the 1e-6.
+    """
+    if w.device.type == "meta" or w.dim() < 2 or not w.numel():
+        return
+    slack = 0 if w is latent else 1e-6 * latent.abs().amax()
+    flat = int((w.abs().amax(filter_axes(w, "filter")) <= slack).sum())
+    if flat:
+        warnings.warn(
+            f"part {name}: {flat} of {w.shape[0]} filters of {type(layer).__name__} are zero (after centering, if "
+            "that is on), so their outputs are 0 until their gradients separate them",
+            BitwrightWarning,
+            stacklevel=3,
+        )

@@ -48,7 +48,7 @@ class Sign(nn.Module):
         if self.surrogate == "clip":
             return size <= 1 if self.boundary == "closed" else size < 1
         if self.surrogate == "approx":
-            return (2 - 2 * size).clamp_min(0)
+            return torch.rsub(size, 2, alpha=2).clamp_min(0)
         if self.surrogate == "swish":
             z = (5 * x).clamp(-30, 30)  # the bump is below 1e-11 there; cosh would overflow in half precision
             z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z

@@ -9,6 +9,7 @@ from bitwright.errors import InputError
 from bitwright.fn.coded import ternary_code
 from bitwright.fn.ste import ste
 from bitwright.parts.registry import part
+from bitwright.parts.scale import kept_only
 from bitwright.types import Coded
 
 
@@ -39,6 +40,8 @@ class Ttq(nn.Module):
         super().__init__()
         if init not in ("mean", "one"):
             raise InputError(f"part ttq: init={init!r} is neither mean nor one", code="option")
+        if not 0 <= threshold < 1:  # below 0 the regions overlap, from 1 on both are empty
+            raise InputError(f"part ttq: threshold={threshold!r}; it lies in 0..1, below 1", code="option")
         self.threshold = threshold
         self.p, self.n = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
 
@@ -56,7 +59,7 @@ class Ttq(nn.Module):
         return new
 
     def regions(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        fixed = w.detach() if keep is None else w.detach() * keep.to(w.dtype)
+        fixed = kept_only(w.detach(), keep)
         d = self.threshold * fixed.abs().amax() if w.numel() else fixed.new_zeros(())
         return fixed > d, fixed < -d
 

@@ -11,7 +11,7 @@ from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.ranges import OBSERVERS, limits, rows
 from bitwright.parts.registry import part
-from bitwright.parts.scale import wide
+from bitwright.parts.scale import kept_only, wide
 from bitwright.types import Coded
 
 
@@ -22,8 +22,8 @@ class Uniform(nn.Module):
     value     signed, symmetric: step * clip(round(t / step), -m, m), m = 2^(b-1) - 1, step = max|t| / m;
               unsigned: step * clip(round(t / step), 0, 2^b - 1), step = max(t) / (2^b - 1);
               symmetric=False: step * (clip(round(t / step) + z, 0, 2^b - 1) - z), z the integer zero point
-    gradient  g inside the range (ends included), 0 outside
-    shape     w [O, ...]; x [N, C, ...]; granularity="channel" gives one step per axis-0 row of w, per channel of x
+    gradient  g where the rounded integer needs no clipping (half a step beyond the ends included), 0 elsewhere
+    shape     w [O, ...]; x [N, C, ...], [..., C] before a Linear layer; granularity="channel" gives one step per axis-0 row of w, per channel of x
     moments   observe: inputs keep their range in buffers `low`, `high`. "max" keeps the largest seen, "ema" averages with
               momentum 0.1 (training batches count too), "percentile" drops the top 0.1 %, "mse" takes the
               range of least rounding error. The first training batch sets a range that nobody calibrated.
@@ -62,6 +62,7 @@ class Uniform(nn.Module):
         if self.signed and symmetric and bits == 1:
             raise InputError("part uniform: bits=1 signed has only the level 0; use bwn or sign", code="bits", given="1")
         self.symmetric, self.granularity, self.observer, self.slot = symmetric, granularity, observer, slot
+        self.last = False
         if slot == "x":
             self.register_buffer("low", torch.full((1,), -1.0 if self.signed else 0.0))
             self.register_buffer("high", torch.ones(1))
@@ -82,6 +83,7 @@ class Uniform(nn.Module):
         new = cls(bits, signed, symmetric, granularity, observer, slot=slot)
         if slot == "x":
             width = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+            new.last = isinstance(layer, nn.Linear)
             if granularity == "channel" and isinstance(width, int):
                 new.low, new.high = new.low.expand(width).clone(), new.high.expand(width).clone()
             new.to(next(layer.parameters()).device)
@@ -93,15 +95,19 @@ class Uniform(nn.Module):
         return 2**self.bits - 1 if self.signed and self.symmetric else 2**self.bits
 
     # -- ranges ---------------------------------------------------------------------------------------------------
-    def _measure(self, t: Tensor) -> tuple[Tensor, Tensor]:
+    def _measure(self, t: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         per_channel = self.granularity == "channel"
         if self.slot == "x" and per_channel:
-            t = t.transpose(0, 1) if t.dim() > 1 else t[:, None]
-        two_sided = self.signed and self.symmetric
-        return limits(rows(t, per_channel), self.observer, self.levels, two_sided)
+            t = t.movedim(-1 if self.last else 1, 0) if t.dim() > 1 else t[:, None]
+        grid = "affine" if not self.symmetric else "signed" if self.signed else "unsigned"
+        kept = None if keep is None else rows(keep, per_channel)
+        low, high = limits(rows(kept_only(t, keep), per_channel), self.observer, self.levels, grid, kept)
+        return (low.to(self.low.dtype), high.to(self.low.dtype)) if self.slot == "x" else (low, high)
 
     def observe(self, t: Tensor) -> None:
-        """One calibration batch widens (max, percentile, mse) or averages (ema) the range."""
+        """One calibration batch widens (max, percentile, mse) or averages (ema) the range; of weights there is none."""
+        if self.slot == "w" or not t.numel():
+            return
         with torch.no_grad():
             low, high = self._measure(t)
             fresh = self.seen == 0
@@ -132,10 +138,9 @@ class Uniform(nn.Module):
         """(step, zero point, smallest code, largest code); step and zero broadcast over t."""
         if self.slot == "x":
             low, high = self.low, self.high
-            shape = (1, -1, *[1] * (t.dim() - 2)) if t.dim() > 1 else (-1,)
+            shape = (1, -1, *[1] * (t.dim() - 2)) if t.dim() > 1 and not self.last else (-1,)
         else:
-            seen = t if keep is None else t * keep.to(t.dtype)
-            low, high = self._measure(seen)
+            low, high = self._measure(t, keep)
             shape = (-1, *[1] * (t.dim() - 1))
         if low.numel() == 1:
             low, high = low.reshape(()), high.reshape(())

@@ -9,7 +9,7 @@ from bitwright.errors import InputError
 from bitwright.fn.coded import sign_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.registry import part
-from bitwright.parts.scale import mean_abs, wide
+from bitwright.parts.scale import kept_only, mean_abs, warn_flat, weight_of, wide
 from bitwright.types import Coded
 
 CENTER = ("project", "graph", "off")
@@ -20,11 +20,11 @@ class Xnor(nn.Module):
     """Binary weights {-a, +a} with latents centered over the input channels and clipped.
 
     value     a * sign(w), a = mean|w| per filter
-    gradient  as bwn; center="graph" also goes through the subtraction of the mean
+    gradient  as bwn; center="graph" also goes through the clip and the subtraction of the mean
     shape     [O, I, ...]; the mean is over I, one per (o, position)
-    options   center: "project" moves the latents after each step (the public code), "graph" subtracts the mean in
-              forward and leaves the latents alone, "off". Off by itself where I = 1: it would zero every weight
-    moments   after_step centers (project), then clips to [-1, 1]
+    options   center: "project" moves the latents after each step (the public code), "graph" centers and
+              clips in forward and leaves the latents alone, "off". Off by itself where I = 1: it would zero every weight
+    moments   after_step centers (project), then clips to [-1, 1] (project, off)
     source    Rastegari et al. 2016, arXiv 1603.05279; XNOR-Net-PyTorch (jiecaoyu), util.py
     differs   projection runs once per optimizer step, never in evaluation; gradients are not multiplied by
               (1 - 1/I) n 1e9, which Adam cancels and which only silenced weight decay: use `bw.param_groups`
@@ -39,6 +39,7 @@ class Xnor(nn.Module):
     bits = 1
     planes = 1
     storage_bits = 1
+    projects = True  # after_step twice is after_step once, where nothing was clipped
 
     def __init__(self, center: str = "project") -> None:
         super().__init__()
@@ -46,28 +47,38 @@ class Xnor(nn.Module):
             raise InputError(f"part xnor: center={center!r} is none of {', '.join(CENTER)}", code="option")
         self.center = center
 
+    @classmethod
+    def for_layer(cls, layer: nn.Module, center: str = "project") -> Xnor:
+        new = cls(center)
+        latent = weight_of(layer)
+        if latent is not None:
+            warn_flat("xnor", layer, latent if center == "off" else new.centered(latent), latent)
+        return new
+
     def centered(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         if w.dim() < 2 or w.shape[1] == 1:
             return w
         if keep is None:
             return w - wide(w).mean(1, keepdim=True).to(w.dtype)
-        kept = keep.to(w.dtype)
-        mean = (w * kept).sum(1, keepdim=True) / kept.sum(1, keepdim=True).clamp_min(1)
-        return torch.where(keep.bool(), w - mean, w)
+        total = kept_only(wide(w), keep).sum(1, keepdim=True)
+        mean = total / keep.to(total.dtype).sum(1, keepdim=True).clamp_min(1)
+        return torch.where(keep.bool(), w - mean.to(w.dtype), w)
 
     def latent(self, w: Tensor, keep: Tensor | None) -> Tensor:
-        return self.centered(w, keep) if self.center == "graph" else w
+        return self.centered(w, keep).clamp(-1, 1) if self.center == "graph" else w
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         w = self.latent(w, keep)
         return mean_abs(w, "filter", keep) * ste(w, sign(w), w.detach().abs() <= 1)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
-        w = self.latent(w, keep)
+        w = self.latent(w.detach(), keep)
         return sign_code(w, mean_abs(w, "filter", keep))
 
     @torch.no_grad()
     def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:
+        if self.center == "graph":
+            return  # forward centers and clips; the latents stay as the optimizer left them
         if self.center == "project":
             weight.copy_(self.centered(weight, keep))
         weight.clamp_(-1, 1)
