@@ -1,0 +1,168 @@
+"""One safetensors file: a trained net (weights + recipe) or a packed net (bits + graph). Written atomically."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from bitwright.engine.ir import Graph
+from bitwright.engine.packed import PackedModel
+from bitwright.errors import InputError
+from bitwright.transforms import Recipe, apply, recipe_of
+
+FORMAT = "1"
+
+
+def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
+    """Writes beside the target, flushes, renames: a full disk or a crash leaves the old file whole. Returns bytes.
+
+    Equal tensors are stored once; `aliases` in the metadata names the others.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"save {target}: folder {target.parent} does not exist", code="file-write")
+    seen: dict[str, str] = {}
+    aliases: dict[str, str] = {}
+    kept: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        value = value.detach().cpu().contiguous()
+        print_of = f"{value.dtype}{list(value.shape)}{_digest(value)}"
+        if value.numel() > 16 and print_of in seen:
+            aliases[key] = seen[print_of]
+        else:
+            seen[print_of] = key
+            kept[key] = value
+    if aliases:
+        metadata = {**metadata, "aliases": json.dumps(aliases, separators=(",", ":"))}
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
+    os.close(handle)
+    try:
+        save_file(kept, temporary, metadata)
+        with open(temporary, "rb+") as f:
+            os.fsync(f.fileno())
+        os.chmod(temporary, 0o666 & ~_umask())
+        os.replace(temporary, target)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"save {target}: {error}", code="file-write") from None
+    finally:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+    return target.stat().st_size
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask
+
+
+def _digest(value: Tensor) -> str:
+    return hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+
+
+def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata; every defect of the file is one `InputError`."""
+    target = Path(path)
+    if not target.is_file():
+        raise InputError(f"load {target}: no such file", code="file-missing", given=str(target))
+    try:
+        with safe_open(str(target), framework="pt") as f:
+            metadata = dict(f.metadata() or {})
+            tensors = {k: f.get_tensor(k) for k in f.keys()}
+    except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError, MemoryError) as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(
+            f"load {target}: not a readable safetensors file ({text[:200]})", code="file-damaged", given=str(target)
+        ) from None
+    try:
+        aliases = json.loads(metadata.get("aliases", "{}"))
+        if not isinstance(aliases, dict):
+            raise ValueError
+        for key, source in aliases.items():
+            tensors[key] = tensors[source]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        raise InputError(f"load {target}: its alias list is damaged", code="file-damaged") from None
+    return tensors, metadata
+
+
+def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int:
+    """Writes a trained or a packed model; returns the bytes of the file.
+
+    A trained model is its state dict (keys as in the float model, plus part parameters) and its recipe; extra
+    keywords are stored as text. A packed model is bits, scales, float layers and the graph (docs/format.md).
+
+    Errors: `InputError` where the folder is missing or the disk is full; the old file stays.
+    """
+    extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    if isinstance(model, PackedModel):
+        graph = model.graph
+        return write_tensors(path, graph.tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": model.graph_json})
+    state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    recipe = recipe_of(model).to_toml()
+    return write_tensors(path, state, {**extra, "bitwright": "trained", "format": FORMAT, "recipe": recipe})
+
+
+def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
+    """Reads what `save` wrote.
+
+    A packed file loads as a plain callable module, without the model's code. A trained file needs `model`, the float
+    model (or one with the same recipe applied): the file's recipe is applied where it is missing, then the weights load
+    strictly.
+
+    Errors: `InputError` for an unreadable, truncated, foreign or hostile file, and for keys that do not match.
+    """
+    tensors, metadata = read_tensors(path)
+    kind = metadata.get("bitwright")
+    if kind is None:
+        raise InputError(f"load {path}: a safetensors file, but not one of bitwright's", code="file-foreign")
+    if metadata.get("format") != FORMAT:
+        raise InputError(
+            f"load {path}: format {metadata.get('format')!r}; this version reads {FORMAT}", code="file-format"
+        )
+    if kind == "packed":
+        if device != "cpu":
+            raise InputError(f"load {path}: packed nets run on the CPU, not on {device!r}", code="device")
+        packed = PackedModel(Graph.from_json(metadata.get("graph", ""), tensors))
+        check_runs(packed, path)
+        return packed
+    if model is None:
+        raise InputError(
+            f"load {path}: holds a trained net; give the model, bw.load(path, model)", code="load-model"
+        )
+    recipe = Recipe.from_toml(metadata.get("recipe", ""))
+    if recipe.rules and recipe_of(model).to_toml() != recipe.to_toml():
+        apply(model, recipe)
+    wanted = set(model.state_dict())
+    missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
+    if missing or extra:
+        parts = [f"{len(keys)} keys {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in
+                 (("missing", missing), ("unexpected", extra)) if keys]
+        raise InputError(
+            f"load {path}: {' and '.join(parts)}: the file was trained with another model or recipe", code="load-keys"
+        )
+    try:
+        model.load_state_dict(tensors)
+    except RuntimeError as error:
+        line = next((t.strip() for t in str(error).splitlines()[1:] if t.strip()), str(error))
+        raise InputError(f"load {path}: {line}", code="load-keys") from None
+    return model.to(device)
+
+
+def check_runs(packed: PackedModel, path: str | os.PathLike[str]) -> None:
+    """A hostile graph may be well formed and still not run: one zero image through it, every failure one line."""
+    try:
+        out = packed(torch.zeros(1, *packed._sample))
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"load {path}: its graph does not run ({text[:200]})", code="file-graph") from None
+    if tuple(out.shape[1:]) != packed.graph.nodes[-1].shape:
+        raise InputError(f"load {path}: its graph gives {list(out.shape)}, not what it says", code="file-graph")

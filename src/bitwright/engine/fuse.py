@@ -1,0 +1,308 @@
+"""From the folded graph of a file to the graph that runs: thresholds, pooling on bits, residual adds inside layers.
+
+Made at load, never stored. Each pass rewrites one pattern and keeps every value equal (tests compare both graphs):
+
+    formats        which kernel reads a code: bits or bytes, how many groups
+    absorb         quantize(relu(x * s + a)) -> quantize'(x), thresholds by bisection of the composite
+    pool_codes     quantize(max_pool(x))     -> max_pool(quantize(x)); quantizers never fall as x rises
+    flatten_codes  quantize(flatten(x)) read by linear layers -> they become convolutions over the whole map
+    thresholds     quantize(coded layer)     -> the layer compares its integers and emits codes
+    residual       add(coded layer, x)       -> the layer adds
+    sign_bits      sign(coded layer) beside other readers -> the layer emits both
+    share          equal quantizers of one value run once
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.engine import reference
+from bitwright.engine.ir import Graph, Node
+from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_thresholds
+
+CODED = ("coded_conv", "coded_linear")
+# elementwise, monotone in exact float arithmetic (each step a correctly rounded or comparison operation)
+MONOTONE = ("affine", "relu", "relu6", "hardtanh", "clamp", "leaky_relu", "prelu", "add_scalar", "mul_scalar", "neg")
+BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit planes
+
+
+def fuse(folded: Graph) -> Graph:
+    """A runtime graph; the given one is left alone."""
+    graph = folded.copy()
+    _formats(graph)
+    changed = True
+    while changed:
+        changed = _absorb(graph) or _pool_codes(graph) or _flatten_codes(graph)
+    _share(graph)
+    _thresholds(graph)
+    _residual(graph)
+    _sign_bits(graph)
+    graph.prune()
+    return graph
+
+
+def code_planes(levels: int) -> int:
+    """Bits of a code 0..levels."""
+    return max(1, int(levels).bit_length())
+
+
+def _formats(graph: Graph) -> None:
+    """Each reader keeps what it must know of its input's grid; each quantizer learns what its reader wants."""
+    users = graph.users()
+    for q in [n for n in graph.nodes if n.op == "quantize"]:
+        info = {k: q.attrs[k] for k in ("levels", "mult", "zero")}
+        for reader in users[q.name]:
+            reader.attrs["x"] = info
+            form, groups = "plain", 1
+            if reader.op in CODED:
+                planes = int(reader.attrs["weight"]["planes"])
+                wide = code_planes(q.attrs["levels"]) * planes > BYTE_PLANES
+                form = "bytes" if wide and _fits_bytes(reader, q) else "bits"
+                reader.attrs["x_form"] = form
+                groups = int(reader.attrs.get("groups", 1))
+            q.attrs["form"], q.attrs["groups"] = form, groups if form == "bits" else 1
+
+
+def _fits_bytes(layer: Node, q: Node) -> bool:
+    """The byte kernel multiplies X = zero + code by whole weights of -255..255."""
+    terms = layer.attrs["weight"]["terms"]
+    mult = int(q.attrs["mult"])
+    if len(terms) != 1 or (mult != 1 and any(q.attrs["zero"])):
+        return False
+    ends = [int(terms[0]["zero"])] * 2
+    for m in terms[0]["mult"]:
+        ends[m > 0] += int(m)
+    return max(abs(e) for e in ends) * mult <= 255
+
+
+def _channels(node: Node, last: bool) -> int:
+    return node.shape[-1] if last or len(node.shape) == 1 else node.shape[0]
+
+
+def _same_axis(a: Node, b: Node) -> bool:
+    return len(a.shape) == 1 or bool(a.attrs.get("last", False)) == bool(b.attrs.get("last", False))
+
+
+def _monotone(node: Node, graph: Graph) -> bool:
+    if node.op == "leaky_relu":
+        return node.attrs["slope"] >= 0
+    if node.op == "prelu":
+        slope = graph.tensor(node, "slope")
+        return slope is not None and bool((slope >= 0).all())
+    return node.op in MONOTONE
+
+
+def _absorb(graph: Graph) -> bool:
+    by_name = graph.by_name()
+    done = False
+    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
+        chain: list[Node] = []
+        source = by_name[q.inputs[0]]
+        while _monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
+            if source.op == "prelu" and bool(q.attrs["last"]) and len(q.shape) > 1:
+                break  # prelu's channels are axis 1, the quantizer's the last
+            chain.append(source)
+            source = by_name[source.inputs[0]]
+        if not chain:
+            continue
+        last = bool(q.attrs["last"])
+        channels, levels = _channels(q, last), int(q.attrs["levels"])
+        steps = [reference.float_op(n, graph) for n in reversed(chain)]
+        old, old_flip = graph.tensor(q, "thresholds"), graph.tensor(q, "flip")
+        assert old is not None
+
+        def code(x: Tensor, steps: Any = steps, old: Tensor = old, old_flip: Any = old_flip) -> Tensor:
+            for f in steps:
+                x = f(x)
+            return reference.quantize(x, old, old_flip, True)
+
+        found, flip = float_thresholds(code, levels, channels)
+        if bool((found == found[:1]).all()) and not bool(flip.any()):
+            found = found[0].clone()
+        graph.put(q, "thresholds", found)
+        if bool(flip.any()):
+            graph.put(q, "flip", flip)
+        else:
+            q.attrs["tensors"].pop("flip", None)
+        q.inputs = [source.name]
+        done = True
+    graph.prune()
+    return done
+
+
+def _insert_before(graph: Graph, node: Node, new: Node) -> None:
+    graph.nodes.insert(graph.nodes.index(node), new)
+
+
+def _split(graph: Graph, q: Node, source: Node, op: str, attrs: dict[str, Any]) -> Node:
+    """`q` becomes `op` and reads a new quantizer of `source`; returns that quantizer."""
+    before = Node("quantize", f"{q.name}^", [source.name], dict(q.attrs))
+    before.attrs["shape"] = list(source.shape)
+    before.attrs["tensors"] = dict(q.attrs["tensors"])
+    _insert_before(graph, q, before)
+    keep = {k: q.attrs[k] for k in ("owner", "shape", "levels", "form", "groups", "last")}
+    q.op, q.inputs, q.attrs = op, [before.name], {**keep, **attrs}
+    return before
+
+
+def _pool_codes(graph: Graph) -> bool:
+    by_name = graph.by_name()
+    for q in graph.nodes:
+        if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or q.attrs["last"]:
+            continue
+        pool = by_name[q.inputs[0]]
+        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2:
+            keys = ("rank", "kernel", "stride", "padding", "dilation", "ceil")
+            _split(graph, q, by_name[pool.inputs[0]], "max_pool_codes", {k: pool.attrs[k] for k in keys})
+            graph.prune()
+            return True
+    return False
+
+
+def _flatten_codes(graph: Graph) -> bool:
+    by_name = graph.by_name()
+    users = graph.users()
+    for q in graph.nodes:
+        if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or len(q.shape) != 1:
+            continue
+        flat = by_name[q.inputs[0]]
+        thresholds = graph.tensor(q, "thresholds")
+        assert thresholds is not None
+        if flat.op != "flatten" or flat.attrs["start"] != 1 or thresholds.dim() != 1 or len(q.attrs["zero"]) != 1:
+            continue
+        source = by_name[flat.inputs[0]]
+        if len(source.shape) != 3 or any(r.op != "coded_linear" for r in users[q.name]):
+            continue
+        q.inputs, q.attrs["shape"], q.attrs["last"] = [source.name], list(source.shape), False
+        for reader in users[q.name]:
+            outputs = reader.attrs["weight"]["shape"][0]
+            reader.op = "coded_conv"
+            # [O, C*H*W] in flatten order is [O, C, H, W]: the same bits, read as one window over the whole map
+            reader.attrs["weight"] = {**reader.attrs["weight"], "shape": [outputs, *source.shape]}
+            reader.attrs |= {"rank": 2, "stride": [1, 1], "padding": [0, 0], "dilation": [1, 1], "groups": 1}
+            reader.attrs["flat"] = True
+        graph.prune()
+        return True
+    return False
+
+
+def _fingerprint(t: Tensor | None) -> str:
+    if t is None:
+        return ""
+    raw = t.to(torch.float64).contiguous().numpy().tobytes()
+    return f"{list(t.shape)}{hashlib.sha256(raw).hexdigest()}"
+
+
+def _share(graph: Graph) -> None:
+    """Codes of one value by equal thresholds, read in one form, are made once."""
+    seen: dict[tuple[Any, ...], str] = {}
+    for q in list(graph.nodes):
+        if q.op == "quantize":
+            tables = _fingerprint(graph.tensor(q, "thresholds")), _fingerprint(graph.tensor(q, "flip"))
+            key = (q.op, q.inputs[0], *tables, q.attrs["form"], q.attrs["groups"], q.attrs["last"])
+        elif q.op == "max_pool_codes":
+            shape = tuple(str(q.attrs[k]) for k in ("kernel", "stride", "padding", "dilation", "ceil"))
+            key = (q.op, q.inputs[0], *shape)
+        else:
+            continue
+        if key in seen:
+            graph.replace_uses(q.name, seen[key])
+            graph.nodes.remove(q)
+        else:
+            seen[key] = q.name
+
+
+def integer_range(graph: Graph, node: Node) -> tuple[Tensor, Tensor]:
+    """Smallest and largest integer a coded layer can produce, per output channel: int64 [O] each."""
+    w = reference.weight_integers(graph, node)[0].to(torch.int64)
+    info = node.attrs["x"]
+    zero = torch.tensor(info["zero"], dtype=torch.int64)
+    low, high = zero, zero + int(info["mult"]) * int(info["levels"])
+    if zero.numel() > 1:  # one per input channel; with groups each filter sees its own slice
+        per = w.shape[1]
+        groups = max(1, zero.numel() // per)
+        rows = torch.arange(w.shape[0]) * groups // w.shape[0]
+        pick = rows[:, None] * per + torch.arange(per)
+        shape = (w.shape[0], per, *[1] * (w.dim() - 2))
+        low, high = low[pick].reshape(shape), high[pick].reshape(shape)
+    ends = torch.stack([w * low, w * high, torch.zeros_like(w)])  # 0: a tap in the padding
+    return ends.amin(0).flatten(1).sum(1), ends.amax(0).flatten(1).sum(1)
+
+
+def _thresholds(graph: Graph) -> None:
+    users = graph.users()
+    by_name = graph.by_name()
+    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
+        layer = by_name[q.inputs[0]]
+        if layer.op not in CODED or len(users[layer.name]) != 1 or len(layer.attrs["weight"]["terms"]) != 1:
+            continue
+        if len(layer.shape) not in (1, 3) or (len(layer.shape) == 3 and bool(q.attrs["last"])):
+            continue
+        scale, add = graph.tensor(layer, "scale"), graph.tensor(layer, "add")
+        table, flip = graph.tensor(q, "thresholds"), graph.tensor(q, "flip")
+        assert scale is not None and add is not None and table is not None
+
+        def code(i: Tensor, scale: Tensor = scale, add: Tensor = add, table: Tensor = table, flip: Any = flip) -> Tensor:
+            return reference.quantize(reference.epilogue([i], scale, add, True), table, flip, True)
+
+        low, high = integer_range(graph, layer)
+        if int(max(-low.min(), high.max())) >= 2**31 - 1:
+            continue
+        try:
+            found, turned = integer_thresholds(code, int(q.attrs["levels"]), low, high)
+        except NotMonotone:
+            continue  # stays float: slower, still right
+        graph.put(layer, "int_thresholds", found)
+        if bool(turned.any()):
+            graph.put(layer, "int_flip", turned)
+        keep = {k: q.attrs[k] for k in ("levels", "form", "groups")}
+        layer.attrs["emit"] = keep
+        graph.nodes.remove(q)
+        graph.replace_uses(q.name, layer.name)
+        old = layer.name
+        layer.name = q.name
+        graph.replace_uses(old, q.name)
+        users = graph.users()
+        by_name = graph.by_name()
+
+
+def _residual(graph: Graph) -> None:
+    changed = True
+    while changed:
+        changed = False
+        users, by_name = graph.users(), graph.by_name()
+        for node in graph.nodes:
+            if node.op != "add" or node.inputs[0] == node.inputs[1]:
+                continue
+            for mine, other in (node.inputs, node.inputs[::-1]):
+                layer = by_name[mine]
+                fits = layer.op == "coded_conv" and len(layer.inputs) == 1 and "emit" not in layer.attrs
+                fits = fits and len(layer.attrs["weight"]["terms"]) == 1 and not layer.attrs.get("flat")
+                if fits and len(users[mine]) == 1 and layer.shape == by_name[other].shape == node.shape:
+                    graph.nodes.remove(layer)
+                    layer.inputs.append(other)
+                    layer.name = node.name
+                    graph.nodes[graph.nodes.index(node)] = layer
+                    changed = True
+                    break
+            if changed:
+                break
+
+
+def _sign_bits(graph: Graph) -> None:
+    by_name = graph.by_name()
+    for q in graph.nodes:
+        if q.op != "quantize" or q.attrs["form"] != "bits" or q.attrs["groups"] != 1 or q.key("flip"):
+            continue
+        layer = by_name[q.inputs[0]]
+        table = graph.tensor(q, "thresholds")
+        if layer.op != "coded_conv" or "emit" in layer.attrs or "sign_bits" in layer.attrs or layer.attrs.get("flat"):
+            continue
+        if len(layer.attrs["weight"]["terms"]) != 1 or table is None or table.tolist() != [0.0]:
+            continue
+        layer.attrs["sign_bits"] = q.name
+        q.op = "emitted"

@@ -1,0 +1,239 @@
+"""The graph of a packed network: a list of nodes over a closed table of operators. Plain data, checked on load."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from bitwright.errors import InputError
+
+BATCH = "N"  # stands for the batch size in a shape
+
+# op -> (number of inputs, attributes it may have). -1 inputs: any number of at least one.
+# `tensors` in attrs maps a role to a key of the file; `shape` is the shape of one sample of the output.
+OPERATORS: dict[str, tuple[int, frozenset[str]]] = {
+    name: (count, frozenset(attrs.split()) | {"shape", "tensors", "owner", "frame"})
+    for name, count, attrs in [
+        ("input", 0, "dtype codes"),
+        ("output", 1, ""),
+        # ours
+        ("quantize", 1, "levels mult zero last part"),
+        ("coded_conv", 1, "rank stride padding dilation groups weight kernel"),
+        ("coded_linear", 1, "weight"),
+        ("decode", 1, "unit"),
+        ("affine", 1, "last"),
+        # float layers; `weight` describes a weight that is stored as bits
+        ("conv", 1, "rank stride padding dilation groups weight kernel"),
+        ("conv_transpose", 1, "stride padding output_padding dilation groups weight kernel"),
+        ("linear", 1, "weight"),
+        # ATen, by its own names
+        ("relu", 1, ""),
+        ("relu6", 1, ""),
+        ("hardtanh", 1, "low high"),
+        ("clamp", 1, "low high"),
+        ("leaky_relu", 1, "slope"),
+        ("prelu", 1, ""),
+        ("sigmoid", 1, ""),
+        ("tanh", 1, ""),
+        ("gelu", 1, "approximate"),
+        ("silu", 1, ""),
+        ("hardswish", 1, ""),
+        ("softmax", 1, "dim"),
+        ("log_softmax", 1, "dim"),
+        ("layer_norm", 1, "normalized eps"),
+        ("max_pool", 1, "rank kernel stride padding dilation ceil"),
+        ("avg_pool", 1, "rank kernel stride padding ceil count_pad"),
+        ("adaptive_avg_pool", 1, "rank size"),
+        ("mean", 1, "dims keepdim"),
+        ("flatten", 1, "start end"),
+        ("reshape", 1, "sizes"),
+        ("permute", 1, "dims"),
+        ("transpose", 1, "dim0 dim1"),
+        ("squeeze", 1, "dims"),
+        ("unsqueeze", 1, "dim"),
+        ("slice", 1, "dim start end step"),
+        ("pad", 1, "pads value"),
+        ("cat", -1, "dim"),
+        ("add", 2, ""),
+        ("sub", 2, ""),
+        ("mul", 2, ""),
+        ("add_scalar", 1, "value"),
+        ("mul_scalar", 1, "value"),
+        ("neg", 1, ""),
+        ("abs", 1, ""),
+    ]
+}
+
+MAX_NODES, MAX_SIZE, MAX_RANK = 20_000, 1 << 31, 8
+
+
+@dataclass
+class Node:
+    """One operator. `inputs` are names of earlier nodes; a node's value has the node's name."""
+
+    op: str
+    name: str
+    inputs: list[str]
+    attrs: dict[str, Any] = field(default_factory=dict)
+
+    def key(self, role: str) -> str | None:
+        """The file key of a tensor role (`weight`, `scale`, ...), if it has one."""
+        return self.attrs.get("tensors", {}).get(role)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.attrs.get("shape", ()))
+
+    @property
+    def owner(self) -> str:
+        """The module of the user's model that this node came from."""
+        return str(self.attrs.get("owner", ""))
+
+
+@dataclass
+class Graph:
+    """Nodes in execution order and the tensors they name."""
+
+    nodes: list[Node]
+    tensors: dict[str, Tensor]
+
+    def node(self, name: str) -> Node:
+        return next(n for n in self.nodes if n.name == name)
+
+    def by_name(self) -> dict[str, Node]:
+        return {n.name: n for n in self.nodes}
+
+    def users(self) -> dict[str, list[Node]]:
+        found: dict[str, list[Node]] = {n.name: [] for n in self.nodes}
+        for n in self.nodes:
+            for i in n.inputs:
+                found[i].append(n)
+        return found
+
+    def tensor(self, node: Node, role: str) -> Tensor | None:
+        key = node.key(role)
+        return None if key is None else self.tensors[key]
+
+    def put(self, node: Node, role: str, value: Tensor) -> None:
+        """Stores a tensor under `owner.role` or a numbered variant of it."""
+        base = f"{node.name}.{role}"
+        self.tensors[base] = value.contiguous()
+        node.attrs.setdefault("tensors", {})[role] = base
+
+    def replace_uses(self, old: str, new: str) -> None:
+        for n in self.nodes:
+            n.inputs = [new if i == old else i for i in n.inputs]
+
+    def prune(self) -> None:
+        """Drops nodes and tensors that no output needs."""
+        needed: set[str] = set()
+        for n in reversed(self.nodes):
+            if n.op in ("output", "input") or n.name in needed:
+                needed.add(n.name)
+                needed.update(n.inputs)
+        self.nodes = [n for n in self.nodes if n.name in needed]
+        kept = {k for n in self.nodes for k in n.attrs.get("tensors", {}).values()}
+        self.tensors = {k: v for k, v in self.tensors.items() if k in kept}
+
+    def copy(self) -> Graph:
+        """Nodes are copied, tensors shared."""
+        data = json.loads(self.to_json())
+        return Graph([Node(**d) for d in data], dict(self.tensors))
+
+    def to_json(self) -> str:
+        return json.dumps(
+            [{"op": n.op, "name": n.name, "inputs": n.inputs, "attrs": n.attrs} for n in self.nodes],
+            separators=(",", ":"),
+        )
+
+    @staticmethod
+    def from_json(text: str, tensors: dict[str, Tensor]) -> Graph:
+        """Reads and checks a graph; `InputError` says what is wrong. Nothing in it is ever executed."""
+        try:
+            data = json.loads(text)
+        except (ValueError, RecursionError) as error:
+            raise InputError(f"packed file: graph is not JSON ({error})", code="file-graph") from None
+        if not isinstance(data, list) or not data or len(data) > MAX_NODES:
+            raise InputError("packed file: graph is not a list of nodes", code="file-graph")
+        nodes = []
+        for i, d in enumerate(data):
+            if not isinstance(d, dict) or set(d) != {"op", "name", "inputs", "attrs"}:
+                raise InputError(f"packed file: node {i} needs op, name, inputs, attrs", code="file-graph")
+            nodes.append(Node(d["op"], d["name"], d["inputs"], d["attrs"]))
+        graph = Graph(nodes, tensors)
+        check(graph)
+        return graph
+
+
+def _bad(i: int, node: Node, text: str) -> InputError:
+    return InputError(f"packed file: node {i} {str(node.name)[:60]!r} ({str(node.op)[:40]}): {text}", code="file-graph")
+
+
+def _plain(value: Any, depth: int = 0) -> bool:
+    """Numbers, strings, booleans, None and short lists or dicts of them; sizes bounded."""
+    if isinstance(value, bool) or value is None:
+        return True
+    if isinstance(value, int):
+        return abs(value) <= MAX_SIZE
+    if isinstance(value, float):
+        return value == value
+    if isinstance(value, str):
+        return len(value) <= 1000
+    if depth > 4:
+        return False
+    if isinstance(value, list):
+        return len(value) <= 65536 and all(_plain(v, depth + 1) for v in value)
+    if isinstance(value, dict):
+        return len(value) <= 64 and all(isinstance(k, str) and _plain(v, depth + 1) for k, v in value.items())
+    return False
+
+
+def check(graph: Graph) -> None:
+    """Names unique and known before use (so the graph is acyclic), operators and attributes known, sizes bounded."""
+    seen: set[str] = set()
+    outputs = inputs = 0
+    for i, n in enumerate(graph.nodes):
+        if not isinstance(n.op, str) or n.op not in OPERATORS:
+            raise _bad(i, n, "unknown operator")
+        if not isinstance(n.name, str) or not n.name or len(n.name) > 300 or n.name in seen:
+            raise _bad(i, n, "name missing, too long or taken")
+        if not isinstance(n.inputs, list) or not all(isinstance(s, str) and s in seen for s in n.inputs):
+            raise _bad(i, n, "reads a value that does not exist yet")
+        count, allowed = OPERATORS[n.op]
+        if (len(n.inputs) != count) if count >= 0 else not n.inputs:
+            raise _bad(i, n, f"takes {count if count >= 0 else 'at least one'} inputs, has {len(n.inputs)}")
+        if not isinstance(n.attrs, dict) or not set(n.attrs) <= allowed or not _plain(n.attrs):
+            raise _bad(i, n, "attributes unknown or out of bounds")
+        roles = n.attrs.get("tensors", {})
+        if not isinstance(roles, dict) or not all(isinstance(k, str) and k in graph.tensors for k in roles.values()):
+            raise _bad(i, n, "names a tensor that the file does not hold")
+        shape = n.attrs.get("shape", [])
+        if not isinstance(shape, list) or len(shape) > MAX_RANK or not all(isinstance(s, int) and s >= 0 for s in shape):
+            raise _bad(i, n, "shape is not a short list of sizes")
+        size = 1
+        for s in shape:
+            size *= max(1, s)
+        if size > MAX_SIZE:
+            raise _bad(i, n, "a tensor of more than 2^31 values")
+        outputs += n.op == "output"
+        inputs += n.op == "input"
+        seen.add(n.name)
+    if outputs != 1 or inputs != 1 or graph.nodes[0].op != "input" or graph.nodes[-1].op != "output":
+        raise InputError("packed file: a graph begins with one input and ends with one output", code="file-graph")
+
+
+def ints(value: Any, rank: int) -> list[int]:
+    """An ATen size argument as a list of `rank` ints."""
+    values = [value] if isinstance(value, int) else list(value)
+    return [int(v) for v in (values * rank if len(values) == 1 else values)]
+
+
+def view(v: Tensor, rank: int, last: bool) -> Tensor:
+    """[C] so that it broadcasts over a value of `rank` axes (batch included)."""
+    return v if last else v.reshape(-1, *[1] * (rank - 2))
+
+
+__all__ = ["BATCH", "OPERATORS", "Graph", "Node", "check", "ints", "view"]

@@ -1,0 +1,119 @@
+"""An input part as integers: levels, multiplier, zero and thresholds, read off `encode` itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.engine.integers import NotInteger
+from bitwright.engine.thresholds import float_thresholds
+from bitwright.parts import Chain, moment
+from bitwright.types import Coded
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What an input part does to a number: X = mult * code + zero_c, value = unit * X, code = 0 .. levels.
+
+    thresholds float32 [L], or [C, L] where channels differ: code = how many of them x has reached
+    """
+
+    levels: int
+    mult: int
+    zero: tuple[int, ...]  # one, or one per channel
+    unit: float
+    thresholds: Tensor
+
+    @property
+    def planes(self) -> int:
+        return max(1, self.levels.bit_length())
+
+
+def split(part: nn.Module | None) -> tuple[list[nn.Module], nn.Module | None]:
+    """(what comes before the quantizer, the quantizer) of an input slot."""
+    if part is None:
+        return [], None
+    if isinstance(part, Chain):
+        links = list(part.links)
+        at = part.code_at
+        return (links[:at], links[at]) if at >= 0 else (links, None)
+    return ([], part) if moment(part, "encode") else ([part], None)
+
+
+def _integer_form(code: Coded, channels: int) -> tuple[list[int], list[int], float]:
+    """(mult per plane, zero per channel, unit) of a coded input."""
+    coef = code.coef.detach().double()
+    if coef.numel() != code.planes:
+        raise NotInteger("one step per input channel: the sum over channels is no integer product")
+    coef = coef.reshape(-1)
+    offset = code.offset.detach().double()
+    if offset.numel() == 1:
+        offset = offset.reshape(1)
+    elif offset.numel() == channels:
+        offset = offset.broadcast_to((1, channels, *[1] * (code.bit.dim() - 3))).reshape(-1)
+    else:
+        raise NotInteger("the offset varies inside a channel")
+    live = coef[coef != 0].abs()
+    unit = float(live.min()) if live.numel() else 1.0
+    for halves in (1, 2):
+        mult, zero = coef / (unit / halves), offset / (unit / halves)
+        if float((mult - mult.round()).abs().max()) < 1e-4 and float((zero - zero.round()).abs().max()) < 1e-4:
+            return [int(m) for m in mult.round()], [int(z) for z in zero.round()], unit / halves
+    raise NotInteger("its levels are no multiples of one step")
+
+
+def grid_of(part: nn.Module, channels: int, rank: int) -> Grid:
+    """Reads the grid of an input part for values of `rank` axes with `channels` on axis 1 (or the last of two).
+
+    Errors: `NotInteger` with the reason.
+
+    >>> import bitwright as bw
+    >>> g = grid_of(bw.make_part("dorefa_a", bits=2), 3, 4)
+    >>> g.levels, g.mult, g.zero, g.thresholds.round(decimals=3).tolist()
+    (3, 1, (0,), [0.167, 0.5, 0.833])
+    """
+    encode = moment(part, "encode")
+    if encode is None:
+        raise NotInteger(f"{getattr(part, 'part_name', type(part).__name__)} has no integer codes")
+    was = part.training
+    part.eval()
+    try:
+        with torch.no_grad():
+
+            def run(x: Tensor) -> Coded:  # [n, C] -> codes on [n, C, 1, ...]
+                return encode(x.reshape(*x.shape, *[1] * (rank - 2)))
+
+            probe = run(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
+            mult, zero, unit = _integer_form(probe, channels)
+            weights = torch.tensor(mult).reshape(-1, *[1] * rank)
+
+            def integers(x: Tensor) -> Tensor:
+                bit = run(x).bit.to(torch.int64)
+                return (weights * bit).sum(0).reshape(x.shape)
+
+            step = 0
+            for m in mult:
+                step = _gcd(step, abs(m))
+            step = max(1, step)
+            ends = integers(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
+            low, high = int(ends.min()), int(ends.max())
+            levels = (high - low) // step
+            if not 1 <= levels <= 255:
+                raise NotInteger(f"{levels + 1} levels; kernels take 2 to 256")
+            found, flip = float_thresholds(lambda x: (integers(x) - low) // step, levels, channels)
+            if bool(flip.any()):
+                raise NotInteger("its codes fall as the input rises")
+    finally:
+        part.train(was)
+    same = bool((found == found[:1]).all())
+    return Grid(
+        levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found
+    )
+
+
+def _gcd(a: int, b: int) -> int:
+    while b:
+        a, b = b, a % b
+    return a

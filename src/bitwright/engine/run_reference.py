@@ -1,0 +1,71 @@
+"""Runs a graph in plain torch: codes are int64 tensors of the value's own shape. The oracle of every other backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bitwright.engine import reference
+from bitwright.engine.ir import Graph, Node, view
+
+Step = Callable[[dict[str, Tensor]], None]
+
+
+def build(graph: Graph) -> list[tuple[Node, Step]]:
+    """One step per node; a step reads and writes the environment name -> value."""
+    return [(n, _step(n, graph)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
+
+
+def _step(node: Node, graph: Graph) -> Step:
+    if node.op == "quantize":
+        table, flip = graph.tensor(node, "thresholds"), graph.tensor(node, "flip")
+        assert table is not None
+        last = bool(node.attrs["last"])
+        return lambda env: env.__setitem__(node.name, reference.quantize(env[node.inputs[0]], table, flip, last))
+    if node.op == "max_pool_codes":
+        return lambda env: env.__setitem__(
+            node.name, reference.max_pool(env[node.inputs[0]].double(), node).long()
+        )
+    if node.op == "decode":
+        return lambda env: env.__setitem__(node.name, _decode(env[node.inputs[0]], node, graph))
+    if node.op in ("coded_conv", "coded_linear"):
+        return _coded(node, graph)
+    f = reference.float_op(node, graph)
+    return lambda env: env.__setitem__(node.name, f(*[env[i] for i in node.inputs]))
+
+
+def _decode(code: Tensor, node: Node, graph: Graph) -> Tensor:
+    x = node.attrs.get("x") or graph.node(node.inputs[0]).attrs
+    source = graph.node(node.inputs[0])
+    return reference.numbers(code, int(x["mult"]), x["zero"], bool(source.attrs["last"])) * float(node.attrs["unit"])
+
+
+def _coded(node: Node, graph: Graph) -> Step:
+    weights = reference.weight_integers(graph, node)
+    scale, add = graph.tensor(node, "scale"), graph.tensor(node, "add")
+    table, flip = graph.tensor(node, "int_thresholds"), graph.tensor(node, "int_flip")
+    assert scale is not None and add is not None
+    x_info = node.attrs.get("x") or graph.node(node.inputs[0]).attrs
+    last = node.op == "coded_linear"
+
+    def run(env: dict[str, Tensor]) -> None:
+        x = reference.numbers(env[node.inputs[0]], int(x_info["mult"]), x_info["zero"], last)
+        products = reference.integer_products(x, weights, node)
+        if table is not None:
+            code = (products[0].movedim(1 if not last else -1, -1)[..., None] >= table.T).sum(-1)
+            code = code if last else code.movedim(-1, 1)
+            if flip is not None:
+                code = torch.where(view(flip, code.dim(), last), table.shape[0] - code, code)
+            env[node.name] = code.flatten(1) if node.attrs.get("flat") else code
+            return
+        y = reference.epilogue(products, scale, add, last)
+        y = y.flatten(1) if node.attrs.get("flat") else y
+        if len(node.inputs) == 2:
+            y = y + env[node.inputs[1]]
+        env[node.name] = y
+        if "sign_bits" in node.attrs:
+            env[node.attrs["sign_bits"]] = (y >= 0).long()
+
+    return run

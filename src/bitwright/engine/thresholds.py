@@ -1,0 +1,119 @@
+"""Any monotone quantizer as a sorted list of thresholds, found by running the real operation, not by a formula.
+
+Floats: bisection over the ordered bit patterns of float32, so each threshold is THE smallest float that reaches the
+level. Integers: the operation runs on every reachable integer (or, beyond 2^16 of them, by bisection).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+ENUMERATE = 1 << 16
+
+
+class NotMonotone(ValueError):
+    """The operation goes up and down: it cannot become thresholds. The text names where."""
+
+
+def _ordered_to_float(code: Tensor) -> Tensor:
+    """int64 in order -> float32 in the same order (the usual sign-magnitude flip)."""
+    bits = torch.where(code >= 0, code, -code - 1 + (1 << 31))
+    bits = torch.where(bits >= (1 << 31), bits - (1 << 32), bits)
+    return bits.to(torch.int32).view(torch.float32)
+
+
+_TOP = int(torch.tensor(float("inf")).view(torch.int32))  # ordered code of +inf
+_BOTTOM = -_TOP - 1  # of -inf
+
+
+def float_thresholds(code: Callable[[Tensor], Tensor], levels: int, channels: int) -> tuple[Tensor, Tensor]:
+    """(thresholds float32 [C, L], flip bool [C]) of a monotone `code`: float32 [n, C] -> integers 0..L [n, C].
+
+    Count of x >= threshold is the code; a channel with flip counts down: code = L - count. A level that is never
+    reached has threshold NaN-free +inf (only x = +inf could reach it), one that always holds has -inf.
+
+    >>> t, flip = float_thresholds(lambda x: (x >= 0.1).long(), 1, 1)
+    >>> t.item() == torch.tensor(0.1).item(), flip.item()
+    (True, False)
+    """
+    ends = torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels)
+    first, last = code(ends).long()
+    flip = first > last
+
+    def count(x: Tensor) -> Tensor:
+        raw = code(x).long()
+        return torch.where(flip, levels - raw, raw)
+
+    want = torch.arange(1, levels + 1)[:, None].expand(levels, channels)
+    low = torch.full((levels, channels), _BOTTOM, dtype=torch.int64)  # not yet known to reach
+    high = torch.full((levels, channels), _TOP, dtype=torch.int64)  # reaches, or nothing does
+    always = count(_ordered_to_float(low)) >= want
+    while bool((high - low > 1).any()):
+        middle = torch.div(low + high, 2, rounding_mode="floor")
+        reached = count(_ordered_to_float(middle)) >= want
+        high = torch.where(reached, middle, high)
+        low = torch.where(reached, low, middle)
+    found = torch.where(always, torch.full_like(high, _BOTTOM), high)
+    return _ordered_to_float(found).T.contiguous() + 0.0, flip  # + 0.0 makes -0.0 a plain 0
+
+
+def integer_thresholds(
+    code: Callable[[Tensor], Tensor], levels: int, low: Tensor, high: Tensor
+) -> tuple[Tensor, Tensor]:
+    """(thresholds int32 [L, C], flip bool [C]) of `code`: int64 [n, C] -> 0..L, monotone on [low_c, high_c].
+
+    Never reached: 2^31 - 1. Errors: `NotMonotone`, checked on every integer where there are at most 2^16 of them.
+
+    >>> t, flip = integer_thresholds(lambda i: (i.float() * 2 - 3 >= 0).long(), 1, torch.tensor([-5]), torch.tensor([5]))
+    >>> t.tolist(), flip.tolist()
+    ([[2]], [False])
+    """
+    ends = code(torch.stack([low, high])).long()
+    flip = ends[0] > ends[1]
+
+    def count(i: Tensor) -> Tensor:
+        raw = code(i).long()
+        return torch.where(flip, levels - raw, raw)
+
+    span = int((high - low).max()) + 1
+    never = 2**31 - 1
+    if span <= ENUMERATE:
+        return _enumerate(count, levels, low, high, span, never), flip
+    want = torch.arange(1, levels + 1)[:, None].expand(levels, low.numel())
+    bottom, top = (low - 1).expand_as(want).clone(), (high + 1).expand_as(want).clone()
+    while bool((top - bottom > 1).any()):
+        middle = torch.div(bottom + top, 2, rounding_mode="floor")
+        reached = count(middle) >= want
+        top, bottom = torch.where(reached, middle, top), torch.where(reached, bottom, middle)
+    return torch.where(top > high, torch.full_like(top, never), top).to(torch.int32), flip
+
+
+def _enumerate(
+    count: Callable[[Tensor], Tensor], levels: int, low: Tensor, high: Tensor, span: int, never: int
+) -> Tensor:
+    found = torch.full((levels, low.numel()), never, dtype=torch.int64)
+    done = torch.zeros((levels, low.numel()), dtype=torch.bool)
+    previous = torch.zeros_like(low)
+    block = max(1, (1 << 22) // max(1, low.numel()))
+    want = torch.arange(1, levels + 1)[:, None]
+    for start in range(0, span, block):
+        steps = torch.arange(start, min(span, start + block))[:, None]
+        i = torch.minimum(low + steps, high)
+        c = count(i)
+        if bool((c[1:] < c[:-1]).any()) or bool((c[0] < previous).any()):
+            channel = int(((c[1:] < c[:-1]).any(0) | (c[0] < previous)).nonzero()[0])
+            raise NotMonotone(f"channel {channel} goes up and down between {int(low[channel])} and {int(high[channel])}")
+        previous = c[-1]
+        # the first integer of this block that reaches level l: codes are sorted down the block
+        for level in range(levels):
+            reached = c >= want[level]
+            here = reached.any(0) & ~done[level]
+            first = torch.gather(i, 0, reached.to(torch.uint8).argmax(0, keepdim=True))[0]
+            found[level] = torch.where(here, first, found[level])
+            done[level] |= here
+        if bool(done.all()) and block >= span:
+            break
+    return found.to(torch.int32)

@@ -1,0 +1,433 @@
+"""A trained model becomes a graph: `torch.export` with a dynamic batch, slot layers as single marked calls."""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitwright.engine import bitstrings
+from bitwright.engine.aten import TRANSLATE, Unsupported
+from bitwright.engine.integers import NotInteger, weight_terms
+from bitwright.engine.ir import Graph, Node
+from bitwright.engine.quantizer import Grid, grid_of, split
+from bitwright.errors import InputError
+from bitwright.nn import Conv1d, Conv2d, Linear, SlotLayer, is_slot_layer
+from bitwright.parts import moment
+from bitwright.parts.norm import Norm
+
+_library = torch.library.Library("bitwright", "FRAGMENT")
+_library.define(
+    "marked_layer(Tensor x, str name, int[] weight, int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
+)
+
+
+@torch.library.register_fake("bitwright::marked_layer", lib=_library)
+def _marked_fake(
+    x: Tensor, name: str, weight: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
+) -> Tensor:
+    """Only the shape: the real layer is put in the marker's place by the caller."""
+    w = x.new_empty(weight)
+    if len(weight) == 2:
+        return F.linear(x, w)
+    conv = F.conv1d if len(weight) == 3 else F.conv2d
+    return conv(x, w, None, stride, padding, dilation, groups)
+
+
+@dataclass
+class Traced:
+    """The graph, and for each slot layer that stays float the reason and the user's line."""
+
+    graph: Graph
+    refused: dict[str, str] = field(default_factory=dict)
+    frames: dict[str, str] = field(default_factory=dict)
+
+
+def describe(layer: nn.Module) -> str:
+    """`Conv2d 64>64 3x3`, as messages name a layer."""
+    weight = getattr(layer, "weight", None)
+    kind = type(layer).__name__
+    if not isinstance(weight, Tensor):
+        return kind
+    if isinstance(layer, nn.Linear):
+        return f"{kind} {weight.shape[1]}>{weight.shape[0]}"
+    size = "x".join(str(k) for k in weight.shape[2:])
+    return f"{kind} {getattr(layer, 'in_channels', '?')}>{getattr(layer, 'out_channels', '?')} {size}"
+
+
+def padding_of(layer: nn.Module) -> list[int] | None:
+    """Symmetric zero padding as ints, or None where it cannot be said so."""
+    padding: Any = getattr(layer, "padding", 0)
+    if isinstance(padding, str):
+        if padding == "valid":
+            return [0] * len(layer.kernel_size)  # type: ignore[arg-type]
+        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]
+        return [t // 2 for t in total] if all(t % 2 == 0 for t in total) else None
+    return [int(p) for p in padding]
+
+
+@dataclass(frozen=True)
+class Packing:
+    """How one slot layer enters the graph: grid None = float input (weight-only)."""
+
+    grid: Grid | None
+    before: list[nn.Module]
+    coded_weight: bool
+
+
+def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
+    """What bits can do for this layer, or the reason why nothing."""
+    if type(layer) not in (Linear, Conv1d, Conv2d):
+        return f"{type(layer).__name__} has no bit kernel; Linear, Conv1d, Conv2d have"
+    if layer.gate is not None:
+        return f"slot gate holds {_name(layer.gate)}; gated layers are not packed yet"
+    if layer.b is not None:
+        return f"slot b holds {_name(layer.b)}; biases stay float"
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
+    if not isinstance(layer, nn.Linear) and padding_of(layer) is None:
+        return f"padding={layer.padding!r} is not symmetric here"
+    if layer.w is None and layer.x is None:
+        return "its slots are empty"
+    if layer.w is not None and moment(layer.w, "encode") is None:
+        return f"slot w holds {_name(layer.w)}, which has no integer codes"
+    before, quantizer = split(layer.x)
+    if quantizer is None and layer.x is not None and layer.w is None:
+        return "no quantizer in its slots"
+    for link in before:
+        if not isinstance(link, Norm) and getattr(link, "part_name", "") != "dropout":
+            return f"slot x holds {_name(link)}, which has no integer codes"
+    if layer.w is not None:
+        try:
+            terms = weight_terms(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
+        except NotInteger as reason:
+            return f"slot w holds {_name(layer.w)}: {reason}"
+        del terms
+    if quantizer is None:
+        return Packing(None, before, layer.w is not None)
+    channels = layer.weight.shape[1] * int(getattr(layer, "groups", 1))
+    try:
+        grid = grid_of(quantizer, channels, rank)
+    except NotInteger as reason:
+        return f"slot x holds {_name(quantizer)}: {reason}"
+    return Packing(grid, before, layer.w is not None)
+
+
+def _name(part: nn.Module) -> str:
+    spec = getattr(part, "spec", None)
+    if isinstance(spec, dict):
+        options = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k != "part")
+        return f"{spec['part']}({options})" if options else str(spec["part"])
+    return str(getattr(part, "part_name", type(part).__name__))
+
+
+class _Marker(nn.Module):
+    """Stands for a slot layer while exporting."""
+
+    def __init__(self, name: str, layer: SlotLayer) -> None:
+        super().__init__()
+        self.name, self.sizes = name, [int(s) for s in layer.weight.shape]
+        linear = isinstance(layer, nn.Linear)
+        self.stride = [] if linear else [int(s) for s in layer.stride]  # type: ignore[union-attr]
+        self.padding = [] if linear else (padding_of(layer) or [])
+        self.dilation = [] if linear else [int(d) for d in layer.dilation]  # type: ignore[union-attr]
+        self.groups = 1 if linear else int(layer.groups)  # type: ignore[arg-type]
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.ops.bitwright.marked_layer(
+            x, self.name, self.sizes, self.stride, self.padding, self.dilation, self.groups
+        )
+
+
+class _FloatRun(nn.Module):
+    """A refused slot layer for the graph: its input part, then the plain operator on the weight it uses."""
+
+    def __init__(self, layer: SlotLayer) -> None:
+        super().__init__()
+        self.x = layer.x if layer.x is not None else nn.Identity()
+        plain = copy.copy(layer)
+        plain._modules = {k: None for k in layer._modules}
+        plain._parameters = dict(layer._parameters)
+        with torch.no_grad():
+            plain._parameters["weight"] = nn.Parameter(layer.quantized_weight().detach().clone(), requires_grad=False)
+            if layer.b is not None and layer.bias is not None:
+                plain._parameters["bias"] = nn.Parameter(layer.b(layer.bias).detach().clone(), requires_grad=False)
+        self.plain = plain
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.plain(self.x(x))
+
+
+def trace(model: nn.Module, example: Tensor) -> Traced:
+    """Exports `model` (in evaluation mode) and lowers it to our table of operators.
+
+    Errors: `InputError` naming the line of the user's code or the operator that has no entry in the table.
+    """
+    work = copy.deepcopy(model).eval()
+    layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
+    ranks = _ranks(work, layers, example)
+    packings: dict[str, Packing] = {}
+    refused: dict[str, str] = {}
+    parents = dict(work.named_modules(remove_duplicate=False))
+    places: dict[int, list[str]] = {}
+    for n, m in work.named_modules(remove_duplicate=False):
+        places.setdefault(id(m), []).append(n)
+    for name, layer in layers.items():
+        found = packing_of(layer, ranks.get(name, 4))
+        if isinstance(found, str):
+            if layer.w is not None or layer.x is not None:
+                refused[name] = f"{name} ({describe(layer)}): {found}"
+            new: nn.Module = _FloatRun(layer) if layer.gate is None else layer
+        else:
+            packings[name] = found
+            new = _Marker(name, layer)
+        if not name:
+            work = new
+            continue
+        for place in places[id(layer)]:
+            parent, _, child = place.rpartition(".")
+            setattr(parents[parent], child, new)
+    graph, frames = _lower(_export(work, example), layers, packings)
+    return Traced(graph, refused, frames)
+
+
+def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: Tensor) -> dict[str, int]:
+    """Number of axes of each slot layer's input."""
+    found: dict[str, int] = {}
+    hooks = [
+        layer.register_forward_pre_hook(lambda m, args, name=name: found.__setitem__(name, args[0].dim()))
+        for name, layer in layers.items()
+    ]
+    try:
+        with torch.no_grad():
+            work(example)
+    except (RuntimeError, ValueError, TypeError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(
+            f"convert: the model does not run on this example of shape {list(example.shape)}: {_first_line(error)}",
+            code="convert-example",
+        ) from None
+    finally:
+        for h in hooks:
+            h.remove()
+    return found
+
+
+def _export(work: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
+    # one image would be specialized to batch 1
+    batch = example if example.shape[0] > 1 else example.expand(2, *example.shape[1:]).contiguous()
+    try:
+        with torch.no_grad():
+            return torch.export.export(work, (batch,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    except Exception as error:
+        line = _user_line(str(error))
+        raise InputError(
+            f"convert {type(work).__name__}: cannot trace forward{line}: {_first_line(error)} "
+            "Convert a part, bw.convert(model.body, x), or move the branch outside",
+            code="convert-trace",
+        ) from None
+
+
+def _first_line(error: Exception) -> str:
+    text = next((t.strip() for t in str(error).splitlines() if t.strip()), type(error).__name__)
+    return text[:200].rstrip(".") + "."
+
+
+def _user_line(text: str) -> str:
+    found = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
+    for path, line, _ in reversed(found):
+        if "/torch/" not in path and "bitwright/" not in path:
+            return f" at {path.rsplit('/', 1)[-1]} line {line}"
+    return ""
+
+
+def _frame(node: torch.fx.Node) -> str:
+    """`mynet.py line 31` of the first user frame behind a node."""
+    return _user_line(str(node.meta.get("stack_trace") or "")).removeprefix(" at ")
+
+
+def _owner(node: torch.fx.Node) -> str:
+    stack = node.meta.get("nn_module_stack") or {}
+    entries = list(stack.values())
+    return str(entries[-1][0]) if entries else ""
+
+
+def _lower(
+    program: torch.export.ExportedProgram, layers: dict[str, SlotLayer], packings: dict[str, Packing]
+) -> tuple[Graph, dict[str, str]]:
+    graph = Graph([], {})
+    constants: dict[str, Tensor] = {}
+    state = dict(program.state_dict)
+    state.update(program.constants)
+    for spec in program.graph_signature.input_specs:
+        name = getattr(spec.arg, "name", "")
+        if spec.target is not None and spec.target in state:
+            constants[name] = state[spec.target].detach()
+    names: dict[str, str] = {}  # fx name -> our value name
+    symbols: set[str] = set()
+    frames: dict[str, str] = {}
+    for n in program.graph.nodes:
+        if n.op == "placeholder":
+            if n.name in constants:
+                continue
+            if names:
+                raise InputError("convert: models with one tensor input only", code="convert-inputs")
+            shape = [int(s) for s in n.meta["val"].shape[1:]]
+            graph.nodes.append(Node("input", "input", [], {"shape": shape}))
+            names[n.name] = "input"
+        elif n.op == "output":
+            outs = n.args[0]
+            if len(outs) != 1 or not isinstance(outs[0], torch.fx.Node) or outs[0].name not in names:
+                raise InputError("convert: models with one tensor output only", code="convert-outputs")
+            last = names[outs[0].name]
+            graph.nodes.append(Node("output", "output", [last], {"shape": list(graph.node(last).shape)}))
+        elif n.op == "call_function":
+            target = str(n.target)
+            if target.startswith("aten.sym_size") or "sym_size" in n.name:
+                symbols.add(n.name)
+                continue
+            if target.startswith("bitwright.marked_layer"):
+                layer_name = n.args[1]
+                frames[layer_name] = _frame(n)
+                names[n.name] = _emit_layer(
+                    graph, names[n.args[0].name], n, layers[layer_name], layer_name, packings[layer_name]
+                )
+                continue
+            _emit_aten(graph, n, names, constants, symbols)
+        else:
+            raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
+    return graph, frames
+
+
+def _shape(n: torch.fx.Node) -> list[int]:
+    val = n.meta.get("val")
+    return [int(s) for s in val.shape[1:]] if isinstance(val, Tensor) and val.dim() > 0 else []
+
+
+def _emit_aten(
+    graph: Graph, n: torch.fx.Node, names: dict[str, str], constants: dict[str, Tensor], symbols: set[str]
+) -> None:
+    target = str(n.target)
+    base = target.rsplit(".", 1)[0] if target.count(".") > 1 else target
+    inplace = base.endswith("_") and not base.endswith("__")
+    translate = TRANSLATE.get(base.rstrip("_"))
+    where = _owner(n) or "the model"
+    frame = _frame(n)
+    at = f" ({frame})" if frame else ""
+    if translate is None:
+        raise InputError(
+            f"convert: {where} uses {base}{at}, which the packed graph has no operator for. Keep it outside: "
+            "convert the part before it",
+            code="convert-op",
+            layer=where,
+            given=base,
+        )
+    try:
+        done = translate(n, names, constants, symbols)
+    except Unsupported as reason:
+        raise InputError(f"convert: {where}: {base}{at}: {reason}", code="convert-op", layer=where) from None
+    if done is None:  # nothing happens in evaluation
+        names[n.name] = names[n.args[0].name]
+        return
+    op, inputs, attrs, tensors = done
+    node = Node(op, _fresh(graph, _owner(n) or n.name), inputs, {**attrs, "shape": _shape(n), "owner": _owner(n)})
+    if frame:
+        node.attrs["frame"] = frame
+    for role, value in tensors.items():
+        graph.put(node, role, value)
+    graph.nodes.append(node)
+    names[n.name] = node.name
+    if inplace:  # whoever reads the input later sees the result
+        names[n.args[0].name] = node.name
+
+
+def _fresh(graph: Graph, wish: str) -> str:
+    taken = {n.name for n in graph.nodes}
+    wish = wish or "node"
+    name, k = wish, 1
+    while name in taken or name in ("input", "output"):
+        name, k = f"{wish}#{k}", k + 1
+    return name
+
+
+def _emit_layer(
+    graph: Graph, source: str, n: torch.fx.Node, layer: SlotLayer, name: str, packing: Packing
+) -> str:
+    x_shape = list(graph.node(source).shape)
+    last = isinstance(layer, nn.Linear)
+    value = source
+    for i, link in enumerate(packing.before):
+        if isinstance(link, Norm):
+            rate = link.weight.detach().double() / torch.sqrt(link.running_var.double() + link.eps)
+            node = Node("affine", _fresh(graph, f"{name}.x{i}"), [value], {"shape": x_shape, "owner": f"{name}.x"})
+            node.attrs["last"] = last
+            graph.put(node, "scale", rate)
+            graph.put(node, "add", link.bias.detach().double() - link.running_mean.double() * rate)
+            graph.nodes.append(node)
+            value = node.name
+    grid = packing.grid
+    if grid is not None:
+        attrs = {"shape": x_shape, "owner": f"{name}.x", "last": last, "levels": grid.levels, "mult": grid.mult}
+        node = Node("quantize", _fresh(graph, f"{name}.x"), [value], {**attrs, "zero": list(grid.zero)})
+        graph.put(node, "thresholds", grid.thresholds)
+        graph.nodes.append(node)
+        value = node.name
+        if not packing.coded_weight:  # float weight on coded inputs: back to numbers
+            node = Node("decode", _fresh(graph, f"{name}.values"), [value], {"shape": x_shape, "owner": f"{name}.x"})
+            node.attrs["unit"] = grid.unit
+            graph.nodes.append(node)
+            value = node.name
+    attrs = {"shape": _shape(n), "owner": name, "frame": _frame(n)}
+    if not last:
+        attrs |= {"rank": layer.weight.dim() - 2, "stride": n.args[3], "padding": n.args[4], "dilation": n.args[5]}
+        attrs["stride"], attrs["padding"], attrs["dilation"] = (
+            [int(v) for v in attrs[k]] for k in ("stride", "padding", "dilation")
+        )
+        attrs["groups"] = int(n.args[6])
+    coded = grid is not None and packing.coded_weight
+    op = ("coded_linear" if last else "coded_conv") if coded else ("linear" if last else "conv")
+    node = Node(op, _fresh(graph, name), [value], attrs)
+    bias = None if layer.bias is None else layer.bias.detach().double()
+    if packing.coded_weight:
+        _put_weight(graph, node, layer, grid.unit if coded and grid is not None else None, bias)
+    else:
+        graph.put(node, "weight", layer.weight.detach().float())
+        if bias is not None:
+            graph.put(node, "bias", bias)
+    graph.nodes.append(node)
+    return node.name
+
+
+def _put_weight(graph: Graph, node: Node, layer: SlotLayer, x_unit: float | None, bias: Tensor | None) -> None:
+    """The coded weight: bits, and per term one scale per channel (float64 here; rounded once after folding)."""
+    encode = moment(layer.w, "encode")
+    assert encode is not None
+    with torch.no_grad():
+        code = encode(layer.slot_weight().detach())
+    terms = weight_terms(code)
+    channels = code.bit.shape[1]
+    graph.put(node, "bits", bitstrings.pack(code.bit))
+    node.attrs["weight"] = {
+        "shape": [int(s) for s in code.bit.shape[1:]],
+        "planes": code.planes,
+        "terms": [{"planes": list(t.planes), "mult": list(t.mult), "zero": t.zero} for t in terms],
+    }
+    factor = 1.0 if x_unit is None else x_unit
+    graph.put(node, "scale", torch.stack([t.unit * factor for t in terms]))
+    if x_unit is not None:
+        graph.put(node, "add", torch.zeros(channels, dtype=torch.float64) if bias is None else bias)
+    elif bias is not None:
+        graph.put(node, "bias", bias)
+
+
+def conv_macs(node: Node) -> int:
+    """Multiply-accumulates of one sample."""
+    sizes = node.attrs.get("weight", {}).get("shape") or []
+    return math.prod(sizes) * math.prod(node.shape[1:]) if sizes else 0
