@@ -1,13 +1,118 @@
 """bitwright: low-bit, pruned and gated neural networks that are really small and really fast.
 
     analyze -> Recipe -> apply -> train (any loop) -> convert (packed, verified) -> cost / bench / report / export
+
+Names are imported at first use: `bitwright --help` needs no torch, and `import bitwright` costs nothing by itself.
 """
 
-from bitwright import data, models, nn
-from bitwright.engine.files import load, save
-from bitwright.errors import BitwrightWarning, InputError
-from bitwright.parts import make_part, parts
-from bitwright.transforms import Recipe, apply, attach, calibrate, param_groups, penalty, recipes
-from bitwright.types import Coded, LayerInfo, PartInfo
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitwright import data, models, nn, testing
+    from bitwright.analysis import CostTable, cost
+    from bitwright.engine.convert import Converted, convert
+    from bitwright.engine.files import load, save
+    from bitwright.errors import BitwrightWarning, InputError
+    from bitwright.measure.bench import bench
+    from bitwright.measure.table import BenchTable
+    from bitwright.parts import make_part, parts
+    from bitwright.transforms import (
+        Plan,
+        Recipe,
+        Rule,
+        apply,
+        attach,
+        calibrate,
+        param_groups,
+        penalty,
+        plan,
+        recipe_of,
+        recipes,
+        walk,
+    )
+    from bitwright.types import Coded, LayerInfo, PartInfo
 
 __version__ = "0.1.0"
+
+# public name -> the module that defines it
+_HOME = {
+    "CostTable": "analysis",
+    "cost": "analysis",
+    "Converted": "engine.convert",
+    "convert": "engine.convert",
+    "load": "engine.files",
+    "save": "engine.files",
+    "BitwrightWarning": "errors",
+    "InputError": "errors",
+    "bench": "measure.bench",
+    "BenchTable": "measure.table",
+    "make_part": "parts",
+    "parts": "parts",
+    "Plan": "transforms",
+    "Recipe": "transforms",
+    "Rule": "transforms",
+    "apply": "transforms",
+    "attach": "transforms",
+    "calibrate": "transforms",
+    "param_groups": "transforms",
+    "penalty": "transforms",
+    "plan": "transforms",
+    "recipe_of": "transforms",
+    "recipes": "transforms",
+    "walk": "transforms",
+    "Coded": "types",
+    "LayerInfo": "types",
+    "PartInfo": "types",
+}
+_MODULES = ("data", "models", "nn", "testing")
+
+__all__ = [
+    "BenchTable",
+    "BitwrightWarning",
+    "Coded",
+    "Converted",
+    "CostTable",
+    "InputError",
+    "LayerInfo",
+    "PartInfo",
+    "Plan",
+    "Recipe",
+    "Rule",
+    "apply",
+    "attach",
+    "bench",
+    "calibrate",
+    "convert",
+    "cost",
+    "data",
+    "load",
+    "make_part",
+    "models",
+    "nn",
+    "param_groups",
+    "parts",
+    "penalty",
+    "plan",
+    "recipe_of",
+    "recipes",
+    "save",
+    "testing",
+    "walk",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return importlib.import_module(f"bitwright.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'bitwright' has no attribute {name!r}")
+    found = getattr(importlib.import_module(f"bitwright.{_HOME[name]}"), name)
+    globals()[name] = found
+    return found
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -22,7 +22,7 @@ def fold(graph: Graph) -> Graph:
         users = graph.users()
         by_name = graph.by_name()
         for node in graph.nodes:
-            if node.op != "affine":
+            if node.op != "affine" or node.attrs.get("keep"):  # a norm part belongs to its layer, see trace
                 continue
             before = by_name[node.inputs[0]]
             if len(users[before.name]) != 1 or not _absorb(graph, before, node):
@@ -40,6 +40,8 @@ def _absorb(graph: Graph, layer: Node, affine: Node) -> bool:
     """y = k * layer + b into the layer; False where the layer cannot take it."""
     k, b = _get(graph, affine, "scale"), _get(graph, affine, "add")
     if layer.op == "affine":
+        if layer.attrs.get("keep"):
+            return False
         if bool(layer.attrs["last"]) != bool(affine.attrs["last"]):
             return False
         graph.put(layer, "scale", _get(graph, layer, "scale") * k)

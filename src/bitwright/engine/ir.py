@@ -24,7 +24,7 @@ OPERATORS: dict[str, tuple[int, frozenset[str]]] = {
         ("coded_conv", 1, "rank stride padding dilation groups weight kernel"),
         ("coded_linear", 1, "weight"),
         ("decode", 1, "unit"),
-        ("affine", 1, "last"),
+        ("affine", 1, "last keep"),
         # float layers; `weight` describes a weight that is stored as bits
         ("conv", 1, "rank stride padding dilation groups weight kernel"),
         ("conv_transpose", 1, "stride padding output_padding dilation groups weight kernel"),

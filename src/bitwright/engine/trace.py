@@ -186,6 +186,8 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             new: nn.Module = _FloatRun(layer) if layer.gate is None else layer
         else:
             packings[name] = found
+            if not found.coded_weight:
+                refused[name] = f"{name} ({describe(layer)}): slot w is empty; codes of the input alone gain nothing"
             new = _Marker(name, layer)
         if not name:
             work = new
@@ -365,11 +367,13 @@ def _emit_layer(
     value = source
     for i, link in enumerate(packing.before):
         if isinstance(link, Norm):
-            rate = link.weight.detach().double() / torch.sqrt(link.running_var.double() + link.eps)
-            node = Node("affine", _fresh(graph, f"{name}.x{i}"), [value], {"shape": x_shape, "owner": f"{name}.x"})
-            node.attrs["last"] = last
-            graph.put(node, "scale", rate)
-            graph.put(node, "add", link.bias.detach().double() - link.running_mean.double() * rate)
+            # kept apart from any BatchNorm before it: given the layer's input, its codes are then exactly the trained
+            # layer's, and not only up to the rounding of a merged norm
+            attrs = {"shape": x_shape, "owner": f"{name}.x", "last": last, "keep": True}
+            node = Node("affine", _fresh(graph, f"{name}.x{i}"), [value], attrs)
+            scale, add = link.constants()
+            graph.put(node, "scale", scale.detach())
+            graph.put(node, "add", add.detach())
             graph.nodes.append(node)
             value = node.name
     grid = packing.grid

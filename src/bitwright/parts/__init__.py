@@ -5,6 +5,9 @@ The optional moments of a part are found by name (`moments.py`); this package re
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
+
 from bitwright.parts import (  # noqa: F401  (importing a module registers its parts)
     bireal,
     bwn,
@@ -22,5 +25,16 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
 from bitwright.parts.chain import Chain
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import forget, make_part, make_slot, options_of, part, part_class, parts
+from bitwright.types import PartInfo
 
 __all__ = ["Chain", "forget", "make_part", "make_slot", "moment", "options_of", "part", "part_class", "parts"]
+
+
+class _Callable(ModuleType):
+    """`bw.parts()` and `from bitwright.parts import part` are both public: the package answers a call too."""
+
+    def __call__(self) -> dict[str, PartInfo]:
+        return parts()
+
+
+sys.modules[__name__].__class__ = _Callable

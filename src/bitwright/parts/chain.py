@@ -64,7 +64,7 @@ class Chain(nn.Module):
         return 32 if self.quantizer is None else getattr(self.quantizer, "bits", None)
 
     def offers(self, name: str) -> bool:
-        """Whether some link has this moment; `encode` also needs that nothing after it moves the value again."""
+        """Whether some link has this moment; `encode` also needs that nothing after it moves the value."""
         if name == "encode":
             after = self.links[self.code_at + 1 :]
             return self.code_at >= 0 and all(isinstance(m, (Dropout, Mask)) for m in after)
@@ -85,7 +85,9 @@ class Chain(nn.Module):
 
     def encode(self, t: Tensor) -> Coded:
         if not self.offers("encode"):
-            raise InputError(f"chain {self.part_name}: the quantizer is missing or not last, nothing to encode", code="chain-none")
+            raise InputError(
+                f"chain {self.part_name}: the quantizer is missing or not last, nothing to encode", code="chain-none"
+            )
         mask = self.mask
         if mask is None:
             for i, link in enumerate(self.links):

@@ -18,7 +18,7 @@ class Mask(nn.Module):
 
     value     w * mask
     gradient  g * mask (a pruned weight does not move)
-    shape     any; `.mask` has the weight's shape as parts see it, outputs first (uint8 0/1, part of the state dict)
+    shape     any; `.mask` has the shape of the weight, outputs first (uint8 0/1, part of the state dict)
     storage   1 bit a weight, ANDed into the planes of the quantizer beside it
     source    Han et al. 2015, arXiv 1506.02626, section 3
     differs   always acts last in a chain and is kept out of the other parts' statistics

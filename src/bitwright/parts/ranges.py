@@ -25,8 +25,8 @@ def limits(
 
     max, ema     smallest and largest value
     percentile   on each side of 0 the 0.1 % largest magnitudes are left out
-    mse          of 20 shrunken ranges the one with the least mean squared rounding error on the `grid`: "signed"
-                 (symmetric about 0), "unsigned" or "affine"
+    mse          of 20 shrunken ranges the one with the least mean squared rounding error on the `grid`:
+                 "signed" (symmetric about 0), "unsigned" or "affine"
     keep         1 where an entry counts (t is 0 elsewhere)
     An empty row gives (0, 0).
     """
@@ -60,7 +60,7 @@ def _percentile(t: Tensor, keep: Tensor | None) -> Tensor:
         return t.clamp_min(0).kthvalue(k, dim=1).values
     count = keep.bool().sum(1)
     k = (PERCENTILE * count.double() + 0.5).long().clamp_min(1)
-    ranked = torch.where(keep.bool(), t.clamp_min(0), -torch.ones_like(t)).sort(1).values  # pruned ones come first
+    ranked = torch.where(keep.bool(), t.clamp_min(0), -torch.ones_like(t)).sort(1).values  # pruned ones first
     at = (t.shape[1] - count + k - 1).clamp_max(t.shape[1] - 1)
     return ranked.gather(1, at[:, None]).squeeze(1).clamp_min(0)
 

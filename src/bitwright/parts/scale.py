@@ -49,7 +49,8 @@ def mean_abs(w: Tensor, granularity: str = "filter", keep: Tensor | None = None)
 
 def weight_of(layer: nn.Module) -> Tensor | None:
     """The weight as parts see it: axis 0 is the output channel, in a transposed convolution too."""
-    seen = layer.slot_weight() if hasattr(layer, "slot_weight") else getattr(layer, "weight", None)  # type: ignore[operator]
+    slot_weight = getattr(layer, "slot_weight", None)
+    seen = slot_weight() if callable(slot_weight) else getattr(layer, "weight", None)
     return seen.detach() if isinstance(seen, Tensor) else None
 
 
@@ -64,8 +65,8 @@ def warn_flat(name: str, layer: nn.Module, w: Tensor, latent: Tensor) -> None:
     flat = int((w.abs().amax(filter_axes(w, "filter")) <= slack).sum())
     if flat:
         warnings.warn(
-            f"part {name}: {flat} of {w.shape[0]} filters of {type(layer).__name__} are zero (after centering, if "
-            "that is on), so their outputs are 0 until their gradients separate them",
+            f"part {name}: {flat} of {w.shape[0]} filters of {type(layer).__name__} are zero (after "
+            "centering, if that is on), so their outputs are 0 until their gradients separate them",
             BitwrightWarning,
             stacklevel=3,
         )

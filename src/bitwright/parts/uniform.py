@@ -22,8 +22,9 @@ class Uniform(nn.Module):
     value     signed, symmetric: step * clip(round(t / step), -m, m), m = 2^(b-1) - 1, step = max|t| / m;
               unsigned: step * clip(round(t / step), 0, 2^b - 1), step = max(t) / (2^b - 1);
               symmetric=False: step * (clip(round(t / step) + z, 0, 2^b - 1) - z), z the integer zero point
-    gradient  g where the rounded integer needs no clipping (half a step beyond the ends included), 0 elsewhere
-    shape     w [O, ...]; x [N, C, ...], [..., C] before a Linear layer; granularity="channel" gives one step per axis-0 row of w, per channel of x
+    gradient  g where the rounded integer needs no clipping (so half a step beyond the ends), 0 elsewhere
+    shape     w [O, ...]; x [N, C, ...], or [..., C] before a Linear layer; granularity="channel" gives one step
+              per axis-0 row of w, per channel of x
     moments   observe: inputs keep their range in buffers `low`, `high`. "max" keeps the largest seen, "ema" averages with
               momentum 0.1 (training batches count too), "percentile" drops the top 0.1 %, "mse" takes the
               range of least rounding error. The first training batch sets a range that nobody calibrated.
@@ -105,7 +106,7 @@ class Uniform(nn.Module):
         return (low.to(self.low.dtype), high.to(self.low.dtype)) if self.slot == "x" else (low, high)
 
     def observe(self, t: Tensor) -> None:
-        """One calibration batch widens (max, percentile, mse) or averages (ema) the range; of weights there is none."""
+        """One calibration batch widens (max, percentile, mse) or averages (ema) the range of inputs."""
         if self.slot == "w" or not t.numel():
             return
         with torch.no_grad():

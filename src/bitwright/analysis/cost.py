@@ -1,0 +1,182 @@
+"""What a model costs on paper: MACs, bit operations, bytes, energy. Time is measured, never computed."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from bitwright.analysis.energy import EnergyTable, load_energy
+from bitwright.transforms.plan import kb_text, macs_text
+from bitwright.transforms.walk import batch_of, walk
+from bitwright.types import LayerInfo
+
+
+@dataclass(frozen=True)
+class CostRow:
+    """One layer, for ONE sample. Bits None = unknown, counted as float.
+
+    macs               all of them, also those that a mask or gate skips; `density` is the share really needed
+    bops               macs * planes of the weight * planes of the input; float counts 32
+    weight_bytes       codes on disk;   float_bytes   scales, bias, parameters of input parts
+    activation_bytes   input at its bits plus output as float
+    energy_pj          compute_pj + memory_pj, by the table's rules
+    """
+
+    name: str
+    kind: str
+    w: str
+    x: str
+    w_bits: int | None
+    x_bits: int | None
+    calls: int
+    macs: int
+    bops: int
+    weights: int
+    weight_bytes: float
+    float_bytes: float
+    activation_bytes: float
+    compute_pj: float
+    memory_pj: float
+    energy_pj: float
+    density: float
+    note: str
+
+
+SUMS = (
+    "macs", "bops", "weights", "weight_bytes", "float_bytes", "activation_bytes",
+    "compute_pj", "memory_pj", "energy_pj",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class CostTable:
+    """Rows in execution order and their totals; prints as text.
+
+    `.rows`, `.totals`, `.to_markdown()`, `.to_csv()`, `.to_dict()`
+    """
+
+    rows: tuple[CostRow, ...]
+    energy: EnergyTable
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Sums over the layers; density is the share of all MACs that masks and gates leave."""
+        totals: dict[str, Any] = {key: sum(getattr(r, key) for r in self.rows) for key in SUMS}
+        left = sum(r.macs * r.density for r in self.rows)
+        totals["density"] = left / totals["macs"] if totals["macs"] else 1.0
+        totals["layers"] = len(self.rows)
+        totals["unknown"] = [r.name for r in self.rows if r.w_bits is None or r.x_bits is None]
+        return totals
+
+    def to_dict(self) -> dict[str, Any]:
+        """Raw values in base units."""
+        return {
+            "rows": [asdict(r) for r in self.rows],
+            "totals": self.totals,
+            "energy": {"name": self.energy.name, "source": self.energy.source},
+        }
+
+    def to_csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, [f.name for f in fields(CostRow)], lineterminator="\n")
+        writer.writeheader()
+        for row in self.rows:
+            writer.writerow(asdict(row) | {"w_bits": _bits(row.w_bits), "x_bits": _bits(row.x_bits)})
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        head, *body = list(self._cells())
+        rule = ["---", "---", "---", "---", *["---:"] * 6, "---"]
+        return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *body])
+
+    def _cells(self) -> Iterator[list[str]]:
+        numbers = ["MACs", "BOPs", "weights", "activations", "energy", "density"]
+        yield ["layer", "kind", "w/x", "bits", *numbers, "note"]
+        for r in self.rows:
+            bits = f"{_bits(r.w_bits)}/{_bits(r.x_bits)}"
+            yield [r.name or "(model)", r.kind, f"{r.w}/{r.x}", bits, *_numbers(asdict(r)), r.note]
+        yield ["total", f"{len(self.rows)} layers", "", "", *_numbers(self.totals), ""]
+
+    def __str__(self) -> str:
+        rows = list(self._cells())
+        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
+        right = range(4, 10)
+        lines = []
+        for row in rows:
+            cells = zip(row, widths, strict=True)
+            padded = [c.rjust(n) if i in right else c.ljust(n) for i, (c, n) in enumerate(cells)]
+            lines.append("  ".join(padded).rstrip())
+        lines.append(f"one sample; computed, not measured; energy: {self.energy.name} ({self.energy.source})")
+        if unknown := self.totals["unknown"]:
+            lines.append(f"unknown bits, counted as float: {', '.join(unknown)}")
+        return "\n".join(lines)
+
+
+def cost(model: nn.Module, example: Any, energy: str | Path = "horowitz45") -> CostTable:
+    """Cost per layer and in total, for one sample of `example`. BatchNorm and activations are not counted.
+
+    >>> import bitwright as bw, torch
+    >>> table = cost(nn.Sequential(bw.nn.Linear(64, 10, w="bwn", x="sign")), torch.zeros(1, 64))
+    >>> table.totals["macs"], table.totals["bops"], table.totals["weight_bytes"]
+    (640, 640, 80.0)
+    """
+    table = load_energy(energy)
+    batch = batch_of(model, example)
+    return CostTable(tuple(_row(info, batch, table) for info in walk(model, example)), table)
+
+
+def _row(info: LayerInfo, batch: int, table: EnergyTable) -> CostRow:
+    w, x = _planes(info.w_planes, info.w_bits), _planes(info.x_planes, info.x_bits)
+    x_bits = 32 if info.x_bits is None else info.x_bits
+    w_bits = 32 if info.w_bits is None else info.w_bits
+    inputs, outputs = math.prod(info.x_shape), math.prod(info.y_shape)
+    moved = (inputs * x_bits / 8 + outputs * 4) * info.calls / batch
+    compute = info.macs * table.mac_pj(w_bits, x_bits)
+    memory = (info.weight_bytes + info.float_bytes + moved) * table.byte_pj
+    return CostRow(
+        name=info.name,
+        kind=info.kind,
+        w=info.w_part,
+        x=info.x_part,
+        w_bits=info.w_bits,
+        x_bits=info.x_bits,
+        calls=info.calls,
+        macs=info.macs,
+        bops=info.macs * w * x,
+        weights=info.weights,
+        weight_bytes=info.weight_bytes,
+        float_bytes=info.float_bytes,
+        activation_bytes=moved,
+        compute_pj=compute,
+        memory_pj=memory,
+        energy_pj=compute + memory,
+        density=info.density,
+        note="; ".join(info.notes),
+    )
+
+
+def _planes(planes: int | None, bits: int | None) -> int:
+    """Factor of the bit operations: the planes of the code, else the bits, else float."""
+    return planes if planes is not None else bits if bits is not None else 32
+
+
+def _bits(bits: int | None) -> str:
+    return "unknown" if bits is None else str(bits)
+
+
+def _numbers(v: dict[str, Any]) -> list[str]:
+    return [
+        macs_text(v["macs"]),
+        macs_text(v["bops"]),
+        kb_text(v["weight_bytes"]),
+        kb_text(v["activation_bytes"]),
+        f"{v['energy_pj'] / 1e6:.3g} uJ",
+        f"{v['density']:.3g}",
+    ]

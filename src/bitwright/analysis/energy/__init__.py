@@ -1,0 +1,57 @@
+"""Energy tables: data files with their citation, and the two rules that use them."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bitwright.errors import InputError, nearest
+
+FOLDER = Path(__file__).parent
+
+
+@dataclass(frozen=True)
+class EnergyTable:
+    """Picojoules per operation. The derivation for k bits is written at the head of the data file.
+
+    >>> table = load_energy("horowitz45")
+    >>> round(table.mac_pj(32, 32), 3), round(table.mac_pj(8, 8), 3), round(table.mac_pj(1, 32), 3)
+    (4.6, 0.25, 0.9)
+    """
+
+    name: str
+    source: str
+    multiply_pj: dict[str, float]
+    add_pj: dict[str, float]
+    byte_pj: float
+
+    def mac_pj(self, w_bits: int, x_bits: int) -> float:
+        """One multiply-accumulate of a weight and an input; 32 = float."""
+        low, high = sorted((w_bits, x_bits))
+        if high >= 32:
+            free = low <= 2  # {-a, 0, +a} times a float is a sign flip or a skip
+            return self.add_pj["float32"] + (0.0 if free else self.multiply_pj["float32"])
+        return self.multiply_pj["int8"] * w_bits * x_bits / 64 + self.add_pj["int32"] * (w_bits + x_bits) / 32
+
+
+def load_energy(name_or_path: str | Path) -> EnergyTable:
+    """A table of this package by name, or a file of the same form."""
+    known = sorted(p.stem for p in FOLDER.glob("*.toml"))
+    path = FOLDER / f"{name_or_path}.toml" if str(name_or_path) in known else Path(name_or_path)
+    if not path.is_file():
+        raise InputError(
+            f"energy {name_or_path}: no such table or file.{nearest(str(name_or_path), known)} "
+            f"Known: {', '.join(known)}",
+            code="energy-unknown",
+            given=str(name_or_path),
+            possible=", ".join(known),
+        )
+    try:
+        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        memory = data["memory"]
+        byte_pj = memory["read_64bit_pj"][memory["level"]] / 8
+        return EnergyTable(data["name"], data["source"], data["multiply_pj"], data["add_pj"], byte_pj)
+    except (tomllib.TOMLDecodeError, KeyError) as error:
+        raise InputError(f"energy {name_or_path}: not an energy table: {error}", code="energy-form") from None

@@ -1,0 +1,185 @@
+"""The optimizer side: projections after each step, groups with the right weight decay, the penalty term."""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.nn.layers import SlotLayer
+from bitwright.parts.moments import moment
+from bitwright.transforms.facts import bit_facts
+from bitwright.transforms.project import parts_of, project
+
+# which optimizers serve which model; on neither of them, so that both can be copied and pickled at any time
+_Hooks: TypeAlias = "weakref.WeakKeyDictionary[torch.optim.Optimizer, Any]"
+_ATTACHED: weakref.WeakKeyDictionary[nn.Module, _Hooks] = weakref.WeakKeyDictionary()
+
+
+class Handle:
+    """Ends an attachment: `handle.remove()`, or leave the `with` block."""
+
+    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, hook: Any) -> None:
+        self._model, self._optimizer, self._hook = model, optimizer, hook
+
+    def remove(self) -> None:
+        """Takes the hook off; a second call does nothing."""
+        self._hook.remove()
+        hooks = _ATTACHED.get(self._model)
+        if hooks is not None and hooks.get(self._optimizer) is self._hook:
+            del hooks[self._optimizer]
+
+    def __enter__(self) -> Handle:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.remove()
+
+
+def attach(model: nn.Module, optimizer: torch.optim.Optimizer, add: bool = False) -> Handle:
+    """From now on each `optimizer.step()` is followed by `after_step` of the parts whose weight it moves.
+
+    A tied weight is projected once per step. With several optimizers, attach each; the one holding the part
+    parameters first.
+    add      True: trainable part parameters in no group get one, without weight decay
+    Errors   `InputError` listing part parameters, of layers this optimizer trains, that no optimizer moves
+
+    >>> net = nn.Sequential(nn.Linear(2, 2))
+    >>> import bitwright as bw
+    >>> _ = bw.transforms.apply(net, [{"match": "*", "w": "bwn"}])
+    >>> optimizer = torch.optim.SGD(net.parameters(), 10.0)
+    >>> with attach(net, optimizer):
+    ...     net(torch.ones(1, 2)).sum().backward(); optimizer.step()
+    >>> bool(net[0].weight.abs().max() <= 1)
+    True
+    """
+    missing = _missing(model, optimizer)
+    if missing and not add:
+        names = ", ".join(missing)
+        raise InputError(
+            f"attach: part parameters in no group of the optimizer: {names}. Build it from "
+            "bw.param_groups(model, lr, weight_decay), or pass add=True",
+            code="attach-missing",
+            possible=names,
+            remedy="add=True",
+        )
+    for decay in sorted({d for _, d in missing.values()}):
+        group = [p for p, d in missing.values() if d == decay]
+        optimizer.add_param_group({"params": group, "weight_decay": decay})
+    _bind(model, optimizer)
+    watched = weakref.ref(model)
+
+    def after(opt: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        living = watched()
+        if living is not None:
+            project(living, weights=_held(opt))
+
+    hooks = _ATTACHED.setdefault(model, weakref.WeakKeyDictionary())
+    if optimizer in hooks:
+        hooks[optimizer].remove()  # attached again, e.g. after another `apply`: still once per step
+    hooks[optimizer] = optimizer.register_step_post_hook(after)
+    return Handle(model, optimizer, hooks[optimizer])
+
+
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(p) for group in optimizer.param_groups for p in group["params"]}
+
+
+def _missing(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[nn.Parameter, float]]:
+    """Trainable part parameters that nobody moves, name -> (parameter, its weight decay).
+
+    Parts of a layer whose weight trains elsewhere are left to that other optimizer.
+    """
+    mine = _held(optimizer)
+    held = set(mine).union(*(_held(o) for o in _ATTACHED.get(model, ())))
+    found: dict[str, tuple[nn.Parameter, float]] = {}
+    for name, layer, _, part in parts_of(model):
+        if layer is not None and layer.weight.requires_grad and id(layer.weight) not in mine:
+            continue
+        for key, parameter in part.named_parameters():
+            if parameter.requires_grad and id(parameter) not in held:
+                held.add(id(parameter))
+                found[f"{name}.{key}"] = (parameter, _decay_of(part, parameter))
+    return found
+
+
+def _bind(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    """Tells parts that ask for it which optimizer and group move their weight."""
+    group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
+    for _, layer, slot, part in parts_of(model):
+        bind = moment(part, "bind")
+        if bind is None or layer is None:
+            continue
+        group = group_of.get(id(layer.bias if slot == "b" else layer.weight))
+        if group is not None:
+            bind(optimizer, group)
+
+
+def _decay_of(part: nn.Module, parameter: nn.Parameter) -> float:
+    """A part's own weight decay (PACT's alpha), else 0; in a chain, that of the link it sits in."""
+    decay = 0.0
+    for module in part.modules():
+        if any(p is parameter for p in module.parameters()):
+            own = getattr(module, "decay", None)
+            decay = float(own) if isinstance(own, (int, float)) else decay
+    return decay
+
+
+def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
+    """Parameter groups for any optimizer of torch; every trainable parameter is in exactly one.
+
+    "weights"   float weights and those of more than 2 bits: `weight_decay`
+    "latents"   weights behind a part of 1 or 2 bits: no decay, their size has no meaning of its own
+    "plain"     biases, norms, and whatever else has less than two dimensions: no decay
+    "parts"     scales, steps, thresholds of parts: no decay, or the part's own (`decay`, e.g. PACT)
+
+    >>> import bitwright as bw
+    >>> net = nn.Sequential(bw.nn.Linear(4, 4, w="ttq"), nn.Linear(4, 2))
+    >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in param_groups(net, 0.1, 1e-4)]
+    [('weights', 1, 0.0001), ('latents', 1, 0.0), ('plain', 2, 0.0), ('parts', 2, 0.0)]
+    """
+    place: dict[int, tuple[str, float]] = {}
+    for _, layer, slot, part in parts_of(model):
+        for parameter in part.parameters():
+            place[id(parameter)] = ("parts", _decay_of(part, parameter))
+        bits = bit_facts(part)[0] if slot in ("w", "b") else None
+        if isinstance(layer, SlotLayer) and bits is not None and bits <= 2:
+            latent = layer.bias if slot == "b" else layer.weight
+            place[id(latent)] = ("latents", 0.0)
+    for module in model.modules():
+        if isinstance(module, NORMS):
+            for parameter in module.parameters(recurse=False):
+                place.setdefault(id(parameter), ("plain", 0.0))
+    groups: dict[tuple[str, float], list[nn.Parameter]] = {}
+    for parameter in model.parameters():  # each once, also where tied
+        if parameter.requires_grad:
+            usual = ("weights", float(weight_decay)) if parameter.dim() > 1 else ("plain", 0.0)
+            groups.setdefault(place.get(id(parameter), usual), []).append(parameter)
+    order = ("weights", "latents", "plain", "parts")
+    return [
+        {"params": groups[key], "lr": lr, "weight_decay": key[1], "name": key[0]}
+        for key in sorted(groups, key=lambda k: (order.index(k[0]), k[1]))
+    ]
+
+
+NORMS = (nn.modules.batchnorm._NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+
+
+def penalty(model: nn.Module) -> Tensor:
+    """The sum of all parts' penalties, a scalar to add to the loss; 0 where no part has one.
+
+    >>> penalty(nn.Linear(1, 1)).item()
+    0.0
+    """
+    found = [moment(part, "penalty") for _, _, _, part in parts_of(model)]
+    terms = [f() for f in found if f is not None]
+    if terms:
+        total = terms[0].reshape(())
+        for term in terms[1:]:
+            total = total + term.reshape(()).to(total.device)
+        return total
+    first = next(model.parameters(), None)
+    return torch.zeros((), device=None if first is None else first.device)

@@ -1,0 +1,53 @@
+"""Shows every slot the data it will see."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from torch import nn
+
+from bitwright.errors import InputError
+from bitwright.parts.moments import moment
+from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.project import parts_of
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
+    """Runs eval forwards over `batches` (inputs, or (input, target) pairs) and feeds `observe` of the parts.
+
+    A part observes a batch just before it quantizes it, so later layers see inputs that are already in range.
+    Weights are observed once. Nothing else changes: no running statistics, no training flags.
+
+    >>> import bitwright as bw, torch
+    >>> net = nn.Sequential(bw.nn.Linear(2, 1, x={"part": "uniform", "bits": 8}))
+    >>> calibrate(net, [torch.tensor([[0.5, 3.0]])])
+    >>> net[0].x.high.item()
+    3.0
+    """
+    observers = [(slot, part) for _, _, slot, part in parts_of(model) if moment(part, "observe") is not None]
+    counted, done = 0, set[int]()
+
+    def watch(slot: str) -> Callable[..., None]:
+        def hook(part: nn.Module, args: tuple[Any, ...]) -> None:
+            if slot in ("w", "b") and id(part) in done:
+                return  # the weight does not change from batch to batch
+            done.add(id(part))
+            observe = moment(part, "observe")
+            value = args[1] if slot == "gate" else args[0]
+            if observe is not None:
+                observe(value.detach())
+
+        return hook
+
+    handles = [part.register_forward_pre_hook(watch(slot)) for slot, part in observers]
+    try:
+        with evaluating(model, leave=[m for _, part in observers for m in part.modules()]):
+            for batch in batches:
+                counted += 1
+                run_model(model, batch[0] if isinstance(batch, (tuple, list)) else batch)
+    finally:
+        for handle in handles:
+            handle.remove()
+    if not counted:
+        raise InputError("calibrate: no batches. Give at least one batch of inputs", code="batches-none")

@@ -1,0 +1,51 @@
+"""Running a model without leaving a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+@contextmanager
+def evaluating(model: nn.Module, leave: Collection[nn.Module] = ()) -> Iterator[None]:
+    """Eval mode, no gradients, own random stream; flags and buffers are put back afterwards.
+
+    leave   modules whose buffers may change
+    """
+    free = {id(m) for m in leave}
+    flags = [(m, m.training) for m in model.modules()]
+    buffers = [
+        (m, key, b, None if b is None else (b._version, b.detach().clone()))
+        for m in model.modules()
+        if id(m) not in free
+        for key, b in m._buffers.items()
+    ]
+    devices = sorted({p.device.index or 0 for p in model.parameters() if p.device.type == "cuda"})
+    fused = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # its kernels read weights past the layers: no hook fires
+    model.eval()
+    try:
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fused)
+        for module, flag in flags:
+            module.training = flag
+        with torch.no_grad():
+            for module, key, buffer, saved in buffers:
+                module._buffers[key] = buffer
+                if buffer is not None and saved is not None and buffer._version != saved[0]:
+                    buffer.copy_(saved[1])
+
+
+def run_model(model: nn.Module, example: Any) -> Any:
+    """Calls the model: a tuple or list gives positional arguments, a dict keyword arguments."""
+    if isinstance(example, dict):
+        return model(**example)
+    if isinstance(example, (tuple, list)):
+        return model(*example)
+    return model(example)

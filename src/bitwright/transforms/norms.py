@@ -1,0 +1,111 @@
+"""Parts that own a norm (`owns_norm = True`) take over the BatchNorm that alone reads their layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from bitwright.errors import InputError
+from bitwright.nn.layers import SlotLayer
+from bitwright.parts.registry import SLOTS
+from bitwright.transforms.facts import links_of
+from bitwright.transforms.flow import Flow, trace_flow
+
+OWNED = "bitwright_norm"  # attribute of the part: the name of the norm it took
+
+
+@dataclass
+class Take:
+    """One takeover: the part at `prefix`, of `layer`, takes the norm called `norm`."""
+
+    layer: str
+    part: Any
+    prefix: str
+    norm: str
+    module: nn.Module
+
+
+class NormKeys:
+    """Load hook that renames keys of norms taken over: `bn1.weight` -> `conv1.gate.norm.weight`. Picklable.
+
+    moves   old key -> new key, or None for a key that the part does not keep
+    """
+
+    def __init__(self, moves: dict[str, str | None]) -> None:
+        self.moves = moves
+
+    def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        for old, new in self.moves.items():
+            if prefix + old in state_dict:
+                value = state_dict.pop(prefix + old)
+                if new is not None:
+                    state_dict.setdefault(prefix + new, value)
+
+
+def plan_norms(
+    model: nn.Module, built: list[tuple[str, str, SlotLayer]], example: Any, verb: str = "apply"
+) -> list[Take]:
+    """Which part takes which norm; an error where a part owns one and none is found."""
+    takes: list[Take] = []
+    flow: Flow | None = None
+    for name, wanted, layer in built:
+        for slot in SLOTS:
+            for i, part in enumerate(links_of(getattr(layer, slot))):
+                if not getattr(part, "owns_norm", False) or hasattr(part, OWNED):
+                    continue
+                if not wanted and example is None:
+                    raise InputError(
+                        f"{verb}: the {slot} part of {name} takes over a BatchNorm: give an example",
+                        code="norm-example",
+                        layer=name,
+                    )
+                if not wanted:
+                    flow = flow or trace_flow(model, example)
+                    wanted = flow.reader.get(name, "")
+                norm = dict(model.named_modules()).get(wanted) if wanted else None
+                if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
+                    raise InputError(
+                        f"{verb}: the {slot} part of {name} takes over the BatchNorm that alone reads it; "
+                        + (f"{wanted!r} is none" if wanted else "there is none"),
+                        code="norm-none",
+                        layer=name,
+                    )
+                chained = len(links_of(getattr(layer, slot))) > 1
+                takes.append(
+                    Take(name, part, f"{name}.{slot}." + (f"links.{i}." if chained else ""), wanted, norm)
+                )
+    return takes
+
+
+def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
+    """Hands the norms over, puts Identity in their places, maps their keys on load."""
+    moves: dict[str, str | None] = {}
+    for take in takes:
+        keys = dict(getattr(take.part, "norm_keys", {}))
+        for key in take.module.state_dict():
+            kept = keys.get(key)
+            moves[f"{take.norm}.{key}"] = None if kept is None else take.prefix + kept
+        take.part.take_norm(take.module)
+        setattr(take.part, OWNED, take.norm)
+        for name, module in list(model.named_modules(remove_duplicate=False)):
+            if module is take.module:
+                parent, _, child = name.rpartition(".")
+                holder = model.get_submodule(parent)
+                if isinstance(getattr(holder, OWNED, None), str):
+                    continue  # the part itself may hold the very module
+                undo.add(lambda h=holder, c=child, m=module: h._modules.__setitem__(c, m))
+                holder._modules[child] = nn.Identity()
+    if moves:
+        handle = model.register_load_state_dict_pre_hook(NormKeys(moves))
+        undo.add(handle.remove)
+
+
+def owner_of(layer: SlotLayer) -> str:
+    """Name of the norm that a part of this layer took over, or ""."""
+    for slot in SLOTS:
+        for part in links_of(getattr(layer, slot)):
+            if isinstance(getattr(part, OWNED, None), str):
+                return getattr(part, OWNED)
+    return ""

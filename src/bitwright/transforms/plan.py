@@ -1,0 +1,326 @@
+"""What `apply` would do, per layer, before anything is changed."""
+
+from __future__ import annotations
+
+import csv
+import io
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from bitwright.nn.layers import SlotLayer
+from bitwright.transforms.apply import constant_inputs
+from bitwright.transforms.facts import part_text, signed_first
+from bitwright.transforms.flow import trace_flow
+from bitwright.transforms.norms import plan_norms
+from bitwright.transforms.recipe import RecipeLike, as_recipe
+from bitwright.transforms.resolve import Decision, build, check_skipped, check_tied, resolve, slot_layers
+from bitwright.transforms.walk import Seen, info_of, untie
+from bitwright.types import LayerInfo
+
+
+@dataclass(frozen=True)
+class PlanRow:
+    """One layer. rule = numbers of the deciding rules, from 0; macs None = not known without example."""
+
+    name: str
+    kind: str
+    shape: str
+    rule: str
+    w: str
+    x: str
+    b: str
+    g: str
+    gate: str
+    bits: str
+    macs: int | None
+    note: str
+    w_bits: int | None = 32
+    x_bits: int | None = 32
+    weights: int = 0
+    weight_bytes: float = 0.0
+    float_bytes: float = 0.0
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The table; prints as text: `.rows`, `.warnings`, `.to_markdown()`, `.to_csv()`, `.to_dict()`."""
+
+    rows: tuple[PlanRow, ...]
+    matches: tuple[tuple[str, int], ...] = ()
+    warnings: list[str] = field(default_factory=list)
+    untouched: str = ""
+
+    @property
+    def totals(self) -> dict[str, Any]:
+        """Layers by bits of weight, MACs, those with 1-bit weights and inputs, bytes before and after."""
+        known = [r.macs for r in self.rows if r.macs is not None]
+        macs = sum(known) if known else None
+        one = sum(r.macs or 0 for r in self.rows if r.bits == "1/1")
+        return {
+            "layers": len(self.rows),
+            "by_bits": _by_bits(self.rows),
+            "macs": macs,
+            "one_bit_macs": one if macs else None,
+            "float_weight_bytes": 4 * sum(r.weights for r in self.rows),
+            "weight_bytes": sum(r.weight_bytes for r in self.rows),
+            "float_bytes": sum(r.float_bytes for r in self.rows),
+        }
+
+    def to_dict(self) -> dict[str, Any]:
+        """Raw values: MACs and bytes as numbers."""
+        return {
+            "rows": [asdict(r) for r in self.rows],
+            "totals": self.totals,
+            "rules": [{"match": m, "layers": n} for m, n in self.matches],
+            "warnings": list(self.warnings),
+        }
+
+    def to_csv(self) -> str:
+        out = io.StringIO()
+        writer = csv.DictWriter(out, list(PlanRow.__dataclass_fields__), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(asdict(r) for r in self.rows)
+        return out.getvalue()
+
+    def to_markdown(self) -> str:
+        head, *body = list(self._cells())
+        lines = [
+            "| " + " | ".join(cells).replace("\n", " ") + " |" for cells in [head, ["---"] * len(head), *body]
+        ]
+        return "\n".join(lines)
+
+    def _cells(self) -> Iterator[list[str]]:
+        extra = [s for s in ("b", "g", "gate") if any(getattr(r, s) for r in self.rows)]
+        yield ["layer", "kind", "shape", "rule", "w", "x", *extra, "bits", "MACs", "note"]
+        for r in self.rows:
+            slots = [getattr(r, s) or "-" for s in extra]
+            yield [
+                r.name or "(model)",
+                r.kind,
+                r.shape,
+                r.rule,
+                r.w,
+                r.x,
+                *slots,
+                r.bits,
+                macs_text(r.macs),
+                r.note,
+            ]
+
+    def text(self, limit: int | None = None) -> str:
+        """The table; with `limit` a run of more than that many like layers is cut short."""
+        cells = list(self._cells())
+        keep: list[int | str] = list(range(1, len(cells)))
+        if limit is not None:
+            keep = _shorten(self.rows, limit)
+        right = cells[0].index("MACs")
+        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
+        lines = [_line(cells[0], widths, right)]
+        for item in keep:
+            lines.append(item if isinstance(item, str) else _line(cells[item], widths, right))
+        lines += self._summary()
+        lines += [f"warn: {w}" for w in self.warnings]
+        return "\n".join(lines)
+
+    def _summary(self) -> list[str]:
+        t = self.totals
+        text = f"total    {t['layers']} layers: " + ", ".join(f"{n} {k}" for k, n in t["by_bits"].items())
+        if t["macs"]:
+            share = 100 * t["one_bit_macs"] / t["macs"]
+            text += f"   {macs_text(t['macs'])} MACs, {share:.1f} % of them at 1 bit"
+        before, after = t["float_weight_bytes"], t["weight_bytes"]
+        ratio = f" ({before / after:.1f}x smaller)" if after else ""
+        size = f"weights  {kb_text(before)} -> {kb_text(after)}{ratio}, computed; time is not predicted: "
+        size += "use bench"
+        rules = [
+            f'{i} "{m}"' + ("" if n else " (no layer, optional)") for i, (m, n) in enumerate(self.matches)
+        ]
+        lines = [text, size]
+        words = ["rules   ", *rules] + ([f"untouched: {self.untouched}"] if self.untouched else [])
+        line = words.pop(0) if rules or self.untouched else ""
+        for i, word in enumerate(words):
+            if len(line) + len(word) > 97:
+                lines.append(line)
+                line = " " * 8
+            line += ("   " if i else " ") + word
+        return [*lines, line] if line else lines
+
+    def __str__(self) -> str:
+        return self.text()
+
+
+def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
+    """Per layer: deciding rule, slots, bits, MACs, notes. The model is not touched.
+
+    Without `example` there are no MACs, no look at ReLUs before signs, and `first`, `last` need a Sequential.
+    Errors: `InputError` for a rule without a layer, a bad option value, a layer that cannot be replaced.
+
+    >>> table = plan(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), [{"match": "last", "w": "bwn"}])
+    >>> [(r.name, r.rule, r.w, r.bits, r.note) for r in table.rows]
+    [('0', '-', 'float', '32/32', ''), ('1', '0', 'bwn', '1/32', 'last')]
+    """
+    resolved = resolve(model, as_recipe(recipe), example, "plan")
+    check_skipped(resolved, "plan")
+    with torch.random.fork_rng(
+        devices=[]
+    ):  # parts that draw their start values must not move the user's stream
+        shadows = {d.name: build(d, "plan", share=False) for d in resolved.decisions if d.replaces}
+    built = [(d, shadows[d.name]) for d in resolved.decisions if d.name in shadows]
+    _check_tied(model, built)
+    warnings, switched = [], _fused(model, built)
+    if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
+        warnings = _grouped(list(constant_inputs(trace_flow(model, example), built)))
+    takes = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example, "plan")
+    taken = {t.layer: f"takes over {t.norm}" for t in takes}
+    ran = resolved.seen is not None
+    layers = [shadows.get(d.name, d.layer.module) for d in resolved.decisions]
+    saw = [(resolved.seen or {}).get(id(d.layer.module), Seen()) for d in resolved.decisions]
+    found = [d.layer for d in resolved.decisions]
+    infos = untie(found, [info_of(*each) for each in zip(found, layers, saw, strict=True)])
+    rows = [
+        _row(d, layer, info, ran, switched, taken)
+        for d, layer, info in zip(resolved.decisions, layers, infos, strict=True)
+    ]
+    matches = tuple((r.match, len(h)) for r, h in zip(as_recipe(recipe).rules, resolved.hits, strict=True))
+    return Plan(tuple(rows), matches, warnings, _untouched(model))
+
+
+def _row(
+    d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, switched: dict[str, str], takes: dict[str, str]
+) -> PlanRow:
+    slots = {s: getattr(layer, s) if isinstance(layer, SlotLayer) else None for s in ("b", "g", "gate")}
+    numbers = sorted(set(d.rules.values())) if not d.layer.reason else []
+    notes = list(d.words)
+    if len(d.layer.names) > 1:
+        notes.append(f"shared: {', '.join(d.layer.names[1:])}")
+    notes += [n for n in info.notes if ran or n != "not called"]
+    notes += [text for text in (takes.get(d.name, ""), switched.get(d.name, "")) if text]
+    return PlanRow(
+        name=d.name,
+        kind=d.layer.kind,
+        shape=shape_text(d.layer.module),
+        rule=",".join(map(str, numbers)) or "-",
+        w=info.w_part,
+        x=info.x_part,
+        bits=f"{_bits(info.w_bits)}/{_bits(info.x_bits)}",
+        macs=info.macs if ran and "MACs not counted" not in info.notes else None,
+        note="; ".join(notes),
+        w_bits=info.w_bits,
+        x_bits=info.x_bits,
+        weights=info.weights,
+        weight_bytes=info.weight_bytes,
+        float_bytes=info.float_bytes,
+        **{s: "" if p is None else part_text(p) for s, p in slots.items()},
+    )
+
+
+def _check_tied(model: nn.Module, built: list[tuple[Decision, SlotLayer]]) -> None:
+    """Parts are built by now, so the shadows may hold the model's own Parameters: ties show by identity."""
+    layers = slot_layers(model)
+    for d, new in built:
+        new._parameters = dict(d.layer.module._parameters)
+        layers[d.name] = new
+    check_tied(layers, "plan")
+
+
+def _fused(model: nn.Module, built: list[tuple[Decision, SlotLayer]]) -> dict[str, str]:
+    """Layer name -> note, for layers inside transformer encoder layers."""
+    names = [d.name for d, _ in built]
+    inside = [n for n, m in model.named_modules() if isinstance(m, nn.TransformerEncoderLayer)]
+    text = "fused encoder kernel is switched off"
+    return {n: text for n in names for e in inside if n.startswith(f"{e}." if e else "")}
+
+
+def _grouped(found: list[tuple[str, str]]) -> list[str]:
+    """One line for many layers with the same trouble."""
+    if not found:
+        return []
+    text, first = found[0]
+    if len(found) > 1:
+        text = text.replace(f"{first} takes", f"{first} and {len(found) - 1} more take", 1)
+        text = text.replace("it would see", "they would see", 1).replace("of its grid", "of each grid", 1)
+    return [text]
+
+
+def _untouched(model: nn.Module) -> str:
+    count: dict[str, int] = {}
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+            count[type(module).__name__] = count.get(type(module).__name__, 0) + 1
+    return ", ".join(f"{n} {k}" for k, n in count.items())
+
+
+def shape_text(layer: nn.Module) -> str:
+    """`16>16 3x3`, `64>10`.
+
+    >>> shape_text(nn.Conv2d(16, 32, 3)), shape_text(nn.Linear(64, 10))
+    ('16>32 3x3', '64>10')
+    """
+    if isinstance(layer, nn.Linear):
+        return f"{layer.in_features}>{layer.out_features}"
+    if isinstance(layer, nn.modules.conv._ConvNd):
+        groups = f" g{layer.groups}" if layer.groups > 1 else ""
+        return f"{layer.in_channels}>{layer.out_channels} {'x'.join(map(str, layer.kernel_size))}{groups}"
+    return "-"
+
+
+def macs_text(macs: int | None) -> str:
+    """`640`, `0.44 M`, `1.82 G`, `-`.
+
+    >>> macs_text(640), macs_text(442_368), macs_text(1_814_073_344)
+    ('640', '0.44 M', '1.81 G')
+    """
+    if macs is None:
+        return "-"
+    if macs >= 10**9:
+        return f"{macs / 1e9:.2f} G"
+    return f"{macs / 1e6:.2f} M" if macs >= 10_000 else f"{macs:,}"
+
+
+def kb_text(size: float) -> str:
+    """kB = 1,000 bytes; 3 digits below 100."""
+    kb = size / 1000
+    return f"{kb:,.0f} kB" if kb >= 100 else f"{kb:.3g} kB"
+
+
+def _bits(bits: int | None) -> str:
+    return "unknown" if bits is None else str(bits)
+
+
+def _by_bits(rows: tuple[PlanRow, ...]) -> dict[str, int]:
+    count: dict[str, int] = {}
+    for r in sorted(rows, key=lambda r: 99 if r.w_bits is None else r.w_bits):
+        word = "unknown" if r.w_bits is None else {1: "binary", 32: "float"}.get(r.w_bits, f"{r.w_bits}-bit")
+        count[word] = count.get(word, 0) + 1
+    return count
+
+
+def _shorten(rows: tuple[PlanRow, ...], limit: int) -> list[int | str]:
+    out: list[int | str] = []
+    i = 0
+    while i < len(rows):
+        j = i
+        while j < len(rows) and _alike(rows[i], rows[j]):
+            j += 1
+        shown = min(j, i + limit)
+        out += list(range(i + 1, shown + 1))
+        if shown < j:
+            out.append(f"...  {j - shown} more like these (--all)")
+        i = j
+    return out
+
+
+def _alike(a: PlanRow, b: PlanRow) -> bool:
+    keys = ("kind", "rule", "w", "x", "b", "g", "gate", "bits", "note")
+    return all(getattr(a, k) == getattr(b, k) for k in keys)
+
+
+def _line(cells: list[str], widths: list[int], right: int) -> str:
+    padded = [
+        c.rjust(n) if i == right else c.ljust(n) for i, (c, n) in enumerate(zip(cells, widths, strict=True))
+    ]
+    return "  ".join(padded).rstrip()
