@@ -33,7 +33,9 @@ class Coded:
         return self.bit.shape[0]
 
     def value(self) -> Tensor:
-        return self.offset + (self.coef * self.bit).sum(0)
+        """Summed in float64 and rounded once, so that many planes cost no more than one ulp."""
+        total = self.offset.double() + (self.coef.double() * self.bit).sum(0)
+        return total.to(self.coef.dtype)
 
 
 @runtime_checkable

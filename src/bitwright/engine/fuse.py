@@ -240,7 +240,8 @@ def _thresholds(graph: Graph) -> None:
         layer = by_name[q.inputs[0]]
         if layer.op not in CODED or len(users[layer.name]) != 1 or len(layer.attrs["weight"]["terms"]) != 1:
             continue
-        if len(layer.shape) not in (1, 3) or (len(layer.shape) == 3 and bool(q.attrs["last"])):
+        image = layer.op == "coded_conv" and len(layer.shape) == 3 and not q.attrs["last"]
+        if not image and len(layer.shape) != 1:
             continue
         scale, add = graph.tensor(layer, "scale"), graph.tensor(layer, "add")
         table, flip = graph.tensor(q, "thresholds"), graph.tensor(q, "flip")
@@ -297,6 +298,8 @@ def _sign_bits(graph: Graph) -> None:
     by_name = graph.by_name()
     for q in graph.nodes:
         if q.op != "quantize" or q.attrs["form"] != "bits" or q.attrs["groups"] != 1 or q.key("flip"):
+            continue
+        if q.attrs["last"] and len(q.shape) > 1:  # a Linear layer reads along the last axis, a convolution along axis 1
             continue
         layer = by_name[q.inputs[0]]
         table = graph.tensor(q, "thresholds")

@@ -5,9 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from fractions import Fraction
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from bitwright.fn.coded import planes_of
 from bitwright.types import Coded
 
 
@@ -86,6 +88,34 @@ def _gcd(a: int, b: int) -> int:
     while b:
         a, b = b, a % b
     return a
+
+
+MAX_PLANES = 8  # of the kernels
+
+
+def storable(code: Coded) -> tuple[Tensor, list[Term]]:
+    """(bits [planes, O, ...], terms) as a file holds them: at most 8 planes.
+
+    A mask over an 8-bit grid is a ninth plane; where the levels fit, the same integers are written with 8.
+
+    >>> import bitwright as bw
+    >>> part = bw.make_part("uniform", bits=8, slot="w")
+    >>> storable(part.encode(torch.linspace(-1, 1, 9).reshape(3, 3)))[0].shape
+    torch.Size([8, 3, 3])
+    """
+    terms = weight_terms(code)
+    if code.planes <= MAX_PLANES:
+        return code.bit, terms
+    if len(terms) == 1:
+        whole = term_integers(code.bit, terms[0]).to(torch.int64)
+        low = int(whole.min()) if whole.numel() else 0
+        step = max(1, int(np.gcd.reduce((whole - low).reshape(-1).numpy())))
+        levels = int((whole - low).max()) // step if whole.numel() else 0
+        if levels < 1 << MAX_PLANES:
+            bit = planes_of((whole - low) // step, MAX_PLANES)
+            places = tuple(range(MAX_PLANES))
+            return bit, [Term(places, tuple(step << p for p in places), low, terms[0].unit)]
+    raise NotInteger(f"{code.planes} planes; bit kernels take 1 to {MAX_PLANES}")
 
 
 def term_integers(bit: Tensor, term: Term) -> Tensor:

@@ -112,6 +112,10 @@ class PackedModel(nn.Module):
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedModel:
         return PackedModel(self.graph, self.backend, self.threads)
 
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._steps = None  # kernel layouts were made of the old tensors
+
     def train(self, mode: bool = True) -> PackedModel:
         """Stays in evaluation: there is nothing to train."""
         return super().train(False)

@@ -25,6 +25,7 @@ class Grid:
     zero: tuple[int, ...]  # one, or one per channel
     unit: float
     thresholds: Tensor
+    units: tuple[float, ...] = ()  # one per channel, where `spread` allowed it; unit is then 1
 
     @property
     def planes(self) -> int:
@@ -64,14 +65,25 @@ def _integer_form(code: Coded, channels: int) -> tuple[list[int], list[int], flo
     raise NotInteger("its levels are no multiples of one step")
 
 
-def grid_of(part: nn.Module, channels: int, rank: int) -> Grid:
+def _spread_form(code: Coded, channels: int) -> tuple[list[int], list[int], tuple[float, ...]]:
+    """(mult per plane, zero per channel, unit per channel) where each channel has a step of its own."""
+    coef = code.coef.detach().reshape(code.planes, channels)
+    offset = code.offset.detach().reshape(-1).expand(channels)
+    forms = [_integer_form(Coded(code.bit, coef[:, c], offset[c]), 1) for c in range(channels)]
+    if any(mult != forms[0][0] for mult, _, _ in forms):
+        raise NotInteger("its channels have different levels")
+    return forms[0][0], [zero[0] for _, zero, _ in forms], tuple(unit for _, _, unit in forms)
+
+
+def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> Grid:
     """Reads the grid of an input part for values of `rank` axes with `channels` on axis 1 (or the last of two).
 
+    spread: one step per channel is allowed (`units`); fit for a float layer, not for an integer product.
     Errors: `NotInteger` with the reason.
 
     >>> import bitwright as bw
     >>> g = grid_of(bw.make_part("dorefa_a", bits=2), 3, 4)
-    >>> g.levels, g.mult, g.zero, g.thresholds.round(decimals=3).tolist()
+    >>> g.levels, g.mult, g.zero, [round(t, 3) for t in g.thresholds.tolist()]
     (3, 1, (0,), [0.167, 0.5, 0.833])
     """
     encode = moment(part, "encode")
@@ -86,7 +98,12 @@ def grid_of(part: nn.Module, channels: int, rank: int) -> Grid:
                 return encode(x.reshape(*x.shape, *[1] * (rank - 2)))
 
             probe = run(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
-            mult, zero, unit = _integer_form(probe, channels)
+            units: tuple[float, ...] = ()
+            if spread and channels > 1 and probe.coef.numel() == probe.planes * channels:
+                unit = 1.0
+                mult, zero, units = _spread_form(probe, channels)
+            else:
+                mult, zero, unit = _integer_form(probe, channels)
             weights = torch.tensor(mult).reshape(-1, *[1] * rank)
 
             def integers(x: Tensor) -> Tensor:
@@ -109,7 +126,7 @@ def grid_of(part: nn.Module, channels: int, rank: int) -> Grid:
         part.train(was)
     same = bool((found == found[:1]).all())
     return Grid(
-        levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found
+        levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found, units
     )
 
 

@@ -24,7 +24,7 @@ def quantize(x: Tensor, thresholds: Tensor, flip: Tensor | None, last: bool) -> 
     """Code = number of thresholds that x has reached (NaN: none); int64, shape of x. Channels with flip count down."""
     levels = thresholds.shape[-1]
     if thresholds.dim() == 1:
-        code = torch.bucketize(x, thresholds, right=True)
+        code = torch.bucketize(x.contiguous(), thresholds, right=True)
     else:  # one row per channel
         moved = x if last else x.movedim(1, -1)
         code = (moved[..., None] >= thresholds).sum(-1)

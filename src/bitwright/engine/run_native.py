@@ -26,7 +26,8 @@ def _step(node: Node, graph: Graph, threads: int | None) -> Step:
     if node.op == "max_pool_codes":
         a = node.attrs
         name, source = node.name, node.inputs[0]
-        kernel, stride, padding, dilation, ceil = (a[k] for k in ("kernel", "stride", "padding", "dilation", "ceil"))
+        kernel, stride, padding, dilation = (tuple(a[k]) for k in ("kernel", "stride", "padding", "dilation"))
+        ceil = bool(a["ceil"])
         return lambda env: env.__setitem__(
             name, native.maxpool(env[source], kernel, stride, padding, dilation, ceil, threads or 1)
         )

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from bitwright.engine import bitstrings
 from bitwright.engine.aten import TRANSLATE, Unsupported
-from bitwright.engine.integers import NotInteger, weight_terms
+from bitwright.engine.integers import NotInteger, storable
 from bitwright.engine.ir import Graph, Node
 from bitwright.engine.quantizer import Grid, grid_of, split
 from bitwright.errors import InputError
@@ -38,6 +38,15 @@ def _marked_fake(
         return F.linear(x, w)
     conv = F.conv1d if len(weight) == 3 else F.conv2d
     return conv(x, w, None, stride, padding, dilation, groups)
+
+
+_library.define("marked_input(Tensor x, str name) -> Tensor")
+
+
+@torch.library.register_fake("bitwright::marked_input", lib=_library)
+def _marked_input_fake(x: Tensor, name: str) -> Tensor:
+    """Floats of the same shape: the layer's own input part is put in the marker's place."""
+    return torch.empty_like(x)
 
 
 @dataclass
@@ -105,15 +114,13 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
             return f"slot x holds {_name(link)}, which has no integer codes"
     if layer.w is not None:
         try:
-            terms = weight_terms(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
+            storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
         except NotInteger as reason:
             return f"slot w holds {_name(layer.w)}: {reason}"
-        del terms
     if quantizer is None:
         return Packing(None, before, layer.w is not None)
-    channels = layer.weight.shape[1] * int(getattr(layer, "groups", 1))
     try:
-        grid = grid_of(quantizer, channels, rank)
+        grid = grid_of(quantizer, _in_channels(layer), rank)
     except NotInteger as reason:
         return f"slot x holds {_name(quantizer)}: {reason}"
     return Packing(grid, before, layer.w is not None)
@@ -145,23 +152,47 @@ class _Marker(nn.Module):
         )
 
 
-class _FloatRun(nn.Module):
-    """A refused slot layer for the graph: its input part, then the plain operator on the weight it uses."""
+class _InputMarker(nn.Module):
+    """Stands for the input part of a layer that runs in float."""
 
-    def __init__(self, layer: SlotLayer) -> None:
+    def __init__(self, name: str) -> None:
         super().__init__()
-        self.x = layer.x if layer.x is not None else nn.Identity()
-        plain = copy.copy(layer)
-        plain._modules = {k: None for k in layer._modules}
-        plain._parameters = dict(layer._parameters)
-        with torch.no_grad():
-            plain._parameters["weight"] = nn.Parameter(layer.quantized_weight().detach().clone(), requires_grad=False)
-            if layer.b is not None and layer.bias is not None:
-                plain._parameters["bias"] = nn.Parameter(layer.b(layer.bias).detach().clone(), requires_grad=False)
-        self.plain = plain
+        self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.plain(self.x(x))
+        return torch.ops.bitwright.marked_input(x, self.name)
+
+
+def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing]) -> nn.Module:
+    """A refused slot layer for the graph: the plain operator on the weight it uses, behind its input part.
+
+    The part becomes a quantizer of the graph where it has levels; any other is exported as the user wrote it.
+    """
+    plain = copy.copy(layer)
+    plain._modules = {k: None for k in layer._modules}
+    plain._modules["gate"] = layer.gate
+    plain._parameters = dict(layer._parameters)
+    with torch.no_grad():
+        plain._parameters["weight"] = nn.Parameter(layer.quantized_weight().detach().clone(), requires_grad=False)
+        if layer.b is not None and layer.bias is not None:
+            plain._parameters["bias"] = nn.Parameter(layer.b(layer.bias).detach().clone(), requires_grad=False)
+    if layer.x is not None:
+        before, quantizer = split(layer.x)
+        grid = None
+        known = all(isinstance(m, Norm) or getattr(m, "part_name", "") == "dropout" for m in before)
+        if known and quantizer is not None:
+            try:
+                grid = grid_of(quantizer, _in_channels(layer), rank, spread=True)
+            except NotInteger:
+                known = False
+        if known:
+            inputs[name] = Packing(grid, before, False)
+        plain._modules["x"] = _InputMarker(name) if known else layer.x
+    return plain
+
+
+def _in_channels(layer: SlotLayer) -> int:
+    return int(getattr(layer, "in_channels", 0) or getattr(layer, "in_features", 0))
 
 
 def trace(model: nn.Module, example: Tensor) -> Traced:
@@ -173,6 +204,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
     layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
     ranks = _ranks(work, layers, example)
     packings: dict[str, Packing] = {}
+    inputs: dict[str, Packing] = {}  # of refused layers, whose input part alone enters the graph
     refused: dict[str, str] = {}
     parents = dict(work.named_modules(remove_duplicate=False))
     places: dict[int, list[str]] = {}
@@ -183,7 +215,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         if isinstance(found, str):
             if layer.w is not None or layer.x is not None:
                 refused[name] = f"{name} ({describe(layer)}): {found}"
-            new: nn.Module = _FloatRun(layer) if layer.gate is None else layer
+            new: nn.Module = _float_run(layer, name, ranks.get(name, 4), inputs)
         else:
             packings[name] = found
             if not found.coded_weight:
@@ -195,7 +227,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         for place in places[id(layer)]:
             parent, _, child = place.rpartition(".")
             setattr(parents[parent], child, new)
-    graph, frames = _lower(_export(work, example), layers, packings)
+    graph, frames = _lower(_export(work, example), layers, packings, inputs)
     return Traced(graph, refused, frames)
 
 
@@ -262,7 +294,10 @@ def _owner(node: torch.fx.Node) -> str:
 
 
 def _lower(
-    program: torch.export.ExportedProgram, layers: dict[str, SlotLayer], packings: dict[str, Packing]
+    program: torch.export.ExportedProgram,
+    layers: dict[str, SlotLayer],
+    packings: dict[str, Packing],
+    inputs: dict[str, Packing],
 ) -> tuple[Graph, dict[str, str]]:
     graph = Graph([], {})
     constants: dict[str, Tensor] = {}
@@ -300,6 +335,12 @@ def _lower(
                 frames[layer_name] = _frame(n)
                 names[n.name] = _emit_layer(
                     graph, names[n.args[0].name], n, layers[layer_name], layer_name, packings[layer_name]
+                )
+                continue
+            if target.startswith("bitwright.marked_input"):
+                layer_name = n.args[1]
+                names[n.name] = _emit_input(
+                    graph, names[n.args[0].name], layers[layer_name], layer_name, inputs[layer_name]
                 )
                 continue
             _emit_aten(graph, n, names, constants, symbols)
@@ -359,35 +400,45 @@ def _fresh(graph: Graph, wish: str) -> str:
     return name
 
 
-def _emit_layer(
-    graph: Graph, source: str, n: torch.fx.Node, layer: SlotLayer, name: str, packing: Packing
-) -> str:
+def _emit_input(graph: Graph, source: str, layer: SlotLayer, name: str, packing: Packing) -> str:
+    """Norms, then the quantizer, then (where the weight is not coded) back to numbers."""
     x_shape = list(graph.node(source).shape)
     last = isinstance(layer, nn.Linear)
     value = source
+
+    def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> None:
+        nonlocal value
+        node = Node(op, _fresh(graph, wish), [value], {"shape": x_shape, "owner": f"{name}.x", **attrs})
+        for role, tensor in tensors.items():
+            graph.put(node, role, tensor)
+        graph.nodes.append(node)
+        value = node.name
+
     for i, link in enumerate(packing.before):
         if isinstance(link, Norm):
             # kept apart from any BatchNorm before it: given the layer's input, its codes are then exactly the trained
             # layer's, and not only up to the rounding of a merged norm
-            attrs = {"shape": x_shape, "owner": f"{name}.x", "last": last, "keep": True}
-            node = Node("affine", _fresh(graph, f"{name}.x{i}"), [value], attrs)
             scale, add = link.constants()
-            graph.put(node, "scale", scale.detach())
-            graph.put(node, "add", add.detach())
-            graph.nodes.append(node)
-            value = node.name
+            emit("affine", f"{name}.x{i}", {"last": last, "keep": True}, scale=scale.detach(), add=add.detach())
     grid = packing.grid
     if grid is not None:
-        attrs = {"shape": x_shape, "owner": f"{name}.x", "last": last, "levels": grid.levels, "mult": grid.mult}
-        node = Node("quantize", _fresh(graph, f"{name}.x"), [value], {**attrs, "zero": list(grid.zero)})
-        graph.put(node, "thresholds", grid.thresholds)
-        graph.nodes.append(node)
-        value = node.name
-        if not packing.coded_weight:  # float weight on coded inputs: back to numbers
-            node = Node("decode", _fresh(graph, f"{name}.values"), [value], {"shape": x_shape, "owner": f"{name}.x"})
-            node.attrs["unit"] = grid.unit
-            graph.nodes.append(node)
-            value = node.name
+        attrs = {"last": last, "levels": grid.levels, "mult": grid.mult, "zero": list(grid.zero)}
+        emit("quantize", f"{name}.x", attrs, thresholds=grid.thresholds)
+        if not packing.coded_weight:
+            emit("decode", f"{name}.values", {"unit": grid.unit})
+            if grid.units:  # one step per channel
+                units = torch.tensor(grid.units, dtype=torch.float32)
+                attrs = {"last": last, "keep": True}
+                emit("affine", f"{name}.steps", attrs, scale=units, add=torch.zeros_like(units))
+    return value
+
+
+def _emit_layer(
+    graph: Graph, source: str, n: torch.fx.Node, layer: SlotLayer, name: str, packing: Packing
+) -> str:
+    last = isinstance(layer, nn.Linear)
+    grid = packing.grid
+    value = _emit_input(graph, source, layer, name, packing)
     attrs = {"shape": _shape(n), "owner": name, "frame": _frame(n)}
     if not last:
         attrs |= {"rank": layer.weight.dim() - 2, "stride": n.args[3], "padding": n.args[4], "dilation": n.args[5]}
@@ -414,13 +465,12 @@ def _put_weight(graph: Graph, node: Node, layer: SlotLayer, x_unit: float | None
     encode = moment(layer.w, "encode")
     assert encode is not None
     with torch.no_grad():
-        code = encode(layer.slot_weight().detach())
-    terms = weight_terms(code)
-    channels = code.bit.shape[1]
-    graph.put(node, "bits", bitstrings.pack(code.bit))
+        bit, terms = storable(encode(layer.slot_weight().detach()))
+    channels = bit.shape[1]
+    graph.put(node, "bits", bitstrings.pack(bit))
     node.attrs["weight"] = {
-        "shape": [int(s) for s in code.bit.shape[1:]],
-        "planes": code.planes,
+        "shape": [int(s) for s in bit.shape[1:]],
+        "planes": bit.shape[0],
         "terms": [{"planes": list(t.planes), "mult": list(t.mult), "zero": t.zero} for t in terms],
     }
     factor = 1.0 if x_unit is None else x_unit

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from bitwright.engine import native, reference, run_native, run_reference
 from bitwright.engine.fuse import _formats
+from bitwright.engine.integers import term_integers, weight_terms
 from bitwright.engine.ir import Graph, Node
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.report import Disagreement
@@ -19,6 +20,7 @@ from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 
 CODED = ("coded_conv", "coded_linear")
+ANSWER = "/"  # no module has this name; "" is the model itself
 
 
 @dataclass
@@ -59,7 +61,7 @@ def verify(model: nn.Module, packed: PackedModel, batches: Iterable[object]) -> 
         with torch.no_grad():
             for x in inputs_of(batches):
                 seen = checks.capture(model, x)
-                expected = seen.pop("")
+                expected = seen.pop(ANSWER)
                 values = packed.values(x)
                 got = values[packed.steps() and packed._out]
                 checks.compare(seen, proof)
@@ -106,14 +108,14 @@ class LayerChecks:
         return [run_reference._step(n, self.graph) for n in before]
 
     def capture(self, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """The first input of each coded layer in a run of the trained net; key "" holds the output."""
+        """The first input of each coded layer in a run of the trained net; key ANSWER holds the output."""
         seen: dict[str, Tensor] = {}
         hooks = [
             self.layers[n].register_forward_pre_hook(remember(seen, n, lambda x: x.detach()))
             for n in self.nodes
         ]
         try:
-            seen[""] = model(x if x.dtype == torch.uint8 else x.float())
+            seen[ANSWER] = model(x if x.dtype == torch.uint8 else x.float())
         finally:
             for h in hooks:
                 h.remove()
@@ -173,7 +175,7 @@ def trained_integers(layer: SlotLayer, node: Node, x: Tensor) -> list[Tensor]:
     """The integer products that the trained layer's own codes give, by torch's convolution on whole numbers.
 
     X comes from the part's `encode`, divided by the unit; W likewise. Nothing of the packed file is used but the
-    split into terms.
+    geometry.
     """
     bit, coef, offset = codes_of(layer, x)
     unit = _unit(coef, offset)
@@ -182,12 +184,7 @@ def trained_integers(layer: SlotLayer, node: Node, x: Tensor) -> list[Tensor]:
     w_encode = moment(layer.w, "encode")
     assert w_encode is not None
     w_code = w_encode(layer.slot_weight().detach())
-    weights = []
-    for term in node.attrs["weight"]["terms"]:
-        total = torch.full(w_code.bit.shape[1:], float(term["zero"]))
-        for p, m in zip(term["planes"], term["mult"], strict=True):
-            total = total + m * w_code.bit[p].float()
-        weights.append(total)
+    weights = [term_integers(w_code.bit, term).float() for term in weight_terms(w_code)]
     return reference.integer_products(numbers, weights, node)
 
 
@@ -200,8 +197,6 @@ def _unit(coef: Tensor, offset: Tensor) -> float:
 
 def trained_scale(layer: SlotLayer, node: Node, integers: list[Tensor]) -> Tensor:
     """Integers times the trained scales plus bias: the layer's float output, up to rounding."""
-    from bitwright.engine.integers import weight_terms
-
     w_encode = moment(layer.w, "encode")
     assert w_encode is not None
     terms = weight_terms(w_encode(layer.slot_weight().detach()))

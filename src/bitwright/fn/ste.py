@@ -14,7 +14,7 @@ class _Ste(torch.autograd.Function):
 
     @staticmethod
     def forward(x: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
-        return y.view_as(y)
+        return y.clone()  # the output must own its memory: an in-place ReLU may follow
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor | None], output: Tensor) -> None:

@@ -37,7 +37,8 @@ class SlotLayer(nn.Module):
             if slot == "b" and value is not None and self.bias is None:
                 value = None
             # through _modules: an empty slot stays a registered name, so setattr later works the same way
-            setattr(self, slot, make_slot(value, slot, self, where))
+            made = make_slot(value, slot, self, where)
+            setattr(self, slot, made if made is None or made is value else made.train(self.training))
 
     def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         """The linear operator of the layer, no slots."""

@@ -67,4 +67,6 @@ class Norm(nn.Module):
         """(scale, add) of evaluation, [C] each: made in float64, rounded once. One multiply, one add, so that the
         packed net meets the very same numbers on every machine."""
         rate = self.weight.double() / torch.sqrt(self.running_var.double() + self.eps)
-        return rate.float(), (self.bias.double() - self.running_mean.double() * rate).float()
+        add = self.bias.double() - self.running_mean.double() * rate
+        kept = self.weight.dtype if self.weight.dtype == torch.float64 else torch.float32
+        return rate.to(kept), add.to(kept)

@@ -1,0 +1,38 @@
+"""The law that matters in the end: a net of it learns."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from bitwright.testing.case import Case, after_steps, bind, penalties
+from bitwright.testing.law import finite, law, require
+
+
+@law("a net of two such layers learns 64 samples", slow=True)
+def learns(case: Case) -> None:
+    x, target = torch.rand(64, 3, 5, 5) * 2 - 1, torch.randint(0, 4, (64,))
+    net = nn.Sequential(
+        case.layer(channels=3, out=8),
+        nn.BatchNorm2d(8),
+        case.layer(channels=8, out=8),
+        nn.BatchNorm2d(8),
+        nn.Flatten(),
+    )
+    head = nn.Linear(8 * 25, 4)
+    for p in head.parameters():
+        p.requires_grad_(False)  # a head that learns would hide layers that do not
+    optimizer = torch.optim.Adam(net.parameters(), 1e-2)
+    bind(net, optimizer)
+    losses: list[float] = []
+    for _ in range(30):
+        loss = F.cross_entropy(head(net(x)), target)
+        optimizer.zero_grad()
+        (loss + penalties(net)).backward()
+        optimizer.step()
+        after_steps(net)
+        losses.append(loss.item())
+        require(finite(loss), f"the loss is {loss.item()} at step {len(losses)}")
+    first, last = sum(losses[:3]) / 3, sum(losses[-3:]) / 3
+    require(last < 0.8 * first, f"loss {first:.3f} -> {last:.3f}")

@@ -1,0 +1,81 @@
+"""A file imports only its own floor or a lower one: read with ast, in functions and for types too."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+import bitwright
+
+ROOT = Path(bitwright.__file__).parent
+FLOORS = {
+    "errors": 0,
+    "types": 0,
+    "fn": 0,
+    "parts": 1,
+    "nn": 2,
+    "models": 2,
+    "transforms": 3,
+    "data": 4,
+    "analysis": 5,
+    "engine": 6,
+    "measure": 6,
+    "cli": 7,
+    "testing": 7,
+    "__init__": 7,
+    "__main__": 7,
+}
+FILES = sorted(p for p in ROOT.rglob("*.py") if "__pycache__" not in p.parts)
+
+
+def top(path: Path) -> str:
+    return path.relative_to(ROOT).parts[0].removesuffix(".py")
+
+
+def imported(tree: ast.AST, package: str) -> set[str]:
+    """Names below `bitwright` that a module imports: "" is the package itself."""
+    found: set[str] = set()
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = node.module or ""
+            if node.level:  # from . import x
+                parents = package.split(".")[: len(package.split(".")) - node.level + 1]
+                base = ".".join([*parents, *([node.module] if node.module else [])])
+            found |= {f"{base}.{alias.name}" for alias in node.names}
+    own = {n for n in found if n == "bitwright" or n.startswith("bitwright.")}
+    return {n.removeprefix("bitwright").removeprefix(".").split(".")[0] for n in own}
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_only_its_own_floor_or_a_lower_one(path: Path) -> None:
+    mine = top(path)
+    assert mine in FLOORS, f"{mine} has no floor: add it to FLOORS"
+    package = ".".join(["bitwright", *path.relative_to(ROOT).parent.parts])
+    for name in imported(ast.parse(path.read_text(encoding="utf-8")), package):
+        # what is no module of the package is a name of bitwright/__init__.py, the top floor
+        floor = FLOORS.get(name, FLOORS["__init__"])
+        assert floor <= FLOORS[mine], (
+            f"floor {FLOORS[mine]} ({mine}) imports {name or 'bitwright'} of floor {floor}"
+        )
+
+
+@pytest.mark.parametrize(
+    ("text", "package", "names"),
+    [
+        ("from bitwright.parts import bwn", "bitwright.nn", {"parts"}),
+        ("import bitwright.engine.pack", "bitwright.fn", {"engine"}),
+        ("import bitwright as bw", "bitwright.fn", {""}),
+        ("from bitwright import nn", "bitwright.fn", {"nn"}),
+        ("from .. import cli\nfrom . import chain", "bitwright.parts", {"cli", "parts"}),
+        ("from ..engine.pack import rows", "bitwright.parts", {"engine"}),
+        ("def f():\n    from bitwright.cli import main", "bitwright.fn", {"cli"}),
+        ("if TYPE_CHECKING:\n    from bitwright.measure import bench", "bitwright.fn", {"measure"}),
+        ("import torch, bitwrighted", "bitwright.fn", set()),
+    ],
+)
+def test_the_reader_sees_every_form_of_import(text: str, package: str, names: set[str]) -> None:
+    assert imported(ast.parse(text), package) == names
