@@ -1,0 +1,271 @@
+// AVX-512 (VPOPCNTDQ): convolution of packed bits.
+//
+// Lanes are output channels: a vector holds one word of K for sixteen of them, the input word is broadcast, so
+// there is no horizontal sum and the epilogue is one vector. XOR instead of AND: from
+//     2 popcount(w & x) = popcount(w) + popcount(x) - popcount(w ^ x)
+// twice the result is  sum_pq k_pq (popcount(w_q) - popcount(w_q ^ x_p)) + spare * sum_p x_mult[p] popcount(x_p)
+// with k_pq = x_mult[p] w_mult[q] and spare = 2 w_zero + sum_q w_mult[q]. Zero padding is zero words. Grids that
+// are symmetric about zero (sign, ternary, odd levels) have spare = 0: then popcount(x) is never needed, and XOR
+// allows the carry-save form below.
+#pragma once
+#include "avx512_emit.h"
+#include "avx512_tiles.h"
+
+namespace {
+
+// ---- weights: popcounts [blocks][w_planes][16] int32, then words [blocks][w_planes][K][16] --------------------
+
+inline int64_t lanes_k(const bw_conv& conv) { return conv.kh * conv.kw * bw_ceil_div(conv.c, 32); }
+inline int64_t lanes_blocks(const bw_conv& conv) { return bw_ceil_div(conv.o, 16); }
+
+inline int64_t lanes_bits_size(const bw_conv& conv) {
+  return lanes_blocks(conv) * conv.w_planes * (lanes_k(conv) + 1) * 64;
+}
+
+inline void lanes_bits_weights(const bw_conv& conv, const uint8_t* bits, void* body) {
+  const int64_t taps = conv.kh * conv.kw, words = bw_ceil_div(conv.c, 32), k = lanes_k(conv);
+  int32_t* counts = (int32_t*)body;
+  uint32_t* packed = (uint32_t*)body + lanes_blocks(conv) * conv.w_planes * 16;
+  memset(body, 0, (size_t)lanes_bits_size(conv));
+  for (int64_t q = 0; q < conv.w_planes; q++)
+    for (int64_t o = 0; o < conv.o; o++) {
+      const int64_t row = o / 16 * conv.w_planes + q;
+      for (int64_t c = 0; c < conv.c; c++)
+        for (int64_t tap = 0; tap < taps; tap++)
+          if (*bits++) {
+            packed[(row * k + tap * words + c / 32) * 16 + o % 16] |= 1u << (c % 32);
+            counts[row * 16 + o % 16]++;
+          }
+    }
+}
+
+// The doubled result must fit int32 whatever the data.
+inline bool lanes_bits_fit(const bw_conv& conv) {
+  double w = 0, x = 0, zero = (double)conv.w_zero;
+  for (int64_t q = 0; q < conv.w_planes; q++) w += conv.w_mult[q] < 0 ? -(double)conv.w_mult[q] : conv.w_mult[q];
+  for (int64_t p = 0; p < conv.x_planes; p++) x += conv.x_mult[p] < 0 ? -(double)conv.x_mult[p] : conv.x_mult[p];
+  return 2 * x * (w + (zero < 0 ? -zero : zero)) * (double)lanes_k(conv) * 32 < 2147483647.0;
+}
+
+// ---- popcount(w ^ x) for P pixels and C vectors of channels ---------------------------------------------------
+
+// maj(a, b, c) of a = s0, b = s0 ^ s1, c = s1 ^ s2, as a ternary-logic table
+constexpr int carry_table() {
+  int table = 0;
+  for (int i = 0; i < 8; i++) {
+    const int s0 = i >> 2 & 1, s1 = i >> 1 & 1, s2 = i & 1;
+    if (s0 + (s0 ^ s1) + (s1 ^ s2) >= 2) table |= 1 << i;
+  }
+  return table;
+}
+
+template <int P, int C>
+BW_INLINE void xor_counts(const Window<uint32_t>& window, const uint32_t* const (&x)[P], const uint32_t* w,
+                          int64_t w_step, __m512i (&count)[P][C]) {
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_setzero_si512();
+  for (int64_t ry = 0; ry < window.runs_y; ry++)
+    for (int64_t rx = 0; rx < window.runs_x; rx++) {
+      const int64_t at = ry * window.run_y + rx * window.run_x;
+      for (int64_t j = at; j < at + window.run; j++, w += 16) {
+        __m512i wv[C];
+        BW_UNROLL for (int c = 0; c < C; c++) wv[c] = _mm512_load_si512(w + c * w_step);
+        BW_UNROLL for (int p = 0; p < P; p++) {
+          const __m512i xv = _mm512_set1_epi32((int)x[p][j]);
+          BW_UNROLL for (int c = 0; c < C; c++)
+            count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(_mm512_xor_si512(xv, wv[c])));
+        }
+      }
+    }
+}
+
+// Carry-save form: `odd` holds the parity of the bits so far, and two words at a time make one carry word worth 2.
+// With the running parities s0, s1 = s0 ^ x0 ^ w0, s2 = s1 ^ x1 ^ w1 the carry is a function of the three: four
+// instructions and one popcount for two words instead of six with two. Pays where popcount has one port (Intel).
+template <int P, int C>
+BW_INLINE void xor_counts_carry(const Window<uint32_t>& window, const uint32_t* const (&x)[P], const uint32_t* w,
+                                int64_t w_step, __m512i (&count)[P][C]) {
+  __m512i odd[P][C];
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = odd[p][c] = _mm512_setzero_si512();
+  for (int64_t ry = 0; ry < window.runs_y; ry++)
+    for (int64_t rx = 0; rx < window.runs_x; rx++) {
+      int64_t j = ry * window.run_y + rx * window.run_x;
+      const int64_t end = j + window.run;
+      for (; j + 2 <= end; j += 2, w += 32) {
+        __m512i w0[C], w1[C];
+        BW_UNROLL for (int c = 0; c < C; c++)
+          w0[c] = _mm512_load_si512(w + c * w_step), w1[c] = _mm512_load_si512(w + c * w_step + 16);
+        BW_UNROLL for (int p = 0; p < P; p++) {
+          const __m512i x0 = _mm512_set1_epi32((int)x[p][j]), x1 = _mm512_set1_epi32((int)x[p][j + 1]);
+          BW_UNROLL for (int c = 0; c < C; c++) {
+            const __m512i s0 = odd[p][c], s1 = _mm512_ternarylogic_epi32(s0, x0, w0[c], 0x96);
+            const __m512i s2 = _mm512_ternarylogic_epi32(s1, x1, w1[c], 0x96);
+            const __m512i carry = _mm512_ternarylogic_epi32(s0, s1, s2, carry_table());
+            odd[p][c] = s2;
+            count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(carry));
+          }
+        }
+      }
+      if (j < end) {  // an odd word: a half adder
+        BW_UNROLL for (int c = 0; c < C; c++) {
+          const __m512i wv = _mm512_load_si512(w + c * w_step);
+          BW_UNROLL for (int p = 0; p < P; p++) {
+            const __m512i bit = _mm512_xor_si512(_mm512_set1_epi32((int)x[p][j]), wv), s0 = odd[p][c];
+            count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(_mm512_and_si512(s0, bit)));
+            odd[p][c] = _mm512_xor_si512(s0, bit);
+          }
+        }
+        w += 16;
+      }
+    }
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++)
+      count[p][c] = _mm512_add_epi32(_mm512_slli_epi32(count[p][c], 1), _mm512_popcnt_epi32(odd[p][c]));
+}
+
+inline int64_t window_popcount(const Window<uint32_t>& window, const uint32_t* x) {
+  int64_t total = 0;
+  for (int64_t ry = 0; ry < window.runs_y; ry++)
+    for (int64_t rx = 0; rx < window.runs_x; rx++)
+      for (int64_t j = 0; j < window.run; j++)
+        total += __builtin_popcount(x[ry * window.run_y + rx * window.run_x + j]);
+  return total;
+}
+
+// ---- one tile: P pixels x 16 C channels ----------------------------------------------------------------------
+
+struct BitsJob {
+  typedef uint32_t element;
+  const bw_conv& conv;
+  const bw_sink& sink;
+  Window<uint32_t> window;
+  const int32_t* counts;
+  const uint32_t* words;
+  int64_t spare;
+  const int32_t* cuts;    // see make_cuts; null: the general epilogue
+  const uint16_t* flips;
+  template <int P, int C, bool CARRY>
+  BW_INLINE void tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const;
+};
+
+// One plane each and one threshold, the body of a binary network: the threshold is moved to the popcount, so the
+// epilogue is one comparison. With factor = 2**shift,
+//   (factor (all - count)) / 2 + corr >= t   <=>   count <= all - ceil(2 (t - corr) / factor) = cut.
+// cuts [border classes][blocks * 16]; lanes beyond the channels get -1, which no count reaches: bit 0.
+inline bool make_cuts(BitsJob& job) {
+  const bw_conv& conv = job.conv;
+  const bw_sink& sink = job.sink;
+  const int64_t factor = (int64_t)conv.x_mult[0] * conv.w_mult[0];
+  if (sink.mode != BW_WORDS || sink.levels != 1 || sink.out_planes != 1 || conv.x_planes != 1 ||
+      conv.w_planes != 1 || job.spare || factor <= 0 || (factor & (factor - 1)))
+    return true;
+  const int64_t classes = conv.row_classes * conv.col_classes, lanes = lanes_blocks(conv) * 16;
+  if (classes > conv.n * conv.oh * conv.ow) return true;  // the table would cost more than it saves
+  int32_t* cuts = (int32_t*)bw_scratch(BW_SCRATCH_CUTS, (size_t)((classes * 4 + 2) * lanes));
+  if (!cuts) return false;
+  uint16_t* flips = (uint16_t*)(cuts + classes * lanes);
+  const int shift = __builtin_ctzll((uint64_t)factor);
+  const int64_t most = (int64_t)1 << 30;
+  for (int64_t i = 0; i < classes; i++) {
+    const int32_t* corr = conv.corr + i * conv.o;
+    int32_t* row = cuts + i * lanes;
+    for (int64_t o = 0; o < conv.o; o++) {
+      const int64_t twice = 2 * ((int64_t)sink.thresholds[o] - corr[o]);
+      const int64_t cut = job.counts[o] - ((twice + factor - 1) >> shift);
+      row[o] = (int32_t)(cut < -1 ? -1 : cut > most ? most : cut);
+    }
+    for (int64_t o = conv.o; o < lanes; o++) row[o] = -1;
+  }
+  for (int64_t b = 0; b * 16 < lanes; b++) flips[b] = flips_of(sink, b, lanes_of(conv.o, b));
+  job.cuts = cuts, job.flips = flips;
+  return true;
+}
+
+template <int P, int C, bool CARRY>
+BW_INLINE void sign_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel, int64_t block) {
+  const int64_t k = lanes_k(job.conv), lanes = lanes_blocks(job.conv) * 16, words = bw_ceil_div(job.conv.o, 32);
+  const uint32_t* x[P];
+  const int32_t* cut[P];
+  BW_UNROLL for (int p = 0; p < P; p++)
+    x[p] = walk.address(), cut[p] = job.cuts + walk.border() * lanes + block * 16, walk.next();
+  __m512i count[P][C];
+  const uint32_t* w = job.words + block * k * 16;
+  if (CARRY) xor_counts_carry<P, C>(job.window, x, w, k * 16, count);
+  else xor_counts<P, C>(job.window, x, w, k * 16, count);
+  uint16_t* out = (uint16_t*)((uint32_t*)job.sink.out + pixel * words) + block;
+  const bool odd_end = (block + C) * 16 >= lanes && (block + C) % 2;  // the unused half of the last word is ours
+  BW_UNROLL for (int p = 0; p < P; p++, out += words * 2) {
+    BW_UNROLL for (int c = 0; c < C; c++)
+      out[c] = (uint16_t)(_mm512_cmple_epi32_mask(count[p][c], _mm512_loadu_si512(cut[p] + c * 16)) ^ job.flips[block + c]);
+    if (odd_end) out[C] = 0;
+  }
+}
+
+template <int P, int C, bool CARRY>
+BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const {
+  const int64_t k = lanes_k(conv), w_step = conv.w_planes * k * 16, plane_words = bw_ceil_div(conv.c, 32);
+  if (cuts) return sign_tile<P, C, CARRY>(*this, walk, pixel, block);
+  const uint32_t* x[P];
+  const int32_t* corr[P];
+  BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), corr[p] = walk.corr(), walk.next();
+  __m512i total[P][C], count[P][C];
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) total[p][c] = _mm512_setzero_si512();
+  for (int64_t q = 0; q < conv.w_planes; q++) {
+    const uint32_t* w = words + block * w_step + q * k * 16;
+    for (int64_t a = 0; a < conv.x_planes; a++) {
+      const uint32_t* plane[P];
+      BW_UNROLL for (int p = 0; p < P; p++) plane[p] = x[p] + a * plane_words;
+      if (CARRY) xor_counts_carry<P, C>(window, plane, w, w_step, count);
+      else xor_counts<P, C>(window, plane, w, w_step, count);
+      const __m512i factor = _mm512_set1_epi32(conv.x_mult[a] * conv.w_mult[q]);
+      BW_UNROLL for (int c = 0; c < C; c++) {
+        const __m512i all = _mm512_loadu_si512(counts + ((block + c) * conv.w_planes + q) * 16);
+        BW_UNROLL for (int p = 0; p < P; p++)
+          total[p][c] = _mm512_add_epi32(total[p][c], _mm512_mullo_epi32(factor, _mm512_sub_epi32(all, count[p][c])));
+      }
+    }
+  }
+  BW_UNROLL for (int p = 0; p < P; p++) {
+    int64_t extra = 0;
+    if (spare)
+      for (int64_t a = 0; a < conv.x_planes; a++)
+        extra += conv.x_mult[a] * window_popcount(window, x[p] + a * plane_words);
+    const __m512i shared = _mm512_set1_epi32((int)(extra * spare));
+    BW_UNROLL for (int c = 0; c < C; c++) {
+      const __m512i twice = _mm512_add_epi32(total[p][c], shared);
+      const __m512i constant = _mm512_maskz_loadu_epi32(lanes_of(conv.o, block + c), corr[p] + (block + c) * 16);
+      emit_16(sink, conv.o, pixel + p, block + c, _mm512_add_epi32(_mm512_srai_epi32(twice, 1), constant));
+    }
+  }
+}
+
+// Measured (engine.md 2, and on Sapphire Rapids): Zen counts bits on two ports and is best with the plain 4 x 4
+// tile; Intel has one such port and wins 5-10 % with carry-save, which takes a second register per accumulator.
+inline TileChoice<BitsJob> choose_tile(int64_t pixels) {
+  if (pixels < 4) return {strip<BitsJob, 1, 4, false>, strip<BitsJob, 1, 1, false>, 4, 1};
+  if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 1, false>, 4, 4};
+  return {strip<BitsJob, 4, 2, true>, strip<BitsJob, 7, 1, true>, 2, 4};
+}
+
+inline int lanes_conv_bits(const bw_conv& conv, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
+  const int64_t words = bw_ceil_div(conv.c, 32);
+  int64_t spare = 2 * conv.w_zero;
+  for (int64_t q = 0; q < conv.w_planes; q++) spare += conv.w_mult[q];
+  Window<uint32_t> window;
+  if (!make_window(conv, x, conv.x_planes * words, words, false, true, threads, &window))
+    return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
+  const int32_t* counts = (const int32_t*)body;
+  const uint32_t* packed = (const uint32_t*)body + lanes_blocks(conv) * conv.w_planes * 16;
+  const auto run = [&](const bw_sink& to, int nt) {
+    BitsJob job = {conv, to, window, counts, packed, spare, nullptr, nullptr};
+    if (!make_cuts(job)) return bw_fail(BW_NO_MEMORY, "out of memory for the thresholds");
+    run_tiles(job, choose_tile(conv.n * conv.oh * conv.ow), nt);
+    return (int)BW_OK;
+  };
+  if (!plain_words(sink, conv.o)) return emit_in_two_steps(conv, sink, threads, run);
+  return run(sink, threads);
+}
+
+}  // namespace

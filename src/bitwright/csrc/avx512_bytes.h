@@ -1,0 +1,119 @@
+// AVX-512 (VNNI): convolution of byte codes. As for bits, lanes are output channels; a vector holds four
+// consecutive weights of K as int8 for sixteen channels, four input codes are broadcast, and vpdpbusd adds the
+// four products exactly (it does not saturate).
+//
+// Weights beyond int8 (-255..255) are split W = 2 high + low with low in {0, 1}: two passes, still exact.
+// A run whose length is no multiple of four reads into its neighbour; the weights there are zero.
+#pragma once
+#include "avx512_emit.h"
+#include "avx512_tiles.h"
+
+namespace {
+
+// Bits of the layout number above BW_LAYOUT_LANES_BYTES.
+enum { BYTES_SPLIT = 1, BYTES_TAPS = 2 };  // two parts; a run is one tap (dilated) and not kw of them
+
+inline int64_t bytes_run(const bw_conv& conv, int32_t layout) { return layout & BYTES_TAPS ? conv.c : conv.kw * conv.c; }
+inline int64_t bytes_quads(const bw_conv& conv, int32_t layout) {
+  return conv.kh * (layout & BYTES_TAPS ? conv.kw : 1) * bw_ceil_div(bytes_run(conv, layout), 4);
+}
+inline int64_t bytes_parts(int32_t layout) { return layout & BYTES_SPLIT ? 2 : 1; }
+
+inline int32_t lanes_bytes_layout(const bw_conv& conv, const int16_t* values) {
+  const int64_t count = conv.o * conv.kh * conv.kw * conv.c;
+  int32_t layout = BW_LAYOUT_LANES_BYTES;
+  for (int64_t i = 0; i < count; i++)
+    if (values[i] < -128 || values[i] > 127) layout |= BYTES_SPLIT;
+  return conv.dil_w != 1 && conv.kw > 1 ? layout | BYTES_TAPS : layout;
+}
+
+inline int64_t lanes_bytes_size(const bw_conv& conv) {  // of the largest layout: one size serves them all
+  return bw_ceil_div(conv.o, 16) * 2 * conv.kh * conv.kw * bw_ceil_div(conv.c, 4) * 64 + 64;
+}
+
+inline void lanes_bytes_weights(const bw_conv& conv, const int16_t* values, int32_t layout, void* body) {
+  const int64_t run = bytes_run(conv, layout), quads = bytes_quads(conv, layout), parts = bytes_parts(layout);
+  const int64_t runs = conv.kh * conv.kw * conv.c / run;
+  int8_t* packed = (int8_t*)body;
+  memset(body, 0, (size_t)lanes_bytes_size(conv));
+  for (int64_t o = 0; o < conv.o; o++)
+    for (int64_t r = 0; r < runs; r++)
+      for (int64_t i = 0; i < run; i++) {
+        const int value = *values++, low = parts == 2 ? value & 1 : 0, high = parts == 2 ? (value - low) / 2 : value;
+        const int64_t lane = (r * bw_ceil_div(run, 4) + i / 4) * 64 + o % 16 * 4 + i % 4;
+        packed[o / 16 * parts * quads * 64 + lane] = (int8_t)high;
+        if (parts == 2) packed[(o / 16 * parts + 1) * quads * 64 + lane] = (int8_t)low;
+      }
+}
+
+struct BytesJob {
+  typedef uint8_t element;
+  const bw_conv& conv;
+  const bw_sink& sink;
+  Window<uint8_t> window;
+  const int8_t* weights;
+  int64_t quads, parts;
+  template <int P, int C, bool>
+  BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block) const;
+};
+
+template <int P, int C>
+BW_INLINE void byte_products(const BytesJob& job, const uint8_t* const (&x)[P], const int8_t* w, int64_t w_step,
+                             __m512i (&sum)[P][C]) {
+  const Window<uint8_t>& window = job.window;
+  for (int64_t ry = 0; ry < window.runs_y; ry++)
+    for (int64_t rx = 0; rx < window.runs_x; rx++) {
+      const int64_t at = ry * window.run_y + rx * window.run_x;
+      for (int64_t j = at; j < at + window.run; j += 4, w += 64) {
+        __m512i wv[C];
+        BW_UNROLL for (int c = 0; c < C; c++) wv[c] = _mm512_load_si512(w + c * w_step);
+        BW_UNROLL for (int p = 0; p < P; p++) {
+          int32_t four;
+          memcpy(&four, x[p] + j, 4);
+          BW_UNROLL for (int c = 0; c < C; c++)
+            sum[p][c] = _mm512_dpbusd_epi32(sum[p][c], _mm512_set1_epi32(four), wv[c]);
+        }
+      }
+    }
+}
+
+template <int P, int C, bool>
+BW_INLINE void BytesJob::tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block) const {
+  const int64_t w_step = parts * quads * 64;
+  const uint8_t* x[P];
+  const int32_t* corr[P];
+  BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), corr[p] = walk.corr(), walk.next();
+  __m512i sum[P][C];
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm512_setzero_si512();
+  for (int64_t part = 0; part < parts; part++) {
+    if (part)
+      BW_UNROLL for (int p = 0; p < P; p++)
+        BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm512_slli_epi32(sum[p][c], 1);
+    byte_products<P, C>(*this, x, weights + block * w_step + part * quads * 64, w_step, sum);
+  }
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) {
+      const __m512i constant = _mm512_maskz_loadu_epi32(lanes_of(conv.o, block + c), corr[p] + (block + c) * 16);
+      emit_16(sink, conv.o, pixel + p, block + c, _mm512_add_epi32(sum[p][c], constant));
+    }
+}
+
+inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void* body,
+                            const bw_sink& sink, int threads) {
+  // Always a copy (with or without a border): the last run may read three codes beyond the input.
+  Window<uint8_t> window;
+  if (!make_window(conv, x, conv.c, conv.c, true, false, threads, &window))
+    return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
+  const auto run = [&](const bw_sink& to, int nt) {
+    const BytesJob job = {conv, to, window, (const int8_t*)body, bytes_quads(conv, layout), bytes_parts(layout)};
+    const bool few = conv.n * conv.oh * conv.ow < 4;
+    run_tiles(job, few ? TileChoice<BytesJob>{strip<BytesJob, 1, 4, false>, strip<BytesJob, 1, 1, false>, 4, 1}
+                       : TileChoice<BytesJob>{strip<BytesJob, 4, 4, false>, strip<BytesJob, 7, 1, false>, 4, 4}, nt);
+    return (int)BW_OK;
+  };
+  if (!plain_words(sink, conv.o)) return emit_in_two_steps(conv, sink, threads, run);
+  return run(sink, threads);
+}
+
+}  // namespace

@@ -1,0 +1,64 @@
+// AVX-512: how a convolution is cut into register tiles, strips and tasks. A Job has `conv`, `window` and
+// tile<P, C, CARRY>(walk, pixel, block), which does P pixels x 16 C channels from pixel and block on.
+#pragma once
+#include "avx512_window.h"
+#include "generic_emit.h"
+
+namespace {
+
+#define BW_UNROLL _Pragma("GCC unroll 16")
+#define BW_INLINE inline __attribute__((always_inline))
+
+// All pixels first..last-1 of C channel blocks, P pixels at a time, the rest by narrower tiles.
+template <class Job, int P, int C, bool CARRY>
+void strip(const Job& job, int64_t first, int64_t last, int64_t block) {
+  Walk<typename Job::element> walk(job.conv, job.window, first);
+  int64_t pixel = first;
+  for (; pixel + P <= last; pixel += P) job.template tile<P, C, CARRY>(walk, pixel, block);
+  if (P > 4)
+    for (; pixel + 4 <= last; pixel += 4) job.template tile<4, C, CARRY>(walk, pixel, block);
+  for (; pixel < last; pixel++) job.template tile<1, C, CARRY>(walk, pixel, block);
+}
+
+template <class Job>
+struct TileChoice {
+  void (*wide)(const Job&, int64_t first, int64_t last, int64_t block);    // takes `blocks` channel blocks
+  void (*narrow)(const Job&, int64_t first, int64_t last, int64_t block);  // takes one
+  int64_t blocks, pixels;                                                  // of the wide tile
+};
+
+template <class Job>
+inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads) {
+  const bw_conv& conv = job.conv;
+  const int64_t pixels = conv.n * conv.oh * conv.ow, blocks = bw_ceil_div(conv.o, 16);
+  const int64_t wide = blocks / choice.blocks, strips = wide + blocks % choice.blocks;
+  // A strip's weights stay in L1 while it walks over a chunk of pixels; a chunk's input stays in L2. With
+  // threads: about eight tasks for each, in whole tiles.
+  int64_t chunk = 1024;
+  if (threads > 1) {
+    const int64_t share = bw_ceil_div(pixels * strips, 8 * threads);
+    if (share < chunk) chunk = bw_ceil_div(share, choice.pixels) * choice.pixels;
+  }
+  for_tasks(threads, strips * bw_ceil_div(pixels, chunk), [&](int64_t task) {
+    const int64_t first = task / strips * chunk, at = task % strips;
+    const int64_t last = first + chunk < pixels ? first + chunk : pixels;
+    if (at < wide) choice.wide(job, first, last, at * choice.blocks);
+    else choice.narrow(job, first, last, wide * choice.blocks + at - wide);
+  });
+}
+
+// Groups that end inside a word cannot be written sixteen channels at a time: integers first, codes after.
+template <class Run>
+inline int emit_in_two_steps(const bw_conv& conv, const bw_sink& sink, int threads, const Run& run) {
+  const int64_t pixels = conv.n * conv.oh * conv.ow;
+  int32_t* values = (int32_t*)bw_scratch(BW_SCRATCH_PATCH, (size_t)(pixels * conv.o) * 4);
+  uint8_t* codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);
+  if (!values || !codes) return bw_fail(BW_NO_MEMORY, "out of memory for %lld results", (long long)(pixels * conv.o));
+  bw_sink integers = sink;
+  integers.mode = BW_INT32, integers.out = values;
+  if (int error = run(integers, threads)) return error;
+  for (int64_t pixel = 0; pixel < pixels; pixel++) emit_pixel(sink, conv.o, pixel, values + pixel * conv.o, codes);
+  return BW_OK;
+}
+
+}  // namespace

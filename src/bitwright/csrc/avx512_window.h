@@ -1,0 +1,85 @@
+// AVX-512: implicit im2col. The window of a pixel is read where it lies, as kh runs of kw pixels, because NHWC
+// makes neighbouring pixels contiguous. Only zero padding needs a copy of the input, with the border written.
+#pragma once
+#include <string.h>
+
+#include "kernels.h"
+#include "parallel.h"
+
+namespace {
+
+// Element T is uint32 (words) or uint8 (codes). All steps in elements.
+template <class T>
+struct Window {
+  const T* image;
+  int64_t step_n, step_y, step_x;            // from one image, output row, output pixel to the next
+  int64_t runs_y, runs_x, run_y, run_x, run; // runs_y * runs_x runs of `run` elements, run_y and run_x apart
+};
+
+// A copy of the input with pad_h, pad_w pixels of zeros around each image; null: no memory.
+template <class T>
+const T* bordered(const bw_conv& conv, const T* x, int64_t pixel, int threads) {
+  const int64_t height = conv.h + 2 * conv.pad_h, row = (conv.w + 2 * conv.pad_w) * pixel;
+  T* copy = (T*)bw_scratch(BW_SCRATCH_IMAGE, (size_t)(conv.n * height * row) * sizeof(T) + 64);
+  if (!copy) return nullptr;
+  const int64_t rows = conv.n * height, chunk = items_per_task(threads, rows, 16, 256);
+  for_tasks(threads, bw_ceil_div(rows, chunk), [&](int64_t task) {
+    const int64_t last = (task + 1) * chunk < rows ? (task + 1) * chunk : rows;
+    for (int64_t r = task * chunk; r < last; r++) {
+      T* to = copy + r * row;
+      const int64_t y = r % height - conv.pad_h, edge = conv.pad_w * pixel, inside = conv.w * pixel;
+      if (y < 0 || y >= conv.h) {
+        memset(to, 0, (size_t)row * sizeof(T));
+        continue;
+      }
+      memset(to, 0, (size_t)edge * sizeof(T));
+      memcpy(to + edge, x + (r / height * conv.h + y) * inside, (size_t)inside * sizeof(T));
+      memset(to + edge + inside, 0, (size_t)edge * sizeof(T));
+    }
+  });
+  return copy;
+}
+
+// `pixel` elements per pixel, of which a run reads `used` (one bit plane of several). `copy`: even without padding;
+// `merge`: rows that touch may become one run.
+template <class T>
+bool make_window(const bw_conv& conv, const T* x, int64_t pixel, int64_t used, bool copy, bool merge, int threads,
+                 Window<T>* window) {
+  copy |= conv.pad_h || conv.pad_w;
+  window->image = copy ? bordered(conv, x, pixel, threads) : x;
+  const int64_t row = (conv.w + 2 * conv.pad_w) * pixel;
+  window->step_n = (conv.h + 2 * conv.pad_h) * row;
+  window->step_y = conv.stride_h * row, window->step_x = conv.stride_w * pixel;
+  window->runs_y = conv.kh, window->runs_x = conv.kw, window->run = used;
+  window->run_y = conv.dil_h * row, window->run_x = conv.dil_w * pixel;
+  if (used == pixel && (conv.dil_w == 1 || conv.kw == 1)) {  // the taps of a row touch
+    window->run = conv.kw * pixel, window->runs_x = 1;
+    if (merge && window->run == row && conv.dil_h == 1) window->run *= conv.kh, window->runs_y = 1;
+  }
+  return window->image != nullptr;
+}
+
+// Walks over output pixels in order, n slowest; gives the address of the window and the border class.
+template <class T>
+struct Walk {
+  const bw_conv& conv;
+  const Window<T>& window;
+  int64_t n, oy, ox;
+
+  Walk(const bw_conv& conv_, const Window<T>& window_, int64_t pixel)
+      : conv(conv_), window(window_), n(pixel / (conv.oh * conv.ow)), oy(pixel / conv.ow % conv.oh),
+        ox(pixel % conv.ow) {}
+  const T* address() const {
+    return window.image + n * window.step_n + oy * window.step_y + ox * window.step_x;
+  }
+  int64_t border() const { return conv.row_class[oy] * conv.col_classes + conv.col_class[ox]; }
+  const int32_t* corr() const { return conv.corr + border() * conv.o; }
+  void next() {
+    if (++ox < conv.ow) return;
+    ox = 0;
+    if (++oy < conv.oh) return;
+    oy = 0, n++;
+  }
+};
+
+}  // namespace

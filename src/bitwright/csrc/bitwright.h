@@ -1,0 +1,112 @@
+// The C ABI of bitwright_core: everything a caller (ctypes, an ONNX Runtime operator, a C program) needs.
+//
+// Words.  A "code" tensor with A bit planes is [N][H*W][A][Cw] uint32, channels last, no border.
+//         Cw = groups * ceil(Cg / 32), Cg = C / groups; channel c of group g is bit (c % 32) of word
+//         g * ceil(Cg / 32) + c / 32. Bits beyond Cg are zero; kernels rely on it and keep it so.
+// Bytes.  The same code as one uint8 per element: [N][H*W][C].
+// Values. Weight W = w_zero + sum_q w_mult[q] * bit_q.  Input X = x_zero[c] + sum_p x_mult[p] * bit_p; what
+//         x_zero contributes does not depend on the data, so the caller gives it as the table `corr`.
+// Result. I[n,oy,ox,o] = sum over taps inside the image of W * (X - x_zero) + corr[row][col][o], int32,
+//         row = row_class[oy], col = col_class[ox].
+//
+// Every function that returns int returns 0, or an error code whose text bw_last_error() gives (per thread).
+// No function throws, none keeps a pointer after it returned.
+#pragma once
+#include <stdint.h>
+
+#if defined(_WIN32)
+#define BW_API __declspec(dllexport)
+#else
+#define BW_API __attribute__((visibility("default")))
+#endif
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define BW_ABI_VERSION 1
+#define BW_MAX_PLANES 8
+
+enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
+
+// A linear layer is h = w = kh = kw = 1; a Conv1d is h = kh = 1; linear-after-flatten has kernel = whole map.
+typedef struct bw_conv {
+  int64_t n, h, w, c, o;
+  int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
+  int64_t groups, oh, ow;
+  int64_t x_planes, w_planes;   // both ignored by the byte convolution
+  int64_t w_zero;               // ditto
+  const int32_t* x_mult;        // [x_planes]
+  const int32_t* w_mult;        // [w_planes]
+  int64_t row_classes, col_classes;
+  const int32_t* row_class;     // [oh]
+  const int32_t* col_class;     // [ow]
+  const int32_t* corr;          // [row_classes][col_classes][o]
+} bw_conv;
+
+enum bw_mode { BW_INT32 = 0, BW_FLOAT32 = 1, BW_WORDS = 2, BW_BYTES = 3 };
+
+// What becomes of I. All tensors are channels last. The structs hold nothing that changes from call to call, so
+// that one may be shared by threads.
+//   BW_INT32    out = I
+//   BW_FLOAT32  out = fl(fl(float(I) * scale[o]) + add[o]), then fl(out + residual) if residual (like out);
+//               sign_bits, if given, gets (out >= 0) as one plane, [N][OH*OW][1][ceil(O/32)]
+//   BW_WORDS    code = #{l : I >= thresholds[l][o]} (ascending in l), levels - code where flip[o];
+//               out gets its out_planes binary digits as words with out_groups groups
+//   BW_BYTES    the same code, one uint8 per element
+typedef struct bw_output {
+  int64_t mode;
+  int64_t levels, out_planes, out_groups;
+  const float* scale;           // [o]
+  const float* add;             // [o]
+  const int32_t* thresholds;    // [levels][o]
+  const uint8_t* flip;          // [o] or null
+} bw_output;
+
+// float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above.
+typedef struct bw_pack {
+  int64_t n, h, w, c;
+  int64_t nchw;                 // 0: x is [n][h][w][c], 1: x is [n][c][h][w]
+  int64_t levels, per_channel;
+  int64_t planes, groups;       // of the words; ignored when bytes are written
+  const float* thresholds;
+  const uint8_t* flip;          // [c] or null
+} bw_pack;
+
+// `channels` counts words per plane for bw_maxpool_bits and bytes for bw_maxpool_bytes.
+typedef struct bw_pool {
+  int64_t n, h, w, channels, planes;
+  int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, oh, ow;
+} bw_pool;
+
+BW_API int bw_abi_version(void);
+BW_API const char* bw_last_error(void);
+BW_API const char* bw_isa(void);               // the one in use; null if BITWRIGHT_ISA names one we cannot run
+BW_API const char* bw_available_isas(void);    // "portable avx2 avx512": what this machine can run, slowest first
+BW_API int bw_force_isa(const char* name);     // "" returns to the best one. Weights must be packed again.
+
+// Prepared weights: a header that says which kernel layout follows, then that layout. 64-byte aligned dst.
+// `bits` is uint8 0/1 [w_planes][o][c/groups][kh][kw]; `values` is int16 [o][kh][kw][c/groups], -255..255.
+// The blob depends on c, o, kernel, dilation, groups, planes and multipliers, never on n, h, w, stride or padding.
+BW_API int64_t bw_weights_size(const bw_conv* conv);           // bytes, or -1
+BW_API int bw_weights_pack(const bw_conv* conv, const uint8_t* bits, void* dst);
+BW_API int64_t bw_byte_weights_size(const bw_conv* conv);      // bytes, or -1
+BW_API int bw_byte_weights_pack(const bw_conv* conv, const int16_t* values, void* dst);
+
+BW_API int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, const bw_output* output,
+                        void* out, const float* residual, uint32_t* sign_bits, int threads);
+BW_API int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, const bw_output* output,
+                         void* out, const float* residual, uint32_t* sign_bits, int threads);
+BW_API int bw_pack_bits(const bw_pack* pack, const float* x, uint32_t* out, int threads);
+BW_API int bw_pack_bytes(const bw_pack* pack, const float* x, uint8_t* out, int threads);
+BW_API int bw_maxpool_bits(const bw_pool* pool, const uint32_t* x, uint32_t* out, int threads);
+BW_API int bw_maxpool_bytes(const bw_pool* pool, const uint8_t* x, uint8_t* out, int threads);
+// words <-> bytes, `pixels` = n * h * w
+BW_API int bw_unpack_bits(const uint32_t* x, int64_t pixels, int64_t planes, int64_t channels, int64_t groups,
+                          uint8_t* out);
+BW_API int bw_bytes_to_bits(const uint8_t* x, int64_t pixels, int64_t planes, int64_t channels, int64_t groups,
+                            uint32_t* out);
+
+#ifdef __cplusplus
+}
+#endif

@@ -1,0 +1,74 @@
+// Inside the library: the table every instruction set fills, and the few things all translation units share.
+//
+// This header is included by units compiled with different -m flags. It therefore holds declarations, plain
+// structs and `static` functions only: an inline function with external linkage would be emitted once per unit
+// and the linker might keep the AVX-512 copy for everybody.
+#pragma once
+#include <stddef.h>
+#include <stdint.h>
+
+#include "bitwright.h"
+
+enum bw_layout : int32_t {
+  BW_LAYOUT_GENERIC_BITS = 1,
+  BW_LAYOUT_GENERIC_BYTES = 2,
+  BW_LAYOUT_LANES_BITS = 3,
+  BW_LAYOUT_LANES_BYTES = 16,  // 16..19, see avx512_bytes.h
+};
+
+// First 64 bytes of prepared weights.
+struct bw_weights_header {
+  uint32_t magic;
+  int32_t layout;
+  int64_t c, o, kh, kw, groups, w_planes;
+  int64_t unused;
+};
+static_assert(sizeof(bw_weights_header) == 64, "the layout that follows starts on a cache line");
+static const uint32_t BW_WEIGHTS_MAGIC = 0x31575742;  // "BWW1"
+
+// Where and how one call writes its result.
+struct bw_sink : bw_output {
+  void* out;
+  const float* residual;   // or null
+  uint32_t* sign_bits;     // or null
+};
+
+// Arguments are valid when a kernel is called (api.cpp checks them) and n > 0. Return: a bw_error.
+struct bw_kernel_table {
+  const char* isa;
+  bool (*runs_here)();
+  // which layout this table wants for a convolution, its size, and writing it after the header
+  int32_t (*bits_layout)(const bw_conv&);
+  int64_t (*bits_size)(const bw_conv&);
+  void (*bits_weights)(const bw_conv&, const uint8_t* bits, void* body);
+  int32_t (*bytes_layout)(const bw_conv&, const int16_t* values);
+  int64_t (*bytes_size)(const bw_conv&);
+  void (*bytes_weights)(const bw_conv&, const int16_t* values, int32_t layout, void* body);
+
+  int (*conv_bits)(const bw_conv&, const uint32_t*, int32_t layout, const void* body, const bw_sink&, int threads);
+  int (*conv_bytes)(const bw_conv&, const uint8_t*, int32_t layout, const void* body, const bw_sink&, int threads);
+  int (*pack_bits)(const bw_pack&, const float*, uint32_t*, int threads);
+  int (*pack_bytes)(const bw_pack&, const float*, uint8_t*, int threads);
+  int (*maxpool_bits)(const bw_pool&, const uint32_t*, uint32_t*, int threads);
+  int (*maxpool_bytes)(const bw_pool&, const uint8_t*, uint8_t*, int threads);
+};
+
+extern const bw_kernel_table bw_table_portable;
+#if defined(BITWRIGHT_X86)
+extern const bw_kernel_table bw_table_avx2;
+extern const bw_kernel_table bw_table_avx512;
+bool bw_cpu_has_avx2();
+bool bw_cpu_has_avx512();       // F, BW, VL, DQ, VNNI, VPOPCNTDQ and the OS saves the registers
+bool bw_cpu_is_amd();
+#endif
+
+const bw_kernel_table* bw_active_table();                   // null: BITWRIGHT_ISA is wrong, error text is set
+int bw_fail(int code, const char* format, ...);             // sets the text of bw_last_error, returns code
+
+// Per-thread scratch that only grows; 64-byte aligned; null when memory is short. Slots are independent.
+enum bw_scratch_slot { BW_SCRATCH_IMAGE, BW_SCRATCH_PATCH, BW_SCRATCH_ROW, BW_SCRATCH_CUTS, BW_SCRATCH_SLOTS };
+void* bw_scratch(bw_scratch_slot slot, size_t bytes);
+
+static inline int64_t bw_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// words per plane and pixel
+static inline int64_t bw_words(int64_t channels, int64_t groups) { return groups * bw_ceil_div(channels / groups, 32); }

@@ -1,0 +1,29 @@
+// for_tasks(threads, count, task): task(i) for i in 0..count-1. Dynamic chunks, because on a busy machine a
+// static split waits for the one thread that lost its core. One thread never enters the OpenMP runtime.
+#pragma once
+#include <stdint.h>
+
+namespace {
+
+template <class Task>
+inline void for_tasks(int threads, int64_t count, const Task& task) {
+#if defined(_OPENMP)
+  if (threads > 1 && count > 1) {
+#pragma omp parallel for num_threads(threads) schedule(dynamic, 1)
+    for (int64_t i = 0; i < count; i++) task(i);
+    return;
+  }
+#endif
+  (void)threads;
+  for (int64_t i = 0; i < count; i++) task(i);
+}
+
+// How many items one task should take: about eight tasks per thread, at most `most` items, a multiple of `unit`.
+[[maybe_unused]] inline int64_t items_per_task(int threads, int64_t items, int64_t unit, int64_t most) {
+  int64_t share = threads > 1 ? (items + threads * 8 - 1) / (threads * 8) : items;
+  if (share > most) share = most;
+  share = (share + unit - 1) / unit * unit;
+  return share > 0 ? share : unit;
+}
+
+}  // namespace

@@ -1,0 +1,1 @@
+"""Engines: packed inference."""

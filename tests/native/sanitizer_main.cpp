@@ -1,0 +1,215 @@
+// Runs every entry point on random awkward shapes, every instruction set against `portable`, in buffers of the
+// exact size, so that AddressSanitizer sees a read or write one element too far. Prints one line, exits 0 or 1.
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include <random>
+#include <string>
+#include <vector>
+
+#include "bitwright.h"
+
+namespace {
+
+std::mt19937 random_bits(1);
+int pick(int low, int high) { return low + (int)(random_bits() % (unsigned)(high - low + 1)); }
+int64_t words(int64_t c, int64_t groups) { return groups * ((c / groups + 31) / 32); }
+
+void check(int code, const char* what) {
+  if (!code) return;
+  fprintf(stderr, "%s: %s\n", what, bw_last_error());
+  exit(1);
+}
+
+// Exactly `bytes` long and 64-byte aligned.
+struct Memory {
+  size_t bytes;
+  uint8_t* data = nullptr;
+  explicit Memory(size_t n) : bytes(n) {
+    void* memory = nullptr;
+    if (posix_memalign(&memory, 64, n)) exit(1);
+    data = (uint8_t*)memory;
+    memset(data, 0xa5, n);
+  }
+  Memory(const Memory&) = delete;
+  ~Memory() { free(data); }
+};
+
+std::vector<uint8_t> copy_of(const Memory& memory) { return {memory.data, memory.data + memory.bytes}; }
+
+bw_output random_output(int64_t o, std::vector<float>& floats, std::vector<int32_t>& thresholds,
+                        std::vector<uint8_t>& flips) {
+  bw_output output = {};
+  output.mode = pick(0, 3);
+  output.out_planes = pick(1, 8);
+  output.levels = pick(1, (1 << output.out_planes) - 1);
+  if (pick(0, 1)) output.levels = output.out_planes = 1;
+  output.out_groups = pick(0, 2) == 0 ? o : o % 2 == 0 ? pick(1, 2) : 1;
+  floats.resize((size_t)o * 2);
+  for (float& f : floats) f = (float)pick(-100, 100) / 7.0f;
+  thresholds.resize((size_t)(output.levels * o));
+  for (int64_t i = 0; i < o; i++) {
+    int32_t level = pick(-200, 0);
+    for (int64_t l = 0; l < output.levels; l++) thresholds[(size_t)(l * o + i)] = level += pick(0, 5);
+  }
+  flips.resize((size_t)o);
+  for (uint8_t& f : flips) f = (uint8_t)pick(0, 1);
+  output.scale = floats.data(), output.add = floats.data() + o;
+  output.thresholds = thresholds.data();
+  output.flip = pick(0, 1) ? flips.data() : nullptr;
+  return output;
+}
+
+size_t output_bytes(const bw_output& output, int64_t pixels, int64_t o) {
+  if (output.mode == BW_WORDS) return (size_t)(pixels * output.out_planes * words(o, output.out_groups)) * 4;
+  return (size_t)(pixels * o) * (output.mode == BW_BYTES ? 1 : 4);
+}
+
+std::vector<std::string> isas() {
+  std::vector<std::string> names;
+  std::string all = bw_available_isas();
+  for (size_t at = 0; at < all.size();) {
+    const size_t space = all.find(' ', at) == std::string::npos ? all.size() : all.find(' ', at);
+    names.push_back(all.substr(at, space - at));
+    at = space + 1;
+  }
+  return names;
+}
+
+// Runs `once` under every instruction set and compares what it returns.
+template <class Once>
+void same_everywhere(const char* what, const Once& once) {
+  std::vector<uint8_t> want;
+  for (const std::string& isa : isas()) {
+    check(bw_force_isa(isa.c_str()), "force");
+    for (int threads = 1; threads <= 2; threads++) {
+      const std::vector<uint8_t> got = once(threads);
+      if (want.empty()) want = got;
+      if (got == want) continue;
+      fprintf(stderr, "%s: %s with %d threads differs from portable\n", what, isa.c_str(), threads);
+      exit(1);
+    }
+  }
+}
+
+void convolution(bool bits) {
+  bw_conv conv = {};
+  conv.groups = pick(0, 3) ? 1 : pick(2, 3);
+  conv.n = pick(1, 3), conv.c = conv.groups * pick(1, 70), conv.o = conv.groups * pick(1, 70);
+  conv.kh = pick(1, 4), conv.kw = pick(1, 4), conv.stride_h = pick(1, 3), conv.stride_w = pick(1, 3);
+  conv.pad_h = pick(0, 2), conv.pad_w = pick(0, 2), conv.dil_h = pick(1, 2), conv.dil_w = pick(1, 2);
+  conv.h = pick(1, 8) + conv.dil_h * (conv.kh - 1), conv.w = pick(1, 8) + conv.dil_w * (conv.kw - 1);
+  if (!pick(0, 3)) conv.pad_h = conv.pad_w = 0, conv.dil_h = conv.dil_w = 1, conv.h = conv.kh, conv.w = conv.kw;
+  conv.oh = (conv.h + 2 * conv.pad_h - conv.dil_h * (conv.kh - 1) - 1) / conv.stride_h + 1;
+  conv.ow = (conv.w + 2 * conv.pad_w - conv.dil_w * (conv.kw - 1) - 1) / conv.stride_w + 1;
+  conv.x_planes = pick(1, 3), conv.w_planes = pick(1, 3), conv.w_zero = pick(-3, 3);
+  int32_t x_mult[3], w_mult[3];
+  for (int i = 0; i < 3; i++) x_mult[i] = pick(-5, 5), w_mult[i] = pick(-5, 5);
+  if (pick(0, 1)) conv.w_planes = 1, w_mult[0] = 2, conv.w_zero = -1;
+  conv.x_mult = x_mult, conv.w_mult = w_mult;
+  conv.row_classes = 2, conv.col_classes = 3;
+  std::vector<int32_t> rows((size_t)conv.oh), cols((size_t)conv.ow), corr((size_t)(6 * conv.o));
+  for (int32_t& v : rows) v = pick(0, 1);
+  for (int32_t& v : cols) v = pick(0, 2);
+  for (int32_t& v : corr) v = pick(-50, 50);
+  conv.row_class = rows.data(), conv.col_class = cols.data(), conv.corr = corr.data();
+
+  const int64_t pixels = conv.n * conv.oh * conv.ow, cg = conv.c / conv.groups;
+  const int64_t in_pixels = conv.n * conv.h * conv.w, weights = conv.o * cg * conv.kh * conv.kw;
+  std::vector<float> floats;
+  std::vector<int32_t> thresholds;
+  std::vector<uint8_t> flips, codes((size_t)(in_pixels * conv.c));
+  const bw_output output = random_output(conv.o, floats, thresholds, flips);
+  for (uint8_t& v : codes) v = (uint8_t)(bits ? pick(0, (1 << conv.x_planes) - 1) : pick(0, 255));
+  Memory x(bits ? (size_t)(in_pixels * conv.x_planes * words(conv.c, conv.groups)) * 4 : codes.size());
+  if (bits) check(bw_bytes_to_bits(codes.data(), in_pixels, conv.x_planes, conv.c, conv.groups, (uint32_t*)x.data), "to bits");
+  else memcpy(x.data, codes.data(), codes.size());
+  std::vector<uint8_t> weight_bits((size_t)(weights * conv.w_planes));
+  std::vector<int16_t> weight_values((size_t)weights);
+  const int limit = pick(0, 1) ? 127 : 255;
+  for (uint8_t& v : weight_bits) v = (uint8_t)pick(0, 1);
+  for (int16_t& v : weight_values) v = (int16_t)pick(-limit, limit);
+  std::vector<float> residual((size_t)(pixels * conv.o));
+  for (float& v : residual) v = (float)pick(-9, 9);
+  const bool with_residual = pick(0, 1), with_signs = pick(0, 1);
+
+  same_everywhere(bits ? "conv_bits" : "conv_bytes", [&](int threads) {
+    const int64_t size = bits ? bw_weights_size(&conv) : bw_byte_weights_size(&conv);
+    Memory packed((size_t)size), out(output_bytes(output, pixels, conv.o));
+    Memory signs((size_t)(pixels * words(conv.o, 1)) * 4);
+    check(bits ? bw_weights_pack(&conv, weight_bits.data(), packed.data)
+               : bw_byte_weights_pack(&conv, weight_values.data(), packed.data), "weights");
+    const float* add = with_residual ? residual.data() : nullptr;
+    uint32_t* sign_bits = with_signs ? (uint32_t*)signs.data : nullptr;
+    check(bits ? bw_conv_bits(&conv, (const uint32_t*)x.data, packed.data, &output, out.data, add, sign_bits, threads)
+               : bw_conv_bytes(&conv, x.data, packed.data, &output, out.data, add, sign_bits, threads), "conv");
+    std::vector<uint8_t> result = copy_of(out);
+    if (output.mode == BW_FLOAT32) result.insert(result.end(), signs.data, signs.data + signs.bytes);
+    return result;
+  });
+}
+
+void packing() {
+  bw_pack pack = {};
+  pack.n = pick(1, 2), pack.h = pick(1, 9), pack.w = pick(1, 9), pack.groups = pick(1, 3), pack.c = pack.groups * pick(1, 70);
+  pack.nchw = pick(0, 1), pack.planes = pick(1, 8), pack.per_channel = pick(0, 1);
+  pack.levels = pick(1, (1 << pack.planes) - 1);
+  if (pick(0, 1)) pack.levels = 1;
+  std::vector<float> ladder((size_t)(pack.levels * (pack.per_channel ? pack.c : 1)));
+  for (size_t i = 0; i < ladder.size(); i++)
+    ladder[i] = i % (size_t)pack.levels ? ladder[i - 1] + (float)pick(0, 3) : (float)pick(-9, 2);
+  std::vector<uint8_t> flips((size_t)pack.c);
+  for (uint8_t& v : flips) v = (uint8_t)pick(0, 1);
+  pack.thresholds = ladder.data(), pack.flip = pick(0, 1) ? flips.data() : nullptr;
+  const int64_t pixels = pack.n * pack.h * pack.w;
+  std::vector<float> x((size_t)(pixels * pack.c));
+  for (float& v : x) v = pick(0, 20) ? (float)pick(-90, 90) / 8.0f : pick(0, 1) ? __builtin_nanf("") : __builtin_inff();
+  same_everywhere("pack_bits", [&](int threads) {
+    Memory out((size_t)(pixels * pack.planes * words(pack.c, pack.groups)) * 4);
+    check(bw_pack_bits(&pack, x.data(), (uint32_t*)out.data, threads), "pack_bits");
+    return copy_of(out);
+  });
+  same_everywhere("pack_bytes", [&](int threads) {
+    Memory out((size_t)(pixels * pack.c));
+    check(bw_pack_bytes(&pack, x.data(), out.data, threads), "pack_bytes");
+    return copy_of(out);
+  });
+}
+
+void pooling() {
+  bw_pool pool = {};
+  pool.n = pick(1, 2), pool.channels = pick(1, 40), pool.planes = pick(1, 4), pool.kh = pick(1, 3), pool.kw = pick(1, 3);
+  pool.stride_h = pick(1, 3), pool.stride_w = pick(1, 3), pool.pad_h = pool.kh / 2, pool.pad_w = pool.kw / 2;
+  pool.dil_h = pool.dil_w = 1, pool.h = pick(pool.kh, 8), pool.w = pick(pool.kw, 8);
+  pool.oh = (pool.h + 2 * pool.pad_h - pool.kh) / pool.stride_h + 1;
+  pool.ow = (pool.w + 2 * pool.pad_w - pool.kw) / pool.stride_w + 1;
+  Memory x((size_t)(pool.n * pool.h * pool.w * pool.planes * pool.channels) * 4);
+  for (size_t i = 0; i < x.bytes; i++) x.data[i] = (uint8_t)pick(0, 255);
+  same_everywhere("maxpool_bits", [&](int threads) {
+    Memory out((size_t)(pool.n * pool.oh * pool.ow * pool.planes * pool.channels) * 4);
+    check(bw_maxpool_bits(&pool, (const uint32_t*)x.data, (uint32_t*)out.data, threads), "maxpool_bits");
+    return copy_of(out);
+  });
+  same_everywhere("maxpool_bytes", [&](int threads) {
+    Memory out((size_t)(pool.n * pool.oh * pool.ow * pool.channels));
+    check(bw_maxpool_bytes(&pool, x.data, out.data, threads), "maxpool_bytes");
+    return copy_of(out);
+  });
+}
+
+}  // namespace
+
+int main(int count, char** arguments) {
+  const int rounds = count > 1 ? atoi(arguments[1]) : 300;
+  for (int i = 0; i < rounds; i++) {
+    convolution(true);
+    convolution(false);
+    packing();
+    pooling();
+  }
+  if (bw_force_isa("nonsense") != BW_BAD_ISA) return 1;
+  printf("ok: %d rounds, %s\n", rounds, bw_available_isas());
+  return 0;
+}

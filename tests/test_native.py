@@ -1,0 +1,510 @@
+"""The native kernels, every instruction set of this machine, against slow integer arithmetic.
+
+The oracles work on values in int64 / float64 and know nothing of bits, words or borders.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from bitwright.engine import native
+from bitwright.errors import InputError
+
+pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
+ISAS = native.isas() if native.available() else []
+Pair = int | tuple[int, int]
+SIZES = (1, 2, 3, 16, 31, 32, 33, 63, 64, 65, 127, 129)
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    native.force_isa(request.param)
+    yield request.param
+    native.force_isa("")
+
+
+# ---- oracles ---------------------------------------------------------------------------------------------
+
+
+def conv_oracle(x: Tensor, w: Tensor, bias: Tensor, stride, padding, dilation, groups: int) -> Tensor:
+    """float64 is exact here: every sum is far below 2**53."""
+    return F.conv2d(x.double(), w.double(), bias.double(), stride, padding, dilation, groups).long()
+
+
+def code_oracle(values: Tensor, thresholds: Tensor, flip: Tensor | None) -> Tensor:
+    """values [N, O, H, W], thresholds [levels, O]."""
+    code = sum((values >= t[None, :, None, None]).long() for t in thresholds)
+    assert isinstance(code, Tensor)
+    return (
+        code if flip is None else torch.where(flip.bool()[None, :, None, None], len(thresholds) - code, code)
+    )
+
+
+def words_oracle(code: Tensor, planes: int, groups: int) -> Tensor:
+    """code [N, C, H, W] -> words, one bit at a time."""
+    n, c, h, w = code.shape
+    per_group = c // groups
+    group_words = -(-per_group // 32)
+    out = np.zeros((n, h, w, planes, groups * group_words), dtype=np.uint32)
+    for channel, plane in itertools.product(range(c), range(planes)):
+        word = channel // per_group * group_words + channel % per_group // 32
+        bit = (code[:, channel].numpy() >> plane & 1).astype(np.uint32)
+        out[:, :, :, plane, word] |= bit << np.uint32(channel % per_group % 32)
+    return torch.from_numpy(out.view(np.int32))
+
+
+class Case:
+    """Random weights and codes of one geometry, as plan and as values."""
+
+    def __init__(
+        self, seed: int, n: int, c: int, o: int, size, kernel, a: int = 1, q: int = 1, stride: Pair = 1,
+        padding: Pair = 0, dilation: Pair = 1, groups: int = 1, grid: str = "sign",
+    ) -> None:  # fmt: skip
+        g = torch.Generator().manual_seed(seed)
+        self.code = torch.randint(0, 2**a, (n, c, *size), generator=g)
+        bits = torch.randint(0, 2, (q, o, c // groups, *kernel), generator=g)
+        if grid == "sign":
+            w_mult, w_zero = [2**i * 2 for i in range(q)], 1 - 2**q
+            x_mult, x_zero = [2**i * 2 for i in range(a)], torch.tensor(1 - 2**a)
+        else:  # anything goes
+            w_mult = torch.randint(-7, 8, (q,), generator=g).tolist()
+            x_mult = torch.randint(-7, 8, (a,), generator=g).tolist()
+            w_zero, x_zero = 3, torch.randint(-3, 4, (c,), generator=g)
+        self.bias = torch.randint(-9, 10, (o,), generator=g)
+        digits = (self.code[None] >> torch.arange(a).view(-1, 1, 1, 1, 1)) & 1
+        x = (digits * torch.tensor(x_mult).view(-1, 1, 1, 1, 1)).sum(0)
+        x = x + (x_zero.view(1, -1, 1, 1) if x_zero.dim() else x_zero)
+        w = (bits * torch.tensor(w_mult).view(-1, 1, 1, 1, 1)).sum(0) + w_zero
+        place = {"stride": stride, "padding": padding, "dilation": dilation, "groups": groups}
+        self.plan = native.ConvPlan.bits(
+            bits, w_mult=w_mult, w_zero=w_zero, x_mult=x_mult, x_zero=x_zero, bias=self.bias, **place
+        )
+        self.words = words_oracle(self.code, a, groups)
+        self.want = conv_oracle(x, w, self.bias, stride, padding, dilation, groups)
+
+    def check(self, threads: int = 1) -> None:
+        got = self.plan.run_int(self.words, threads)
+        assert got.dtype == torch.int32
+        assert torch.equal(got.long(), self.want)
+
+
+# ---- convolution on bits ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("c", SIZES)
+def test_conv_channels(isa: str, c: int) -> None:
+    for o in SIZES:
+        Case(c * o, 1, c, o, (4, 3), (3, 3), padding=1).check()
+        Case(c * o, 2, c, o, (2, 2), (1, 1), grid="any").check()
+
+
+@pytest.mark.parametrize("kernel", [(1, 1), (1, 3), (2, 2), (3, 3), (5, 2), (4, 5), (5, 5)])
+def test_conv_geometry(isa: str, kernel: tuple[int, int]) -> None:
+    done = 0
+    for h, w, stride, padding, dilation in itertools.product(
+        (1, 2, 5, 9), (1, 4, 7), (1, 2, 3), (0, 1, 2), (1, 2)
+    ):
+        room = [n + 2 * padding - dilation * (k - 1) for n, k in zip((h, w), kernel, strict=True)]
+        if min(room) < 1:
+            continue
+        grid = "sign" if done % 2 else "any"
+        Case(done, 2, 33, 18, (h, w), kernel, 1 + done % 2, 1, stride, padding, dilation, 1, grid).check()
+        done += 1
+    assert done > 20
+
+
+def test_conv_unequal_sides(isa: str) -> None:
+    Case(1, 2, 40, 20, (9, 8), (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)).check()
+    Case(
+        2, 2, 40, 20, (9, 8), (2, 3), 2, 2, stride=(1, 3), padding=(0, 1), dilation=(2, 1), grid="any"
+    ).check()
+    Case(3, 3, 64, 20, (4, 4), (4, 4)).check()  # linear after flatten: the kernel is the whole map
+
+
+@pytest.mark.parametrize("groups, c, o", [(2, 6, 4), (2, 128, 64), (3, 99, 96), (33, 33, 66), (64, 64, 64)])
+def test_conv_groups(isa: str, groups: int, c: int, o: int) -> None:
+    for grid in ("sign", "any"):
+        Case(c, 2, c, o, (5, 4), (3, 3), 2, 2, padding=1, stride=2, groups=groups, grid=grid).check()
+
+
+@pytest.mark.parametrize("planes", range(1, 9))
+def test_conv_planes(isa: str, planes: int) -> None:
+    for q in range(1, 9):
+        for grid in ("sign", "any"):
+            Case(planes * q, 1, 35, 17, (3, 3), (2, 2), planes, q, padding=1, grid=grid).check()
+
+
+def test_conv_many_pixels_and_threads(isa: str) -> None:
+    for n, size, o in [(1, (14, 14), 64), (7, (7, 7), 80), (64, (1, 1), 128), (3, (40, 31), 48)]:
+        case = Case(n, n, 64, o, size, (3, 3), padding=1)
+        case.check(1)
+        case.check(2)
+        case.check(5)
+
+
+def test_conv_batch_zero_and_changing_sizes(isa: str) -> None:
+    case = Case(0, 2, 32, 8, (5, 5), (3, 3), padding=1)
+    case.check()
+    empty = case.plan.run_int(case.words[:0])
+    assert empty.shape == (0, 8, 5, 5)
+    assert torch.equal(case.plan.run_int(case.words[:1].contiguous()).long(), case.want[:1])
+    case.check()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.data())
+def test_conv_property(data: st.DataObject) -> None:
+    pick = lambda low, high: data.draw(st.integers(low, high))  # noqa: E731
+    native.force_isa(data.draw(st.sampled_from(ISAS)))
+    try:
+        kernel, dilation, padding = (
+            (pick(1, 4), pick(1, 4)),
+            (pick(1, 2), pick(1, 2)),
+            (pick(0, 2), pick(0, 2)),
+        )
+        size = tuple(
+            max(1, d * (k - 1) + 1 - 2 * p) + pick(0, 5)
+            for k, d, p in zip(kernel, dilation, padding, strict=True)
+        )
+        groups = pick(1, 3)
+        Case(
+            pick(0, 999), pick(0, 3), groups * pick(1, 40), groups * pick(1, 40), size, kernel,
+            pick(1, 3), pick(1, 3), (pick(1, 3), pick(1, 3)), padding, dilation, groups,
+            data.draw(st.sampled_from(("sign", "any"))),
+        ).check(pick(1, 3))  # fmt: skip
+    finally:
+        native.force_isa("")
+
+
+# ---- convolution on bytes --------------------------------------------------------------------------------
+
+
+def byte_case(
+    seed: int, n: int, c: int, o: int, size, kernel, limit=255, groups: Any = 1, x_zero: Any = 0, **place: Any
+):
+    g = torch.Generator().manual_seed(seed)
+    code = torch.randint(0, 256, (n, c, *size), generator=g)
+    w = torch.randint(-limit, limit + 1, (o, c // groups, *kernel), generator=g)
+    w.view(-1)[:1] = limit
+    code.view(-1)[:1] = 255
+    bias = torch.randint(-99, 99, (o,), generator=g)
+    plan = native.ConvPlan.bytes(w, x_zero=x_zero, bias=bias, groups=groups, **place)
+    zero = x_zero if isinstance(x_zero, int) else x_zero.view(1, -1, 1, 1)
+    args = (place.get("stride", 1), place.get("padding", 0), place.get("dilation", 1), groups)
+    return (
+        plan,
+        code.permute(0, 2, 3, 1).contiguous().to(torch.uint8),
+        conv_oracle(code + zero, w, bias, *args),
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 127, 255])
+@pytest.mark.parametrize("c", [1, 2, 3, 4, 16, 33])
+def test_bytes_conv(isa: str, c: int, limit: int) -> None:
+    place: dict[str, Any]
+    for seed, (o, size, kernel, place) in enumerate(
+        [
+            (1, (1, 1), (1, 1), {}),
+            (17, (5, 4), (3, 3), {"padding": 1}),
+            (64, (9, 9), (5, 2), {"stride": (2, 3), "padding": (2, 1)}),
+            (33, (9, 7), (3, 3), {"dilation": 2, "padding": (0, 2), "x_zero": -128}),
+            (70, (7, 7), (7, 7), {"x_zero": torch.arange(c) - 1}),
+            (31, (8, 8), (2, 4), {"dilation": (1, 2)}),
+        ]
+    ):
+        plan, x, want = byte_case(seed, 2, c, o, size, kernel, limit, **place)
+        for threads in (1, 3):
+            assert torch.equal(plan.run_int(x, threads).long(), want)
+
+
+def test_bytes_conv_groups(isa: str) -> None:
+    for groups, c, o in [(2, 6, 4), (16, 16, 16), (5, 35, 20)]:
+        plan, x, want = byte_case(c, 2, c, o, (6, 5), (3, 3), groups=groups, padding=1, x_zero=-7)
+        assert torch.equal(plan.run_int(x).long(), want)
+
+
+# ---- outputs ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("o", [1, 15, 16, 17, 31, 32, 33, 47, 64, 65, 100])
+def test_float_output(isa: str, o: int) -> None:
+    case = Case(o, 2, 64, o, (5, 5), (3, 3), padding=1)
+    g = torch.Generator().manual_seed(o)
+    scale, add = torch.randn(o, generator=g), torch.randn(o, generator=g)
+    scale[0] = float("nan") if o > 1 else 0.3
+    add[-1] = -0.0
+    residual = torch.randn(2, o, 5, 5, generator=g)
+    output = native.FloatOutput(scale, add, sign_bits=True)
+    column = (1, -1, 1, 1)
+    product = case.want.float() * scale.view(column)  # rounded to float32 here,
+    plain = product + add.view(column)  # and here: no fused multiply-add
+    for skip in (None, residual, residual.to(memory_format=torch.channels_last)):
+        want = plain if skip is None else plain + skip
+        y, signs = case.plan.run(case.words, output, skip, threads=2)
+        assert y.is_contiguous(memory_format=torch.channels_last)
+        assert torch.equal(y.nan_to_num(7e9), want.nan_to_num(7e9))
+        assert torch.equal(signs, words_oracle((want >= 0).long(), 1, 1))
+    assert torch.equal(case.plan.run_float(case.words, scale, add).nan_to_num(7e9), plain.nan_to_num(7e9))
+
+
+@pytest.mark.parametrize(
+    "levels, planes", [(1, 1), (1, 3), (2, 2), (3, 2), (7, 3), (15, 4), (31, 5), (255, 8)]
+)
+@pytest.mark.parametrize("o, groups", [(1, 1), (16, 1), (33, 1), (48, 1), (64, 2), (64, 1), (30, 3), (70, 2)])
+def test_code_output(isa: str, levels: int, planes: int, o: int, groups: int) -> None:
+    case = Case(o, 2, 64, o, (4, 5), (3, 3), padding=1)
+    g = torch.Generator().manual_seed(levels)
+    thresholds = torch.randint(-40, 40, (levels, o), generator=g).sort(0).values
+    thresholds[0, -1], thresholds[-1, 0] = -(2**31), 2**31 - 1  # always, never
+    for flip in (None, torch.randint(0, 2, (o,), generator=g)):
+        want = code_oracle(case.want, thresholds, flip)
+        for threads in (1, 2):
+            as_words = native.CodeOutput(thresholds, flip, planes, groups)
+            assert torch.equal(
+                case.plan.run(case.words, as_words, threads=threads), words_oracle(want, planes, groups)
+            )
+        as_bytes = native.CodeOutput(thresholds, flip, bytes=True)
+        assert torch.equal(case.plan.run(case.words, as_bytes).long(), want.permute(0, 2, 3, 1))
+
+
+def test_bytes_conv_outputs(isa: str) -> None:
+    plan, x, values = byte_case(3, 2, 3, 40, (6, 6), (3, 3), padding=1)
+    thresholds = torch.tensor([[-20000], [0], [20000]]).expand(3, 40)
+    assert torch.equal(
+        plan.run_codes(x, thresholds, planes=2), words_oracle(code_oracle(values, thresholds, None), 2, 1)
+    )
+    y = plan.run_float(x, torch.full((40,), 0.1), torch.zeros(40))
+    assert torch.equal(y, values.float() * torch.tensor(0.1))
+
+
+# ---- packing ---------------------------------------------------------------------------------------------
+
+
+def special(shape: tuple[int, ...], seed: int) -> Tensor:
+    """Random floats with zeros of both signs, infinities, NaN and exact ties."""
+    g = torch.Generator().manual_seed(seed)
+    x = torch.randn(shape, generator=g)
+    odd = torch.tensor(
+        [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 0.5, -0.5, 1e-45, -1e-45, 3e38, -3e38]
+    )
+    where = torch.rand(shape, generator=g) < 0.4
+    return torch.where(where, odd[torch.randint(0, len(odd), shape, generator=g)], x)
+
+
+@pytest.mark.parametrize("levels, planes", [(1, 1), (1, 2), (3, 2), (5, 3), (15, 4), (16, 5), (255, 8)])
+@pytest.mark.parametrize("c", [1, 3, 16, 31, 32, 33, 64, 96, 130])
+def test_pack(isa: str, c: int, levels: int, planes: int) -> None:
+    g = torch.Generator().manual_seed(c)
+    x = special((2, c, 5, 7), c)
+    for per_channel, flips in itertools.product((False, True), (False, True)):
+        ladder = torch.randn((c, levels) if per_channel else (levels,), generator=g).sort(-1).values
+        ladder[..., levels // 2] = 0.0
+        ladder = ladder.sort(-1).values
+        flip = torch.randint(0, 2, (c,), generator=g) if flips else None
+        want = code_oracle(x, ladder.T if per_channel else ladder[:, None].expand(levels, c), flip)
+        for given_x in (x, x.contiguous(memory_format=torch.channels_last)):
+            for groups in {1, 2 if c % 2 == 0 else 1, c}:
+                got = native.pack(given_x, ladder, planes, groups, flip)
+                assert torch.equal(got, words_oracle(want, planes, groups))
+            got = native.pack(given_x, ladder, flip=flip, bytes=True)
+            assert torch.equal(got.long(), want.permute(0, 2, 3, 1))
+
+
+def test_pack_uniform_ladder(isa: str) -> None:
+    """Codes of 8 bits from evenly spaced thresholds, which are guessed first: at every tie and beside it."""
+    ladder = torch.linspace(-1.3, 2.1, 255)
+    x = torch.cat(
+        [ladder, torch.nextafter(ladder, ladder - 1), torch.nextafter(ladder, ladder + 1), special((999,), 1)]
+    )
+    want = (x[:, None] >= ladder).sum(1)
+    assert torch.equal(native.pack(x[None, :, None, None], ladder, bytes=True).flatten().long(), want)
+    assert torch.equal(native.pack(x[None, None, None, :], ladder, bytes=True).flatten().long(), want)
+    steep = torch.tensor([-float("inf"), -1.0, 0.0, 1e-30, 1.0, float("inf")])
+    assert torch.equal(
+        native.pack(x[:, None], steep, bytes=True).flatten().long(), (x[:, None] >= steep).sum(1)
+    )
+
+
+def test_pack_shapes_and_types(isa: str) -> None:
+    x = torch.randn(3, 40)
+    zero = torch.zeros(1)
+    want = words_oracle((x >= 0).long()[:, :, None, None], 1, 1)
+    assert torch.equal(native.pack(x, zero), want)
+    assert torch.equal(native.pack(x.half(), zero), want)
+    assert torch.equal(
+        native.pack(x[:, :, None].expand(3, 40, 6), zero), want.expand(3, 1, 1, 1, 2).repeat(1, 1, 6, 1, 1)
+    )
+    assert torch.equal(native.pack(x.t().contiguous().t(), zero), want)
+    assert native.pack(x[:0], zero).shape == (0, 1, 1, 1, 2)
+    big = torch.randn(2, 70, 33, 40)
+    plan = native.PackPlan(zero)
+    assert torch.equal(plan.run(big, threads=1), plan.run(big, threads=4))
+
+
+@pytest.mark.parametrize("planes, groups, c", [(1, 1, 1), (8, 1, 33), (3, 2, 66), (2, 5, 5)])
+def test_words_round_trip(planes: int, groups: int, c: int) -> None:
+    code = torch.randint(0, 2**planes, (2, c, 3, 4))
+    packed = words_oracle(code, planes, groups)
+    codes = code.permute(0, 2, 3, 1).contiguous().to(torch.uint8)
+    assert torch.equal(native.unpack(packed, c, groups), codes)
+    assert torch.equal(native.to_words(codes, planes, groups), packed)
+
+
+def test_word_layout_golden() -> None:
+    """By hand: channel 33 of one group is bit 1 of word 1; of two groups of 17, bit 16 of word 1."""
+    code = torch.zeros(1, 34, 1, 1, dtype=torch.long)
+    code[0, 33] = 2
+    assert words_oracle(code, 2, 1).flatten().tolist() == [0, 0, 0, 2]
+    assert native.to_words(code.to(torch.uint8).view(1, 1, 1, 34), 2, 1).flatten().tolist() == [0, 0, 0, 2]
+    assert native.to_words(code.to(torch.uint8).view(1, 1, 1, 34), 2, 2).flatten().tolist() == [
+        0,
+        0,
+        0,
+        1 << 16,
+    ]
+
+
+# ---- max pooling -----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("planes", [1, 2, 5, 8])
+def test_maxpool(isa: str, planes: int) -> None:
+    code = torch.randint(0, 2**planes, (2, 37, 9, 8))
+    packed = native.to_words(code.permute(0, 2, 3, 1).contiguous().to(torch.uint8), planes)
+    for kernel, stride, padding, dilation, ceil in [
+        (2, None, 0, 1, False), (2, None, 0, 1, True), (3, 2, 1, 1, False), (3, 2, 1, 1, True),
+        ((1, 2), (2, 1), 0, 2, False), (3, 1, 1, 2, False),
+        ((3, 2), (3, 3), (1, 0), 1, True), (1, 1, 0, 1, False),
+    ]:  # fmt: skip
+        want = F.max_pool2d(code.double(), kernel, stride, padding, dilation, ceil).long()
+        for threads in (1, 2):
+            got = native.maxpool(packed, kernel, stride, padding, dilation, ceil, threads)
+            assert torch.equal(native.unpack(got, 37).permute(0, 3, 1, 2).long(), want)
+        codes = code.permute(0, 2, 3, 1).contiguous().to(torch.uint8)
+        assert torch.equal(
+            native.maxpool(codes, kernel, stride, padding, dilation, ceil).long(), want.permute(0, 2, 3, 1)
+        )
+    assert native.maxpool(packed[:0], 2).shape[0] == 0
+
+
+# ---- operators and errors --------------------------------------------------------------------------------
+
+
+def test_library_operators() -> None:
+    from torch.library import opcheck
+
+    ops = torch.ops.bitwright
+    case = Case(5, 2, 40, 12, (6, 6), (3, 3), padding=1)
+    bits = torch.randint(0, 2, (1, 12, 40, 3, 3), dtype=torch.uint8)
+    checks = [
+        (ops.pack_bits.default, (torch.randn(2, 40, 3, 3), torch.zeros(1), 1)),
+        (ops.bit_conv2d_int.default, (case.words, bits, [2], -1, [2], -1, [1, 1], [1, 1], [1, 1], 1)),
+        (
+            ops.bit_linear_int.default,
+            (native.pack(torch.randn(4, 40), torch.zeros(1)), bits[..., 0, 0], [2], -1, [2], -1),
+        ),
+    ]
+    for op, arguments in checks:
+        opcheck(op, arguments, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
+    x, w = torch.randn(4, 40), torch.randn(12, 40)
+    got = ops.bit_linear_int(
+        ops.pack_bits(x, torch.zeros(1), 1), (w >= 0).to(torch.uint8)[None], [2], -1, [2], -1
+    )
+    signs = [torch.where(t >= 0, 1.0, -1.0) for t in (x, w)]
+    assert torch.equal(got.float(), signs[0] @ signs[1].T)
+    bits.zero_()  # written in place: the remembered plan must not be used again
+    y = ops.bit_conv2d_int(case.words, bits, [2], -1, [2], -1, [1, 1], [0, 0], [1, 1], 1)
+    w_all = -torch.ones(12, 40, 3, 3)
+    assert torch.equal(y.double(), F.conv2d(case.code.double() * 2 - 1, w_all.double()))
+
+
+def test_plan_is_reused_by_deepcopy_and_refuses_pickle() -> None:
+    import copy
+    import pickle
+
+    plan = Case(0, 1, 8, 8, (3, 3), (1, 1)).plan
+    assert copy.deepcopy(plan) is plan
+    with pytest.raises(TypeError, match="make it again"):
+        pickle.dumps(plan)
+
+
+def test_errors() -> None:
+    case = Case(0, 1, 40, 8, (3, 3), (3, 3))
+    with pytest.raises(InputError, match=r"'sse9' is unknown.*portable"):
+        native.force_isa("sse9")
+    with pytest.raises(InputError, match=r"input must be \[N, H, W, 1, 2\]"):
+        case.plan.run_int(case.words[..., :1].contiguous())
+    with pytest.raises(InputError, match=r"contiguous torch\.int32"):
+        case.plan.run_int(case.words.long())
+    with pytest.raises(InputError, match="smaller than the 3x3 kernel"):
+        case.plan.run_int(case.words[:, :2].contiguous())
+    with pytest.raises(InputError, match=r"x_planes and w_planes must be 1\.\.8, got 9"):
+        native.ConvPlan.bits(torch.ones(1, 1, 1, 1, 1), w_mult=[2], w_zero=-1, x_mult=[1] * 9)
+    with pytest.raises(InputError, match="multiples of groups"):
+        native.ConvPlan.bytes(torch.ones(3, 1, 1, 1), groups=2)
+    with pytest.raises(InputError, match=r"-255\.\.255"):
+        native.ConvPlan.bytes(torch.full((3, 1, 1, 1), 256))
+    with pytest.raises(InputError, match="3 levels do not fit 1 planes"):
+        case.plan.run_codes(case.words, torch.zeros(3, 8))
+    with pytest.raises(InputError, match="output is for 7 channels"):
+        case.plan.run_codes(case.words, torch.zeros(1, 7))
+    with pytest.raises(InputError, match="out_groups"):
+        case.plan.run_codes(case.words, torch.zeros(1, 8), groups=3)
+    with pytest.raises(InputError, match="residual"):
+        case.plan.run(case.words, native.FloatOutput(torch.ones(8), torch.ones(8)), torch.zeros(1))
+    with pytest.raises(InputError, match="float32"):
+        native.pack(torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1))
+    with pytest.raises(InputError, match="for 2 channels"):
+        native.pack(torch.zeros(1, 3), torch.zeros(2, 1))
+
+
+def test_weights_of_another_instruction_set_are_an_error() -> None:
+    if len(ISAS) < 3:
+        pytest.skip(f"only one weight layout on this machine: {ISAS}")
+    case = Case(0, 1, 40, 8, (3, 3), (3, 3))
+    try:
+        native.force_isa("portable")
+        with pytest.raises(InputError, match="pack them again"):
+            case.check()
+    finally:
+        native.force_isa("")
+    case.check()
+
+
+def test_null_pointers_are_errors() -> None:
+    lib = native._lib()
+    for name, (_, types) in native._SIGNATURES.items():
+        if native._P not in types or name.endswith("_size"):
+            continue
+        arguments = [None if t is native._P else 1 for t in types]
+        assert getattr(lib, name)(*arguments) == 1, name
+        assert b"null" in lib.bw_last_error()
+    assert lib.bw_weights_size(None) == -1
+
+
+@pytest.mark.parametrize("name, ok", [(isa, True) for isa in ISAS] + [("avx9000", False)])
+def test_environment_forces_the_instruction_set(name: str, ok: bool) -> None:
+    code = "from bitwright.engine import native as n; print(n.isa() if n.available() else n.notice())"
+    env = {**os.environ, "BITWRIGHT_ISA": name}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == name if ok else "'avx9000' is unknown" in done.stdout
+
+
+def test_without_the_library_nothing_raises_at_import() -> None:
+    code = "from bitwright.engine import native as n; print(n.available(), n.notice())"
+    env = {**os.environ, "BITWRIGHT_LIBRARY": "/nonexistent/core.so"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.startswith("False native core not found")
