@@ -14,15 +14,17 @@ import csv
 import os
 import platform
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 import bitwright as bw
+from bitwright.engine.convert import channels_last
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -70,6 +72,13 @@ def accuracy(model: nn.Module, data: Any, normalize: bool) -> float:
     return right / len(data)
 
 
+def note_share(shares: list[float]) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        shares.append(float((args[0] >= 0).float().mean()))
+
+    return hook
+
+
 @torch.no_grad()
 def sign_balance(model: nn.Module, data: Any, normalize: bool) -> float:
     """The rarer sign's share of a layer's binary inputs, at the layer where it is smallest."""
@@ -77,11 +86,7 @@ def sign_balance(model: nn.Module, data: Any, normalize: bool) -> float:
     hooks = []
     for name, layer in model.named_modules():
         if isinstance(layer, bw.nn.SlotLayer) and layer.x is not None and getattr(layer.x, "bits", 0) == 1:
-            hooks.append(
-                layer.register_forward_pre_hook(
-                    lambda m, a, n=name: shares.setdefault(n, []).append(float((a[0] >= 0).float().mean()))
-                )
-            )
+            hooks.append(layer.register_forward_pre_hook(note_share(shares.setdefault(name, []))))
     model.eval()
     for x, _ in data.limit(2000).batches(500, normalize=normalize, channels_last=True):
         model(x)
@@ -100,7 +105,7 @@ def train(row: Row, folder: Path, train_set: Any, test_set: Any) -> dict[str, An
         plain = bw.models.create(row.model)
         plain.load_state_dict(source.state_dict())
         model = bw.apply(plain, row.recipe, torch.zeros(2, 3, 32, 32))
-    model = model.to(memory_format=torch.channels_last)
+    channels_last(model)
     optimizer = optimizer_of(row, model)
     batch = 128
     steps = row.epochs * (len(train_set) // batch)
@@ -194,6 +199,7 @@ def main() -> None:
     if args.command == "train":
         table = out / "cifar10_accuracy.csv"
         train_set = bw.data.load("cifar10", args.data, "train")
+        print(f"loader alone {bw.data.loader_rate(train_set, 128, True):,.0f} img/s", flush=True)
         for row in chosen:
             done = read_rows(table)
             if row.name in done and (folder / f"{row.name}.safetensors").exists():
@@ -207,8 +213,6 @@ def main() -> None:
 
         measure(chosen, folder, out, test_set)
 
-
-__all__ = ["ROWS", "Row", "Tensor", "build"]
 
 if __name__ == "__main__":
     main()

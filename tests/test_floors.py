@@ -13,6 +13,7 @@ ROOT = Path(bitwright.__file__).parent
 FLOORS = {
     "errors": 0,
     "types": 0,
+    "version": 0,
     "fn": 0,
     "parts": 1,
     "nn": 2,

@@ -20,7 +20,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from bitwright.engine import native
+from bitwright.engine import native, native_library
 from bitwright.errors import InputError
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
@@ -485,11 +485,11 @@ def test_weights_of_another_instruction_set_are_an_error() -> None:
 
 
 def test_null_pointers_are_errors() -> None:
-    lib = native._lib()
-    for name, (_, types) in native._SIGNATURES.items():
-        if native._P not in types or name.endswith("_size"):
+    lib = native_library.library()
+    for name, (_, types) in native_library.SIGNATURES.items():
+        if native_library.POINTER not in types or name.endswith("_size"):
             continue
-        arguments = [None if t is native._P else 1 for t in types]
+        arguments = [None if t is native_library.POINTER else 1 for t in types]
         assert getattr(lib, name)(*arguments) == 1, name
         assert b"null" in lib.bw_last_error()
     assert lib.bw_weights_size(None) == -1

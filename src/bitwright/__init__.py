@@ -10,6 +10,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from bitwright.version import __version__ as __version__
+
 if TYPE_CHECKING:
     from bitwright import data, models, nn, testing
     from bitwright.analysis import CostTable, cost
@@ -34,8 +36,6 @@ if TYPE_CHECKING:
         walk,
     )
     from bitwright.types import Coded, LayerInfo, PartInfo
-
-__version__ = "0.1.0"
 
 # public name -> the module that defines it
 _HOME = {

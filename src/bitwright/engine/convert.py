@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import os
 import statistics
@@ -214,15 +215,21 @@ def _time(report: ConvertReport, model: nn.Module, packed: PackedModel, example:
         torch.set_num_threads(before)
 
 
+def channels_last(model: nn.Module) -> nn.Module:
+    """All 4-d parameters and buffers in the layout the kernels of torch like."""
+    for t in (*model.parameters(), *model.buffers()):
+        if t.dim() == 4:
+            t.data = t.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
 def float_twin(model: nn.Module) -> nn.Module:
     """The same topology with empty slots, in channels_last: what the packed net is compared with."""
-    import copy
-
     twin = copy.deepcopy(model).eval()
     for m in twin.modules():
         if is_slot_layer(m):
             m.set_slots(w=None, b=None, x=None, g=None, gate=None)
-    return twin.to(memory_format=torch.channels_last)
+    return channels_last(twin)
 
 
 def _input_shapes(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:

@@ -20,6 +20,7 @@ from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
 
 FORMAT = "1"
+RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "aliases"})
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
@@ -33,8 +34,13 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
     seen: dict[str, str] = {}
     aliases: dict[str, str] = {}
     kept: dict[str, Tensor] = {}
+    places: set[int] = set()
     for key, value in tensors.items():
         value = value.detach().cpu().contiguous()
+        place = value.untyped_storage().data_ptr()
+        if place in places:  # safetensors refuses two tensors of one storage
+            value = value.clone()
+        places.add(place)
         print_of = f"{value.dtype}{list(value.shape)}{_digest(value)}"
         if value.numel() > 16 and print_of in seen:
             aliases[key] = seen[print_of]
@@ -43,9 +49,10 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
             kept[key] = value
     if aliases:
         metadata = {**metadata, "aliases": json.dumps(aliases, separators=(",", ":"))}
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    os.close(handle)
+    temporary = ""
     try:
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bitwright-")
+        os.close(handle)
         save_file(kept, temporary, metadata)
         with open(temporary, "rb+") as f:
             os.fsync(f.fileno())
@@ -54,7 +61,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
     except (OSError, SafetensorError) as error:
         raise InputError(f"save {target}: {error}", code="file-write") from None
     finally:
-        if os.path.exists(temporary):
+        if temporary and os.path.exists(temporary):
             os.unlink(temporary)
     return target.stat().st_size
 
@@ -102,7 +109,13 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
 
     Errors: `InputError` where the folder is missing or the disk is full; the old file stays.
     """
-    extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    taken = sorted(set(metadata) & RESERVED)
+    if taken:
+        raise InputError(f"save {path}: metadata {taken[0]}=... is a name of the format itself", code="file-metadata")
+    try:
+        extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
+    except (TypeError, ValueError) as error:
+        raise InputError(f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata") from None
     if isinstance(model, PackedModel):
         graph = model.graph
         return write_tensors(path, graph.tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": model.graph_json})

@@ -15,6 +15,7 @@ Made at load, never stored. Each pass rewrites one pattern and keeps every value
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -27,6 +28,7 @@ from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_t
 CODED = ("coded_conv", "coded_linear")
 # elementwise, monotone in exact float arithmetic (each step a correctly rounded or comparison operation)
 MONOTONE = ("affine", "relu", "relu6", "hardtanh", "clamp", "leaky_relu", "prelu", "add_scalar", "mul_scalar", "neg")
+MAX_TABLE = 1 << 24  # thresholds of one layer; beyond it the quantizer runs as it is stored
 BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit planes
 
 
@@ -110,10 +112,15 @@ def _absorb(graph: Graph) -> bool:
         if not chain:
             continue
         last = bool(q.attrs["last"])
-        channels, levels = _channels(q, last), int(q.attrs["levels"])
-        steps = [reference.float_op(n, graph) for n in reversed(chain)]
-        old, old_flip = graph.tensor(q, "thresholds"), graph.tensor(q, "flip")
+        old = graph.tensor(q, "thresholds")
         assert old is not None
+        alike = old.dim() == 1 and not any(n.attrs.get("tensors") for n in chain) and not q.key("flip")
+        # one row serves all channels
+        channels, levels = 1 if alike else _channels(q, last), int(q.attrs["levels"])
+        if channels * levels > MAX_TABLE:
+            continue
+        steps = [reference.float_op(n, graph) for n in reversed(chain)]
+        old_flip = graph.tensor(q, "flip")
 
         def code(x: Tensor, steps: Any = steps, old: Tensor = old, old_flip: Any = old_flip) -> Tensor:
             for f in steps:
@@ -123,6 +130,8 @@ def _absorb(graph: Graph) -> bool:
         found, flip = float_thresholds(code, levels, channels)
         if bool((found == found[:1]).all()) and not bool(flip.any()):
             found = found[0].clone()
+        elif alike:
+            found, flip = found.expand(_channels(q, last), levels), flip.expand(_channels(q, last))
         graph.put(q, "thresholds", found)
         if bool(flip.any()):
             graph.put(q, "flip", flip)
@@ -140,7 +149,10 @@ def _insert_before(graph: Graph, node: Node, new: Node) -> None:
 
 def _split(graph: Graph, q: Node, source: Node, op: str, attrs: dict[str, Any]) -> Node:
     """`q` becomes `op` and reads a new quantizer of `source`; returns that quantizer."""
-    before = Node("quantize", f"{q.name}^", [source.name], dict(q.attrs))
+    name, taken = f"{q.name}^", graph.by_name()
+    while name in taken:
+        name += "^"
+    before = Node("quantize", name, [source.name], dict(q.attrs))
     before.attrs["shape"] = list(source.shape)
     before.attrs["tensors"] = dict(q.attrs["tensors"])
     _insert_before(graph, q, before)
@@ -233,6 +245,11 @@ def integer_range(graph: Graph, node: Node) -> tuple[Tensor, Tensor]:
     return ends.amin(0).flatten(1).sum(1), ends.amax(0).flatten(1).sum(1)
 
 
+def _code_of_integer(scale: Tensor, add: Tensor, table: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The real operations between a layer's integer [n, O] and the code its reader wants."""
+    return lambda i: reference.quantize(reference.epilogue([i], scale, add, True), table, flip, True)
+
+
 def _thresholds(graph: Graph) -> None:
     users = graph.users()
     by_name = graph.by_name()
@@ -247,14 +264,11 @@ def _thresholds(graph: Graph) -> None:
         table, flip = graph.tensor(q, "thresholds"), graph.tensor(q, "flip")
         assert scale is not None and add is not None and table is not None
 
-        def code(i: Tensor, scale: Tensor = scale, add: Tensor = add, table: Tensor = table, flip: Any = flip) -> Tensor:
-            return reference.quantize(reference.epilogue([i], scale, add, True), table, flip, True)
-
         low, high = integer_range(graph, layer)
-        if int(max(-low.min(), high.max())) >= 2**31 - 1:
+        if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
             continue
         try:
-            found, turned = integer_thresholds(code, int(q.attrs["levels"]), low, high)
+            found, turned = integer_thresholds(_code_of_integer(scale, add, table, flip), int(q.attrs["levels"]), low, high)
         except NotMonotone:
             continue  # stays float: slower, still right
         graph.put(layer, "int_thresholds", found)

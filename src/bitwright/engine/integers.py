@@ -27,6 +27,9 @@ class Term:
     unit: Tensor  # float64 [O]
 
 
+MAX_RATIO = 1024  # of two steps of one term: integers stay small, sums fit 32 bits; 8 bits need 255
+
+
 def _per_channel(t: Tensor, channels: int, what: str) -> Tensor:
     """[..broadcast..] with at most axis 0 of size > 1 -> float64 [O]."""
     flat = t.detach().double()
@@ -45,6 +48,8 @@ def _ratio(a: Tensor, b: Tensor) -> Fraction | None:
     if not bool(live.any()):
         return Fraction(0)
     r = a[live] / b[live]
+    if float(r.abs().max()) > MAX_RATIO:
+        return None
     first = Fraction(float(r[0])).limit_denominator(4)
     spread = float((r - float(first)).abs().max())
     # coefficients are float32: their ratios carry two roundings

@@ -35,9 +35,12 @@ class PackedModel(nn.Module):
         self.graph_json = graph.to_json()
         self._keys = {k: k.replace(".", "/") for k in graph.tensors}  # a dot would nest modules
         for key, name in self._keys.items():
+            if not name or hasattr(self, name):
+                raise InputError(f"packed model: {key[:60]!r} cannot name a tensor", code="file-graph")
             self.register_buffer(name, graph.tensors[key])
         self._steps: list[tuple[Node, Any, list[str]]] | None = None
         self._sample = graph.nodes[0].shape
+        self.output_name = graph.nodes[-1].inputs[0]
         self.eval()
 
     @property
@@ -52,13 +55,13 @@ class PackedModel(nn.Module):
 
     def _build(self) -> list[tuple[Node, Any, list[str]]]:
         graph = self.runtime
+        out = self.output_name
         steps = run_native.build(graph, self.threads) if self.backend == "native" else run_reference.build(graph)
-        self._out = graph.nodes[-1].inputs[0]
         last: dict[str, int] = {}
         for i, (node, _) in enumerate(steps):
             for name in node.inputs:
                 last[name] = i
-        last.pop(self._out, None)
+        last.pop(out, None)
         drop: list[list[str]] = [[] for _ in steps]
         for name, i in last.items():
             drop[i].append(name)
@@ -94,7 +97,7 @@ class PackedModel(nn.Module):
             step(env)
             for name in forget:
                 del env[name]
-        return env[self._out]
+        return env[self.output_name]
 
     @torch.no_grad()
     def values(self, x: Tensor) -> dict[str, Tensor]:

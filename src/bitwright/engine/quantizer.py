@@ -13,6 +13,9 @@ from bitwright.parts import Chain, moment
 from bitwright.types import Coded
 
 
+MAX_ZERO = 1 << 15  # 8-bit grids need 255
+
+
 @dataclass(frozen=True)
 class Grid:
     """What an input part does to a number: X = mult * code + zero_c, value = unit * X, code = 0 .. levels.
@@ -119,6 +122,8 @@ def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> 
             levels = (high - low) // step
             if not 1 <= levels <= 255:
                 raise NotInteger(f"{levels + 1} levels; kernels take 2 to 256")
+            if max(abs(z + low) for z in zero) > MAX_ZERO:
+                raise NotInteger("its zero lies too far from its levels")
             found, flip = float_thresholds(lambda x: (integers(x) - low) // step, levels, channels)
             if bool(flip.any()):
                 raise NotInteger("its codes fall as the input rises")

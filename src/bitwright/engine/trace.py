@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import re
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor, nn
 
 from bitwright.engine import bitstrings
 from bitwright.engine.aten import TRANSLATE, Unsupported
-from bitwright.engine.integers import NotInteger, storable
+from bitwright.engine.integers import NotInteger, Term, storable
 from bitwright.engine.ir import Graph, Node
 from bitwright.engine.quantizer import Grid, grid_of, split
 from bitwright.errors import InputError
@@ -112,9 +113,10 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
     for link in before:
         if not isinstance(link, Norm) and getattr(link, "part_name", "") != "dropout":
             return f"slot x holds {_name(link)}, which has no integer codes"
+    terms: list[Term] = []
     if layer.w is not None:
         try:
-            storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
+            _, terms = storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
         except NotInteger as reason:
             return f"slot w holds {_name(layer.w)}: {reason}"
     if quantizer is None:
@@ -123,6 +125,10 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
         grid = grid_of(quantizer, _in_channels(layer), rank)
     except NotInteger as reason:
         return f"slot x holds {_name(quantizer)}: {reason}"
+    each = max((abs(t.zero) + sum(abs(m) for m in t.mult) for t in terms), default=0)
+    ends = max(max(abs(z), abs(z + grid.mult * grid.levels)) for z in grid.zero)
+    if each * ends * math.prod(layer.weight.shape[1:]) >= 2**31:
+        return "its sums of products may exceed 32 bits; fewer bits or fewer inputs would fit"
     return Packing(grid, before, layer.w is not None)
 
 
@@ -145,6 +151,9 @@ class _Marker(nn.Module):
         self.padding = [] if linear else (padding_of(layer) or [])
         self.dilation = [] if linear else [int(d) for d in layer.dilation]  # type: ignore[union-attr]
         self.groups = 1 if linear else int(layer.groups)  # type: ignore[arg-type]
+
+    def geometry(self) -> dict[str, Any]:
+        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.ops.bitwright.marked_layer(
@@ -231,11 +240,18 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
     return Traced(graph, refused, frames)
 
 
+def _note_rank(found: dict[str, int], name: str) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[name] = args[0].dim()
+
+    return hook
+
+
 def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: Tensor) -> dict[str, int]:
     """Number of axes of each slot layer's input."""
     found: dict[str, int] = {}
     hooks = [
-        layer.register_forward_pre_hook(lambda m, args, name=name: found.__setitem__(name, args[0].dim()))
+        layer.register_forward_pre_hook(_note_rank(found, name))
         for name, layer in layers.items()
     ]
     try:
@@ -331,10 +347,10 @@ def _lower(
                 symbols.add(n.name)
                 continue
             if target.startswith("bitwright.marked_layer"):
-                layer_name = n.args[1]
+                layer_name = str(n.args[1])
                 frames[layer_name] = _frame(n)
                 names[n.name] = _emit_layer(
-                    graph, names[n.args[0].name], n, layers[layer_name], layer_name, packings[layer_name]
+                    graph, names[_first_input(n).name], n, layers[layer_name], layer_name, packings[layer_name]
                 )
                 continue
             if target.startswith("bitwright.marked_input"):
@@ -347,6 +363,13 @@ def _lower(
         else:
             raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
     return graph, frames
+
+
+def _first_input(n: torch.fx.Node) -> torch.fx.Node:
+    first = n.args[0] if n.args else None
+    if not isinstance(first, torch.fx.Node):
+        raise InputError(f"convert: {n.target} without an input is not supported", code="convert-op")
+    return first
 
 
 def _shape(n: torch.fx.Node) -> list[int]:
@@ -377,7 +400,7 @@ def _emit_aten(
     except Unsupported as reason:
         raise InputError(f"convert: {where}: {base}{at}: {reason}", code="convert-op", layer=where) from None
     if done is None:  # nothing happens in evaluation
-        names[n.name] = names[n.args[0].name]
+        names[n.name] = names[_first_input(n).name]
         return
     op, inputs, attrs, tensors = done
     node = Node(op, _fresh(graph, _owner(n) or n.name), inputs, {**attrs, "shape": _shape(n), "owner": _owner(n)})
@@ -388,7 +411,7 @@ def _emit_aten(
     graph.nodes.append(node)
     names[n.name] = node.name
     if inplace:  # whoever reads the input later sees the result
-        names[n.args[0].name] = node.name
+        names[_first_input(n).name] = node.name
 
 
 def _fresh(graph: Graph, wish: str) -> str:
@@ -441,11 +464,7 @@ def _emit_layer(
     value = _emit_input(graph, source, layer, name, packing)
     attrs = {"shape": _shape(n), "owner": name, "frame": _frame(n)}
     if not last:
-        attrs |= {"rank": layer.weight.dim() - 2, "stride": n.args[3], "padding": n.args[4], "dilation": n.args[5]}
-        attrs["stride"], attrs["padding"], attrs["dilation"] = (
-            [int(v) for v in attrs[k]] for k in ("stride", "padding", "dilation")
-        )
-        attrs["groups"] = int(n.args[6])
+        attrs |= {"rank": layer.weight.dim() - 2, **_Marker(name, layer).geometry()}
     coded = grid is not None and packing.coded_weight
     op = ("coded_linear" if last else "coded_conv") if coded else ("linear" if last else "conv")
     node = Node(op, _fresh(graph, name), [value], attrs)

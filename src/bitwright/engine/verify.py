@@ -63,7 +63,7 @@ def verify(model: nn.Module, packed: PackedModel, batches: Iterable[object]) -> 
                 seen = checks.capture(model, x)
                 expected = seen.pop(ANSWER)
                 values = packed.values(x)
-                got = values[packed.steps() and packed._out]
+                got = values[packed.output_name]
                 checks.compare(seen, proof)
                 _compare_codes(packed, folded, x, values, proof)
                 _compare_answers(expected, got, x, model, packed, checks, proof)

@@ -24,7 +24,8 @@ class _Ste(torch.autograd.Function):
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
         return (grad * ctx.saved_tensors[0] if ctx.has_slope else grad), None, None
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeGuard
 
 import torch.nn.functional as F
@@ -56,18 +58,20 @@ class SlotLayer(nn.Module):
         """The weight the operator gets."""
         return self.weight if self.w is None else self.from_slot(self.w(self.slot_weight()))
 
-    def forward(self, x: Tensor) -> Tensor:
-        raw = x
-        if self.x is not None:
-            x = self.x(x)
+    def forward(self, input: Tensor) -> Tensor:
+        return self.evaluate(input, self.op)
+
+    def evaluate(self, raw: Tensor, op: Callable[..., Tensor]) -> Tensor:
+        """The whole data flow: input part, weight part, bias part, gate, gradient part."""
+        x = raw if self.x is None else self.x(raw)
         w = self.quantized_weight()
         b = self.bias if self.b is None or self.bias is None else self.b(self.bias)
         if self.gate is None:
-            y = self.op(x, w, b)
+            y = op(x, w, b)
         elif getattr(self.gate, "needs_raw_input", False):
-            y = self.gate(self.op, x, w, b, raw)
+            y = self.gate(op, x, w, b, raw)
         else:
-            y = self.gate(self.op, x, w, b)
+            y = self.gate(op, x, w, b)
         return y if self.g is None else self.g(y)
 
     def extra_repr(self) -> str:
@@ -147,6 +151,12 @@ class Conv3d(SlotLayer, nn.Conv3d):
         return self._conv_forward(x, w, b)
 
 
+def _ints(padding: object) -> tuple[int, ...]:
+    """Transposed convolutions take no 'same'; torch's annotation says they might."""
+    assert isinstance(padding, tuple)
+    return padding
+
+
 class ConvTranspose2d(SlotLayer, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with slots. Its weight is [I, O/g, kh, kw]; parts see [O, I/g, kh, kw]."""
 
@@ -156,11 +166,15 @@ class ConvTranspose2d(SlotLayer, nn.ConvTranspose2d):
         nn.ConvTranspose2d.__init__(self, *args, **kwargs)
         _init(self, w, b, x, g, gate)
 
-    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        # output_size is not supported: the layer's own output_padding decides, as in nn.ConvTranspose2d(x)
-        return F.conv_transpose2d(
-            x, w, b, self.stride, self.padding, self.output_padding, self.groups, self.dilation  # type: ignore[arg-type]
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        padding = self._output_padding(
+            input, output_size, list(self.stride), list(_ints(self.padding)), list(self.kernel_size), 2, list(self.dilation)
         )
+        return self.evaluate(input, partial(self.op, output_padding=padding))
+
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None, output_padding: list[int] | None = None) -> Tensor:
+        extra = list(self.output_padding) if output_padding is None else output_padding
+        return F.conv_transpose2d(x, w, b, self.stride, _ints(self.padding), extra, self.groups, self.dilation)
 
     def slot_weight(self) -> Tensor:
         i, o, kh, kw = self.weight.shape

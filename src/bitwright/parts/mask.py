@@ -56,8 +56,19 @@ class Mask(nn.Module):
     def density(self) -> float:
         return float(self.mask.float().mean())
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         saved = state_dict.get(prefix + "mask")
         if isinstance(saved, Tensor) and self.mask.dim() == 0:  # built without a layer: take the shape of the file
             self.mask = torch.ones_like(saved)
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

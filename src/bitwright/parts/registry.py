@@ -110,7 +110,7 @@ def make_part(name: str, *, slot: str | None = None, layer: nn.Module | None = N
         new = build(layer, **options) if build is not None and layer is not None else cls(**options)
     except TypeError as error:  # a missing required option
         raise InputError(f"part {name}: {error}", code="option-missing") from None
-    new.spec = {"part": name, **{k: v for k, v in options.items() if k != "slot"}}
+    new.__dict__["spec"] = {"part": name, **{k: v for k, v in options.items() if k != "slot"}}
     return new
 
 
