@@ -33,6 +33,7 @@ def measure(rows: list[Row], folder: Path, out: Path, test_set: Any) -> None:
             "status": report.status,
             "images": report.images,
             "same_class": report.same,
+            "same_class_folded": report.same_folded,
             "layers_checked": report.codes_checked,
             "layers_exact": report.layers_exact,
             "largest_difference": f"{report.largest_difference:.3g}",

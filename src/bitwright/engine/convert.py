@@ -165,7 +165,8 @@ def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:
 
 
 def _check(report: ConvertReport, proof: Proof) -> None:
-    report.images, report.same, report.largest_difference = proof.images, proof.same, proof.largest
+    report.images, report.same, report.same_folded = proof.images, proof.same, proof.same_folded
+    report.largest_difference = proof.largest
     report.layers_exact, report.inexact = not proof.inexact, proof.inexact
     report.codes_checked, report.disagreements = len(proof.layers), proof.disagreements
     for row in report.rows:

@@ -47,7 +47,8 @@ class ConvertReport:
     backend: str = ""
     isa: str = ""
     images: int = 0
-    same: int = 0
+    same: int = 0  # class as the trained net gives it in float32
+    same_folded: int = 0  # class as the folded net gives it (BatchNorm merged, contract 3.2 b): the packed arithmetic
     layers_exact: bool = True
     codes_checked: int = 0
     largest_difference: float | None = None
@@ -132,8 +133,8 @@ class ConvertReport:
         ]
         if self.images:
             lines.append(
-                f"verify  {self.same:,} of {self.images:,} images: same class; largest output difference "
-                f"{self.largest_difference or 0:.1e}; codes of {self.codes_checked} layers "
+                f"verify  {self.same:,} of {self.images:,} images: same class as the trained net, {self.same_folded:,} as the "
+                f"folded net; largest output difference {self.largest_difference or 0:.1e}; codes of {self.codes_checked} layers "
                 f"{'equal bit for bit' if self.layers_exact else 'DIFFER: ' + ', '.join(self.inexact)}"
             )
         for d in self.disagreements[:10]:

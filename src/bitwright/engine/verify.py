@@ -29,6 +29,7 @@ class Proof:
 
     images: int = 0
     same: int = 0
+    same_folded: int = 0
     largest: float = 0.0
     layers: set[str] = field(default_factory=set)
     inexact: list[str] = field(default_factory=list)
@@ -65,7 +66,8 @@ def verify(model: nn.Module, packed: PackedModel, batches: Iterable[object]) -> 
                 values = packed.values(x)
                 got = values[packed.output_name]
                 checks.compare(seen, proof)
-                _compare_codes(packed, folded, x, values, proof)
+                merged = _compare_codes(packed, folded, x, values, proof)
+                proof.same_folded += int(_same_answer(merged, got)[0].sum())
                 _compare_answers(expected, got, x, model, packed, checks, proof)
     finally:
         model.train(was)
@@ -234,8 +236,8 @@ def plain_codes(value: Tensor, node: Node) -> Tensor:
     return out.squeeze(2) if len(node.shape) == 2 else out
 
 
-def _compare_codes(packed: PackedModel, folded: Graph, x: Tensor, values: dict[str, Tensor], proof: Proof) -> None:
-    """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch."""
+def _compare_codes(packed: PackedModel, folded: Graph, x: Tensor, values: dict[str, Tensor], proof: Proof) -> Tensor:
+    """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch, whose output it returns."""
     env = {"input": packed.prepare(x)}
     runtime = {n.name: n for n, _, _ in packed.steps()}
     emitted = {str(n.attrs["sign_bits"]): n for n in runtime.values() if "sign_bits" in n.attrs}
@@ -255,19 +257,25 @@ def _compare_codes(packed: PackedModel, folded: Graph, x: Tensor, values: dict[s
             name = node.owner.removesuffix(".x")
             if name not in proof.inexact:
                 proof.inexact.append(name)
+    return env[folded.nodes[-1].inputs[0]]
+
+
+def _same_answer(expected: Tensor, got: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(same, expected class, class) per image; without classes: the same up to the rounding of a float head."""
+    if expected.dim() == 2 and expected.shape[1] > 1:
+        wanted, found = expected.argmax(1), got.argmax(1)
+        return wanted == found, wanted, found
+    axes = tuple(range(1, expected.dim()))
+    scale = expected.abs().amax(axes).clamp_min(1e-6)
+    none = torch.zeros(len(expected), dtype=torch.int64)
+    return (expected - got).abs().amax(axes) / scale < 1e-3, none, none
 
 
 def _compare_answers(
     expected: Tensor, got: Tensor, x: Tensor, model: nn.Module, packed: PackedModel, checks: LayerChecks, proof: Proof
 ) -> None:
     proof.largest = max(proof.largest, float((expected - got).abs().max()) if got.numel() else 0.0)
-    if expected.dim() == 2 and expected.shape[1] > 1:
-        wanted, found = expected.argmax(1), got.argmax(1)
-        same = wanted == found
-    else:  # no classes: the same up to float rounding of the head
-        scale = expected.abs().amax(tuple(range(1, expected.dim()))).clamp_min(1e-6)
-        same = ((expected - got).abs().amax(tuple(range(1, expected.dim()))) / scale) < 1e-3
-        wanted = found = torch.zeros(len(expected), dtype=torch.int64)
+    same, wanted, found = _same_answer(expected, got)
     for i in (~same).nonzero().flatten().tolist():
         top = expected[i].flatten().topk(min(2, expected[i].numel())).values
         margin = float(top[0] - top[-1])

@@ -43,6 +43,9 @@ class Bireal(nn.Module):
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         return sign_code(w, mean_abs(w.detach(), "filter", keep))
 
+    def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return sign(w.detach()), mean_abs(w.detach(), "filter", keep)
+
     @torch.no_grad()
     def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:
         if self.clip:

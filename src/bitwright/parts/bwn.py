@@ -54,6 +54,9 @@ class Bwn(nn.Module):
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         return sign_code(w, mean_abs(w.detach(), self.granularity, keep))
 
+    def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return sign(w.detach()), mean_abs(w.detach(), self.granularity, keep)
+
     @torch.no_grad()
     def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:
         weight.clamp_(-1, 1)

@@ -64,8 +64,10 @@ class Chain(nn.Module):
         return 32 if self.quantizer is None else getattr(self.quantizer, "bits", None)
 
     def offers(self, name: str) -> bool:
-        """Whether some link has this moment; `encode` also needs that nothing after it moves the value."""
-        if name == "encode":
+        """Whether some link has this moment; `encode` and `whole` also need that nothing after it moves the value."""
+        if name == "whole" and moment(self.quantizer, "whole") is None:
+            return False
+        if name in ("encode", "whole"):
             after = self.links[self.code_at + 1 :]
             return self.code_at >= 0 and all(isinstance(m, (Dropout, Mask)) for m in after)
         return any(moment(m, name) for m in self.links)
@@ -103,6 +105,19 @@ class Chain(nn.Module):
                 return masked_code(found(t, keep=mask.mask), mask.mask)
             t = link(t, keep=mask.mask)
         raise InputError("chain: no quantizer in it, nothing to encode", code="chain-none")
+
+    def whole(self, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Whole numbers and unit of the quantizer's value; a mask puts zeros among them."""
+        found = moment(self.quantizer, "whole")
+        assert found is not None
+        mask = self.mask
+        for link in self.links[: self.code_at]:
+            if link is not mask:
+                t = link(t) if mask is None else link(t, keep=mask.mask)
+        if mask is None:
+            return found(t)
+        number, unit = found(t, keep=mask.mask)
+        return mask(number), unit
 
     def after_step(self, weight: Tensor) -> None:
         mask = self.mask

@@ -60,6 +60,12 @@ class DorefaW(nn.Module):
         code = uint_code((unit * self.top).round(), self.bits, (2 / self.top) * alive, -alive)
         return Coded(code.bit, code.coef.to(w.dtype), code.offset.to(w.dtype))
 
+    def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        if self.bits == 1:
+            return sign(w.detach()), mean_abs(w.detach(), "layer", keep)
+        unit, _, alive = self._unit(w, keep)
+        return ((unit * self.top).round() * 2 - self.top).to(w.dtype), (alive / self.top).to(w.dtype)
+
 
 @part("dorefa_a", "x")
 class DorefaA(nn.Module):
@@ -91,3 +97,6 @@ class DorefaA(nn.Module):
     def encode(self, x: Tensor) -> Coded:
         code = torch.nan_to_num((wide(x).clamp(0, 1) * self.top).round())
         return uint_code(code, self.bits, scalar(1 / self.top, x), scalar(0.0, x))
+
+    def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return (wide(x.detach()).clamp(0, 1) * self.top).round().to(x.dtype), scalar(1 / self.top, x)

@@ -73,3 +73,7 @@ class Input8(nn.Module):
         like = self.zero
         zero = self._per_channel(x)
         return uint_code(torch.nan_to_num(self.codes(x)), 8, scalar(self.step, like), -zero * self.step)
+
+    def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        kept = self.zero.dtype if x.dtype == torch.uint8 else x.dtype
+        return (self.codes(x.detach()) - self._per_channel(x)).to(kept), scalar(self.step, self.zero)

@@ -7,7 +7,9 @@ from typing import Any
 
 from torch import nn
 
-MOMENTS = ("encode", "after_step", "penalty", "observe", "density", "bind")
+# encode    the value as bits and tables (`Coded`)                     whole     the value as (whole numbers, one unit)
+# after_step, penalty, observe, density, bind: see contract of a part in ARCHITECTURE.md
+MOMENTS = ("encode", "whole", "after_step", "penalty", "observe", "density", "bind")
 
 
 def moment(part: nn.Module | None, name: str) -> Callable[..., Any] | None:

@@ -60,3 +60,6 @@ class Sign(nn.Module):
 
     def encode(self, x: Tensor) -> Coded:
         return sign_code(x, scalar(1.0, x))
+
+    def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return sign(x.detach()), scalar(1.0, x)

@@ -173,3 +173,8 @@ class Uniform(nn.Module):
         step, zero, floor, top = self._grid(fixed, keep)
         code = torch.nan_to_num((fixed / step).round() + zero, nan=floor).clamp(floor, top) - floor
         return uint_code(code, self.bits, step, (floor - zero) * step)
+
+    def whole(self, t: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        fixed = wide(t.detach())
+        step, zero, floor, top = self._grid(fixed, keep)
+        return (((fixed / step).round() + zero).clamp(floor, top) - zero).to(t.dtype), step

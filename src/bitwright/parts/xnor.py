@@ -75,6 +75,10 @@ class Xnor(nn.Module):
         w = self.latent(w.detach(), keep)
         return sign_code(w, mean_abs(w, "filter", keep))
 
+    def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        w = self.latent(w.detach(), keep)
+        return sign(w), mean_abs(w, "filter", keep)
+
     @torch.no_grad()
     def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:
         if self.center == "graph":
