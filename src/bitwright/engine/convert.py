@@ -191,10 +191,12 @@ def median_ms(f: Callable[[], object], rounds: int = 7, slice_s: float = 0.004) 
 
 @torch.no_grad()
 def _time(report: ConvertReport, model: nn.Module, packed: PackedModel, example: Tensor, threads: int | None) -> None:
-    """ms of each layer's float operator and of ours, and of both whole nets, on the example's batch."""
+    """ms of each layer's float operator and of ours, and of both whole nets, on the example's batch.
+
+    One thread unless told otherwise: on a busy machine two wait for each other and the figures mean nothing.
+    """
     before = torch.get_num_threads()
-    if threads is not None:
-        torch.set_num_threads(threads)
+    torch.set_num_threads(threads or 1)
     try:
         env = {"input": packed.prepare(example)}
         spent: dict[str, float] = {}

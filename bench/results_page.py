@@ -1,0 +1,136 @@
+"""Writes docs/results/README.md from the CSV files beside it: no number on that page is typed by hand.
+
+    python bench/results_page.py
+"""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results"
+
+
+def read(name: str) -> list[dict[str, str]]:
+    path = FOLDER / name
+    if not path.exists():
+        return []
+    with path.open(newline="") as f:
+        return list(csv.DictReader(f))
+
+
+def table(head: list[str], rows: list[list[Any]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join(lines + ["| " + " | ".join("-" if c in ("", None) else str(c) for c in r) + " |" for r in rows])
+
+
+def number(text: str | None, digits: int = 3) -> str:
+    return f"{float(text):.{digits}g}" if text else "-"
+
+
+def accuracy() -> str:
+    trained = read("cifar10_accuracy.csv")
+    packed = {r["row"]: r for r in read("cifar10_packed.csv")}
+    rows = []
+    for r in trained:
+        p = packed.get(r["row"], {})
+        size = f"{int(p['file_bytes']) / 1000:.1f}" if p.get("file_bytes") else "-"
+        same = f"{int(p['same_class']):,} / {int(p['same_class_folded']):,}" if p.get("same_class") else "-"
+        rows.append(
+            [
+                r["row"],
+                r["model"],
+                r["recipe"],
+                r["epochs"],
+                f"{100 * float(r['accuracy']):.2f}",
+                f"{100 * float(r['rarer_sign']):.1f}" if r["rarer_sign"] not in ("", "nan") else "-",
+                f"{100 * float(p['accuracy_packed']):.2f}" if p.get("accuracy_packed") else "-",
+                same,
+                size,
+                p.get("status", "-"),
+            ]
+        )
+    head = "row,model,recipe,epochs,test %,rarer sign %,packed test %,same class (trained / folded),file kB,verdict".split(",")
+    return table(head, rows)
+
+
+def speeds() -> str:
+    groups: dict[str, list[dict[str, str]]] = {}
+    for r in read("speed.csv"):
+        groups.setdefault(r["case"], []).append(r)
+    rows = []
+    for case, found in groups.items():
+        ours = found[0]
+        cells = [case, ours.get("kernels", ""), f"{number(ours['latency_ms'])} ({number(ours['latency_q1_ms'])}-{number(ours['latency_q3_ms'])})"]
+        for precision in ("int8", "bf16", "fp32"):
+            best = next((r for r in found[1:] if r["precision"] == precision and r["best_of_precision"] == "True"), None)
+            cells.append(f"{number(best['latency_ms'])} {best['name']}, {float(best['ratio']):.2f}x" if best else "-")
+        rows.append(cells)
+    return table(["case", "kernels", "bitwright ms (quartiles)", "best int8", "best bf16", "best fp32"], rows)
+
+
+def machine() -> str:
+    found = read("speed.csv")
+    if not found:
+        return ""
+    r = found[0]
+    keys = [k for k in ("cpu", "cores", "os", "python", "torch", "onnxruntime", "bitwright", "date", "rounds", "clock") if r.get(k)]
+    return "; ".join(f"{k} {r[k]}" for k in keys)
+
+
+def peers() -> str:
+    packed = read("cifar10_packed.csv")
+    names = ["bitwright", "ort-int8", "torch-int8", "torch-bf16", "ort-fp32", "torch-fp32"]
+    return table(["row", *[f"{n} ms" for n in names]], [[r["row"], *[number(r.get(f"{n}_ms")) for n in names]] for r in packed])
+
+
+def disagreements() -> str:
+    rows = read("cifar10_disagreements.csv")
+    if not rows:
+        return "None."
+    return table(list(rows[0]), [list(r.values()) for r in rows])
+
+
+def main() -> None:
+    trained = read("cifar10_accuracy.csv")
+    cpu = trained[0]["cpu"] if trained else ""
+    text = f"""# Results
+
+Written by `python bench/results_page.py` from the CSV files in this folder; no number here is typed by hand.
+
+## CIFAR-10, all 50,000 training images
+
+    python bench/cifar10.py train --data DIR      # DIR holds cifar-10-batches-py
+    python bench/cifar10.py measure --data DIR
+
+Test accuracy of the last epoch, one seed, few epochs: a check that the cycle works, not what the methods can reach.
+Students start from the float net of their topology. "Rarer sign" is the share of the rarer sign among a binary layer's
+inputs, at the layer where it is smallest. "Same class" counts images out of 10,000 on which the packed net gives the class of
+the trained net as it runs in float32, and of the folded net (BatchNorm merged), whose arithmetic the packed net follows bit
+for bit. Trained on {cpu}, one thread, bf16 autocast; torch {trained[0]["torch"] if trained else ""}.
+
+{accuracy()}
+
+Batch 1, one thread, medians of one interleaved run per row; the peers are the float net of the same topology:
+
+{peers()}
+
+Images whose class differs from the trained net's, with the margin between its two best outputs:
+
+{disagreements()}
+
+## Speed
+
+    python bench/speed.py
+
+Batch 1 and one thread unless said; median (quartiles) of interleaved rounds; ratios are peer / ours, so above 1 is faster
+than the peer, below 1 slower. {machine()}.
+
+{speeds()}
+"""
+    (FOLDER / "README.md").write_text(text)
+
+
+if __name__ == "__main__":
+    main()

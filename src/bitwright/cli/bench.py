@@ -1,0 +1,126 @@
+"""`bitwright bench`: measured here, beside the best other programs."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from bitwright.cli.output import Output
+from bitwright.errors import InputError
+
+if TYPE_CHECKING:
+    from bitwright.measure.table import BenchTable
+
+
+def bench(
+    ctx: typer.Context,
+    target: Annotated[
+        str, typer.Argument(help="A packed .safetensors file, a model (name, file.py:fn), or conv:256x14[x3].")
+    ],
+    recipe: Annotated[str | None, typer.Option(help="Apply it to the model and convert, with random weights.")] = None,
+    model: Annotated[
+        str | None, typer.Option(help="The model of a packed file: its float net feeds the peers.")
+    ] = None,
+    input: Annotated[str | None, typer.Option(help="Shape of one input, e.g. 3,32,32. [default: the model's]")] = None,
+    classes: Annotated[int, typer.Option(min=1, help="Outputs of a model by name.")] = 10,
+    batch: Annotated[int, typer.Option(min=1, help="Inputs per call.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, help="Threads for everybody.")] = 1,
+    against: Annotated[str | None, typer.Option(help="Peers, e.g. ort-int8,torch-bf16. [default: all]")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Slices of about 6 ms per candidate.")] = 15,
+) -> None:
+    """Measure speed against the best fp32, bf16 and int8 programs of this machine, interleaved in one process."""
+    out: Output = ctx.obj
+    from bitwright.measure.peers import PEERS, check
+
+    peers = tuple(PEERS) if against is None else tuple(p.strip() for p in against.split(",") if p.strip())
+    check(peers)
+    if target.startswith("conv:"):
+        from bitwright.measure.conv import conv_bench
+
+        channels, size, kernel = _conv_shape(target)
+        table = conv_bench(channels, size, None, kernel, batch, threads, against=peers, rounds=rounds)
+    else:
+        table = _net(out, target, recipe, model, input, classes, batch, threads, peers, rounds)
+    show(out, table)
+
+
+def show(out: Output, table: BenchTable) -> None:
+    """The table as text and as data; noise is a warning."""
+    out.data["bench"] = table.to_dict()
+    out.result(str(table))
+    if table.noisy:
+        out.warn(f"bench: {table.quality}")
+    out.data["summary"] = table.summary()
+
+
+def _net(
+    out: Output,
+    target: str,
+    recipe: str | None,
+    model: str | None,
+    input: str | None,
+    classes: int,
+    batch: int,
+    threads: int,
+    peers: tuple[str, ...],
+    rounds: int,
+) -> BenchTable:
+    import bitwright as bw
+    from bitwright.cli.resolve import example, make_model, parse_shape, try_input
+    from bitwright.engine.packed import PackedModel
+    from bitwright.measure.bench import bench as measure
+
+    shape = parse_shape(input, "bench")
+    if target.endswith(".safetensors"):
+        if recipe is not None:
+            raise InputError("bench: --recipe is for a model; a packed file has its recipe inside", code="usage")
+        packed = bw.load(target)
+        assert isinstance(packed, PackedModel)  # a trained file without its model is an error of load
+        shape = shape or tuple(packed.graph.nodes[0].shape)
+        x = example(shape, batch)
+        packed(x)  # a wrong --input ends here, in one line
+        baseline = None
+        if model is not None:
+            baseline, _ = make_model(model, "bench", shape, classes)
+            try_input(baseline, x, "bench", model)
+        else:
+            out.next(f"bitwright bench {_quoted(target)} --model MODEL", "its name or file.py:fn, for the peers")
+        return measure(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
+    if model is not None:
+        raise InputError("bench: --model goes with a packed file; name the model itself instead", code="usage")
+    net, shape = make_model(target, "bench", shape, classes)
+    x = example(shape, batch)
+    try_input(net, x, "bench", target)
+    if recipe is None:
+        return measure(net, x, threads=threads, against=peers, rounds=rounds)
+    bw.apply(net, recipe, x)
+    out.note(f"{target} with random weights and recipe {recipe}: speed only, nothing is trained")
+    converted = bw.convert(net, x, threads=threads, verify=False)
+    if converted.model is None:
+        out.status, out.exit_code = "REFUSE", 1
+        out.verdict(f"REFUSE  {converted.report.verdict}")
+    return measure(converted, x, threads=threads, against=peers, rounds=rounds)
+
+
+def _quoted(path: str) -> str:
+    import shlex
+
+    return shlex.quote(str(Path(path)))
+
+
+def _conv_shape(text: str) -> tuple[int, int, int]:
+    """`conv:256x14` or `conv:256x14x3`: channels, image side, kernel side."""
+    pieces = text.removeprefix("conv:").split("x")
+    if len(pieces) not in (2, 3) or not all(p.isdecimal() and 0 < int(p) <= 8192 for p in pieces):
+        raise InputError(
+            f"bench: {text!r} is not a convolution. Give conv:CHANNELSxSIDE or conv:CHANNELSxSIDExKERNEL",
+            code="conv-shape",
+            given=text,
+            possible="conv:256x14x3",
+        )
+    channels, size, kernel = (int(p) for p in (*pieces, "3")[:3])
+    if kernel % 2 == 0:
+        raise InputError(f"bench: {text!r}: kernel {kernel}; possible: an odd number", code="conv-shape", given=text)
+    return channels, size, kernel

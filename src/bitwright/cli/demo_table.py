@@ -1,0 +1,112 @@
+"""What the demo prints and writes at its end."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.cli.output import Output
+from bitwright.measure import numbers
+from bitwright.measure.table import BenchTable
+
+if TYPE_CHECKING:
+    from bitwright.cli.demo_train import Trained
+
+Tables = dict[tuple[str, int], BenchTable]
+
+
+def float_seconds(tables: Tables, batch: int) -> float | None:
+    """The best float32 program's time per batch, where any table of this batch size has one."""
+    rows = [row for (_, b), table in tables.items() if b == batch and (row := table.best("fp32")) is not None]
+    times = [row.median_ms for row in rows if row.median_ms is not None]
+    return min(times) / 1e3 if times else None
+
+
+def call_bound(tables: Tables) -> float | None:
+    """How much longer an image takes alone than in a batch of 256, for our slowest such net; None below 2."""
+    factors = []
+    for (name, batch), table in tables.items():
+        large = tables.get((name, 256))
+        alone, together = table.ours.median_ms, large.ours.median_ms if large else None
+        if batch == 1 and alone is not None and together:
+            factors.append(alone / (together / 256))
+    return min(factors) if factors and min(factors) >= 2 else None
+
+
+def write_files(
+    out: Output, teacher: Trained, students: list[Trained], tables: Tables, conv: BenchTable, folder: Path
+) -> None:
+    """Packed files of what was not refused, and a row per net and candidate."""
+    files: dict[str, int] = {}
+    for net in students:
+        if net.converted.model is not None:
+            path = folder / f"{net.name.lower()}.packed.safetensors"
+            net.converted.save(path)
+            files[net.name] = path.stat().st_size
+    records = []
+    for (name, _), table in tables.items():
+        accuracy = next(net.accuracy for net in students if net.name == name)
+        for record in table.records():
+            right = accuracy if record["name"] == "bitwright" else None
+            records.append({"net": name, "accuracy": right, "file_bytes": files.get(name), **record})
+    records += [{"net": "conv 256x14x14 3x3", "accuracy": None, "file_bytes": None, **r} for r in conv.records()]
+    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, list(records[0]) if records else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(records)
+    out.data["files"] = {"folder": str(folder), "bytes": files}
+    out.data["nets"] = [{"net": "float", "accuracy": teacher.accuracy}] + [_facts(net, files) for net in students]
+    out.data["bench"] = [{"net": name, **table.to_dict()} for (name, _), table in tables.items()]
+    out.data["conv"] = conv.to_dict()
+
+
+def _facts(net: Trained, files: dict[str, int]) -> dict[str, Any]:
+    report = net.converted.report
+    return {
+        "net": net.name,
+        "accuracy": net.accuracy,
+        "file_bytes": files.get(net.name),
+        "float_bytes": report.bytes_before,
+        "status": report.status,
+        "same": report.same,
+        "images": report.images,
+    }
+
+
+def print_tables(out: Output, teacher: Trained, students: list[Trained], tables: Tables, conv: BenchTable) -> None:
+    """The table of nets, one line for the convolution, and the reason for small gains where there is one."""
+    weights = 4 * sum(p.numel() for p in teacher.model.parameters())
+    ms = [numbers.ms(float_seconds(tables, batch)) for batch in (1, 256)]
+    rows = [["float", numbers.percent(teacher.accuracy), "-", numbers.kb(weights), "-", ms[0], "-", ms[1], "-", "-"]]
+    for net in students:
+        report = net.converted.report
+        size = report.file_bytes
+        cells = [net.name, numbers.percent(net.accuracy), numbers.points(net.accuracy - teacher.accuracy)]
+        cells += [numbers.kb(size), f"{weights / size:.1f}x" if size else "-"]
+        for batch in (1, 256):
+            cells += _speed(tables.get((net.name, batch)))
+        rows.append([*cells, report.status])
+    head = ["net", "test %", "vs float", "kB", "smaller", "ms, 1", "vs best int8", "ms, 256", "vs best int8", "verdict"]
+    out.result()
+    out.table([f"  {head[0]}", *head[1:]], [[f"  {r[0]}", *r[1:]] for r in rows], right=range(1, 9))
+    out.result("  ms for a batch of 1 and of 256 images; float is the best fp32 program here")
+    out.result()
+    out.result("one 3x3 convolution of a larger net, 256 channels, 14x14 pixels, codes to codes:")
+    ours = None if conv.ours.median_ms is None else conv.ours.median_ms / 1e3
+    out.result(f"  {numbers.ms(ours)} ms; {conv.summary().removeprefix('in one line: ')}")
+    out.result()
+    factor = call_bound(tables)
+    if factor is not None:
+        out.result(f"This net is tiny: one image alone takes {factor:.0f} times its share of a batch of 256;")
+        out.result("calling its layers costs more than computing them.")
+    noisy = [table.quality for table in (*tables.values(), conv) if table.noisy]
+    if noisy:
+        out.warn(f"the times are {noisy[0]}")
+
+
+def _speed(table: BenchTable | None) -> list[str]:
+    if table is None or table.ours.median_ms is None:
+        return ["-", "-"]
+    best = table.best("int8")
+    return [numbers.ms(table.ours.median_ms / 1e3), numbers.ratio(best.ratio) if best else "-"]

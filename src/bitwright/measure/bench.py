@@ -1,0 +1,148 @@
+"""`bench`: ours beside the best programs of this machine, on the same inputs, in one run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.measure.machine import machine
+from bitwright.measure.numbers import ms
+from bitwright.measure.peers import PEERS, Peer, build, check
+from bitwright.measure.peers_torch import last_inputs
+from bitwright.measure.precision import precision_of
+from bitwright.measure.table import BenchRow, BenchTable, ranked
+from bitwright.measure.timing import Timing, clock_for, interleave
+from bitwright.measure.twin import FloatNet, float_net, one_line
+
+AGAINST = tuple(PEERS)
+NO_TWIN = "a packed file holds no float net; give the model too (baseline=, or --model on the command line)"
+
+
+def bench(
+    model_or_converted: Any,
+    example: Tensor | tuple[Tensor, ...],
+    *,
+    threads: int = 1,
+    against: Sequence[str] = AGAINST,
+    rounds: int = 15,
+    baseline: nn.Module | None = None,
+) -> BenchTable:
+    """Medians side by side, best peer of each precision; a peer that is not there is a row that says why.
+
+    model_or_converted   what `convert` returned (its float twin feeds the peers), a packed module, or a float module
+    example              one batch; the batch size is its first dimension
+    against              peers, see `AGAINST`; all get their inputs in their own type and layout beforehand
+    rounds               each candidate runs one slice of about 6 ms in each round, in turn
+    baseline             the net to build the peers from, where the first argument does not know it
+
+    Times are medians over rounds: CPU time for one thread (preemption by other jobs does not count), else wall time.
+    """
+    against = tuple(against)
+    check(against)
+    inputs = example if isinstance(example, tuple) else (example,)
+    _check_arguments(inputs, threads, rounds)
+    model, source, why_not = _sides(model_or_converted, baseline)
+    with _threads(threads), torch.inference_mode():
+        net = _peer_net(source, inputs) if source is not None else NO_TWIN
+        # ours too gets its preferred layout beforehand
+        given = last_inputs(inputs) if model is not None and _is_packed(model) else inputs
+        ours = (lambda: model(*given)) if model is not None else None
+        if ours is not None:
+            ours()  # errors of our own are errors, unlike a peer's
+        name, precision = ("bitwright", precision_of(model_or_converted))
+        if isinstance(model_or_converted, nn.Module) and precision == "float":
+            name, precision = "given", "as is"
+        return measure(
+            ours,
+            [build(peer, net, threads) for peer in against],
+            name=name,
+            precision=precision,
+            shape=tuple(inputs[0].shape),
+            threads=threads,
+            rounds=rounds,
+            note=why_not,
+        )
+
+
+def measure(
+    ours: Callable[[], object] | None,
+    peers: Sequence[Peer],
+    *,
+    shape: tuple[int, ...],
+    name: str = "bitwright",
+    precision: str = "1 bit",
+    threads: int = 1,
+    rounds: int = 15,
+    note: str = "",
+) -> BenchTable:
+    """The table of ready callables; shape is that of the input, batch first."""
+    facts = machine(threads)  # first: the load is that before us
+    clock, clock_name = clock_for(threads)
+    calls = {(peer.name, label): call for peer in peers for label, call in peer.variants.items()}
+    keyed: dict[str, Callable[[], object]] = {"/".join(key): call for key, call in calls.items()}
+    timings = interleave({**({"": ours} if ours else {}), **keyed}, rounds=rounds, clock=clock)
+    batch = shape[0] if shape else 1
+    first = (
+        BenchRow.measured(name, precision, timings[""], batch, note) if ours else BenchRow(name, precision, note=note)
+    )
+    rows = [_row(peer, {label: timings[f"{peer.name}/{label}"] for label in peer.variants}, batch) for peer in peers]
+    return BenchTable(ranked(first, rows), facts, batch, shape[1:], rounds, clock_name)
+
+
+def _row(peer: Peer, timings: dict[str, Timing], batch: int) -> BenchRow:
+    """The peer's faster layout is quoted; the other one stands in the note."""
+    if not timings:
+        return BenchRow(peer.name, peer.precision, note=peer.note)
+    order = sorted(timings, key=lambda label: timings[label].median)
+    texts = [order[0]] if order[0] != "plain" or len(order) > 1 else []
+    texts += [f"{label} {ms(timings[label].median)}" for label in order[1:]]
+    texts += [peer.note] if peer.note else []
+    return BenchRow.measured(peer.name, peer.precision, timings[order[0]], batch, "; ".join(texts))
+
+
+def _sides(given: Any, baseline: nn.Module | None) -> tuple[nn.Module | None, nn.Module | None, str]:
+    """(what we run, what peers are built from, why we do not run). Knows `Converted` by its attributes only."""
+    if hasattr(given, "report") and hasattr(given, "source"):
+        source = baseline if baseline is not None else given.source
+        why = "" if given.model is not None else f"unavailable: convert said {given.report.status}"
+        return given.model, source, why
+    if not isinstance(given, nn.Module):
+        raise InputError(
+            f"bench: got {type(given).__name__}; possible: what bw.convert returns, or a module", code="bench-model"
+        )
+    return given.eval(), baseline if baseline is not None or _is_packed(given) else given, ""
+
+
+def _is_packed(model: nn.Module) -> bool:
+    return type(model).__module__.startswith("bitwright.engine")
+
+
+def _peer_net(source: nn.Module, inputs: tuple[Tensor, ...]) -> FloatNet | str:
+    try:
+        return float_net(source, inputs)
+    except Exception as error:
+        return f"no float twin: {one_line(error)}"
+
+
+def _check_arguments(inputs: tuple[Any, ...], threads: int, rounds: int) -> None:
+    for tensor in inputs:
+        if not isinstance(tensor, Tensor) or tensor.dim() == 0:
+            raise InputError("bench: example is not a batch; possible: a tensor, batch first", code="bench-example")
+    for name, value in (("threads", threads), ("rounds", rounds)):
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise InputError(f"bench: {name}={value!r}; possible: an integer of at least 1", code=f"bench-{name}")
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)

@@ -1,0 +1,82 @@
+"""How numbers are written, once for the terminal, reports and docs. Machine output holds raw values instead."""
+
+from __future__ import annotations
+
+
+def ms(seconds: float | None) -> str:
+    """Milliseconds with three significant digits; microseconds below 0.01 ms.
+
+    >>> ms(48.6e-6), ms(1.53e-3), ms(12.2e-3), ms(3.2e-6), ms(None)
+    ('0.0486', '1.53', '12.2', '3.20 us', '-')
+    """
+    if seconds is None:
+        return "-"
+    value = seconds * 1e3
+    return f"{significant(value * 1e3)} us" if value < 0.01 else significant(value)
+
+
+def significant(value: float) -> str:
+    """Three significant digits without an exponent, thousands with commas.
+
+    >>> significant(1234.5), significant(0.0), significant(99.96)
+    ('1,234', '0', '100')
+    """
+    if value == 0:
+        return "0"
+    digits, places = abs(float(f"{value:.3g}")), 2
+    while digits >= 10 and places > 0:
+        digits, places = digits / 10, places - 1
+    while digits < 1 and places < 12:
+        digits, places = digits * 10, places + 1
+    return f"{value:,.{places}f}"
+
+
+def kb(size: float | None) -> str:
+    """Bytes as kB of 1,000 bytes: three digits below 100, thousands with comma.
+
+    >>> kb(1_730), kb(269_722), kb(1_072_912), kb(None)
+    ('1.73', '270', '1,073', '-')
+    """
+    if size is None:
+        return "-"
+    return f"{size / 1e3:,.0f}" if size >= 1e5 else significant(size / 1e3)
+
+
+def ratio(value: float | None) -> str:
+    """Reference / ours, larger is better; a loss is called one.
+
+    >>> ratio(2.345), ratio(0.62), ratio(0.999), ratio(None)
+    ('2.3x', '0.6x (slower)', '1.0x', '-')
+    """
+    if value is None:
+        return "-"
+    text = f"{value:,.1f}x" if value >= 0.05 else f"{value:.2f}x"
+    return f"{text} (slower)" if value < 0.95 else text
+
+
+def percent(share: float | None) -> str:
+    """A share as percent with one decimal.
+
+    >>> percent(0.9725)
+    '97.2'
+    """
+    return "-" if share is None else f"{share * 100:.1f}"
+
+
+def points(difference: float) -> str:
+    """A difference of two shares in points, with its sign.
+
+    >>> points(-0.0123), points(0.0)
+    ('-1.2', '0.0')
+    """
+    text = f"{difference * 100:+.1f}"
+    return "0.0" if text in ("+0.0", "-0.0") else text
+
+
+def macs(count: int) -> str:
+    """Multiply-accumulates: exact below 10,000, else in millions.
+
+    >>> macs(640), macs(442_368), macs(40_550_000)
+    ('640', '0.44 M', '40.55 M')
+    """
+    return f"{count:,}" if count < 10_000 else f"{count / 1e6:,.2f} M"

@@ -1,0 +1,79 @@
+"""The peers: who they are, and building them so that no failure stops a measurement."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import logging
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+
+from bitwright.errors import InputError, nearest
+from bitwright.measure import peers_ort, peers_torch
+from bitwright.measure.twin import FloatNet, one_line
+
+Call = Callable[[], object]
+Builder = Callable[[FloatNet, int], dict[str, Call]]
+PEERS: dict[str, tuple[str, Builder]] = {
+    "torch-fp32": ("fp32", peers_torch.fp32),
+    "torch-bf16": ("bf16", peers_torch.bf16),
+    "torch-int8": ("int8", peers_torch.int8),
+    "ort-fp32": ("fp32", peers_ort.fp32),
+    "ort-int8": ("int8", peers_ort.int8),
+}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """Ready to run: one callable for each memory layout worth trying, or the reason why there is none."""
+
+    name: str
+    precision: str
+    variants: dict[str, Call] = field(default_factory=dict)
+    note: str = ""
+
+
+def check(against: tuple[str, ...]) -> None:
+    """`InputError` for a peer that is not known."""
+    for name in against:
+        if name not in PEERS:
+            raise InputError(
+                f"bench: unknown peer {name!r}.{nearest(name, PEERS)} Known: {', '.join(PEERS)}",
+                code="peer-unknown",
+                given=name,
+                possible=", ".join(PEERS),
+            )
+
+
+def build(name: str, net: FloatNet | str, threads: int) -> Peer:
+    """One peer of a float net, or the row that says why not (`net` is then the reason)."""
+    precision, builder = PEERS[name]
+    if isinstance(net, str):
+        return Peer(name, precision, note=f"unavailable: {net}")
+    try:
+        with quiet():
+            variants = builder(net, threads)
+            for call in variants.values():
+                call()
+    except ImportError:
+        return Peer(name, precision, note="unavailable: pip install 'bitwright[onnx]'")
+    except Exception as error:  # whatever a peer cannot do is its row's reason, never our failure
+        return Peer(name, precision, note=f"unavailable: {one_line(error)}")
+    return Peer(name, precision, variants, net.note if name.startswith("torch") else "")
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Exporters and quantizers warn, log and print; none of it is about the user's work. All is put back after."""
+    root, level = logging.getLogger(), logging.root.manager.disable
+    handlers = list(root.handlers)
+    sink = io.StringIO()
+    logging.disable(logging.CRITICAL)
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(level)
+        root.handlers[:] = handlers  # logging.warning() installs one where there was none

@@ -1,0 +1,82 @@
+"""Timing callables side by side, so that whatever else the machine does hits all of them alike."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+Clock = Callable[[], float]
+
+
+@dataclass(frozen=True)
+class Timing:
+    """Seconds per call: one mean per slice, their median and quartiles, and how many calls went into them."""
+
+    median: float
+    q1: float
+    q3: float
+    runs: int
+
+    @property
+    def spread(self) -> float:
+        """Distance of the quartiles as a share of the median."""
+        return (self.q3 - self.q1) / self.median if self.median else 0.0
+
+
+def summarize(samples: list[float], runs: int) -> Timing:
+    """Median and quartiles of per-call times.
+
+    >>> summarize([3.0, 1.0, 2.0, 5.0, 4.0], 50)
+    Timing(median=3.0, q1=2.0, q3=4.0, runs=50)
+    """
+    if len(samples) == 1:
+        return Timing(samples[0], samples[0], samples[0], runs)
+    q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
+    return Timing(median, q1, q3, runs)
+
+
+def clock_for(threads: int) -> tuple[Clock, str]:
+    """One thread: CPU time of the process, which does not count being preempted by other jobs and agrees with wall
+    time on a quiet machine. Several threads: wall time, because CPU time adds the threads up.
+    """
+    return (time.process_time, "cpu") if threads == 1 else (time.perf_counter, "wall")
+
+
+def interleave(
+    calls: Mapping[str, Callable[[], object]],
+    *,
+    rounds: int = 15,
+    slice_seconds: float = 0.006,
+    clock: Clock = time.perf_counter,
+    wall: Clock = time.perf_counter,
+) -> dict[str, Timing]:
+    """Round-robin: in each round every candidate runs for one slice; the sample is the slice's mean per call.
+
+    Slices, not single calls, because one call may be shorter than the clock is fine. The first call of each slice is
+    not timed: it brings the candidate's data back into the caches.
+    """
+    repeats = {name: _repeats(call, slice_seconds, wall) for name, call in calls.items()}
+    samples: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(rounds):
+        for name, call in calls.items():
+            call()
+            times = repeats[name]
+            start = clock()
+            for _ in range(times):
+                call()
+            samples[name].append((clock() - start) / times)
+    return {name: summarize(values, repeats[name] * rounds) for name, values in samples.items()}
+
+
+def _repeats(call: Callable[[], object], slice_seconds: float, wall: Clock) -> int:
+    """Warm-up, and how many calls fill one slice."""
+    for _ in range(3):
+        call()
+    start, elapsed, times = wall(), 0.0, 0
+    while times == 0 or (elapsed < slice_seconds and times < 10_000):
+        call()
+        times += 1
+        elapsed = wall() - start
+    return max(1, round(slice_seconds * times / max(elapsed, 1e-9)))

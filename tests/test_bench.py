@@ -1,0 +1,278 @@
+"""The benchmark table: arithmetic on made-up times, peers that are not there, twins. No assertion looks at a clock."""
+
+from __future__ import annotations
+
+import builtins
+import csv
+import io
+import itertools
+import logging
+import warnings
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import bitwright as bw
+from bitwright.errors import InputError
+from bitwright.measure import peers, precision, timing, twin
+from bitwright.measure.bench import bench, measure
+from bitwright.measure.conv import conv_bench
+from bitwright.measure.peers import Peer
+from bitwright.measure.table import BenchRow, BenchTable, ranked
+from bitwright.measure.timing import Timing
+from bitwright.measure.tracing import trace
+
+pytest.importorskip("onnxruntime")
+
+
+def row(name: str, precision: str, ms: float | None, spread: float = 0.1) -> BenchRow:
+    if ms is None:
+        return BenchRow(name, precision, note="unavailable: made up")
+    seconds = ms / 1e3
+    return BenchRow.measured(
+        name, precision, Timing(seconds, seconds * (1 - spread / 2), seconds * (1 + spread / 2), 30), 1
+    )
+
+
+def table(ours: float | None = 1.0, spread: float = 0.1) -> BenchTable:
+    rows = [row("torch-fp32", "fp32", 9.0), row("ort-int8", "int8", 2.5), row("torch-int8", "int8", 3.0)]
+    rows += [row("torch-bf16", "bf16", 0.5), row("ort-fp32", "fp32", None)]
+    return BenchTable(
+        ranked(row("bitwright", "1 bit", ours, spread), rows), {"cpu": "Made Up", "threads": 1}, 1, (3, 8, 8), 5
+    )
+
+
+# ---- arithmetic ----
+
+
+def test_ratios_best_and_order():
+    t = table()
+    assert [r.name for r in t.rows] == ["bitwright", "ort-int8", "torch-int8", "torch-bf16", "torch-fp32", "ort-fp32"]
+    assert [r.ratio for r in t.rows] == [None, 2.5, 3.0, 0.5, 9.0, None]
+    assert [r.name for r in t.rows if r.best_of_precision] == ["ort-int8", "torch-bf16", "torch-fp32"]
+    best = t.best("int8")
+    assert best is not None and best.name == "ort-int8"
+    assert t.best("int4") is None
+    assert t.summary() == "in one line: 2.5x the best int8 here, 0.5x (slower) the best bf16"
+    assert t.ours.per_second == pytest.approx(1000)
+
+
+def test_text_names_what_is_missing_and_the_noise():
+    t = table(spread=0.5)
+    lines = str(t).splitlines()
+    assert lines[0].startswith("Made Up, 1 thread, batch 1, input 3x8x8, 5 rounds interleaved")
+    assert "ort-fp32 not measured: unavailable: made up" in lines
+    assert lines[-1] == "quality: NOISY, repeat when idle (quartile spread 50 %)" and t.noisy
+    assert not table().noisy
+    assert "|" not in str(t) and all(len(line) <= 120 for line in lines)
+
+
+def test_ours_missing_is_a_row_too():
+    t = table(ours=None)
+    assert all(r.ratio is None for r in t.rows) and t.summary() == "in one line: ours was not measured"
+
+
+def test_csv_dict_and_markdown_hold_the_same_values():
+    t = table()
+    records = list(csv.DictReader(io.StringIO(t.to_csv())))
+    assert [r["name"] for r in records] == [r.name for r in t.rows]
+    assert float(records[1]["latency_ms"]) == pytest.approx(2.5) and records[-1]["latency_ms"] == ""
+    assert {"cpu", "threads", "latency_q1_ms", "clock", "batch"} <= set(records[0])
+    assert t.to_dict()["rows"][1]["latency_ms"] == pytest.approx(2.5)
+    assert t.to_markdown().count("\n| ") == len(t.rows)
+
+
+def test_quartiles_by_hand():
+    t = timing.summarize([5.0, 1.0, 3.0, 2.0, 4.0], 10)
+    assert (t.q1, t.median, t.q3, t.runs) == (2.0, 3.0, 4.0, 10) and t.spread == pytest.approx(2 / 3)
+
+
+def test_interleave_goes_round_and_divides_by_calls():
+    ticks = itertools.count()
+    order: list[str] = []
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    clock = itertools.count(step=10).__next__
+    result = timing.interleave(calls, rounds=3, slice_seconds=4, clock=clock, wall=lambda: float(next(ticks)))
+    repeats = result["a"].runs // 3
+    assert repeats >= 1 and result["a"].median == pytest.approx(10 / repeats)
+    tail = order[-3 * 2 * (repeats + 1) :]  # each slice: one call unmeasured, then `repeats`
+    assert tail == (["a"] * (repeats + 1) + ["b"] * (repeats + 1)) * 3
+
+
+def test_faster_layout_is_quoted(monkeypatch: pytest.MonkeyPatch):
+    fake = {
+        "": Timing(1e-3, 1e-3, 1e-3, 3),
+        "p/plain": Timing(4e-3, 4e-3, 4e-3, 3),
+        "p/cl": Timing(3e-3, 3e-3, 3e-3, 3),
+    }
+    monkeypatch.setattr("bitwright.measure.bench.interleave", lambda calls, **_: {k: fake[k] for k in calls})
+    t = measure(lambda: None, [Peer("p", "fp32", {"plain": lambda: 0, "cl": lambda: 0})], shape=(2, 4))
+    assert t.rows[1].median_ms == pytest.approx(3.0) and t.rows[1].note == "cl; plain 4.00"
+    assert t.rows[1].per_second == pytest.approx(2 / 3e-3)
+
+
+# ---- twins ----
+
+
+class Odd(nn.Module):
+    """A branch on a shape, a residual, and a norm that must not be folded (its convolution has two readers)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.na = bw.nn.Conv2d(4, 4, 3, padding=1, w="bwn", x=["norm", "sign"]), nn.BatchNorm2d(4)
+        self.b, self.nb = nn.Conv2d(4, 4, 3, padding=1), nn.BatchNorm2d(4)
+        self.fc = nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.shape[1] != 4:
+            raise ValueError("4 channels")
+        n, c, h, w = x.shape
+        y = self.na(self.a(x)).relu()
+        z = self.b(y)
+        z = self.nb(z) + z
+        return self.fc(z.reshape(n, c, h * w).mean(2))
+
+
+def odd() -> Odd:
+    net = Odd().eval()
+    for m in net.modules():
+        if isinstance(m, nn.BatchNorm2d) and m.running_mean is not None and m.running_var is not None:
+            m.running_mean.normal_()
+            m.running_var.uniform_(0.5, 2)
+    return net
+
+
+def test_float_twin_empties_slots_and_leaves_the_model():
+    net = odd()
+    other = twin.float_twin(net)
+    assert isinstance(net.a, bw.nn.Conv2d) and net.a.w is not None
+    assert [type(m) for m in other.modules() if isinstance(m, nn.Conv2d)] == [nn.Conv2d, nn.Conv2d]
+    weight = dict(other.named_parameters())["a.weight"]
+    assert weight is not net.a.weight and torch.equal(weight, net.a.weight)
+
+
+def test_batchnorm_is_folded_only_where_it_may_be():
+    x = torch.randn(2, 4, 6, 6)
+    plain = twin.float_twin(odd()).eval()
+    net = twin.float_net(odd(), (x,))
+    plain = twin.float_twin(plain)
+    folded = twin.fold_batchnorm(plain, (x,))
+    assert sum(isinstance(m, nn.BatchNorm2d) for m in folded.modules()) == 1
+    torch.testing.assert_close(folded(x), plain(x), rtol=1e-4, atol=1e-5)
+    assert net.note == "" and net.single is None
+
+
+def test_tracing_follows_shapes():
+    graph = trace(twin.float_twin(odd()), (torch.randn(2, 4, 6, 6),)).graph
+    assert not any(n.target is getattr for n in graph.nodes)
+
+
+def test_a_net_that_is_one_layer_is_known():
+    conv = nn.Conv2d(3, 4, 3)
+    assert twin.float_net(nn.Sequential(conv, nn.BatchNorm2d(4)), (torch.randn(1, 3, 5, 5),)).single is not None
+    assert twin.float_net(nn.Sequential(conv, nn.ReLU()), (torch.randn(1, 3, 5, 5),)).single is None
+
+
+def test_precision_column():
+    assert precision.precision_of(odd()) == "1 bit"
+    assert precision.precision_of(nn.Linear(2, 2)) == "float"
+
+
+# ---- peers ----
+
+
+def test_all_peers_run_on_a_small_net_and_nothing_of_the_program_changes():
+    threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
+    handlers, filters = list(logging.getLogger().handlers), list(warnings.filters)
+    t = bench(odd(), torch.randn(2, 4, 6, 6), rounds=1)
+    assert [r.note for r in t.rows if r.median_ms is None] == []
+    assert {r.precision for r in t.rows[1:]} == {"fp32", "bf16", "int8"}
+    assert torch.get_num_threads() == threads and torch.backends.quantized.engine == engine
+    assert logging.getLogger().handlers == handlers and list(warnings.filters) == filters
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, padding=1, stride=2), nn.Linear(8, 4)], ids=["conv", "linear"])
+def test_single_operators_run_quantized(layer: nn.Module):
+    x = torch.randn(1, 8, 6, 6) if isinstance(layer, nn.Conv2d) else torch.randn(3, 8)
+    net = twin.float_net(layer, (x,))
+    for name in ("torch-int8", "ort-int8"):
+        peer = peers.build(name, net, 1)
+        assert peer.variants, peer.note
+    with torch.inference_mode():
+        q = next(iter(peers.build("torch-int8", net, 1).variants.values()))()
+    assert isinstance(q, Tensor) and q.dtype == torch.quint8
+    with torch.inference_mode():
+        y = layer(x)
+    # the same layer up to 8-bit steps: half a step of the output, and errors of 1/254 in each of its terms
+    torch.testing.assert_close(q.dequantize(), y, rtol=0, atol=0.1 * float(y.abs().max()))
+
+
+def test_without_onnxruntime_the_row_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
+    real = builtins.__import__
+
+    def no_onnx(name: str, *args: Any, **kwargs: Any) -> Any:
+        if name.split(".")[0] in ("onnx", "onnxruntime"):
+            raise ImportError(name)
+        return real(name, *args, **kwargs)
+
+    monkeypatch.setattr(builtins, "__import__", no_onnx)
+    t = bench(nn.Linear(4, 4), torch.randn(1, 4), rounds=1, against=("ort-fp32", "ort-int8"))
+    assert [r.note for r in t.rows[1:]] == ["unavailable: pip install 'bitwright[onnx]'"] * 2
+    assert "pip install" in str(t) and t.summary() == "in one line: no peer was measured"
+
+
+def test_a_peer_that_fails_is_a_row(monkeypatch: pytest.MonkeyPatch):
+    def broken(net: Any, threads: int) -> Any:
+        raise RuntimeError("first line\nsecond line")
+
+    monkeypatch.setitem(peers.PEERS, "torch-bf16", ("bf16", broken))
+    t = bench(nn.Linear(4, 4), torch.randn(1, 4), rounds=1, against=("torch-bf16",))
+    assert t.rows[1].note == "unavailable: RuntimeError: first line"
+
+
+class Branching(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.fc = nn.Linear(4, 4)
+
+    def forward(self, x: Tensor, *more: Tensor) -> Tensor:
+        return self.fc(x) if not more else more[0]
+
+
+def test_a_net_that_cannot_be_traced_keeps_its_float_peers():
+    t = bench(Branching().eval(), torch.randn(1, 4), rounds=1, against=("torch-fp32", "torch-int8"))
+    assert t.rows[1].name in ("torch-fp32", "torch-int8") and any(r.median_ms for r in t.rows[1:])
+
+
+def test_wrong_use_is_one_line():
+    x = torch.randn(1, 4)
+    for call in (
+        lambda: bench(nn.Linear(4, 4), x, against=("torch-fp23",)),
+        lambda: bench(nn.Linear(4, 4), x, threads=0),
+        lambda: bench(nn.Linear(4, 4), x, rounds=True),
+        lambda: bench("resnet20", x),
+        lambda: bench(nn.Linear(4, 4), torch.tensor(1.0)),
+    ):
+        with pytest.raises(InputError) as caught:
+            call()
+        assert "\n" not in str(caught.value)
+    with pytest.raises(InputError, match="torch-fp32"):
+        bench(nn.Linear(4, 4), x, against=("torch-fp23",))
+
+
+# ---- one convolution ----
+
+
+def test_conv_bench_takes_a_callable():
+    calls: list[int] = []
+    t = conv_bench(32, 4, ours=lambda: calls.append(1), rounds=1, against=("torch-int8", "torch-fp32"))
+    assert calls and t.rows[0].name == "bitwright" and t.input == (32, 4, 4)
+    assert all(r.ratio is not None for r in t.rows[1:])
+
+
+def test_conv_bench_finds_our_kernel_or_says_why_not():
+    t = conv_bench(32, 4, rounds=1, against=("torch-fp32",))
+    assert t.rows[1].median_ms is not None
+    assert (t.rows[0].median_ms is not None) != t.rows[0].note.startswith("unavailable: native core")

@@ -1,0 +1,53 @@
+"""`bitwright demo --quick`, end to end: trains, converts, verifies, measures, writes."""
+
+from __future__ import annotations
+
+import csv
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import bitwright as bw
+from bitwright.cli.demo_net import BINARY, TWO_BIT, DemoNet
+from bitwright.cli.run import run
+
+
+@pytest.mark.slow  # 20-40 s, most of it three epochs of training
+def test_demo_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    threads, state = torch.get_num_threads(), torch.get_rng_state()
+    assert run(["demo", "--quick", "--out", str(tmp_path / "d")]) == 0
+    captured = capsys.readouterr()
+    lines = captured.out.splitlines()
+    assert [line[:5] for line in lines[1:6]] == [f"[{i}/5]" for i in range(1, 6)]
+    assert "360 of 360 test images: same answer as the trained net" in lines[4]
+    assert [line.split()[0] for line in lines if line.startswith("  W1A")] == ["W1A1", "W1A2"]
+    assert captured.err.splitlines()[-1].startswith("next:   bitwright plan resnet20 xnor")
+    assert "\x1b" not in captured.out + captured.err and all(len(line) <= 100 for line in lines[1:])
+    rows = list(csv.DictReader((tmp_path / "d" / "results.csv").read_text(encoding="utf-8").splitlines()))
+    assert {row["net"] for row in rows} == {"W1A1", "W1A2", "conv 256x14x14 3x3"}
+    packed = bw.load(tmp_path / "d" / "w1a1.packed.safetensors")
+    test = bw.data.load("digits", split="test")
+    x, y = next(iter(test.batches(360, normalize=False)))
+    share = float((packed(x).argmax(1) == y).float().mean())
+    said = next(row["accuracy"] for row in rows if row["net"] == "W1A1" and row["name"] == "bitwright")
+    assert share == pytest.approx(float(said), abs=1 / 360)
+    assert torch.get_num_threads() == threads and torch.equal(state, torch.get_rng_state())
+
+
+@pytest.mark.slow
+def test_demo_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    assert run(["demo", "--quick", "--json", "--out", str(tmp_path)]) == 0
+    out = capsys.readouterr().out
+    answer = json.loads(out)
+    assert out.count("\n") == 1 and [n["net"] for n in answer["nets"]] == ["float", "W1A1", "W1A2"]
+
+
+@pytest.mark.parametrize("rules", [BINARY, TWO_BIT], ids=["W1A1", "W1A2"])
+def test_the_demo_net_packs_all_but_its_classifier(rules: list[dict[str, object]]):
+    x = torch.rand(2, 1, 8, 8)
+    net = bw.apply(DemoNet(32).eval(), rules, x)
+    report = bw.convert(net, x, threads=1).report
+    assert [row.runs_as for row in report.rows] == ["int8", "bits", "bits", "bits", "float"]
+    assert report.layers_exact
