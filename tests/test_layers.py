@@ -324,3 +324,34 @@ def test_compiled_layers_with_every_kind_of_slot() -> None:
         fast = torch.compile(net, fullgraph=True, backend="aot_eager")
         assert torch.equal(fast(x), net(x))
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("w", ["bwn", "xnor", "bireal", "dorefa_w", {"part": "uniform", "bits": 8, "granularity": "channel"}])
+@pytest.mark.parametrize("x", ["sign", {"part": "dorefa_a", "bits": 3}, {"part": "uniform", "bits": 8, "signed": True}])
+def test_evaluation_is_the_product_of_whole_numbers_then_one_multiply_and_one_add(w: Any, x: Any) -> None:
+    layer = bw.nn.Conv2d(6, 5, 3, padding=1, w=w, x=x).eval()
+    t = torch.randn(2, 6, 7, 7)
+    with torch.no_grad():
+        got = layer(t)
+        assert layer.x is not None and layer.w is not None
+        codes, weights = layer.x.encode(t), layer.w.encode(layer.weight)  # type: ignore[operator]
+        value = torch.nn.functional.conv2d(
+            (codes.offset.double() + (codes.coef.double() * codes.bit).sum(0)),
+            (weights.offset.double() + (weights.coef.double() * weights.bit).sum(0)),
+            None if layer.bias is None else layer.bias.double(),
+            padding=1,
+        )
+    # a float64 sum is all but exact; one multiply and one add leave at most about two ulps of the largest value
+    assert (got.double() - value).abs().max() <= 3 * torch.finfo(torch.float32).eps * value.abs().max()
+
+
+def test_evaluation_keeps_the_gradient_of_training() -> None:
+    layer = bw.nn.Linear(8, 3, w="bwn", x="sign")
+    t = torch.randn(4, 8)
+    grads = []
+    for training in (True, False):
+        layer.train(training)
+        layer.zero_grad()
+        layer(t).square().sum().backward()
+        grads.append(layer.weight.grad)
+    torch.testing.assert_close(grads[0], grads[1], rtol=1e-5, atol=1e-6)

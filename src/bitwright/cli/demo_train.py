@@ -37,6 +37,7 @@ class Run:
         self.out, self.seed, self.quick = out, seed, quick
         self.train, self.test = bw.data.load("digits", split="train"), bw.data.load("digits", split="test")
         self.example = self.batch(1)
+        self.loader = bw.data.loader_rate(self.train, 64, augment=True, seconds=0.2)
         torch.manual_seed(seed)
 
     def batches(self) -> list[tuple[Tensor, Tensor]]:
@@ -85,7 +86,11 @@ class Run:
                 advance()
         accuracy = self.accuracy(model.eval())
         seconds = time.perf_counter() - start
-        self.out.result(f"{head} {epochs} epochs   {seconds:5.1f} s   test {accuracy * 100:.1f} %")
+        rate = epochs * len(self.train) / seconds
+        self.out.result(
+            f"{head} {epochs} epochs   {seconds:5.1f} s   test {accuracy * 100:.1f} %   {rate:,.0f} img/s"
+            f" (loader alone {self.loader:,.0f})"
+        )
         return Trained(title.partition(" ")[0], model, accuracy)
 
     def _shuffled(self, epoch: int) -> Batches:

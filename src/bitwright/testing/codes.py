@@ -110,3 +110,21 @@ def pixel_bytes(case: Case) -> None:
     for one in DTYPES:
         y = case.layer().to(one)(k)
         require(y.dtype == one, f"a {one} layer gives {y.dtype}")
+
+
+@law(
+    "whole gives integers times a unit: the value of forward to two ulps, without a graph",
+    lambda case: case.has("whole") is not None,
+)
+def whole(case: Case) -> None:
+    for kind in ("conv", "linear"):
+        for one in (torch.float32, torch.float64):
+            part = case.build(kind).to(one).eval()
+            t = case.tensor(kind).to(one).requires_grad_()
+            number, unit = part.whole(t)  # type: ignore[operator]
+            require(not (number.requires_grad or unit.requires_grad), "the whole numbers carry a graph")
+            require(bool((number == number.round()).all()), f"{one} {kind}: not whole numbers")
+            value = part(t).detach()
+            allowed = 2 * torch.finfo(one).eps * value.abs().amax().clamp_min(torch.finfo(one).tiny)
+            over = (number * unit - value).abs().max()
+            require(bool(over <= allowed), f"{one} {kind}: whole * unit and value differ by {over:.1e}")
