@@ -23,6 +23,9 @@ from torch import Tensor
 from bitwright.engine import native, native_library
 from bitwright.errors import InputError
 
+# The AMX table leaves small maps to AVX-512; here it must take every shape it can.
+os.environ.setdefault("BITWRIGHT_AMX", "always")
+
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 ISAS = native.isas() if native.available() else []
 Pair = int | tuple[int, int]
@@ -164,6 +167,65 @@ def test_conv_batch_zero_and_changing_sizes(isa: str) -> None:
     case.check()
 
 
+LINES: list[tuple[int, int, int, tuple[int, int], tuple[int, int], dict[str, Any]]] = [
+    (
+        3,
+        64,
+        33,
+        (9, 8),
+        (3, 3),
+        {"padding": 1},
+    ),  # a narrow map: whole images, with positions that are dropped
+    (2, 96, 40, (30, 33), (3, 3), {"padding": 1}),  # rows of 33; an odd number of words per run
+    (2, 32, 16, (33, 30), (3, 3), {"padding": 1, "stride": 2}),
+    (2, 130, 20, (7, 50), (3, 1), {"stride": (1, 2), "dilation": (2, 1)}),
+    (5, 64, 17, (6, 5), (1, 1), {}),  # the batch is one line
+    (70, 256, 48, (1, 1), (1, 1), {}),  # a linear layer
+    (3, 64, 20, (40, 1), (3, 1), {"padding": (1, 0)}),  # one column
+    (40, 33, 70, (4, 4), (4, 4), {}),  # linear after flatten
+    (2, 512, 64, (12, 12), (3, 3), {"padding": 1}),  # long sums
+]
+
+
+@pytest.mark.parametrize("a, q, grid", [(1, 1, "sign"), (2, 1, "sign"), (3, 2, "sign"), (1, 2, "any")])
+@pytest.mark.parametrize("n, c, o, size, kernel, place", LINES)
+def test_conv_tiles(isa: str, n, c, o, size, kernel, place, a: int, q: int, grid: str) -> None:
+    """Every way the AMX kernels cut pixels into tiles."""
+    case = Case(7, n, c, o, size, kernel, a, q, grid=grid, **place)
+    for threads in (1, 2):
+        case.check(threads)
+    plan, x, want = byte_case(7, n, c, o, size, kernel, 127, **place)
+    for threads in (1, 2):
+        assert torch.equal(plan.run_int(x, threads).long(), want)
+
+
+def test_kernel_choice_does_not_change_results() -> None:
+    """Without BITWRIGHT_AMX=always the table chooses by cost: below and above the limit, the same integers."""
+    code = """
+import torch
+from bitwright.engine import native as n
+for size in (2, 5, 12, 40):
+    w, x = torch.randint(0, 2, (1, 64, 64, 3, 3)), torch.randn(1, 64, size, size)
+    sums = []
+    for isa in n.isas():
+        n.force_isa(isa)
+        plan = n.ConvPlan.bits(w, w_mult=[2], w_zero=-1, x_mult=[2], x_zero=-1, padding=1)
+        sums.append(plan.run_int(n.pack(x, torch.zeros(1))))
+    print(all(torch.equal(s, sums[0]) for s in sums))
+for c, size, dilation in ((256, 1, 1), (64, 3, 1), (64, 5, 2), (48, 3, 1)):  # bytes, one pixel
+    kernel = min(size, 3)
+    w, x = torch.randint(-127, 128, (40, c, kernel, kernel)), torch.randint(0, 256, (1, size, size, c))
+    sums = []
+    for isa in n.isas():
+        n.force_isa(isa)
+        sums.append(n.ConvPlan.bytes(w, dilation=dilation).run_int(x.to(torch.uint8)))
+    print(all(torch.equal(s, sums[0]) for s in sums))
+"""
+    env = {k: v for k, v in os.environ.items() if k != "BITWRIGHT_AMX"}
+    done = subprocess.run([sys.executable, "-c", code], env=env, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == ["True"] * 8
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.data())
 def test_conv_property(data: st.DataObject) -> None:
@@ -278,6 +340,28 @@ def test_code_output(isa: str, levels: int, planes: int, o: int, groups: int) ->
             )
         as_bytes = native.CodeOutput(thresholds, flip, bytes=True)
         assert torch.equal(case.plan.run(case.words, as_bytes).long(), want.permute(0, 2, 3, 1))
+
+
+@pytest.mark.parametrize("levels", [32, 100, 255])
+def test_many_levels(isa: str, levels: int) -> None:
+    """Ladders the guess hits, just misses and misses by far; ties on every level."""
+    o = 35
+    case = Case(levels, 1, 64, o, (9, 9), (3, 3), padding=1)
+    step = torch.arange(levels)[:, None]
+    outlier = (step * 3 - 200).expand(levels, o).clone()
+    outlier[0], outlier[-1] = -(2**31), 2**31 - 1
+    for thresholds in (
+        (step * 2 - levels).expand(levels, o),
+        (step.double() * 1.7 - 130 + torch.arange(o) / 9).floor().long(),
+        (step.double() ** 3 / levels**2 - 60).long().expand(levels, o),
+        torch.zeros(levels, o, dtype=torch.long),
+        torch.full((levels, o), 2**31 - 1),
+        outlier,
+    ):
+        for flip in (None, torch.arange(o) % 2):
+            want = code_oracle(case.want, thresholds, flip)
+            got = case.plan.run(case.words, native.CodeOutput(thresholds, flip, bytes=True))
+            assert torch.equal(got.long(), want.permute(0, 2, 3, 1))
 
 
 def test_bytes_conv_outputs(isa: str) -> None:

@@ -101,6 +101,7 @@ void convolution(bool bits) {
   conv.kh = pick(1, 4), conv.kw = pick(1, 4), conv.stride_h = pick(1, 3), conv.stride_w = pick(1, 3);
   conv.pad_h = pick(0, 2), conv.pad_w = pick(0, 2), conv.dil_h = pick(1, 2), conv.dil_w = pick(1, 2);
   conv.h = pick(1, 8) + conv.dil_h * (conv.kh - 1), conv.w = pick(1, 8) + conv.dil_w * (conv.kw - 1);
+  if (!pick(0, 5)) conv.h += pick(0, 30), conv.w += pick(0, 30);  // more tiles than one task takes
   if (!pick(0, 3)) conv.pad_h = conv.pad_w = 0, conv.dil_h = conv.dil_w = 1, conv.h = conv.kh, conv.w = conv.kw;
   conv.oh = (conv.h + 2 * conv.pad_h - conv.dil_h * (conv.kh - 1) - 1) / conv.stride_h + 1;
   conv.ow = (conv.w + 2 * conv.pad_w - conv.dil_w * (conv.kw - 1) - 1) / conv.stride_w + 1;
@@ -202,6 +203,7 @@ void pooling() {
 }  // namespace
 
 int main(int count, char** arguments) {
+  setenv("BITWRIGHT_AMX", "always", 1);  // tiles for small maps too
   const int rounds = count > 1 ? atoi(arguments[1]) : 300;
   for (int i = 0; i < rounds; i++) {
     convolution(true);

@@ -4,7 +4,7 @@
 #include <immintrin.h>
 #include <string.h>
 
-#include "kernels.h"
+#include "avx512_levels.h"
 
 namespace {
 
@@ -37,31 +37,6 @@ inline __mmask16 flips_of(const bw_sink& sink, int64_t block, __mmask16 lanes) {
   return _mm_test_epi8_mask(bytes, bytes);
 }
 
-// Codes of sixteen channels: how many thresholds each reaches.
-inline __m512i count_levels_16(const bw_sink& sink, int64_t channels, int64_t block, __mmask16 lanes, __m512i value) {
-  const int32_t* thresholds = sink.thresholds + block * 16;
-  const __m512i one = _mm512_set1_epi32(1);
-  __m512i code = _mm512_setzero_si512();
-  if (sink.levels <= 31) {
-    for (int64_t l = 0; l < sink.levels; l++) {
-      const __m512i threshold = _mm512_maskz_loadu_epi32(lanes, thresholds + l * channels);
-      code = _mm512_mask_add_epi32(code, _mm512_cmpge_epi32_mask(value, threshold), code, one);
-    }
-  } else {  // bisection, one gather per step: is code + step still reached?
-    const __m512i levels = _mm512_set1_epi32((int)sink.levels), lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int step = 128; step; step /= 2) {
-      const __m512i next = _mm512_add_epi32(code, _mm512_set1_epi32(step));
-      const __mmask16 exists = _mm512_mask_cmple_epi32_mask(lanes, next, levels);
-      const __m512i row = _mm512_mullo_epi32(_mm512_sub_epi32(next, one), _mm512_set1_epi32((int)channels));
-      const __m512i threshold =
-          _mm512_mask_i32gather_epi32(value, exists, _mm512_add_epi32(row, lane), thresholds, 4);
-      code = _mm512_mask_mov_epi32(code, _mm512_mask_cmpge_epi32_mask(exists, value, threshold), next);
-    }
-  }
-  const __mmask16 flip = flips_of(sink, block, lanes);
-  return _mm512_mask_sub_epi32(code, flip, _mm512_set1_epi32((int)sink.levels), code);
-}
-
 inline void emit_float(const bw_sink& sink, int64_t channels, int64_t pixel, int64_t block, __mmask16 lanes,
                        __m512i value) {
   const int64_t at = pixel * channels + block * 16;
@@ -90,7 +65,8 @@ inline __attribute__((always_inline)) void emit_16(const bw_sink& sink, int64_t 
     for (int64_t p = 1; p < sink.out_planes; p++) store_half_word(out + p * words, channels, block, 0);
     return;
   }
-  const __m512i code = count_levels_16(sink, channels, block, lanes, value);
+  const __m512i count = count_levels_16(sink, channels, block, lanes, value);
+  const __m512i code = _mm512_mask_sub_epi32(count, flips_of(sink, block, lanes), _mm512_set1_epi32((int)sink.levels), count);
   if (sink.mode == BW_BYTES)
     return _mm512_mask_cvtepi32_storeu_epi8((uint8_t*)sink.out + pixel * channels + block * 16, lanes, code);
   const int64_t words = bw_ceil_div(channels, 32);

@@ -16,9 +16,10 @@ struct Window {
   int64_t runs_y, runs_x, run_y, run_x, run; // runs_y * runs_x runs of `run` elements, run_y and run_x apart
 };
 
-// A copy of the input with pad_h, pad_w pixels of zeros around each image; null: no memory.
-template <class T>
-const T* bordered(const bw_conv& conv, const T* x, int64_t pixel, int threads) {
+// Scratch that holds every image with pad_h, pad_w pixels of zeros around it; fill(to, y) writes row y, counted
+// over all images, inside the border. Null: no memory.
+template <class T, class Fill>
+const T* bordered(const bw_conv& conv, int64_t pixel, int threads, const Fill& fill) {
   const int64_t height = conv.h + 2 * conv.pad_h, row = (conv.w + 2 * conv.pad_w) * pixel;
   T* copy = (T*)bw_scratch(BW_SCRATCH_IMAGE, (size_t)(conv.n * height * row) * sizeof(T) + 64);
   if (!copy) return nullptr;
@@ -33,20 +34,18 @@ const T* bordered(const bw_conv& conv, const T* x, int64_t pixel, int threads) {
         continue;
       }
       memset(to, 0, (size_t)edge * sizeof(T));
-      memcpy(to + edge, x + (r / height * conv.h + y) * inside, (size_t)inside * sizeof(T));
+      fill(to + edge, r / height * conv.h + y);
       memset(to + edge + inside, 0, (size_t)edge * sizeof(T));
     }
   });
   return copy;
 }
 
-// `pixel` elements per pixel, of which a run reads `used` (one bit plane of several). `copy`: even without padding;
-// `merge`: rows that touch may become one run.
+// `pixel` elements per pixel, of which a run reads `used` (one bit plane of several). `merge`: rows that touch may
+// become one run.
 template <class T>
-bool make_window(const bw_conv& conv, const T* x, int64_t pixel, int64_t used, bool copy, bool merge, int threads,
-                 Window<T>* window) {
-  copy |= conv.pad_h || conv.pad_w;
-  window->image = copy ? bordered(conv, x, pixel, threads) : x;
+void set_window(const bw_conv& conv, const T* image, int64_t pixel, int64_t used, bool merge, Window<T>* window) {
+  window->image = image;
   const int64_t row = (conv.w + 2 * conv.pad_w) * pixel;
   window->step_n = (conv.h + 2 * conv.pad_h) * row;
   window->step_y = conv.stride_h * row, window->step_x = conv.stride_w * pixel;
@@ -56,7 +55,19 @@ bool make_window(const bw_conv& conv, const T* x, int64_t pixel, int64_t used, b
     window->run = conv.kw * pixel, window->runs_x = 1;
     if (merge && window->run == row && conv.dil_h == 1) window->run *= conv.kh, window->runs_y = 1;
   }
-  return window->image != nullptr;
+}
+
+// The same, with the copy where padding or the caller wants one. False: no memory.
+template <class T>
+bool make_window(const bw_conv& conv, const T* x, int64_t pixel, int64_t used, bool copy, bool merge, int threads,
+                 Window<T>* window) {
+  if (copy || conv.pad_h || conv.pad_w) {
+    const int64_t row = conv.w * pixel;
+    const T* from = x;
+    x = bordered<T>(conv, pixel, threads, [&](T* to, int64_t y) { memcpy(to, from + y * row, (size_t)row * sizeof(T)); });
+  }
+  set_window(conv, x, pixel, used, merge, window);
+  return x != nullptr;
 }
 
 // Walks over output pixels in order, n slowest; gives the address of the window and the border class.

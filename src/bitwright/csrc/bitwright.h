@@ -82,7 +82,7 @@ typedef struct bw_pool {
 BW_API int bw_abi_version(void);
 BW_API const char* bw_last_error(void);
 BW_API const char* bw_isa(void);               // the one in use; null if BITWRIGHT_ISA names one we cannot run
-BW_API const char* bw_available_isas(void);    // "portable avx2 avx512": what this machine can run, slowest first
+BW_API const char* bw_available_isas(void);    // "portable avx2 avx512 amx": what this machine can run, slowest first
 BW_API int bw_force_isa(const char* name);     // "" returns to the best one. Weights must be packed again.
 
 // Prepared weights: a header that says which kernel layout follows, then that layout. 64-byte aligned dst.

@@ -10,6 +10,10 @@
 
 #if defined(BITWRIGHT_X86)
 #include <cpuid.h>
+#if defined(BITWRIGHT_AMX)
+#include <sys/syscall.h>
+#include <unistd.h>
+#endif
 #endif
 
 namespace {
@@ -21,6 +25,9 @@ const bw_kernel_table* const tables[] = {  // slowest first
 #if defined(BITWRIGHT_X86)
     &bw_table_avx2,
     &bw_table_avx512,
+#if defined(BITWRIGHT_AMX)
+    &bw_table_amx,
+#endif
 #endif
 };
 
@@ -46,7 +53,7 @@ const bw_kernel_table* named(const char* name) {
 
 #if defined(BITWRIGHT_X86)
 struct Cpu {
-  bool avx2 = false, avx512 = false, amd = false;
+  bool avx2 = false, avx512 = false, amx = false, amd = false;
   Cpu() {
     unsigned a, b, c, d;
     if (!__get_cpuid(0, &a, &b, &c, &d)) return;
@@ -62,6 +69,13 @@ struct Cpu {
     const bool f = b >> 16 & 1, dq = b >> 17 & 1, bw = b >> 30 & 1, vl = b >> 31 & 1;
     const bool vnni = c >> 11 & 1, vpopcntdq = c >> 14 & 1;
     avx512 = avx2 && f && dq && bw && vl && vnni && vpopcntdq && (low & 0xe6) == 0xe6;  // + opmask, zmm
+#if defined(BITWRIGHT_AMX)
+    const bool bitalg = c >> 12 & 1, tile = d >> 24 & 1, int8 = d >> 25 & 1;
+    // + tile configuration and data. Linux enlarges the saved state only for a process that asks; in a container or
+    // an emulator it may refuse.
+    amx = avx512 && bitalg && tile && int8 && (low & 0x60000) == 0x60000 &&
+          syscall(SYS_arch_prctl, 0x1023 /* ARCH_REQ_XCOMP_PERM */, 18 /* tile data */) == 0;
+#endif
   }
 };
 const Cpu& cpu() {
@@ -75,6 +89,9 @@ const Cpu& cpu() {
 #if defined(BITWRIGHT_X86)
 bool bw_cpu_has_avx2() { return cpu().avx2; }
 bool bw_cpu_has_avx512() { return cpu().avx512; }
+#if defined(BITWRIGHT_AMX)
+bool bw_cpu_has_amx() { return cpu().amx; }
+#endif
 bool bw_cpu_is_amd() { return cpu().amd; }
 #endif
 

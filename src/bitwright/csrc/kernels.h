@@ -14,6 +14,7 @@ enum bw_layout : int32_t {
   BW_LAYOUT_GENERIC_BYTES = 2,
   BW_LAYOUT_LANES_BITS = 3,
   BW_LAYOUT_LANES_BYTES = 16,  // 16..19, see avx512_bytes.h
+  BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
 };
 
 // First 64 bytes of prepared weights.
@@ -59,6 +60,10 @@ extern const bw_kernel_table bw_table_avx2;
 extern const bw_kernel_table bw_table_avx512;
 bool bw_cpu_has_avx2();
 bool bw_cpu_has_avx512();       // F, BW, VL, DQ, VNNI, VPOPCNTDQ and the OS saves the registers
+#if defined(BITWRIGHT_AMX)
+extern const bw_kernel_table bw_table_amx;
+bool bw_cpu_has_amx();          // all of avx512, BITALG, AMX-INT8, and the OS lets this process use tiles
+#endif
 bool bw_cpu_is_amd();
 #endif
 
@@ -66,7 +71,9 @@ const bw_kernel_table* bw_active_table();                   // null: BITWRIGHT_I
 int bw_fail(int code, const char* format, ...);             // sets the text of bw_last_error, returns code
 
 // Per-thread scratch that only grows; 64-byte aligned; null when memory is short. Slots are independent.
-enum bw_scratch_slot { BW_SCRATCH_IMAGE, BW_SCRATCH_PATCH, BW_SCRATCH_ROW, BW_SCRATCH_CUTS, BW_SCRATCH_SLOTS };
+enum bw_scratch_slot {
+  BW_SCRATCH_IMAGE, BW_SCRATCH_PATCH, BW_SCRATCH_ROW, BW_SCRATCH_CUTS, BW_SCRATCH_PANEL, BW_SCRATCH_ROWS, BW_SCRATCH_SLOTS
+};
 void* bw_scratch(bw_scratch_slot slot, size_t bytes);
 
 static inline int64_t bw_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }

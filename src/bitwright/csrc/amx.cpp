@@ -1,0 +1,81 @@
+// AMX-INT8 (Sapphire Rapids and later): 16 x 16 x 64 byte products, sixteen cycles each. The avx512 table does what
+// these do not take: grouped convolutions, weights beyond int8, few pixels, packing and pooling.
+//
+// Packed bits share the layout of avx512, so which kernel runs is decided per call, by tiles_bits_pay (amx_bits.h).
+// BITWRIGHT_AMX=always in the environment takes tiles wherever they give the right result: for tests.
+#include <stdlib.h>
+
+#include "amx_bits.h"
+#include "amx_bytes.h"
+#include "avx512_bytes.h"
+
+namespace {
+
+const bw_kernel_table& otherwise = bw_table_avx512;
+
+bool always() {
+  static const char* const text = getenv("BITWRIGHT_AMX");
+  static const bool yes = text && !strcmp(text, "always");
+  return yes;
+}
+
+int32_t bits_layout(const bw_conv& conv) { return otherwise.bits_layout(conv); }
+int64_t bits_size(const bw_conv& conv) { return otherwise.bits_size(conv); }
+void bits_weights(const bw_conv& conv, const uint8_t* bits, void* body) { otherwise.bits_weights(conv, bits, body); }
+
+int conv_bits(const bw_conv& conv, const uint32_t* x, int32_t layout, const void* body, const bw_sink& sink,
+              int threads) {
+  if (layout == BW_LAYOUT_LANES_BITS && conv.groups == 1 && plain_words(sink, conv.o) && tiles_bits_fit(conv)) {
+    const Window<uint8_t> window = tiles_bits_window(conv);
+    if (always() || tiles_bits_pay(conv, choose_lines(conv, window), window))
+      return tiles_conv_bits(conv, x, body, sink, threads);
+  }
+  return otherwise.conv_bits(conv, x, layout, body, sink, threads);
+}
+
+int32_t bytes_layout(const bw_conv& conv, const int16_t* values) {
+  if (conv.groups != 1 || !tiles_bytes_fit(conv, values)) return otherwise.bytes_layout(conv, values);
+  return BW_LAYOUT_TILES_BYTES | (tiles_taps(conv) ? TILES_TAPS : 0);
+}
+int64_t bytes_size(const bw_conv& conv) {  // one size for every layout the values may ask for
+  const int64_t lanes = otherwise.bytes_size(conv), tiles = conv.groups == 1 ? tiles_bytes_size(conv) : 0;
+  return lanes > tiles ? lanes : tiles;
+}
+void bytes_weights(const bw_conv& conv, const int16_t* values, int32_t layout, void* body) {
+  if ((layout & ~TILES_TAPS) == BW_LAYOUT_TILES_BYTES) tiles_bytes_weights(conv, values, body);
+  else otherwise.bytes_weights(conv, values, layout, body);
+}
+
+int conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void* body, const bw_sink& sink,
+               int threads) {
+  if ((layout & ~TILES_TAPS) != BW_LAYOUT_TILES_BYTES) return otherwise.conv_bytes(conv, x, layout, body, sink, threads);
+  if (((layout & TILES_TAPS) != 0) != tiles_taps(conv))
+    return bw_fail(BW_BAD_LAYOUT, "weights were packed for another dilation; pack them again");
+  if (conv.n * conv.oh * conv.ow == 1 && tiles_run(conv) % 64 == 0 && !always()) {
+    // One pixel only streams the weights, which avx512 does 7 % faster, and without padded runs its layout is ours.
+    const int32_t same = BW_LAYOUT_LANES_BYTES | (tiles_taps(conv) ? BYTES_TAPS : 0);
+    return otherwise.conv_bytes(conv, x, same, body, sink, threads);
+  }
+  const auto run = [&](const bw_sink& to, int nt) { return tiles_conv_bytes(conv, x, body, to, nt); };
+  return plain_words(sink, conv.o) ? run(sink, threads) : emit_in_two_steps(conv, sink, threads, run);
+}
+
+int pack_bits(const bw_pack& pack, const float* x, uint32_t* out, int threads) {
+  return otherwise.pack_bits(pack, x, out, threads);
+}
+int pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
+  return otherwise.pack_bytes(pack, x, out, threads);
+}
+int maxpool_bits(const bw_pool& pool, const uint32_t* x, uint32_t* out, int threads) {
+  return otherwise.maxpool_bits(pool, x, out, threads);
+}
+int maxpool_bytes(const bw_pool& pool, const uint8_t* x, uint8_t* out, int threads) {
+  return otherwise.maxpool_bytes(pool, x, out, threads);
+}
+
+}  // namespace
+
+extern const bw_kernel_table bw_table_amx = {
+    "amx",         bw_cpu_has_amx, bits_layout, bits_size, bits_weights, bytes_layout, bytes_size,
+    bytes_weights, conv_bits,      conv_bytes,  pack_bits, pack_bytes,   maxpool_bits, maxpool_bytes,
+};

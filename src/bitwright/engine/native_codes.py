@@ -1,0 +1,136 @@
+"""Codes: packing floats, max pooling, and the way between words and bytes."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.engine.native_library import PackStruct, PoolStruct, check, library, need, pair, table, words
+from bitwright.errors import InputError
+
+
+class PackPlan:
+    """float32 -> code: the number of `thresholds` (`[levels]`, or `[C, levels]` per channel) that x reaches.
+
+    NaN reaches none; -0.0 reaches 0.0; `flip[c]` gives `levels - code`.
+    """
+
+    def __init__(
+        self, thresholds: Tensor, planes: int = 1, groups: int = 1, flip: Tensor | None = None,
+        bytes: bool = False,
+    ) -> None:  # fmt: skip
+        self.thresholds = table(thresholds, torch.float32)
+        self.flip = None if flip is None else table(flip, torch.uint8)
+        self.planes, self.groups, self.as_bytes = planes, groups, bytes
+        self.function = library().bw_pack_bytes if bytes else library().bw_pack_bits
+        if self.thresholds.dim() not in (1, 2):
+            raise InputError(
+                f"native core: thresholds must be [levels] or [C, levels], got {list(thresholds.shape)}"
+            )
+        self.calls: dict[tuple[torch.Size, bool], ctypes.Structure] = {}
+
+    def run(self, x: Tensor, threads: int | None = None) -> Tensor:
+        """x `[N, C, H, W]` (contiguous or channels_last), `[N, C, L]` or `[N, C]`."""
+        if x.dtype is not torch.float32:
+            if x.dtype not in (torch.float16, torch.bfloat16):  # these two widen exactly
+                raise InputError(f"native core: pack takes float32, got {x.dtype}")
+            x = x.float()
+        while x.dim() < 4:
+            x = x.unsqueeze(2 if x.dim() == 3 else -1)
+        nchw = not x.is_contiguous(memory_format=torch.channels_last)
+        if nchw:
+            x = x.contiguous()
+        n, c, h, w = x.shape
+        struct = self.calls.get((x.shape, nchw)) or self._prepare(x.shape, nchw)
+        if self.as_bytes:
+            out = torch.empty((n, h, w, c), dtype=torch.uint8)
+        else:
+            out = torch.empty((n, h, w, self.planes, words(c, self.groups)), dtype=torch.int32)
+        if threads is None:
+            threads = 1 if n * h * w * c < 200_000 else torch.get_num_threads()
+        code = self.function(ctypes.addressof(struct), x.data_ptr(), out.data_ptr(), threads)
+        if code:
+            check(code)
+        return out
+
+    def _prepare(self, shape: torch.Size, nchw: bool) -> ctypes.Structure:
+        n, c, h, w = shape
+        per_channel = self.thresholds.dim() == 2
+        for name, rows in (("thresholds", self.thresholds if per_channel else None), ("flip", self.flip)):
+            if rows is not None and rows.shape[0] != c:
+                raise InputError(f"native core: {name} is for {rows.shape[0]} channels, x has {c}")
+        if len(self.calls) > 256:
+            self.calls.clear()
+        struct = PackStruct(
+            n=n, c=c, h=h, w=w, nchw=nchw, levels=self.thresholds.shape[-1], per_channel=per_channel,
+            planes=self.planes, groups=self.groups, thresholds=self.thresholds.data_ptr(),
+            flip=None if self.flip is None else self.flip.data_ptr(),
+        )  # fmt: skip
+        self.calls[shape, nchw] = struct
+        return struct
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> PackPlan:
+        return self  # immutable
+
+
+def pack(
+    x: Tensor, thresholds: Tensor, planes: int = 1, groups: int = 1, flip: Tensor | None = None,
+    bytes: bool = False,
+) -> Tensor:  # fmt: skip
+    """`PackPlan(...).run(x)`: words `[N, H, W, planes, Cw]`, or uint8 `[N, H, W, C]` with `bytes`."""
+    return PackPlan(thresholds, planes, groups, flip, bytes).run(x)
+
+
+@functools.lru_cache(1024)
+def _pool_struct(shape: torch.Size, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Any:
+    (kh, kw), (sh, sw) = pair(kernel), pair(stride or kernel)
+    (ph, pw), (dh, dw) = pair(padding), pair(dilation)
+    n, h, w = shape[:3]
+
+    def size(length: int, k: int, s: int, p: int, d: int) -> int:
+        room = length + 2 * p - d * (k - 1) - 1
+        if room < 0:
+            raise InputError(f"native core: max pooling kernel {k} is larger than the input {length}")
+        out = (room + (s - 1 if ceil else 0)) // s + 1
+        return out - 1 if ceil and (out - 1) * s >= length + p else out  # windows start inside, as in torch
+
+    planes, channels = shape[3:] if len(shape) == 5 else (1, shape[3])
+    oh, ow = size(h, kh, sh, ph, dh), size(w, kw, sw, pw, dw)
+    return PoolStruct(n, h, w, channels, planes, kh, kw, sh, sw, ph, pw, dh, dw, oh, ow)
+
+
+def maxpool(
+    x: Tensor, kernel: int | tuple[int, int], stride: int | tuple[int, int] | None = None,
+    padding: int | tuple[int, int] = 0, dilation: int | tuple[int, int] = 1, ceil_mode: bool = False,
+    threads: int = 1,
+) -> Tensor:  # fmt: skip
+    """Largest code of each window, words `[N, H, W, A, Cw]` or bytes `[N, H, W, C]`; padding never wins."""
+    as_words = x.dim() == 5
+    need(x, "max pooling input", torch.int32 if as_words else torch.uint8)
+    pool = _pool_struct(x.shape, kernel, stride, padding, dilation, ceil_mode)
+    out = torch.empty((x.shape[0], pool.oh, pool.ow, *x.shape[3:]), dtype=x.dtype)
+    function = library().bw_maxpool_bits if as_words else library().bw_maxpool_bytes
+    check(function(ctypes.addressof(pool), x.data_ptr(), out.data_ptr(), threads))
+    return out
+
+
+def unpack(x: Tensor, channels: int, groups: int = 1) -> Tensor:
+    """Words -> uint8 codes `[N, H, W, channels]`."""
+    n, h, w, planes, count = need(x, "words", torch.int32).shape
+    if count != words(channels, groups):
+        raise InputError(f"native core: {channels} channels are {words(channels, groups)} words, got {count}")
+    out = torch.empty((n, h, w, channels), dtype=torch.uint8)
+    check(library().bw_unpack_bits(x.data_ptr(), n * h * w, planes, channels, groups, out.data_ptr()))
+    return out
+
+
+def to_words(codes: Tensor, planes: int, groups: int = 1) -> Tensor:
+    """uint8 codes `[N, H, W, C]` -> words: the inverse of `unpack`."""
+    n, h, w, channels = need(codes, "codes", torch.uint8).shape
+    out = torch.empty((n, h, w, planes, words(channels, groups)), dtype=torch.int32)
+    check(library().bw_bytes_to_bits(codes.data_ptr(), n * h * w, planes, channels, groups, out.data_ptr()))
+    return out

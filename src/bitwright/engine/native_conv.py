@@ -1,0 +1,193 @@
+"""Convolutions and linear layers with prepared weights; one descriptor per input size is remembered."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from bitwright.engine.native_library import ConvStruct, check, generation, library, need, pair, table, words
+from bitwright.engine.native_output import CodeOutput, FloatOutput, Output
+from bitwright.errors import InputError
+
+
+class _Call:
+    """The descriptor of one input size: geometry, border classes and their table of constants."""
+
+    def __init__(self, plan: ConvPlan, n: int, h: int, w: int) -> None:
+        (kh, kw), (sh, sw), (ph, pw), (dh, dw) = plan.kernel, plan.stride, plan.padding, plan.dilation
+        self.oh = (h + 2 * ph - dh * (kh - 1) - 1) // sh + 1
+        self.ow = (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
+        if self.oh < 1 or self.ow < 1:
+            raise InputError(f"native core: a {h}x{w} input is smaller than the {kh}x{kw} kernel")
+        rows, row_class = _border_classes(h, self.oh, kh, sh, ph, dh)
+        cols, col_class = _border_classes(w, self.ow, kw, sw, pw, dw)
+        corr = torch.einsum("rk,cl,okl->rco", rows, cols, plan.tap_sums) + plan.bias
+        self.keep = (row_class, col_class, corr.to(torch.int32).contiguous())
+        self.struct = ConvStruct.from_buffer_copy(plan.struct)
+        for name, value in {"n": n, "h": h, "w": w, "oh": self.oh, "ow": self.ow}.items():
+            setattr(self.struct, name, value)
+        self.struct.row_classes, self.struct.col_classes = len(rows), len(cols)
+        self.struct.row_class, self.struct.col_class, self.struct.corr = (t.data_ptr() for t in self.keep)
+        self.address = ctypes.addressof(self.struct)
+        # threads pay off above roughly 30 microseconds of work on one core
+        macs = n * self.oh * self.ow * plan.macs_per_pixel
+        self.small = macs * plan.planes_product < (30e6 if plan.kind == "bits" else 5e6)
+
+
+@functools.lru_cache(4096)
+def _border_classes(
+    size: int, out: int, kernel: int, stride: int, pad: int, dilation: int
+) -> tuple[Tensor, Tensor]:
+    """Which taps are inside the image: the distinct cases `[classes, kernel]`, and each output's case."""
+    at = torch.arange(out)[:, None] * stride - pad + torch.arange(kernel) * dilation
+    cases, which = torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True)
+    return cases.to(torch.int64), which.to(torch.int32).contiguous()
+
+
+class ConvPlan:
+    """A convolution (or linear layer: 1x1 input and kernel) with prepared weights; see `bits` and `bytes`."""
+
+    def __init__(
+        self, kind: str, weight: Tensor, values: Tensor, w_mult: Sequence[int], w_zero: int,
+        x_mult: Sequence[int], x_zero: int | Tensor, bias: Tensor | None, stride: int | Sequence[int],
+        padding: int | Sequence[int], dilation: int | Sequence[int], groups: int,
+    ) -> None:  # fmt: skip
+        lib = library()
+        self.kind, self.groups, self.generation = kind, groups, generation()
+        self.out_channels, group_channels, *kernel = values.shape
+        self.in_channels, self.kernel = group_channels * groups, (kernel[0], kernel[1])
+        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
+        # what the constant part x_zero of the input adds, per output and tap: needed at the border
+        zero = torch.as_tensor(x_zero).to(torch.int64).expand(self.in_channels)
+        of_output = torch.arange(self.out_channels) * groups // max(self.out_channels, 1)
+        zero = zero.reshape(groups, group_channels)[of_output, :, None, None]  # [O, C/groups, 1, 1]
+        self.tap_sums = (values.to(torch.int64) * zero).sum(1)
+        self.bias = torch.as_tensor(0 if bias is None else bias).to(torch.int64).expand(self.out_channels)
+        self.macs_per_pixel, self.planes_product = values.numel(), len(x_mult) * len(w_mult)
+        self.x_planes = len(x_mult)
+        self.keep = (table(list(x_mult), torch.int32), table(list(w_mult), torch.int32))
+        self.struct = ConvStruct(
+            c=self.in_channels, o=self.out_channels, kh=self.kernel[0], kw=self.kernel[1],
+            stride_h=self.stride[0], stride_w=self.stride[1], pad_h=self.padding[0], pad_w=self.padding[1],
+            dil_h=self.dilation[0], dil_w=self.dilation[1], groups=groups, x_planes=len(x_mult),
+            w_planes=len(w_mult), w_zero=w_zero,
+            x_mult=self.keep[0].data_ptr(), w_mult=self.keep[1].data_ptr(),
+        )  # fmt: skip
+        size, pack_weights = (
+            (lib.bw_weights_size, lib.bw_weights_pack) if kind == "bits"
+            else (lib.bw_byte_weights_size, lib.bw_byte_weights_pack)
+        )  # fmt: skip
+        conv = ctypes.addressof(self.struct)
+        count = size(conv)
+        check(count < 0)
+        self.buffer = torch.empty(count + 64, dtype=torch.uint8)
+        self.weights = -(-self.buffer.data_ptr() // 64) * 64
+        check(pack_weights(conv, weight.data_ptr(), self.weights))
+        self.function = lib.bw_conv_bits if kind == "bits" else lib.bw_conv_bytes
+        count = words(self.in_channels, groups)
+        self.tail = (self.x_planes, count) if kind == "bits" else (self.in_channels,)
+        self.dtype = torch.int32 if kind == "bits" else torch.uint8
+        self.calls: dict[torch.Size, _Call] = {}
+
+    @classmethod
+    def bits(
+        cls, weight: Tensor, *, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int],
+        x_zero: int | Tensor = 0, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
+    ) -> ConvPlan:  # fmt: skip
+        """`weight` 0/1 `[w_planes, O, C/groups, kh, kw]`: W = w_zero + sum w_mult[q] bit_q; X likewise.
+
+        I = sum of W * X over the taps inside the image, plus `bias`: integers, exact.
+        """
+        if weight.dim() != 5 or weight.shape[0] != len(w_mult):
+            raise InputError(
+                f"native core: weight bits must be [{len(w_mult)}, O, C, kh, kw], got {list(weight.shape)}"
+            )
+        weight = (weight.detach() != 0).to(torch.uint8).contiguous()
+        mult = torch.tensor(list(w_mult), dtype=torch.int64).reshape(-1, 1, 1, 1, 1)
+        values = w_zero + (weight * mult).sum(0)
+        place = (x_zero, bias, stride, padding, dilation, groups)
+        return cls("bits", weight, values, w_mult, w_zero, x_mult, *place)
+
+    @classmethod
+    def bytes(
+        cls, weight: Tensor, *, x_zero: int | Tensor = 0, bias: Tensor | None = None,
+        stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
+        groups: int = 1,
+    ) -> ConvPlan:  # fmt: skip
+        """`weight` integers -255..255 `[O, C/groups, kh, kw]`; X = x_zero + code, of uint8 `[N, H, W, C]`."""
+        if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) > 255):
+            raise InputError(
+                f"native core: byte weights must be [O, C, kh, kw] in -255..255, got {list(weight.shape)}"
+            )
+        values = weight.detach().to(torch.int16)
+        taps_first = values.permute(0, 2, 3, 1).contiguous()
+        return cls("bytes", taps_first, values, [1], 0, [1], x_zero, bias, stride, padding, dilation, groups)
+
+    def run(
+        self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None
+    ) -> Any:
+        """The result `output` describes; with `sign_bits` the pair (y, words). `residual` is like y."""
+        call = self.calls.get(x.shape)
+        if call is None:
+            call = self._prepare(x, output)
+        if x.dtype is not self.dtype or not x.is_contiguous():
+            need(x, "input", self.dtype)
+        if output.channels is not None and output.channels != self.out_channels:
+            raise InputError(
+                f"native core: output is for {output.channels} channels, the layer has {self.out_channels}"
+            )
+        n = x.shape[0]
+        y = output.empty(n, call.oh, call.ow, self.out_channels)
+        extra = signs_at = signs = None
+        if residual is not None:
+            if residual.shape != y.shape or residual.dtype is not torch.float32 or output.mode != 1:
+                raise InputError(f"native core: residual must be float32 {list(y.shape)} for a FloatOutput")
+            residual = residual.contiguous(memory_format=torch.channels_last)
+            extra = residual.data_ptr()
+        if output.sign_bits:
+            signs = torch.empty((n, call.oh, call.ow, 1, words(self.out_channels)), dtype=torch.int32)
+            signs_at = signs.data_ptr()
+        if threads is None:
+            threads = 1 if call.small else torch.get_num_threads()
+        code = self.function(
+            call.address, x.data_ptr(), self.weights, output.address, y.data_ptr(), extra, signs_at, threads
+        )
+        if code:
+            check(code)
+        return y if signs is None else (y, signs)
+
+    def _prepare(self, x: Tensor, output: Output) -> _Call:
+        if x.dim() != 3 + len(self.tail) or tuple(x.shape[3:]) != self.tail:
+            wanted = ", ".join(map(str, self.tail))
+            raise InputError(f"native core: input must be [N, H, W, {wanted}], got {list(x.shape)}")
+        if len(self.calls) > 256:  # a caller that varies the batch size without end
+            self.calls.clear()
+        call = self.calls[x.shape] = _Call(self, *x.shape[:3])
+        return call
+
+    def run_int(self, x: Tensor, threads: int | None = None) -> Tensor:
+        """The int32 sums, `[N, O, OH, OW]`."""
+        return self.run(x, _INT, None, threads)
+
+    def run_float(self, x: Tensor, scale: Tensor, add: Tensor, residual: Tensor | None = None) -> Tensor:
+        """`run` with a `FloatOutput` made on the spot."""
+        return self.run(x, FloatOutput(scale, add), residual)
+
+    def run_codes(self, x: Tensor, thresholds: Tensor, **options: Any) -> Tensor:
+        """`run` with a `CodeOutput` made on the spot."""
+        return self.run(x, CodeOutput(thresholds, **options))
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> ConvPlan:
+        return self  # immutable
+
+    def __reduce__(self) -> Any:
+        raise TypeError("a ConvPlan holds memory laid out for this CPU; save the weights, make it again")
+
+
+_INT = Output()
