@@ -51,8 +51,8 @@ def accuracy() -> str:
                 p.get("status", "-"),
             ]
         )
-    head = "row,model,recipe,epochs,test %,rarer sign %,packed test %,same class (trained / folded),file kB,verdict".split(",")
-    return table(head, rows)
+    head = ["row", "model", "recipe", "epochs", "test %", "rarer sign %", "packed test %"]
+    return table([*head, "same class (trained / folded)", "file kB", "verdict"], rows)
 
 
 def speeds() -> str:
@@ -83,6 +83,11 @@ def peers() -> str:
     packed = read("cifar10_packed.csv")
     names = ["bitwright", "ort-int8", "torch-int8", "torch-bf16", "ort-fp32", "torch-fp32"]
     return table(["row", *[f"{n} ms" for n in names]], [[r["row"], *[number(r.get(f"{n}_ms")) for n in names]] for r in packed])
+
+
+def ceilings() -> str:
+    path = FOLDER / "ceilings.txt"
+    return "\n".join(f"    {line}" for line in path.read_text().splitlines()) if path.exists() else ""
 
 
 def disagreements() -> str:
@@ -128,6 +133,16 @@ Batch 1 and one thread unless said; median (quartiles) of interleaved rounds; ra
 than the peer, below 1 slower. {machine()}.
 
 {speeds()}
+
+## What this CPU allows
+
+    g++ -O2 -march=native bench/ceilings.cpp -o ceilings && ./ceilings
+
+{ceilings()}
+
+Products a second of one thread on registers, median of 9. Where int8 has matrix tiles (AMX) its ceiling lies above that of
+counting bits, so no 1-bit kernel can be four times as fast as a good int8 convolution there; ours then runs on the tiles too.
+Without AMX the first line is to be compared with the second.
 """
     (FOLDER / "README.md").write_text(text)
 

@@ -29,6 +29,7 @@ CONVS = {
 }
 NETS = {
     "vgg_small w1a1": ("vgg_small", "w1a1", {}, (1, 3, 32, 32)),
+    "vgg_small w1a1-8": ("vgg_small", "w1a1-8", {}, (1, 3, 32, 32)),
     "bireal_resnet20 bireal": ("bireal_resnet20", "bireal", {}, (1, 3, 32, 32)),
     "bireal_resnet18 bireal": ("bireal_resnet18", "bireal", {"num_classes": 1000}, (1, 3, 224, 224)),
 }

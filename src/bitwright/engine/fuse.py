@@ -28,7 +28,8 @@ from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_t
 CODED = ("coded_conv", "coded_linear")
 # elementwise, monotone in exact float arithmetic (each step a correctly rounded or comparison operation)
 MONOTONE = ("affine", "relu", "relu6", "hardtanh", "clamp", "leaky_relu", "prelu", "add_scalar", "mul_scalar", "neg")
-MAX_TABLE = 1 << 24  # thresholds of one layer; beyond it the quantizer runs as it is stored
+MAX_TABLE = 1 << 22  # thresholds of one layer; beyond it the quantizer runs as it is stored
+FUSED_LEVELS = 15  # a popcount layer is done before it has searched a longer ladder; packing floats is faster there
 BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit planes
 
 
@@ -256,6 +257,8 @@ def _thresholds(graph: Graph) -> None:
     for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
         layer = by_name[q.inputs[0]]
         if layer.op not in CODED or len(users[layer.name]) != 1 or len(layer.attrs["weight"]["terms"]) != 1:
+            continue
+        if int(q.attrs["levels"]) > FUSED_LEVELS and layer.attrs["x_form"] == "bits":
             continue
         image = layer.op == "coded_conv" and len(layer.shape) == 3 and not q.attrs["last"]
         if not image and len(layer.shape) != 1:

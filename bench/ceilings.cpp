@@ -1,0 +1,94 @@
+// What this CPU can do at most, in registers, one thread: the reason behind a ratio that cannot be reached.
+//   g++ -O2 -march=native bench/ceilings.cpp -o ceilings && ./ceilings
+// 1-bit: xor, vpopcntd, add on 512-bit registers (512 bit products each). int8: vpdpbusd (64 products) and, where
+// there is AMX, tdpbusd on full tiles (16 x 16 x 64 products). Prints the median of 9 runs in 1e12 products a second.
+#include <immintrin.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdint>
+#include <cstdio>
+#include <cstring>
+#include <vector>
+
+template <class F>
+static double median_rate(F run, double products) {
+  std::vector<double> rates;
+  run();
+  for (int i = 0; i < 9; i++) {
+    auto start = std::chrono::steady_clock::now();
+    run();
+    rates.push_back(products / std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+  }
+  std::sort(rates.begin(), rates.end());
+  return rates[4] * 1e-12;
+}
+
+static const long kLoops = 4'000'000;
+
+#if defined(__AVX512VPOPCNTDQ__)
+static void bits() {  // ten independent chains hide the latencies; the asm keeps the compiler from folding them
+  __m512i a[10], x = _mm512_set1_epi32(0x1234567);
+  for (auto& v : a) v = x;
+  for (long i = 0; i < kLoops; i++)
+#pragma GCC unroll 10
+    for (auto& v : a) {
+      __m512i t;
+      asm volatile("vpxord %2, %0, %1\n\tvpopcntd %1, %1\n\tvpaddd %1, %0, %0" : "+v"(v), "=&v"(t) : "v"(x));
+    }
+}
+#endif
+
+#if defined(__AVX512VNNI__)
+static void vnni() {
+  __m512i a[10], x = _mm512_set1_epi32(0x01020304);
+  for (auto& v : a) v = x;
+  for (long i = 0; i < kLoops; i++)
+#pragma GCC unroll 10
+    for (auto& v : a) asm volatile("vpdpbusd %1, %1, %0" : "+v"(v) : "v"(x));
+}
+#endif
+
+#if defined(__AMX_INT8__)
+static void tiles() {
+  alignas(64) uint8_t config[64] = {};
+  config[0] = 1;
+  for (int t = 0; t < 8; t++) {
+    config[16 + 2 * t] = 64;
+    config[48 + t] = 16;
+  }
+  asm volatile("" ::: "memory");  // GCC 12 thinks that only the first 8 bytes of the table are read
+  _tile_loadconfig(config);
+  alignas(64) static uint8_t data[1024];
+  memset(data, 1, sizeof data);  // zeros would run faster than real data
+  _tile_loadd(4, data, 64);
+  _tile_loadd(5, data, 64);
+  _tile_zero(0);
+  _tile_zero(1);
+  _tile_zero(2);
+  _tile_zero(3);
+  for (long i = 0; i < kLoops / 40; i++) {
+    _tile_dpbusd(0, 4, 5);
+    _tile_dpbusd(1, 4, 5);
+    _tile_dpbusd(2, 4, 5);
+    _tile_dpbusd(3, 4, 5);
+  }
+  _tile_release();
+}
+#endif
+
+int main() {
+#if defined(__AVX512VPOPCNTDQ__)
+  printf("1 bit, xor + vpopcntd + vpaddd   %.2f T products/s\n", median_rate(bits, 512.0 * 10 * kLoops));
+#endif
+#if defined(__AVX512VNNI__)
+  printf("int8, vpdpbusd                   %.2f T products/s\n", median_rate(vnni, 64.0 * 10 * kLoops));
+#endif
+#if defined(__AMX_INT8__)
+  if (syscall(SYS_arch_prctl, 0x1023, 18) == 0)
+    printf("int8, tdpbusd (AMX tiles)        %.2f T products/s\n", median_rate(tiles, 16384.0 * 4 * (kLoops / 40)));
+#endif
+  return 0;
+}
