@@ -365,10 +365,11 @@ def _slice(c: Call) -> Lowered:
 
 @_aten("pad", "constant_pad_nd")
 def _pad(c: Call) -> Lowered:
-    if "constant_pad" not in str(c.node.target) and c.get(2, "constant") not in ("constant", None):
-        raise Unsupported(f"padding mode {c.get(2)!r}")
-    value = c.get(2) if "constant_pad" in str(c.node.target) else c.get(3)
-    return "pad", [c.value(0)], {"pads": [int(p) for p in c.get(1)], "value": float(value or 0.0)}, {}
+    constant = "constant_pad" in str(c.node.target)
+    value = c.get(2) if constant else c.get(3)
+    mode = "constant" if constant else str(c.get(2) or "constant")
+    attrs = {"pads": [int(p) for p in c.get(1)], "value": float(value or 0.0), "mode": mode}
+    return "pad", [c.value(0)], attrs, {}
 
 
 @_aten("cat", "concat")

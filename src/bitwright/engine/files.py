@@ -7,13 +7,14 @@ import json
 import os
 import tempfile
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bitwright.engine.check import light
 from bitwright.engine.ir import Graph
 from bitwright.engine.packed import PackedModel
 from bitwright.errors import InputError
@@ -34,13 +35,9 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
     seen: dict[str, str] = {}
     aliases: dict[str, str] = {}
     kept: dict[str, Tensor] = {}
-    places: set[int] = set()
-    for key, value in tensors.items():
-        value = value.detach().cpu().contiguous()
-        place = value.untyped_storage().data_ptr()
-        if place in places:  # safetensors refuses two tensors of one storage
-            value = value.clone()
-        places.add(place)
+    for key, given in tensors.items():
+        # a copy in plain row order: views of one storage and odd strides of size-1 axes are not for the file
+        value = torch.empty(given.shape, dtype=given.dtype).copy_(given.detach())
         print_of = f"{value.dtype}{list(value.shape)}{_digest(value)}"
         if value.numel() > 16 and print_of in seen:
             aliases[key] = seen[print_of]
@@ -55,6 +52,8 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
         os.close(handle)
         save_file(kept, temporary, metadata)
         with open(temporary, "rb+") as f:
+            _sort_metadata(f)
+            f.flush()
             os.fsync(f.fileno())
         os.chmod(temporary, 0o666 & ~_umask())
         os.replace(temporary, target)
@@ -66,6 +65,17 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
     return target.stat().st_size
 
 
+def _sort_metadata(f: BinaryIO) -> None:
+    """Equal nets give equal files: safetensors writes the metadata in an order that changes from run to run."""
+    size = int.from_bytes(f.read(8), "little")
+    header = json.loads(f.read(size))
+    metadata = dict(sorted(header.pop("__metadata__", {}).items()))
+    text = json.dumps({"__metadata__": metadata, **header}, separators=(",", ":"), ensure_ascii=False).encode()
+    if len(text) <= size:
+        f.seek(8)
+        f.write(text.ljust(size))
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)
@@ -73,7 +83,9 @@ def _umask() -> int:
 
 
 def _digest(value: Tensor) -> str:
-    return hashlib.sha256(value.reshape(-1).view(torch.uint8).numpy().tobytes()).hexdigest()
+    flat = torch.empty(value.numel(), dtype=value.dtype)  # a fresh one: axes of size 1 may carry any stride
+    flat.copy_(value.reshape(-1))
+    return hashlib.sha256(flat.view(torch.uint8).numpy().tobytes()).hexdigest()
 
 
 def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -84,7 +96,7 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
     try:
         with safe_open(str(target), framework="pt") as f:
             metadata = dict(f.metadata() or {})
-            tensors = {k: f.get_tensor(k) for k in f.keys()}
+            tensors = {k: f.get_tensor(k) for k in f.keys()}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError, RuntimeError, KeyError, OverflowError, MemoryError) as error:
         text = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(
@@ -115,10 +127,13 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
     try:
         extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     except (TypeError, ValueError) as error:
-        raise InputError(f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata") from None
+        raise InputError(
+            f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata"
+        ) from None
     if isinstance(model, PackedModel):
         graph = model.graph
-        return write_tensors(path, graph.tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": model.graph_json})
+        own = {"bitwright": "packed", "format": FORMAT, "graph": model.graph_json}
+        return write_tensors(path, graph.tensors, {**extra, **own})
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     recipe = recipe_of(model).to_toml()
     return write_tensors(path, state, {**extra, "bitwright": "trained", "format": FORMAT, "recipe": recipe})
@@ -171,7 +186,9 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
 
 
 def check_runs(packed: PackedModel, path: str | os.PathLike[str]) -> None:
-    """A hostile graph may be well formed and still not run: one zero image through it, every failure one line."""
+    """A graph may be well formed and still not run: one zero image through it, if it is not too large to try."""
+    if not light(packed.graph):
+        return
     try:
         out = packed(torch.zeros(1, *packed._sample))
     except Exception as error:

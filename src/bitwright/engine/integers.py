@@ -61,7 +61,8 @@ def weight_terms(code: Coded) -> list[Term]:
 
     BWN {-a, +a} is one term: zero -1, mult 2, unit a. TTQ {-n, 0, +p} is two: p and n have no common unit.
 
-    >>> one = Coded(torch.tensor([[[1], [0]]], dtype=torch.uint8), torch.tensor([[[1.0], [3.0]]]), torch.tensor([[-0.5], [-1.5]]))
+    >>> bit = torch.tensor([[[1], [0]]], dtype=torch.uint8)
+    >>> one = Coded(bit, torch.tensor([[[1.0], [3.0]]]), torch.tensor([[-0.5], [-1.5]]))
     >>> [(t.mult, t.zero, t.unit.tolist()) for t in weight_terms(one)]
     [((2,), -1, [0.5, 1.5])]
     """
@@ -85,7 +86,7 @@ def weight_terms(code: Coded) -> list[Term]:
         terms.append(Term(picked, tuple(int(ratios[p] * scale) for p in picked), zero, unit.clone()))
         left = [p for p in left if p not in ratios]
     if pending:
-        raise NotInteger("the offset is no multiple of a step")
+        raise NotInteger("the offset is no multiple of a step, the same one in every filter")
     return terms
 
 

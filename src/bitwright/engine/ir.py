@@ -13,14 +13,15 @@ from bitwright.errors import InputError
 BATCH = "N"  # stands for the batch size in a shape
 
 # op -> (number of inputs, attributes it may have). -1 inputs: any number of at least one.
-# `tensors` in attrs maps a role to a key of the file; `shape` is the shape of one sample of the output.
+# `tensors` in attrs maps a role to a key of the file, or lists roles whose key is `name.role`;
+# `shape` is the shape of one sample of the output.
 OPERATORS: dict[str, tuple[int, frozenset[str]]] = {
     name: (count, frozenset(attrs.split()) | {"shape", "tensors", "owner", "frame"})
     for name, count, attrs in [
         ("input", 0, ""),
         ("output", 1, ""),
         # ours
-        ("quantize", 1, "levels mult zero last part"),
+        ("quantize", 1, "levels mult zero last"),
         ("coded_conv", 1, "rank stride padding dilation groups weight"),
         ("coded_linear", 1, "weight"),
         ("decode", 1, "unit"),
@@ -55,7 +56,7 @@ OPERATORS: dict[str, tuple[int, frozenset[str]]] = {
         ("squeeze", 1, "dims"),
         ("unsqueeze", 1, "dim"),
         ("slice", 1, "dim start end step"),
-        ("pad", 1, "pads value"),
+        ("pad", 1, "pads value mode"),
         ("cat", -1, "dim"),
         ("add", 2, ""),
         ("sub", 2, ""),
@@ -66,6 +67,8 @@ OPERATORS: dict[str, tuple[int, frozenset[str]]] = {
         ("abs", 1, ""),
     ]
 }
+
+NAMED = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose", "quantize")
 
 MAX_NODES, MAX_TEXT = 5_000, 1 << 24
 
@@ -91,6 +94,11 @@ class Node:
     def owner(self) -> str:
         """The module of the user's model that this node came from."""
         return str(self.attrs.get("owner", ""))
+
+    @property
+    def usual_owner(self) -> str:
+        """The owner where a file names none: layers and quantizers have their module's name, calls numbered by #."""
+        return self.name.split("#")[0] if self.op in NAMED else ""
 
 
 @dataclass
@@ -143,11 +151,19 @@ class Graph:
         data = json.loads(self.to_json())
         return Graph([Node(**d) for d in data], dict(self.tensors))
 
-    def to_json(self) -> str:
-        return json.dumps(
-            [{"op": n.op, "name": n.name, "inputs": n.inputs, "attrs": n.attrs} for n in self.nodes],
-            separators=(",", ":"),
-        )
+    def to_json(self, lean: bool = False) -> str:
+        """lean: as a file holds it, without lines of the user's code, owners and keys that go without saying."""
+        nodes = []
+        for n in self.nodes:
+            attrs = n.attrs
+            if lean:
+                skip = {"frame"} | ({"owner"} if n.owner == n.usual_owner else set())
+                attrs = {k: v for k, v in attrs.items() if k not in skip}
+                roles = attrs.get("tensors", {})
+                if roles and all(key == f"{n.name}.{role}" for role, key in roles.items()):
+                    attrs["tensors"] = list(roles)
+            nodes.append({"op": n.op, "name": n.name, "inputs": n.inputs, "attrs": attrs})
+        return json.dumps(nodes, separators=(",", ":"))
 
     @staticmethod
     def from_json(text: str, tensors: dict[str, Tensor]) -> Graph:
@@ -166,7 +182,13 @@ class Graph:
         for i, d in enumerate(data):
             if not isinstance(d, dict) or set(d) != {"op", "name", "inputs", "attrs"}:
                 raise InputError(f"packed file: node {i} needs op, name, inputs, attrs", code="file-graph")
-            nodes.append(Node(d["op"], d["name"], d["inputs"], d["attrs"]))
+            attrs = d["attrs"]
+            if isinstance(attrs, dict) and isinstance(roles := attrs.get("tensors"), list):
+                attrs = {**attrs, "tensors": {str(r): f"{d['name']}.{r}" for r in roles}}
+            node = Node(d["op"], d["name"], d["inputs"], attrs)
+            if isinstance(attrs, dict) and isinstance(node.name, str):
+                node.attrs = {**attrs, "owner": attrs.get("owner", node.usual_owner)}
+            nodes.append(node)
         graph = Graph(nodes, tensors)
         check(graph)
         return graph

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +12,6 @@ from bitwright.engine.integers import NotInteger
 from bitwright.engine.thresholds import float_thresholds
 from bitwright.parts import Chain, moment
 from bitwright.types import Coded
-
 
 MAX_ZERO = 1 << 15  # 8-bit grids need 255
 
@@ -78,6 +78,15 @@ def _spread_form(code: Coded, channels: int) -> tuple[list[int], list[int], tupl
     return forms[0][0], [zero[0] for _, zero, _ in forms], tuple(unit for _, _, unit in forms)
 
 
+def _alike(run: Callable[[Tensor], Coded]) -> bool:
+    """Whether one channel stands for all: parameters per channel would widen the code of a single one."""
+    try:
+        code = run(torch.tensor([[-1.0], [1.0]]))
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    return code.bit[0].numel() == 2 and code.coef.numel() == code.planes and code.offset.numel() == 1
+
+
 def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> Grid:
     """Reads the grid of an input part for values of `rank` axes with `channels` on axis 1 (or the last of two).
 
@@ -100,6 +109,8 @@ def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> 
             def run(x: Tensor) -> Coded:  # [n, C] -> codes on [n, C, 1, ...]
                 return encode(x.reshape(*x.shape, *[1] * (rank - 2)))
 
+            if _alike(run):
+                channels = 1
             probe = run(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
             units: tuple[float, ...] = ()
             if spread and channels > 1 and probe.coef.numel() == probe.planes * channels:

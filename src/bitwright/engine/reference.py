@@ -144,7 +144,7 @@ def float_op(node: Node, graph: Graph) -> Callable[..., Tensor]:
         "squeeze": lambda x: x.squeeze(tuple(a["dims"])),
         "unsqueeze": lambda x: x.unsqueeze(a["dim"]),
         "slice": lambda x: x[(slice(None),) * a["dim"] + (slice(a["start"], a["end"], a["step"]),)],
-        "pad": lambda x: F.pad(x, a["pads"], value=a["value"]),
+        "pad": lambda x: _pad(x, a),
         "cat": lambda *xs: torch.cat(xs, a["dim"]),
         "max_pool": lambda x: max_pool(x, node),
         "avg_pool": lambda x: _avg_pool(x, node),
@@ -157,6 +157,12 @@ def max_pool(x: Tensor, node: Node) -> Tensor:
     a = node.attrs
     f = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[int(a["rank"])]
     return f(x, a["kernel"], a["stride"], a["padding"], a["dilation"], ceil_mode=a["ceil"])
+
+
+def _pad(x: Tensor, a: dict[str, Any]) -> Tensor:
+    if a["mode"] == "constant":
+        return F.pad(x, a["pads"], value=a["value"])
+    return F.pad(x, a["pads"], mode=a["mode"])
 
 
 def _avg_pool(x: Tensor, node: Node) -> Tensor:

@@ -88,6 +88,7 @@ def integer_thresholds(
         middle = torch.div(bottom + top, 2, rounding_mode="floor")
         reached = count(middle) >= want
         top, bottom = torch.where(reached, middle, top), torch.where(reached, bottom, middle)
+    top = torch.maximum(top, low)  # `bottom` starts one below the range, where the operation may hold too
     return torch.where(top > high, torch.full_like(top, never), top).to(torch.int32), flip
 
 

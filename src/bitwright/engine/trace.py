@@ -50,6 +50,9 @@ def _marked_input_fake(x: Tensor, name: str) -> Tensor:
     return torch.empty_like(x)
 
 
+LAYERS = ("conv", "linear", "conv_transpose")
+
+
 @dataclass
 class Traced:
     """The graph, and for each slot layer that stays float the reason and the user's line."""
@@ -178,9 +181,11 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
     The part becomes a quantizer of the graph where it has levels; any other is exported as the user wrote it.
     """
     plain = copy.copy(layer)
-    plain._modules = {k: None for k in layer._modules}
+    plain._modules = dict.fromkeys(layer._modules)
     plain._modules["gate"] = layer.gate
     plain._parameters = dict(layer._parameters)
+    if not isinstance(layer, nn.Linear) and padding_of(layer) is None:
+        plain.__dict__["padding_mode"] = "constant"  # pads by an operator of its own: zeros, more on one side
     with torch.no_grad():
         plain._parameters["weight"] = nn.Parameter(layer.quantized_weight().detach().clone(), requires_grad=False)
         if layer.b is not None and layer.bias is not None:
@@ -359,7 +364,7 @@ def _lower(
                     graph, names[n.args[0].name], layers[layer_name], layer_name, inputs[layer_name]
                 )
                 continue
-            _emit_aten(graph, n, names, constants, symbols)
+            _emit_aten(graph, n, names, constants, symbols, layers)
         else:
             raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
     return graph, frames
@@ -378,7 +383,12 @@ def _shape(n: torch.fx.Node) -> list[int]:
 
 
 def _emit_aten(
-    graph: Graph, n: torch.fx.Node, names: dict[str, str], constants: dict[str, Tensor], symbols: set[str]
+    graph: Graph,
+    n: torch.fx.Node,
+    names: dict[str, str],
+    constants: dict[str, Tensor],
+    symbols: set[str],
+    layers: dict[str, SlotLayer],
 ) -> None:
     target = str(n.target)
     base = target.rsplit(".", 1)[0] if target.count(".") > 1 else target
@@ -403,7 +413,10 @@ def _emit_aten(
         names[n.name] = names[_first_input(n).name]
         return
     op, inputs, attrs, tensors = done
-    node = Node(op, _fresh(graph, _owner(n) or n.name), inputs, {**attrs, "shape": _shape(n), "owner": _owner(n)})
+    owner = _owner(n)
+    if op in LAYERS:  # a gate calls the layer's operator from inside
+        owner = next((name for name in layers if name and owner.startswith(f"{name}.")), owner)
+    node = Node(op, _fresh(graph, owner or n.name), inputs, {**attrs, "shape": _shape(n), "owner": owner})
     if frame:
         node.attrs["frame"] = frame
     for role, value in tensors.items():

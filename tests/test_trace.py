@@ -1,0 +1,166 @@
+"""trace: a model becomes a graph with its own names; messages name layer, kind and the user's line."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import bitwright as bw
+from bitwright.engine.fold import fold
+from bitwright.engine.packed import PackedModel
+from bitwright.engine.trace import describe, padding_of, trace
+from bitwright.errors import InputError
+
+B = bw.nn
+S: dict[str, Any] = {"w": "bwn", "x": "sign"}
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.first = nn.Conv2d(3, 4, 3)
+        self.blocks = nn.ModuleList([B.Conv2d(4, 4, 3, padding=1, **S), B.Conv2d(4, 4, 3, padding=1, **S)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = F.relu(self.first(x))
+        for block in self.blocks:
+            x = block(x) + x
+        return x.mean((2, 3))
+
+
+def test_nodes_carry_the_names_of_the_users_modules() -> None:
+    traced = trace(Net(), torch.randn(2, 3, 8, 8))
+    owners = [n.owner for n in traced.graph.nodes if n.op in ("conv", "coded_conv")]
+    assert owners == ["first", "blocks.0", "blocks.1"] and traced.refused == {}
+    assert traced.graph.nodes[0].shape == (3, 8, 8)
+    line = next(i for i, s in enumerate(Path(__file__).read_text().splitlines(), 1) if "x = block(x) + x" in s)
+    assert traced.frames["blocks.1"] == f"test_trace.py line {line}"
+
+
+def test_shapes_hold_for_any_batch() -> None:
+    graph = trace(Net(), torch.randn(1, 3, 8, 8)).graph
+    packed = PackedModel(fold(graph), "reference")
+    for n in (1, 2, 5):
+        values = packed.values(torch.randn(n, 3, 8, 8))
+        for node, _, _ in packed.steps():
+            assert values[node.name].shape[0] == n
+
+
+def test_the_model_is_not_touched() -> None:
+    net = Net().train()
+    before = [(n, id(m), m.training) for n, m in net.named_modules()]
+    trace(net, torch.randn(2, 3, 8, 8))
+    assert [(n, id(m), m.training) for n, m in net.named_modules()] == before
+
+
+def test_how_a_layer_is_described() -> None:
+    assert describe(nn.Conv2d(64, 32, (1, 3))) == "Conv2d 64>32 1x3"
+    assert describe(nn.Linear(5, 7)) == "Linear 5>7"
+    assert describe(nn.ReLU()) == "ReLU"
+
+
+def test_padding_in_words_and_numbers() -> None:
+    assert padding_of(nn.Conv2d(1, 1, 3, padding="same", dilation=2)) == [2, 2]
+    assert padding_of(nn.Conv2d(1, 1, (3, 5), padding="valid")) == [0, 0]
+    assert padding_of(nn.Conv1d(1, 1, 4, padding=3)) == [3]
+    assert padding_of(nn.Conv2d(1, 1, 2, padding="same")) is None
+
+
+def values(net: nn.Module, *shape: int) -> None:
+    """The packed graph of a net without slots is the net."""
+    x = torch.randn(3, *shape)
+    net = net.eval()
+    packed = PackedModel(fold(trace(net, x).graph), "reference")
+    assert torch.allclose(packed(x), net(x), rtol=1e-5, atol=1e-6)
+
+
+class Do(nn.Module):
+    def __init__(self, f: Any) -> None:
+        super().__init__()
+        self.f = f
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.f(x)
+
+
+OPERATIONS: dict[str, Any] = {
+    "clamps": lambda x: x.clamp(-0.5, 0.5) + x.clamp(min=0.1) + x.clamp(max=0.3) + torch.clamp_min(x, 0),
+    "activations": lambda x: (
+        F.gelu(x) + F.gelu(x, approximate="tanh") + F.silu(x) + F.hardswish(x) + x.abs() - (-x).tanh()
+    ),
+    "softmax": lambda x: x.softmax(1) + F.log_softmax(x, -1),
+    "shapes": lambda x: x.permute(0, 2, 3, 1).transpose(1, 3).reshape(x.shape[0], -1).unsqueeze(1).squeeze(1),
+    "view with -1": lambda x: x.view(-1, 4, 36).mean(2, keepdim=True),
+    "slices": lambda x: torch.cat([x[:, :2, 1:5], x[:, -2:, -5:-1], x[:, ::3, 0:4]], 1),
+    "arithmetic": lambda x: 2 * x + 1 - x / 4 - x * x,
+    "pad": lambda x: F.pad(x, (1, 2, 0, 1), value=0.5),
+    "pad modes": lambda x: F.pad(F.pad(x, (1, 1, 1, 1), mode="circular"), (1, 1, 1, 1), mode="reflect"),
+    "pools": lambda x: F.avg_pool2d(x, 3, 2, 1, count_include_pad=False) + F.max_pool2d(x, 3, 2, 1),
+    "layer norm": lambda x: F.layer_norm(x, (6, 6)),
+}
+
+
+@pytest.mark.parametrize("name", OPERATIONS)
+def test_float_operations(name: str) -> None:
+    values(Do(OPERATIONS[name]), 4, 6, 6)
+
+
+def test_constants_of_the_model() -> None:
+    class Scaled(nn.Module):
+        mean: Tensor
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.scale, self.shift = nn.Parameter(torch.randn(4, 1, 1)), nn.Parameter(torch.randn(1, 4, 1, 1))
+            self.register_buffer("mean", torch.randn(1, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.shift - (x - self.mean) * self.scale
+
+    values(Scaled(), 4, 5, 5)
+
+
+@pytest.mark.parametrize(
+    ("f", "text"),
+    [
+        (lambda x: x.mean(), "mixes images of a batch"),
+        (lambda x: x.sum(0, keepdim=True) + x, "aten.sum"),
+        (lambda x: x.flatten(), "mixes images of a batch"),
+        (lambda x: x.transpose(0, 1), "mixes images of a batch"),
+        (lambda x: x.half().float(), "changes the type to torch.float16"),
+        (lambda x: (x, x), "one tensor output only"),
+        (lambda x: x.squeeze(), "aten.squeeze"),
+        (lambda x: x / x, "divides by a computed value"),
+    ],
+)
+def test_what_has_no_form_is_one_line(f: Any, text: str) -> None:
+    with pytest.raises(InputError) as error:
+        trace(Do(f), torch.randn(2, 4, 6, 6))
+    assert text in str(error.value) and "\n" not in str(error.value) and str(error.value).startswith("convert")
+
+
+def test_a_norm_without_running_statistics_is_refused() -> None:
+    with pytest.raises(InputError, match="without running statistics depends on the batch"):
+        trace(nn.BatchNorm2d(4, track_running_stats=False), torch.randn(2, 4, 3, 3))
+
+
+def test_macs_of_a_node() -> None:
+    from bitwright.engine.trace import conv_macs
+
+    graph = trace(nn.Sequential(B.Conv2d(4, 8, 3, groups=2, **S)), torch.randn(2, 4, 6, 5)).graph
+    node = next(n for n in graph.nodes if n.op == "coded_conv")
+    assert conv_macs(node) == math.prod((8, 2, 3, 3, 4, 3))
+
+
+def test_sums_that_could_leave_32_bits_stay_float() -> None:
+    big = {"part": "dorefa_w", "bits": 8}
+    wide = {"part": "uniform", "bits": 8, "signed": True, "symmetric": False}
+    net = nn.Sequential(B.Linear(70_000, 2, bias=False, w=big, x=wide))
+    traced = trace(net, torch.randn(1, 70_000))
+    assert "its sums of products may exceed 32 bits" in traced.refused["0"]
