@@ -119,7 +119,13 @@ def train(row: Row, folder: Path, train_set: Any, test_set: Any) -> dict[str, An
         total = 0.0
         for i, (x, y) in enumerate(
             train_set.batches(
-                batch, shuffle=True, augment=True, normalize=row.normalize, epoch=epoch, drop_last=True, channels_last=True
+                batch,
+                shuffle=True,
+                augment=True,
+                normalize=row.normalize,
+                epoch=epoch,
+                drop_last=True,
+                channels_last=True,
             )
         ):
             with torch.autocast("cpu", torch.bfloat16):

@@ -7,10 +7,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from cifar10 import Row, build, read_rows, write_rows
 
 import bitwright as bw
 from bitwright.engine.packed import PackedModel
+from cifar10 import Row, build, read_rows, write_rows
 
 
 def measure(rows: list[Row], folder: Path, out: Path, test_set: Any) -> None:
@@ -67,8 +67,14 @@ def size_limit(model: PackedModel) -> dict[str, int]:
             weights_bits += info["planes"] * math.prod(info["shape"])
             channels += info["shape"][0]
         elif node.op in ("conv", "linear", "conv_transpose", "affine", "prelu", "layer_norm"):
-            floats += sum(t.numel() * t.element_size() for r in node.attrs.get("tensors", {}).values() for t in [graph.tensors[r]])
-    return {"payload_bytes": payload, "payload_ideal": math.ceil(weights_bits / 8), "file_limit": payload + 8 * channels + floats + 24_000}
+            floats += sum(
+                t.numel() * t.element_size() for r in node.attrs.get("tensors", {}).values() for t in [graph.tensors[r]]
+            )
+    return {
+        "payload_bytes": payload,
+        "payload_ideal": math.ceil(weights_bits / 8),
+        "file_limit": payload + 8 * channels + floats + 24_000,
+    }
 
 
 def timings(packed: bw.Converted) -> dict[str, Any]:
@@ -84,6 +90,10 @@ def timings(packed: bw.Converted) -> dict[str, Any]:
 def write_disagreements(path: Path, row: str, found: list[Any]) -> None:
     """Every image whose class differs: its index, both classes, the margin, the first differing layer."""
     head = "row,image,trained,packed,margin,first_differing_layer\n"
-    old = [t for t in path.read_text().splitlines(keepends=True)[1:] if not t.startswith(f"{row},")] if path.exists() else []
+    old = (
+        [t for t in path.read_text().splitlines(keepends=True)[1:] if not t.startswith(f"{row},")]
+        if path.exists()
+        else []
+    )
     new = [f"{row},{d.index},{d.trained},{d.packed},{d.margin:.3e},{d.first_layer}\n" for d in found]
     path.write_text(head + "".join(old + new))

@@ -1,6 +1,6 @@
 """Writes docs/results/README.md from the CSV files beside it: no number on that page is typed by hand.
 
-    python bench/results_page.py
+python bench/results_page.py
 """
 
 from __future__ import annotations
@@ -62,9 +62,15 @@ def speeds() -> str:
     rows = []
     for case, found in groups.items():
         ours = found[0]
-        cells = [case, ours.get("kernels", ""), f"{number(ours['latency_ms'])} ({number(ours['latency_q1_ms'])}-{number(ours['latency_q3_ms'])})"]
+        cells = [
+            case,
+            ours.get("kernels", ""),
+            f"{number(ours['latency_ms'])} ({number(ours['latency_q1_ms'])}-{number(ours['latency_q3_ms'])})",
+        ]
         for precision in ("int8", "bf16", "fp32"):
-            best = next((r for r in found[1:] if r["precision"] == precision and r["best_of_precision"] == "True"), None)
+            best = next(
+                (r for r in found[1:] if r["precision"] == precision and r["best_of_precision"] == "True"), None
+            )
             cells.append(f"{number(best['latency_ms'])} {best['name']}, {float(best['ratio']):.2f}x" if best else "-")
         rows.append(cells)
     return table(["case", "kernels", "bitwright ms (quartiles)", "best int8", "best bf16", "best fp32"], rows)
@@ -75,14 +81,20 @@ def machine() -> str:
     if not found:
         return ""
     r = found[0]
-    keys = [k for k in ("cpu", "cores", "os", "python", "torch", "onnxruntime", "bitwright", "date", "rounds", "clock") if r.get(k)]
+    keys = [
+        k
+        for k in ("cpu", "cores", "os", "python", "torch", "onnxruntime", "bitwright", "date", "rounds", "clock")
+        if r.get(k)
+    ]
     return "; ".join(f"{k} {r[k]}" for k in keys)
 
 
 def peers() -> str:
     packed = read("cifar10_packed.csv")
     names = ["bitwright", "ort-int8", "torch-int8", "torch-bf16", "ort-fp32", "torch-fp32"]
-    return table(["row", *[f"{n} ms" for n in names]], [[r["row"], *[number(r.get(f"{n}_ms")) for n in names]] for r in packed])
+    return table(
+        ["row", *[f"{n} ms" for n in names]], [[r["row"], *[number(r.get(f"{n}_ms")) for n in names]] for r in packed]
+    )
 
 
 def ceilings() -> str:

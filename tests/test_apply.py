@@ -65,16 +65,11 @@ def test_later_rules_override_slot_by_slot() -> None:
 def test_a_rule_that_matches_nothing_is_an_error() -> None:
     with pytest.raises(InputError) as error:
         apply(Net(), [{"match": "*", "w": "bwn"}, {"match": "layer5.*", "w": "bwn"}])
-    assert (
-        str(error.value)
-        == 'apply Net: rule 1 match="layer5.*" selects no layer. Names here: fc, conv1, conv2'
-    )
+    assert str(error.value) == 'apply Net: rule 1 match="layer5.*" selects no layer. Names here: fc, conv1, conv2'
 
 
 def test_an_optional_rule_may_match_nothing() -> None:
-    net: Any = apply(
-        mlp(), [{"match": "*shortcut*", "w": "bwn", "optional": True}, {"match": "0", "w": "bwn"}]
-    )
+    net: Any = apply(mlp(), [{"match": "*shortcut*", "w": "bwn", "optional": True}, {"match": "0", "w": "bwn"}])
     assert names(net) == {"0": "bwn"}
 
 
@@ -194,9 +189,7 @@ def test_a_subclass_is_skipped_under_star_and_refused_when_named() -> None:
     def net() -> Any:
         return nn.Sequential(MyConv(2, 2, 1), nn.Conv2d(2, 2, 1))
 
-    with pytest.warns(
-        BitwrightWarning, match=r"stays float: 0 \(MyConv, subclass of Conv2d with its own forward\)"
-    ):
+    with pytest.warns(BitwrightWarning, match=r"stays float: 0 \(MyConv, subclass of Conv2d with its own forward\)"):
         assert names(apply(net(), [{"match": "*", "w": "bwn"}])) == {"1": "bwn"}
     with pytest.raises(InputError) as error:
         apply(net(), [{"match": "0", "w": "bwn"}])
@@ -331,9 +324,7 @@ def owner() -> Iterator[None]:
         """Toy gate. source: none"""
 
         owns_norm = True
-        norm_keys = {
-            k: f"norm.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")
-        }
+        norm_keys = {k: f"norm.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
 
         def __init__(self) -> None:
             super().__init__()

@@ -236,9 +236,7 @@ def mixed() -> Any:
 
 def test_groups_by_hand() -> None:
     net: Any = mixed()
-    groups = {
-        (g["name"], g["weight_decay"]): {id(p) for p in g["params"]} for g in param_groups(net, 0.1, 0.01)
-    }
+    groups = {(g["name"], g["weight_decay"]): {id(p) for p in g["params"]} for g in param_groups(net, 0.1, 0.01)}
     byname = {n: id(p) for n, p in net.named_parameters()}
     assert groups == {
         ("weights", 0.01): {byname["0.weight"], byname["5.weight"]},

@@ -48,9 +48,7 @@ def test_every_slot_sees_its_own_tensor() -> None:
     assert [t.tolist() for t in seen["x"]] == [[[1.0, 0.0]], [[3.0, 0.5]]]
     assert len(seen["w"]) == len(seen["b"]) == 1  # a weight is the same in every batch
     assert torch.equal(seen["w"][0], layer.weight) and torch.equal(seen["b"][0], layer.bias)
-    assert torch.equal(
-        seen["g"][1], nn.functional.linear(torch.tensor([[3.0, 0.5]]), layer.weight, layer.bias)
-    )
+    assert torch.equal(seen["g"][1], nn.functional.linear(torch.tensor([[3.0, 0.5]]), layer.weight, layer.bias))
 
 
 def test_ranges_by_hand() -> None:

@@ -104,9 +104,5 @@ def test_resnet20() -> None:
 
     net = models.create("resnet20")
     table = cost(net, torch.zeros(1, 3, 32, 32))
-    blocks = (
-        6 * 16 * 16 * 9 * 32 * 32
-        + (16 * 32 + 5 * 32 * 32) * 9 * 16 * 16
-        + (32 * 64 + 5 * 64 * 64) * 9 * 8 * 8
-    )
+    blocks = 6 * 16 * 16 * 9 * 32 * 32 + (16 * 32 + 5 * 32 * 32) * 9 * 16 * 16 + (32 * 64 + 5 * 64 * 64) * 9 * 8 * 8
     assert table.totals["macs"] == 3 * 16 * 9 * 32 * 32 + blocks + 64 * 10

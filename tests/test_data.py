@@ -72,9 +72,7 @@ def python2_pickle(value: Any) -> bytes:
             return b"}(" + b"".join(put(k) + put(x) for k, x in v.items()) + b"u"
         assert isinstance(v, np.ndarray) and v.dtype == np.uint8
         empty = b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\nK\x00\x85U\x01b\x87R"
-        dtype = (
-            b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
-        )
+        dtype = b"cnumpy\ndtype\nU\x02u1K\x00K\x01\x87R(K\x03U\x01|NNN" + 2 * b"J\xff\xff\xff\xff" + b"K\x00tb"
         shape = b"".join(map(put, v.shape)) + b"\x86"
         return empty + b"(K\x01" + shape + dtype + b"\x89" + put(v.tobytes()) + b"tb"
 
@@ -487,9 +485,7 @@ def test_loader_rate_is_a_rate():
 
 def assert_constants(d: data.Dataset) -> None:
     for c in range(d.images.shape[1]):
-        counts = sum(
-            np.bincount(part[:, c].flatten().numpy(), minlength=256) for part in d.images.split(5000)
-        )
+        counts = sum(np.bincount(part[:, c].flatten().numpy(), minlength=256) for part in d.images.split(5000))
         share, levels = counts / np.sum(counts), np.arange(256) / 255
         mean = float(share @ levels)
         assert mean == pytest.approx(d.mean[c], abs=5e-4)

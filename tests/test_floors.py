@@ -59,9 +59,7 @@ def test_imports_only_its_own_floor_or_a_lower_one(path: Path) -> None:
     for name in imported(ast.parse(path.read_text(encoding="utf-8")), package):
         # what is no module of the package is a name of bitwright/__init__.py, the top floor
         floor = FLOORS.get(name, FLOORS["__init__"])
-        assert floor <= FLOORS[mine], (
-            f"floor {FLOORS[mine]} ({mine}) imports {name or 'bitwright'} of floor {floor}"
-        )
+        assert floor <= FLOORS[mine], f"floor {FLOORS[mine]} ({mine}) imports {name or 'bitwright'} of floor {floor}"
 
 
 @pytest.mark.parametrize(

@@ -31,8 +31,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dropout": [{"p": 0.2}],
     "input8": [{"mean": 0.5, "std": 0.25}, {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]}],
     "sign": [
-        {"surrogate": s, "boundary": b}
-        for s, b in (("approx", "open"), ("identity", "closed"), ("swish", "open"))
+        {"surrogate": s, "boundary": b} for s, b in (("approx", "open"), ("identity", "closed"), ("swish", "open"))
     ]
     + [{"boundary": "open"}],
     "ttq": [{"threshold": 0.3, "init": "one"}, {"threshold": 0.0}],
@@ -53,9 +52,7 @@ FOUR_CHANNELS = "mean=["
 
 
 def variants(name: str) -> list[dict[str, Any]]:
-    listed = OPTIONS.get(
-        name, [{"bits": b} for b in (1, 2, 3, 8)] if "bits" in bw.parts()[name].options else []
-    )
+    listed = OPTIONS.get(name, [{"bits": b} for b in (1, 2, 3, 8)] if "bits" in bw.parts()[name].options else [])
     return [{}, *listed]
 
 
@@ -102,9 +99,7 @@ def test_the_default_compiler_gives_the_same_loss(name: str) -> None:
 
 def test_laws_says_what_it_checked() -> None:
     checked = laws("bwn")
-    assert {"dtype", "encode", "planes", "after_step", "projection", "keep", "learns", "compiled"} <= set(
-        checked
-    )
+    assert {"dtype", "encode", "planes", "after_step", "projection", "keep", "learns", "compiled"} <= set(checked)
     assert not {"encode", "planes", "after_step"} & set(laws("dropout"))
 
 
@@ -345,9 +340,7 @@ def test_the_good_part_obeys(registered: Callable[..., str]) -> None:
 
 
 @pytest.mark.parametrize(("cls", "name"), BROKEN, ids=lambda v: v if isinstance(v, str) else v.__name__)
-def test_a_broken_part_is_caught_by_its_law(
-    cls: type[nn.Module], name: str, registered: Callable[..., str]
-) -> None:
+def test_a_broken_part_is_caught_by_its_law(cls: type[nn.Module], name: str, registered: Callable[..., str]) -> None:
     law = next(law for law in LAWS if law.name == name)
     case = Case(registered(cls), "w")
     assert law.applies(case)
@@ -357,9 +350,7 @@ def test_a_broken_part_is_caught_by_its_law(
 
 def test_laws_stops_at_the_first_broken_law_and_says_which(registered: Callable[..., str]) -> None:
     name = registered(OtherCode)
-    with pytest.raises(
-        LawError, match=rf"law encode \(.*\), part {name}\[w\] size=2.0: random .*conv: code and value"
-    ):
+    with pytest.raises(LawError, match=rf"law encode \(.*\), part {name}\[w\] size=2.0: random .*conv: code and value"):
         laws(name, size=2.0)
 
 

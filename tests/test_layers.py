@@ -33,9 +33,7 @@ SETTINGS: list[tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = [
     (nn.ConvTranspose2d, {"kernel_size": 3, "stride": 2, "output_padding": 1, "groups": 2}, (2, 4, 5, 5)),
     (nn.ConvTranspose2d, {"kernel_size": 3, "dilation": 2, "padding": 1, "bias": False}, (2, 4, 5, 5)),
 ]
-IDS = [
-    f"{cls.__name__}-{'-'.join(map(str, options.values()))}-{len(shape)}d" for cls, options, shape in SETTINGS
-]
+IDS = [f"{cls.__name__}-{'-'.join(map(str, options.values()))}-{len(shape)}d" for cls, options, shape in SETTINGS]
 every = pytest.mark.parametrize(("cls", "options", "shape"), SETTINGS, ids=IDS)
 
 
@@ -62,16 +60,12 @@ class RawGate(nn.Module):
 
     needs_raw_input = True
 
-    def forward(
-        self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor
-    ) -> Tensor:
+    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor) -> Tensor:
         return op(x, w, b) * raw.abs().mean()
 
 
 @every
-def test_empty_slots_are_exactly_torch(
-    cls: type[nn.Module], options: dict[str, Any], shape: tuple[int, ...]
-) -> None:
+def test_empty_slots_are_exactly_torch(cls: type[nn.Module], options: dict[str, Any], shape: tuple[int, ...]) -> None:
     torchs, x = cls(4, 8, **options), torch.randn(shape)
     ours = make(cls, options)
     ours.load_state_dict(torchs.state_dict())
@@ -113,9 +107,7 @@ def operator(layer: SlotLayer, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor
 
 
 @every
-def test_every_slot_of_every_kind(
-    cls: type[nn.Module], options: dict[str, Any], shape: tuple[int, ...]
-) -> None:
+def test_every_slot_of_every_kind(cls: type[nn.Module], options: dict[str, Any], shape: tuple[int, ...]) -> None:
     layer, x = make(cls, options), torch.randn(shape)
     w, b, signs = layer.weight, layer.bias, torch.where(x >= 0, 1.0, -1.0)
     plain = operator(layer, x, w, b)
@@ -214,12 +206,7 @@ def test_replace_layer_shares_parameters_hooks_and_mode(cls: type[nn.Module]) ->
     old.weight.requires_grad_(False)
     old.eval()
     new = replace_layer(old)
-    assert (
-        new.weight is old.weight
-        and new.bias is old.bias
-        and not new.training
-        and not new.weight.requires_grad
-    )
+    assert new.weight is old.weight and new.bias is old.bias and not new.training and not new.weight.requires_grad
     assert type(new) is KINDS[cls] and is_slot_layer(new) and not is_slot_layer(old)
     x = torch.randn(2, 4, *[3] * (old.weight.dim() - 2))
     new(x).sum().backward()
@@ -262,10 +249,7 @@ def test_repr_names_the_parts() -> None:
     assert repr(bw.nn.Conv2d(16, 8, 3, w="xnor", x="sign")) == (
         "Conv2d(16, 8, kernel_size=(3, 3), stride=(1, 1), w=xnor, x=sign)"
     )
-    assert (
-        repr(bw.nn.Linear(4, 2, w=["mask", "bwn"]))
-        == "Linear(in_features=4, out_features=2, bias=True, w=mask+bwn)"
-    )
+    assert repr(bw.nn.Linear(4, 2, w=["mask", "bwn"])) == "Linear(in_features=4, out_features=2, bias=True, w=mask+bwn)"
     assert repr(bw.nn.Linear(4, 2)) == repr(nn.Linear(4, 2))
     assert "g=Halve" in repr(bw.nn.Linear(4, 2, g=Halve()))
     assert "w=bwn" in repr(nn.Sequential(bw.nn.Linear(4, 2, w="bwn")))
@@ -326,7 +310,9 @@ def test_compiled_layers_with_every_kind_of_slot() -> None:
     torch._dynamo.reset()
 
 
-@pytest.mark.parametrize("w", ["bwn", "xnor", "bireal", "dorefa_w", {"part": "uniform", "bits": 8, "granularity": "channel"}])
+@pytest.mark.parametrize(
+    "w", ["bwn", "xnor", "bireal", "dorefa_w", {"part": "uniform", "bits": 8, "granularity": "channel"}]
+)
 @pytest.mark.parametrize("x", ["sign", {"part": "dorefa_a", "bits": 3}, {"part": "uniform", "bits": 8, "signed": True}])
 def test_evaluation_is_the_product_of_whole_numbers_then_one_multiply_and_one_add(w: Any, x: Any) -> None:
     layer = bw.nn.Conv2d(6, 5, 3, padding=1, w=w, x=x).eval()

@@ -51,9 +51,7 @@ def code_oracle(values: Tensor, thresholds: Tensor, flip: Tensor | None) -> Tens
     """values [N, O, H, W], thresholds [levels, O]."""
     code = sum((values >= t[None, :, None, None]).long() for t in thresholds)
     assert isinstance(code, Tensor)
-    return (
-        code if flip is None else torch.where(flip.bool()[None, :, None, None], len(thresholds) - code, code)
-    )
+    return code if flip is None else torch.where(flip.bool()[None, :, None, None], len(thresholds) - code, code)
 
 
 def words_oracle(code: Tensor, planes: int, groups: int) -> Tensor:
@@ -117,9 +115,7 @@ def test_conv_channels(isa: str, c: int) -> None:
 @pytest.mark.parametrize("kernel", [(1, 1), (1, 3), (2, 2), (3, 3), (5, 2), (4, 5), (5, 5)])
 def test_conv_geometry(isa: str, kernel: tuple[int, int]) -> None:
     done = 0
-    for h, w, stride, padding, dilation in itertools.product(
-        (1, 2, 5, 9), (1, 4, 7), (1, 2, 3), (0, 1, 2), (1, 2)
-    ):
+    for h, w, stride, padding, dilation in itertools.product((1, 2, 5, 9), (1, 4, 7), (1, 2, 3), (0, 1, 2), (1, 2)):
         room = [n + 2 * padding - dilation * (k - 1) for n, k in zip((h, w), kernel, strict=True)]
         if min(room) < 1:
             continue
@@ -131,9 +127,7 @@ def test_conv_geometry(isa: str, kernel: tuple[int, int]) -> None:
 
 def test_conv_unequal_sides(isa: str) -> None:
     Case(1, 2, 40, 20, (9, 8), (3, 2), stride=(2, 1), padding=(1, 2), dilation=(1, 2)).check()
-    Case(
-        2, 2, 40, 20, (9, 8), (2, 3), 2, 2, stride=(1, 3), padding=(0, 1), dilation=(2, 1), grid="any"
-    ).check()
+    Case(2, 2, 40, 20, (9, 8), (2, 3), 2, 2, stride=(1, 3), padding=(0, 1), dilation=(2, 1), grid="any").check()
     Case(3, 3, 64, 20, (4, 4), (4, 4)).check()  # linear after flatten: the kernel is the whole map
 
 
@@ -238,8 +232,7 @@ def test_conv_property(data: st.DataObject) -> None:
             (pick(0, 2), pick(0, 2)),
         )
         size = tuple(
-            max(1, d * (k - 1) + 1 - 2 * p) + pick(0, 5)
-            for k, d, p in zip(kernel, dilation, padding, strict=True)
+            max(1, d * (k - 1) + 1 - 2 * p) + pick(0, 5) for k, d, p in zip(kernel, dilation, padding, strict=True)
         )
         groups = pick(1, 3)
         Case(
@@ -322,9 +315,7 @@ def test_float_output(isa: str, o: int) -> None:
     assert torch.equal(case.plan.run_float(case.words, scale, add).nan_to_num(7e9), plain.nan_to_num(7e9))
 
 
-@pytest.mark.parametrize(
-    "levels, planes", [(1, 1), (1, 3), (2, 2), (3, 2), (7, 3), (15, 4), (31, 5), (255, 8)]
-)
+@pytest.mark.parametrize("levels, planes", [(1, 1), (1, 3), (2, 2), (3, 2), (7, 3), (15, 4), (31, 5), (255, 8)])
 @pytest.mark.parametrize("o, groups", [(1, 1), (16, 1), (33, 1), (48, 1), (64, 2), (64, 1), (30, 3), (70, 2)])
 def test_code_output(isa: str, levels: int, planes: int, o: int, groups: int) -> None:
     case = Case(o, 2, 64, o, (4, 5), (3, 3), padding=1)
@@ -335,9 +326,7 @@ def test_code_output(isa: str, levels: int, planes: int, o: int, groups: int) ->
         want = code_oracle(case.want, thresholds, flip)
         for threads in (1, 2):
             as_words = native.CodeOutput(thresholds, flip, planes, groups)
-            assert torch.equal(
-                case.plan.run(case.words, as_words, threads=threads), words_oracle(want, planes, groups)
-            )
+            assert torch.equal(case.plan.run(case.words, as_words, threads=threads), words_oracle(want, planes, groups))
         as_bytes = native.CodeOutput(thresholds, flip, bytes=True)
         assert torch.equal(case.plan.run(case.words, as_bytes).long(), want.permute(0, 2, 3, 1))
 
@@ -381,9 +370,7 @@ def special(shape: tuple[int, ...], seed: int) -> Tensor:
     """Random floats with zeros of both signs, infinities, NaN and exact ties."""
     g = torch.Generator().manual_seed(seed)
     x = torch.randn(shape, generator=g)
-    odd = torch.tensor(
-        [0.0, -0.0, float("inf"), -float("inf"), float("nan"), 0.5, -0.5, 1e-45, -1e-45, 3e38, -3e38]
-    )
+    odd = torch.tensor([0.0, -0.0, float("inf"), -float("inf"), float("nan"), 0.5, -0.5, 1e-45, -1e-45, 3e38, -3e38])
     where = torch.rand(shape, generator=g) < 0.4
     return torch.where(where, odd[torch.randint(0, len(odd), shape, generator=g)], x)
 
@@ -417,9 +404,7 @@ def test_pack_uniform_ladder(isa: str) -> None:
     assert torch.equal(native.pack(x[None, :, None, None], ladder, bytes=True).flatten().long(), want)
     assert torch.equal(native.pack(x[None, None, None, :], ladder, bytes=True).flatten().long(), want)
     steep = torch.tensor([-float("inf"), -1.0, 0.0, 1e-30, 1.0, float("inf")])
-    assert torch.equal(
-        native.pack(x[:, None], steep, bytes=True).flatten().long(), (x[:, None] >= steep).sum(1)
-    )
+    assert torch.equal(native.pack(x[:, None], steep, bytes=True).flatten().long(), (x[:, None] >= steep).sum(1))
 
 
 def test_pack_shapes_and_types(isa: str) -> None:
@@ -504,9 +489,7 @@ def test_library_operators() -> None:
     for op, arguments in checks:
         opcheck(op, arguments, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
     x, w = torch.randn(4, 40), torch.randn(12, 40)
-    got = ops.bit_linear_int(
-        ops.pack_bits(x, torch.zeros(1), 1), (w >= 0).to(torch.uint8)[None], [2], -1, [2], -1
-    )
+    got = ops.bit_linear_int(ops.pack_bits(x, torch.zeros(1), 1), (w >= 0).to(torch.uint8)[None], [2], -1, [2], -1)
     signs = [torch.where(t >= 0, 1.0, -1.0) for t in (x, w)]
     assert torch.equal(got.float(), signs[0] @ signs[1].T)
     bits.zero_()  # written in place: the remembered plan must not be used again

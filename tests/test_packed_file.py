@@ -54,6 +54,16 @@ def tiny() -> nn.Module:
 
 IMAGE = torch.tensor([[1.0, -1.0, 1.0], [1.0, 1.0, -1.0], [-1.0, 1.0, 1.0]])
 INPUT = torch.stack([torch.stack([IMAGE, -IMAGE]), torch.stack([IMAGE.T, IMAGE])])
+# the same graph as files hold it, and with every attribute written out
+LEAN = (
+    '[{"op":"input","name":"input","inputs":[],"attrs":{"shape":[2,3,3]}},'
+    '{"op":"quantize","name":"0.x","inputs":["input"],"attrs":{"levels":1,"mult":2,"zero":[-1],"thresholds":[0.0]}},'
+    '{"op":"coded_conv","name":"0","inputs":["0.x"],"attrs":{"rank":2,"padding":[0,0],"weight":{"shape":[2,2,2,2],"planes":1,"terms":[{"planes":[0],"mult":[2],"zero":-1}]},"tensors":["bits","scale","add"]}},'
+    '{"op":"flatten","name":"2","inputs":["0"],"attrs":{"start":1,"end":3,"owner":"2"}},'
+    '{"op":"quantize","name":"3.x","inputs":["2"],"attrs":{"last":true,"levels":3,"zero":[0],"thresholds":[0.1666666865348816,0.5,0.833333432674408]}},'
+    '{"op":"coded_linear","name":"3","inputs":["3.x"],"attrs":{"weight":{"shape":[3,8],"planes":1,"terms":[{"planes":[0],"mult":[2],"zero":-1}]},"tensors":["bits","scale","add"]}},'
+    '{"op":"output","name":"output","inputs":["3"],"attrs":{}}]'
+)
 GRAPH = (
     '[{"op":"input","name":"input","inputs":[],"attrs":{"shape":[2,3,3]}},'
     '{"op":"quantize","name":"0.x","inputs":["input"],"attrs":{"shape":[2,3,3],"last":false,"levels":1,'
@@ -106,7 +116,8 @@ def pack(net: nn.Module, x: Tensor, backend: str = "auto") -> PackedModel:
 
 def test_the_golden_graph_and_bits_are_these() -> None:
     packed = pack(tiny(), INPUT)
-    assert packed.graph_json == GRAPH
+    assert packed.graph_json == LEAN
+    assert json.loads(packed.graph.to_json()) == json.loads(Graph.from_json(GRAPH, packed.graph.tensors).to_json())
     graph = packed.graph
     # bits of [2,2,2,2] in row order, least significant first: 1011 0010 -> 0x4d, 1101 0111 -> 0xeb
     assert graph.tensors["0.bits"].tolist() == [0x4D, 0xEB]
@@ -122,7 +133,7 @@ def test_the_golden_graph_and_bits_are_these() -> None:
 def test_the_golden_file_is_written_byte_for_byte(tmp_path: Path) -> None:
     bw.save(pack(tiny(), INPUT), tmp_path / "t.safetensors")
     written = (tmp_path / "t.safetensors").read_bytes()
-    assert hashlib.sha256(written).hexdigest() == "04a11fe91c3050cef3e4d2ffedb7d97b692953cd95fbf4c0324cdefa0a00e6ef"
+    assert hashlib.sha256(written).hexdigest() == "f16d80537bd916883af8afb73b02948bc85ab61183fe20921425ed92aba279bc"
     assert written == GOLDEN.read_bytes()
 
 
@@ -258,8 +269,14 @@ def test_many_flipped_bytes(tmp_path: Path) -> None:
     flips(2, 5000, tmp_path)
 
 
+def golden_tensors() -> dict[str, Tensor]:
+    """The tensors that `GRAPH` names: thresholds too, which the file itself keeps in its graph."""
+    loaded: Any = bw.load(GOLDEN)
+    return dict(loaded.graph.tensors)
+
+
 def with_graph(tmp_path: Path, graph: Any, tensors: dict[str, Tensor] | None = None) -> Path:
-    own, metadata = read_tensors(GOLDEN)
+    own, metadata = golden_tensors(), read_tensors(GOLDEN)[1]
     text = graph if isinstance(graph, str) else json.dumps(graph)
     metadata.pop("aliases", None)
     write_tensors(tmp_path / "hostile", own if tensors is None else tensors, {**metadata, "graph": text})
@@ -388,7 +405,7 @@ def edits() -> Iterator[tuple[str, Edit]]:
     for value in ([], [0, 0, 0], [2**17], ["0"], [0.5], 0, None, [1e300]):
         yield f"zero {value}", attr(1, "zero", value)
     yield "last is a number", attr(1, "last", 1)
-    yield "last is missing", lambda g: g[1]["attrs"].pop("last")
+    yield "levels is missing", lambda g: g[1]["attrs"].pop("levels")
     for key, values in {
         "rank": [0, 3, -1, "2", None, True],
         "stride": [[0, 0], [-1, 1], [1], [1, 1, 1], [10**9, 1], "11", [1.0, 1.0], 1, [None, None], [2**16, 1]],
@@ -557,7 +574,7 @@ def test_hostile_graphs(name: str, tmp_path: Path) -> None:
 
 
 def test_hostile_tensors(tmp_path: Path) -> None:
-    own, _ = read_tensors(GOLDEN)
+    own = golden_tensors()
     for key in own:
         refused(with_graph(tmp_path, GRAPH, {k: v for k, v in own.items() if k != key}))
         if own[key].numel() > 1:
@@ -572,7 +589,7 @@ def test_hostile_tensors(tmp_path: Path) -> None:
 
 
 def test_numbers_that_are_not_finite_do_no_harm(tmp_path: Path) -> None:
-    own, _ = read_tensors(GOLDEN)
+    own = golden_tensors()
     for value in (torch.nan, torch.inf, -torch.inf, 3e38, -0.0):
         for key in ("0.scale", "0.add", "3.scale"):
             model: Any = bw.load(with_graph(tmp_path, GRAPH, {**own, key: torch.full_like(own[key], value)}))
@@ -581,7 +598,7 @@ def test_numbers_that_are_not_finite_do_no_harm(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", ["forward", "training", "graph_json", "", "a/b", "_steps", "0/bits"])
 def test_tensor_names_that_are_attributes(key: str, tmp_path: Path) -> None:
-    own, _ = read_tensors(GOLDEN)
+    own = golden_tensors()
     graph = GRAPH.replace('"tensors":["thresholds"]', json.dumps({"tensors": {"thresholds": key}})[1:-1], 1)
     path = with_graph(tmp_path, graph, {**own, key: own["0.x.thresholds"]})
     try:
@@ -589,6 +606,13 @@ def test_tensor_names_that_are_attributes(key: str, tmp_path: Path) -> None:
         assert model(INPUT).tolist() == by_hand(INPUT)
     except InputError as error:
         assert "\n" not in str(error)
+
+
+@pytest.mark.parametrize("table", ["[]", "[0,1,2,3]", '["0"]', "[true]", "[NaN]", "{}", "0", "[[0]]"])
+def test_hostile_inline_thresholds(table: str, tmp_path: Path) -> None:
+    text = LEAN.replace("[0.0]", table, 1)
+    assert text != LEAN
+    refused(with_graph(tmp_path, text, {k: v for k, v in golden_tensors().items() if "thresholds" not in k}))
 
 
 def test_a_small_file_cannot_ask_for_a_large_net(tmp_path: Path) -> None:

@@ -44,9 +44,7 @@ def test_bwn_equals_formula_1(shared: bool) -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     st.lists(
-        st.lists(
-            st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, -0.25, 1.5, -3.0, 1e-20]), min_size=3, max_size=3
-        ),
+        st.lists(st.sampled_from([0.0, -0.0, 1.0, -1.0, 0.5, -0.25, 1.5, -3.0, 1e-20]), min_size=3, max_size=3),
         min_size=1,
         max_size=4,
     )
@@ -73,9 +71,7 @@ def test_xnor_forward_and_gradient_are_formula_1(center: str) -> None:
 
 
 def test_xnor_graph_centers_and_clips_in_forward() -> None:
-    check_weights(
-        bw.make_part("xnor", center="graph"), lambda w, g: weights.centered_binary(w, g, 4), special(*SHAPE)
-    )
+    check_weights(bw.make_part("xnor", center="graph"), lambda w, g: weights.centered_binary(w, g, 4), special(*SHAPE))
 
 
 def test_xnor_graph_by_hand_and_leaves_the_latents_alone() -> None:
@@ -142,9 +138,7 @@ def test_masked_statistics_by_hand(name: str) -> None:
 
 def test_masked_statistics_of_a_vector_stay_per_entry() -> None:
     w = torch.tensor([1.0, -2.0])
-    assert (
-        bw.make_part("bwn")(w, keep=torch.ones(2)).tolist() == bw.make_part("bwn")(w).tolist() == [1.0, -2.0]
-    )
+    assert bw.make_part("bwn")(w, keep=torch.ones(2)).tolist() == bw.make_part("bwn")(w).tolist() == [1.0, -2.0]
 
 
 @pytest.mark.parametrize(("name", "word"), [("bwn", "granularity"), ("xnor", "center")])

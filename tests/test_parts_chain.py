@@ -120,9 +120,9 @@ def test_a_chain_offers_a_code_only_if_the_code_is_its_value(links: list[object]
 
 def test_a_chain_answers_for_its_links() -> None:
     plain = chain(["sign", "dropout"], "x")
-    assert [
-        name for name in ("encode", "after_step", "penalty", "observe", "density") if moment(plain, name)
-    ] == ["encode"]
+    assert [name for name in ("encode", "after_step", "penalty", "observe", "density") if moment(plain, name)] == [
+        "encode"
+    ]
     masked = chain(["bwn", "mask"], "w", nn.Linear(2, 2))
     prune(masked, [[1, 0], [0, 0]])
     assert masked.density() == 0.25 and moment(masked, "after_step") is not None

@@ -42,9 +42,7 @@ def test_weight_gradient_by_hand() -> None:
 
 @pytest.mark.parametrize("bits", BITS)
 def test_weights_equal_the_oracle(bits: int) -> None:
-    check_weights(
-        bw.make_part("dorefa_w", bits=bits), lambda w, g: weights.dorefa(w, g, bits), special(3, 4, 2, 2)
-    )
+    check_weights(bw.make_part("dorefa_w", bits=bits), lambda w, g: weights.dorefa(w, g, bits), special(3, 4, 2, 2))
 
 
 @pytest.mark.parametrize("bits", range(2, 9))

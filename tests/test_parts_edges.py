@@ -45,9 +45,7 @@ def test_an_all_zero_filter_gives_exactly_zero_and_a_finite_gradient(name: str) 
     for t in (w, torch.zeros_like(w)):
         t = t.clone().requires_grad_()
         value = part(t)
-        if part.part_name != "dorefa_w" or not bool(
-            t.any()
-        ):  # its scale or grid belongs to the layer, not the filter
+        if part.part_name != "dorefa_w" or not bool(t.any()):  # its scale or grid belongs to the layer, not the filter
             assert (value[0] == 0).all()
         value.sum().backward()
         assert t.grad is not None and torch.isfinite(t.grad).all() and torch.isfinite(value).all()
@@ -110,9 +108,7 @@ def test_scales_reduce_over_all_axes_but_the_output(name: str, shape: tuple[int,
     assert torch.allclose(magnitudes, w.abs().flatten(1).mean(1, keepdim=True).expand_as(magnitudes))
 
 
-@pytest.mark.parametrize(
-    "kind", [bw.nn.Linear, bw.nn.Conv1d, bw.nn.Conv2d, bw.nn.Conv3d, bw.nn.ConvTranspose2d]
-)
+@pytest.mark.parametrize("kind", [bw.nn.Linear, bw.nn.Conv1d, bw.nn.Conv2d, bw.nn.Conv3d, bw.nn.ConvTranspose2d])
 def test_a_bias_stays_float_and_may_be_none(kind: type[bw.nn.SlotLayer]) -> None:
     for bias in (True, False):
         layer = kind(4, 4, bias=bias) if kind is bw.nn.Linear else kind(4, 4, 1, bias=bias)

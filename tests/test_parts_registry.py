@@ -17,9 +17,7 @@ NAMES = sorted(bw.parts())
 
 
 def test_an_unknown_part_names_the_nearest_and_all() -> None:
-    with pytest.raises(
-        ValueError, match=r"unknown part 'xnorr'\. Nearest: xnor\. Known: bireal, bwn"
-    ) as caught:
+    with pytest.raises(ValueError, match=r"unknown part 'xnorr'\. Nearest: xnor\. Known: bireal, bwn") as caught:
         bw.make_part("xnorr")
     assert isinstance(caught.value, InputError)
     assert caught.value.to_dict()["code"] == "part-unknown" and caught.value.given == "xnorr"

@@ -32,9 +32,7 @@ RANGE = {"max": uniform.largest, "percentile": uniform.trimmed}
 def grouped(t: Tensor, granularity: str, axis: int) -> list[list[float]]:
     """Values of each channel, or of the tensor."""
     moved = t.movedim(axis, 0)
-    return (
-        moved.reshape(moved.shape[0], -1).tolist() if granularity == "channel" else [moved.flatten().tolist()]
-    )
+    return moved.reshape(moved.shape[0], -1).tolist() if granularity == "channel" else [moved.flatten().tolist()]
 
 
 def compare(

@@ -34,10 +34,7 @@ def binary(w: Rows, g: Rows, shared: bool = False) -> tuple[Rows, Rows]:
         pulled = math.fsum(gv * plus_minus(v) for v, gv in zip(group, g_group, strict=True)) / len(group)
         value.append([scale * plus_minus(v) for v in row])
         grad.append(
-            [
-                (scale * gv if -1 <= v <= 1 else 0.0) + plus_minus(v) * pulled
-                for v, gv in zip(row, g_row, strict=True)
-            ]
+            [(scale * gv if -1 <= v <= 1 else 0.0) + plus_minus(v) * pulled for v, gv in zip(row, g_row, strict=True)]
         )
     return value, grad
 
@@ -79,9 +76,7 @@ def project(w: Rows, inputs: int) -> Rows:
 def bireal(w: Rows, g: Rows) -> tuple[Rows, Rows]:
     """Scale detached; the gradient is that of clip(w, -1, 1), closed at the ends, without the scale."""
     value = [[average([abs(v) for v in row]) * plus_minus(v) for v in row] for row in w]
-    grad = [
-        [gv if -1 <= v <= 1 else 0.0 for v, gv in zip(r, gr, strict=True)] for r, gr in zip(w, g, strict=True)
-    ]
+    grad = [[gv if -1 <= v <= 1 else 0.0 for v, gv in zip(r, gr, strict=True)] for r, gr in zip(w, g, strict=True)]
     return value, grad
 
 

@@ -79,9 +79,7 @@ class Dataset:
         if seed < 0 or epoch < 0:
             raise InputError(f"data {self.name}: seed={seed}, epoch={epoch}; possible: 0 and above")
         device = torch.device(device)
-        return Batches(
-            self, batch_size, shuffle, augment, normalize, seed, epoch, device, drop_last, channels_last
-        )
+        return Batches(self, batch_size, shuffle, augment, normalize, seed, epoch, device, drop_last, channels_last)
 
 
 @dataclass(frozen=True, eq=False)

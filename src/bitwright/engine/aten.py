@@ -403,8 +403,14 @@ def _with_constant(c: Call, op: str, value: str, constant: Tensor | None, swappe
     flat = constant.detach().double().reshape(-1)
     channels = int(c.node.meta["val"].shape[1]) if rank > 1 else 1
     squeezed = [s for s in constant.shape if s != 1]
-    on_channels = constant.dim() == 0 or not squeezed or (
-        squeezed == [channels] and constant.dim() >= rank - 1 and constant.shape[constant.dim() - rank + 1] == channels
+    on_channels = (
+        constant.dim() == 0
+        or not squeezed
+        or (
+            squeezed == [channels]
+            and constant.dim() >= rank - 1
+            and constant.shape[constant.dim() - rank + 1] == channels
+        )
     )
     if not on_channels:
         raise Unsupported(f"a parameter of shape {list(constant.shape)}; one per channel or one in all")

@@ -64,14 +64,20 @@ def _word(*words: str) -> Kind:
 _STEPS, _PADS = _list(whole(1, MAX_STEP), 1, 3), _list(whole(0, MAX_STEP), 1, 3)
 _AXIS, _INDEX = whole(1, MAX_RANK), whole(-(1 << 31), 1 << 31)
 _CONV: dict[str, Kind] = {
-    "rank": whole(1, 3), "stride": _STEPS, "padding": _PADS, "dilation": _STEPS, "groups": whole(1, 1 << 24)
+    "rank": whole(1, 3),
+    "stride": _STEPS,
+    "padding": _PADS,
+    "dilation": _STEPS,
+    "groups": whole(1, 1 << 24),
 }
 _POOL: dict[str, Kind] = {"rank": whole(1, 3), "kernel": _STEPS, "stride": _STEPS, "padding": _PADS, "ceil": _bool}
 
 # op -> attribute -> what it must be; all are required but those in OPTIONAL
 SCHEMA: dict[str, dict[str, Kind]] = {
     "quantize": {
-        "levels": whole(1, MAX_LEVELS), "mult": whole(1, MAX_MULT), "last": _bool,
+        "levels": whole(1, MAX_LEVELS),
+        "mult": whole(1, MAX_MULT),
+        "last": _bool,
         "zero": _list(whole(-MAX_STEP, MAX_STEP), 1, 1 << 16),
     },
     "coded_conv": {**_CONV, "rank": whole(1, 2)},
@@ -97,8 +103,11 @@ SCHEMA: dict[str, dict[str, Kind]] = {
     "squeeze": {"dims": _list(_AXIS, 1, MAX_RANK)},
     "unsqueeze": {"dim": _AXIS},
     "slice": {"dim": _AXIS, "start": _INDEX, "end": _INDEX, "step": whole(1, MAX_VALUES)},
-    "pad": {"pads": _list(whole(-MAX_STEP, MAX_STEP), 2, 2 * MAX_RANK), "value": _number,
-            "mode": _word("constant", "reflect", "replicate", "circular")},
+    "pad": {
+        "pads": _list(whole(-MAX_STEP, MAX_STEP), 2, 2 * MAX_RANK),
+        "value": _number,
+        "mode": _word("constant", "reflect", "replicate", "circular"),
+    },
     "cat": {"dim": _AXIS},
     "add_scalar": {"value": _number},
     "mul_scalar": {"value": _number},
@@ -138,7 +147,9 @@ def check(graph: Graph) -> None:
                     raise
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 raise Bad(first[:160]) from None
+            n.attrs.setdefault("shape", [int(v) for v in value.shape[1:]])  # a file may leave it to us
             _need(tuple(value.shape) == (2, *n.shape), f"shape {list(n.shape)}, but it gives {list(value.shape[1:])}")
+            _need(math.prod(max(1, v) for v in n.shape) <= MAX_VALUES, f"more than {MAX_VALUES} values a sample")
         except Bad as reason:
             name, op = str(n.name)[:60], str(n.op)[:40]
             raise InputError(f"packed file: node {i} {name!r} ({op}): {reason}", code="file-graph") from None
@@ -177,7 +188,8 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
     for key in ("owner", "frame"):
         text = n.attrs.get(key, "")
         _need(isinstance(text, str) and len(text) <= 1000, f"{key} is no short text")
-    _need(_list(whole(0, MAX_VALUES), 0, MAX_RANK)(n.attrs.get("shape")), "shape is not a short list of sizes")
+    shape = n.attrs.get("shape", None if n.op == "input" else [])
+    _need(_list(whole(0, MAX_VALUES), 0, MAX_RANK)(shape), "shape is not a short list of sizes")
     _need(math.prod(max(1, s) for s in n.shape) <= MAX_VALUES, f"more than {MAX_VALUES} values a sample")
     roles = n.attrs.get("tensors", {})
     found = isinstance(roles, dict) and all(isinstance(k, str) and k in graph.tensors for k in roles.values())

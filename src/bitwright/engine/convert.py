@@ -28,6 +28,7 @@ from bitwright.errors import InputError
 from bitwright.nn import is_slot_layer
 
 LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
+TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 PASS_SHARE, WARN_SHARE = 0.999, 0.99
 
 
@@ -240,7 +241,7 @@ def _input_shapes(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
     hooks = [
         m.register_forward_pre_hook(remember(shapes, n, lambda x: x.shape))
         for n, m in model.named_modules()
-        if isinstance(getattr(m, "weight", None), Tensor) and len(getattr(m, "weight").shape) > 1
+        if isinstance(m, TIMED)
     ]
     was = model.training
     model.eval()
@@ -256,17 +257,15 @@ def _input_shapes(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
 def _float_call(layer: nn.Module | None, shape: torch.Size | None) -> Callable[[], object] | None:
     if layer is None or shape is None:
         return None
-    x = torch.randn(shape)
-    weight = getattr(layer, "weight").detach()
+    if not isinstance(layer, TIMED):
+        return None
+    x, weight = torch.randn(shape), layer.weight.detach()
     if isinstance(layer, nn.Linear):
         return lambda: F.linear(x, weight)
-    if isinstance(layer, nn.Conv2d):
-        x = x.contiguous(memory_format=torch.channels_last)
-        weight = weight.contiguous(memory_format=torch.channels_last)
-        return lambda: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
     if isinstance(layer, nn.Conv1d):
         return lambda: F.conv1d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    return None
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    return lambda: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
 
 
 def _verdict(report: ConvertReport, verified: bool) -> None:
@@ -274,7 +273,9 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
     size = f"{report.bytes_before / max(1, report.bytes_after):.1f}x smaller"
     if verified and not report.layers_exact:
         report.status = REFUSE
-        report.verdict = f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
+        report.verdict = (
+            f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
+        )
         return
     share = report.same / report.images if report.images else 1.0
     agreement = f"{report.same:,} of {report.images:,} same class"

@@ -131,9 +131,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
             f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata"
         ) from None
     if isinstance(model, PackedModel):
-        graph = model.graph
-        own = {"bitwright": "packed", "format": FORMAT, "graph": model.graph_json}
-        return write_tensors(path, graph.tensors, {**extra, **own})
+        text, tensors = model.graph.stored()
+        return write_tensors(path, tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": text})
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     recipe = recipe_of(model).to_toml()
     return write_tensors(path, state, {**extra, "bitwright": "trained", "format": FORMAT, "recipe": recipe})
@@ -163,17 +162,18 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
         check_runs(packed, path)
         return packed
     if model is None:
-        raise InputError(
-            f"load {path}: holds a trained net; give the model, bw.load(path, model)", code="load-model"
-        )
+        raise InputError(f"load {path}: holds a trained net; give the model, bw.load(path, model)", code="load-model")
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
     if recipe.rules and recipe_of(model).to_toml() != recipe.to_toml():
         apply(model, recipe)
     wanted = set(model.state_dict())
     missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
     if missing or extra:
-        parts = [f"{len(keys)} keys {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})" for what, keys in
-                 (("missing", missing), ("unexpected", extra)) if keys]
+        parts = [
+            f"{len(keys)} keys {what} ({', '.join(keys[:3])}{', ...' if len(keys) > 3 else ''})"
+            for what, keys in (("missing", missing), ("unexpected", extra))
+            if keys
+        ]
         raise InputError(
             f"load {path}: {' and '.join(parts)}: the file was trained with another model or recipe", code="load-keys"
         )

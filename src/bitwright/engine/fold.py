@@ -5,7 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from bitwright.engine import reference
 from bitwright.engine.ir import Graph, Node
+from bitwright.engine.thresholds import float_thresholds
 
 
 def fold(graph: Graph) -> Graph:
@@ -13,7 +15,7 @@ def fold(graph: Graph) -> Graph:
 
     layer then affine      -> the layer's scale and add (coded), or weight and bias (float)
     affine then affine     -> one affine
-    relu6, clamp, x * c    -> as they are: they round nothing
+    a clip in front of a quantizer that sees no difference -> gone
     """
     graph = graph.copy()
     changed = True
@@ -32,8 +34,31 @@ def fold(graph: Graph) -> Graph:
             changed = True
             break
     _round(graph)
+    _drop_idle(graph)
     graph.prune()
     return graph
+
+
+IDLE = ("relu", "relu6", "hardtanh", "clamp", "leaky_relu")
+
+
+def _drop_idle(graph: Graph) -> None:
+    """A clip in front of a quantizer that changes none of its codes: the hardtanh that stands in a sign's place."""
+    by_name = graph.by_name()
+    for q in graph.nodes:
+        table = graph.tensor(q, "thresholds") if q.op == "quantize" else None
+        if table is None or table.dim() != 1:
+            continue
+        source = by_name[q.inputs[0]]
+        while source.op in IDLE and source.attrs.get("slope", 0) >= 0:
+            clip = reference.float_op(source, graph)
+            found, flip = float_thresholds(
+                lambda x, f=clip, t=table: reference.quantize(f(x), t, None, True), int(q.attrs["levels"]), 1
+            )
+            if bool(flip.any()) or not torch.equal(found[0], table):
+                break
+            source = by_name[source.inputs[0]]
+            q.inputs = [source.name]
 
 
 def _absorb(graph: Graph, layer: Node, affine: Node) -> bool:

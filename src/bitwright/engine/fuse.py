@@ -271,7 +271,9 @@ def _thresholds(graph: Graph) -> None:
         if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
             continue
         try:
-            found, turned = integer_thresholds(_code_of_integer(scale, add, table, flip), int(q.attrs["levels"]), low, high)
+            found, turned = integer_thresholds(
+                _code_of_integer(scale, add, table, flip), int(q.attrs["levels"]), low, high
+            )
         except NotMonotone:
             continue  # stays float: slower, still right
         graph.put(layer, "int_thresholds", found)

@@ -6,6 +6,7 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
@@ -70,6 +71,7 @@ OPERATORS: dict[str, tuple[int, frozenset[str]]] = {
 
 NAMED = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose", "quantize")
 
+INLINE = 3  # so many thresholds stand in the graph itself: a tensor of its own costs a file more
 MAX_NODES, MAX_TEXT = 5_000, 1 << 24
 
 
@@ -151,19 +153,32 @@ class Graph:
         data = json.loads(self.to_json())
         return Graph([Node(**d) for d in data], dict(self.tensors))
 
-    def to_json(self, lean: bool = False) -> str:
-        """lean: as a file holds it, without lines of the user's code, owners and keys that go without saying."""
-        nodes = []
-        for n in self.nodes:
-            attrs = n.attrs
-            if lean:
-                skip = {"frame"} | ({"owner"} if n.owner == n.usual_owner else set())
-                attrs = {k: v for k, v in attrs.items() if k not in skip}
-                roles = attrs.get("tensors", {})
-                if roles and all(key == f"{n.name}.{role}" for role, key in roles.items()):
-                    attrs["tensors"] = list(roles)
-            nodes.append({"op": n.op, "name": n.name, "inputs": n.inputs, "attrs": attrs})
+    def to_json(self) -> str:
+        """Every attribute written out."""
+        nodes = [{"op": n.op, "name": n.name, "inputs": n.inputs, "attrs": n.attrs} for n in self.nodes]
         return json.dumps(nodes, separators=(",", ":"))
+
+    def stored(self) -> tuple[str, dict[str, Tensor]]:
+        """What a file holds: the graph without what goes without saying, and the tensors it names.
+
+        Left out: lines of the user's code, owners and tensor keys that follow from the name, shapes (worked out
+        again on load), attributes at their usual value. A threshold or three stand in the graph itself.
+        """
+        nodes, tensors = [], dict(self.tensors)
+        for n in self.nodes:
+            skip = {"frame"} | ({"owner"} if n.owner == n.usual_owner else set())
+            skip |= set() if n.op == "input" else {"shape"}
+            attrs = {k: v for k, v in n.attrs.items() if k not in skip and usual(k, n.attrs) != v}
+            roles = dict(attrs.pop("tensors", {}))
+            table = self.tensor(n, "thresholds")
+            if table is not None and table.dim() == 1 and table.numel() <= INLINE and bool(table.isfinite().all()):
+                tensors.pop(roles.pop("thresholds"), None)
+                attrs["thresholds"] = table.tolist()
+            if roles:
+                plain = all(key == f"{n.name}.{role}" for role, key in roles.items())
+                attrs["tensors"] = list(roles) if plain else roles
+            nodes.append({"op": n.op, "name": n.name, "inputs": n.inputs, "attrs": attrs})
+        return json.dumps(nodes, separators=(",", ":")), tensors
 
     @staticmethod
     def from_json(text: str, tensors: dict[str, Tensor]) -> Graph:
@@ -178,13 +193,13 @@ class Graph:
             raise InputError(f"packed file: graph is not JSON ({error})", code="file-graph") from None
         if not isinstance(data, list) or not data or len(data) > MAX_NODES:
             raise InputError(f"packed file: graph is not a list of 1 to {MAX_NODES} nodes", code="file-graph")
-        nodes = []
+        nodes, tensors = [], dict(tensors)
         for i, d in enumerate(data):
             if not isinstance(d, dict) or set(d) != {"op", "name", "inputs", "attrs"}:
                 raise InputError(f"packed file: node {i} needs op, name, inputs, attrs", code="file-graph")
             attrs = d["attrs"]
-            if isinstance(attrs, dict) and isinstance(roles := attrs.get("tensors"), list):
-                attrs = {**attrs, "tensors": {str(r): f"{d['name']}.{r}" for r in roles}}
+            if isinstance(attrs, dict):
+                attrs = _spelled_out(i, str(d["op"]), str(d["name"]), dict(attrs), tensors)
             node = Node(d["op"], d["name"], d["inputs"], attrs)
             if isinstance(attrs, dict) and isinstance(node.name, str):
                 node.attrs = {**attrs, "owner": attrs.get("owner", node.usual_owner)}
@@ -192,6 +207,39 @@ class Graph:
         graph = Graph(nodes, tensors)
         check(graph)
         return graph
+
+
+def usual(key: str, attrs: dict[str, Any]) -> Any:
+    """The value of an attribute that a file leaves out, or ... where it must be written."""
+    rank = attrs.get("rank")
+    if key in ("stride", "dilation") and "kernel" not in attrs and isinstance(rank, int) and 0 < rank <= 3:
+        return [1] * rank
+    return {"groups": 1, "last": False, "mult": 1}.get(key, ...)
+
+
+def _spelled_out(i: int, op: str, name: str, attrs: dict[str, Any], tensors: dict[str, Tensor]) -> dict[str, Any]:
+    """The attributes of a stored node with what it left out; its inline thresholds become a tensor."""
+    table = attrs.pop("thresholds", None)
+    roles = attrs.get("tensors", [])
+    if isinstance(roles, list):
+        attrs["tensors"] = {str(r): f"{name}.{r}" for r in roles}
+    if table is not None:
+        key = f"{name}.thresholds"
+        numbers = isinstance(table, list) and 0 < len(table) <= INLINE and all(type(t) in (int, float) for t in table)
+        if not numbers or key in tensors or not isinstance(attrs["tensors"], dict):
+            raise InputError(
+                f"packed file: node {i} {name[:60]!r}: thresholds are not {INLINE} numbers", code="file-graph"
+            )
+        tensors[key] = torch.tensor([float(t) for t in table], dtype=torch.float64).float()
+        attrs["tensors"] = {**attrs["tensors"], "thresholds": key}
+    if op in ("coded_conv", "conv", "conv_transpose"):
+        for left_out in ("stride", "dilation", "groups"):
+            if left_out not in attrs and (value := usual(left_out, attrs)) is not ...:
+                attrs[left_out] = value
+    elif op in ("quantize", "affine"):
+        for left_out in ("last", *(["mult"] if op == "quantize" else [])):
+            attrs.setdefault(left_out, usual(left_out, attrs))
+    return attrs
 
 
 def ints(value: Any, rank: int) -> list[int]:

@@ -28,9 +28,7 @@ class PackPlan:
         self.planes, self.groups, self.as_bytes = planes, groups, bytes
         self.function = library().bw_pack_bytes if bytes else library().bw_pack_bits
         if self.thresholds.dim() not in (1, 2):
-            raise InputError(
-                f"native core: thresholds must be [levels] or [C, levels], got {list(thresholds.shape)}"
-            )
+            raise InputError(f"native core: thresholds must be [levels] or [C, levels], got {list(thresholds.shape)}")
         self.calls: dict[tuple[torch.Size, bool], ctypes.Structure] = {}
 
     def run(self, x: Tensor, threads: int | None = None) -> Tensor:

@@ -40,9 +40,7 @@ class _Call:
 
 
 @functools.lru_cache(4096)
-def _border_classes(
-    size: int, out: int, kernel: int, stride: int, pad: int, dilation: int
-) -> tuple[Tensor, Tensor]:
+def _border_classes(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> tuple[Tensor, Tensor]:
     """Which taps are inside the image: the distinct cases `[classes, kernel]`, and each output's case."""
     at = torch.arange(out)[:, None] * stride - pad + torch.arange(kernel) * dilation
     cases, which = torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True)
@@ -122,16 +120,12 @@ class ConvPlan:
     ) -> ConvPlan:  # fmt: skip
         """`weight` integers -255..255 `[O, C/groups, kh, kw]`; X = x_zero + code, of uint8 `[N, H, W, C]`."""
         if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) > 255):
-            raise InputError(
-                f"native core: byte weights must be [O, C, kh, kw] in -255..255, got {list(weight.shape)}"
-            )
+            raise InputError(f"native core: byte weights must be [O, C, kh, kw] in -255..255, got {list(weight.shape)}")
         values = weight.detach().to(torch.int16)
         taps_first = values.permute(0, 2, 3, 1).contiguous()
         return cls("bytes", taps_first, values, [1], 0, [1], x_zero, bias, stride, padding, dilation, groups)
 
-    def run(
-        self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None
-    ) -> Any:
+    def run(self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None) -> Any:
         """The result `output` describes; with `sign_bits` the pair (y, words). `residual` is like y."""
         call = self.calls.get(x.shape)
         if call is None:

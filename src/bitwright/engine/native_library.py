@@ -129,9 +129,7 @@ def generation() -> int:
 
 def need(value: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     if value.dtype != dtype or not value.is_contiguous():
-        raise InputError(
-            f"native core: {what} must be contiguous {dtype}, got {value.dtype} {list(value.shape)}"
-        )
+        raise InputError(f"native core: {what} must be contiguous {dtype}, got {value.dtype} {list(value.shape)}")
     return value
 
 

@@ -21,8 +21,7 @@ _ops.define(
     "int[] stride, int[] padding, int[] dilation, int groups) -> Tensor"
 )
 _ops.define(
-    "bit_linear_int(Tensor x_words, Tensor w_bits, int[] w_mult, int w_zero, int[] x_mult, int x_zero) "
-    "-> Tensor"
+    "bit_linear_int(Tensor x_words, Tensor w_bits, int[] w_mult, int w_zero, int[] x_mult, int x_zero) -> Tensor"
 )
 
 
@@ -33,9 +32,7 @@ class _PlanCache:
         self.plans: dict[Any, tuple[Tensor, ConvPlan]] = {}
         self.limit = limit
 
-    def get(
-        self, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], **options: Any
-    ) -> ConvPlan:
+    def get(self, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], **options: Any) -> ConvPlan:
         where = w_bits.data_ptr(), w_bits.shape, w_bits.stride(), w_bits._version, generation()
         key = (*where, tuple(w_mult), w_zero, tuple(x_mult), str(options))
         if key not in self.plans:
@@ -83,9 +80,7 @@ def _conv_fake(
 ) -> Tensor:  # fmt: skip
     n, *image = x_words.shape[:3]
     o, _, *kernel = w_bits.shape[1:]
-    oh, ow = (
-        (image[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1)
-    )
+    oh, ow = ((image[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
     return x_words.new_empty((n, oh, ow, o), dtype=torch.int32).permute(0, 3, 1, 2)
 
 

@@ -32,15 +32,15 @@ class PackedModel(nn.Module):
             raise InputError(f"backend 'native': {native.notice()}", code="backend")
         self.backend = backend if backend != "auto" else ("native" if native.available() else "reference")
         self.threads = threads
-        self.graph_json = graph.to_json(lean=True)
-        self._keys = {k: k.replace(".", "/") for k in graph.tensors}  # a dot would nest modules
+        self.graph_json, tensors = graph.stored()
+        self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
         self._steps: list[tuple[Node, Any, list[str]]] | None = None
         self._sample = graph.nodes[0].shape
         self.output_name = graph.nodes[-1].inputs[0]
         for key, name in self._keys.items():  # last, so that no name of a file can hide an attribute
             if not name or hasattr(self, name):
                 raise InputError(f"packed model: {key[:60]!r} cannot name a tensor", code="file-graph")
-            self.register_buffer(name, graph.tensors[key])
+            self.register_buffer(name, tensors[key])
         self.eval()
 
     @property

@@ -141,9 +141,7 @@ def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> 
     finally:
         part.train(was)
     same = bool((found == found[:1]).all())
-    return Grid(
-        levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found, units
-    )
+    return Grid(levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found, units)
 
 
 def _gcd(a: int, b: int) -> int:

@@ -128,7 +128,9 @@ class ConvertReport:
         width = [max(len(r[i]) for r in cells) for i in range(len(cells[0]))]
         left = {0, 1, 8}
         lines = [
-            "  ".join(c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(r, width, strict=True))).rstrip()
+            "  ".join(
+                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(r, width, strict=True))
+            ).rstrip()
             for r in cells
         ]
         if self.images:

@@ -140,5 +140,3 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
             env[name], env[bits_name] = out(y[0]), y[1]
 
     return run
-
-

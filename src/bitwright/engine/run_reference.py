@@ -25,9 +25,7 @@ def _step(node: Node, graph: Graph) -> Step:
         last = bool(node.attrs["last"])
         return lambda env: env.__setitem__(node.name, reference.quantize(env[node.inputs[0]], table, flip, last))
     if node.op == "max_pool_codes":
-        return lambda env: env.__setitem__(
-            node.name, reference.max_pool(env[node.inputs[0]].double(), node).long()
-        )
+        return lambda env: env.__setitem__(node.name, reference.max_pool(env[node.inputs[0]].double(), node).long())
     if node.op == "decode":
         return lambda env: env.__setitem__(node.name, _decode(env[node.inputs[0]], node, graph))
     if node.op in ("coded_conv", "coded_linear"):

@@ -106,7 +106,9 @@ def _enumerate(
         c = count(i)
         if bool((c[1:] < c[:-1]).any()) or bool((c[0] < previous).any()):
             channel = int(((c[1:] < c[:-1]).any(0) | (c[0] < previous)).nonzero()[0])
-            raise NotMonotone(f"channel {channel} goes up and down between {int(low[channel])} and {int(high[channel])}")
+            raise NotMonotone(
+                f"channel {channel} goes up and down between {int(low[channel])} and {int(high[channel])}"
+            )
         previous = c[-1]
         # the first integer of this block that reaches level l: codes are sorted down the block
         for level in range(levels):

@@ -255,10 +255,7 @@ def _note_rank(found: dict[str, int], name: str) -> Callable[..., None]:
 def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: Tensor) -> dict[str, int]:
     """Number of axes of each slot layer's input."""
     found: dict[str, int] = {}
-    hooks = [
-        layer.register_forward_pre_hook(_note_rank(found, name))
-        for name, layer in layers.items()
-    ]
+    hooks = [layer.register_forward_pre_hook(_note_rank(found, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             work(example)
@@ -469,9 +466,7 @@ def _emit_input(graph: Graph, source: str, layer: SlotLayer, name: str, packing:
     return value
 
 
-def _emit_layer(
-    graph: Graph, source: str, n: torch.fx.Node, layer: SlotLayer, name: str, packing: Packing
-) -> str:
+def _emit_layer(graph: Graph, source: str, n: torch.fx.Node, layer: SlotLayer, name: str, packing: Packing) -> str:
     last = isinstance(layer, nn.Linear)
     grid = packing.grid
     value = _emit_input(graph, source, layer, name, packing)

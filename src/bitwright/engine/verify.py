@@ -67,8 +67,10 @@ def verify(model: nn.Module, packed: PackedModel, batches: Iterable[object]) -> 
                 got = values[packed.output_name]
                 checks.compare(seen, proof)
                 merged = _compare_codes(packed, folded, x, values, proof)
-                proof.same_folded += int(_same_answer(merged, got)[0].sum())
-                _compare_answers(expected, got, x, model, packed, checks, proof)
+                proof.same_folded += int(_same_answer(merged[folded.nodes[-1].inputs[0]], got)[0].sum())
+                _compare_answers(
+                    expected, got, proof, lambda i, s=seen, e=merged: first_difference(folded, checks, s, e, i)
+                )
     finally:
         model.train(was)
     return proof
@@ -112,10 +114,7 @@ class LayerChecks:
     def capture(self, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
         """The first input of each coded layer in a run of the trained net; key ANSWER holds the output."""
         seen: dict[str, Tensor] = {}
-        hooks = [
-            self.layers[n].register_forward_pre_hook(remember(seen, n, lambda x: x.detach()))
-            for n in self.nodes
-        ]
+        hooks = [self.layers[n].register_forward_pre_hook(remember(seen, n, lambda x: x.detach())) for n in self.nodes]
         try:
             seen[ANSWER] = model(x if x.dtype == torch.uint8 else x.float())
         finally:
@@ -236,8 +235,10 @@ def plain_codes(value: Tensor, node: Node) -> Tensor:
     return out.squeeze(2) if len(node.shape) == 2 else out
 
 
-def _compare_codes(packed: PackedModel, folded: Graph, x: Tensor, values: dict[str, Tensor], proof: Proof) -> Tensor:
-    """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch, whose output it returns."""
+def _compare_codes(
+    packed: PackedModel, folded: Graph, x: Tensor, values: dict[str, Tensor], proof: Proof
+) -> dict[str, Tensor]:
+    """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch, whose values it returns."""
     env = {"input": packed.prepare(x)}
     runtime = {n.name: n for n, _, _ in packed.steps()}
     emitted = {str(n.attrs["sign_bits"]): n for n in runtime.values() if "sign_bits" in n.attrs}
@@ -257,7 +258,7 @@ def _compare_codes(packed: PackedModel, folded: Graph, x: Tensor, values: dict[s
             name = node.owner.removesuffix(".x")
             if name not in proof.inexact:
                 proof.inexact.append(name)
-    return env[folded.nodes[-1].inputs[0]]
+    return env
 
 
 def _same_answer(expected: Tensor, got: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -271,38 +272,34 @@ def _same_answer(expected: Tensor, got: Tensor) -> tuple[Tensor, Tensor, Tensor]
     return (expected - got).abs().amax(axes) / scale < 1e-3, none, none
 
 
-def _compare_answers(
-    expected: Tensor, got: Tensor, x: Tensor, model: nn.Module, packed: PackedModel, checks: LayerChecks, proof: Proof
-) -> None:
+def _compare_answers(expected: Tensor, got: Tensor, proof: Proof, first: Callable[[int], str]) -> None:
     proof.largest = max(proof.largest, float((expected - got).abs().max()) if got.numel() else 0.0)
     same, wanted, found = _same_answer(expected, got)
     for i in (~same).nonzero().flatten().tolist():
         top = expected[i].flatten().topk(min(2, expected[i].numel())).values
         margin = float(top[0] - top[-1])
-        first = first_difference(model, packed, checks, x[i : i + 1])
-        proof.disagreements.append(Disagreement(proof.images + i, int(wanted[i]), int(found[i]), margin, first))
+        proof.disagreements.append(Disagreement(proof.images + i, int(wanted[i]), int(found[i]), margin, first(i)))
     proof.images += len(expected)
     proof.same += int(same.sum())
 
 
-def first_difference(model: nn.Module, packed: PackedModel, checks: LayerChecks, x: Tensor) -> str:
-    """The first layer, in execution order, whose input codes differ between the trained and the packed net."""
-    seen = checks.capture(model, x)
-    env = {"input": packed.prepare(x)}
-    for node, step in run_reference.build(checks.graph):
-        step(env)
-        if node.op != "quantize":
-            continue
+def first_difference(
+    folded: Graph, checks: LayerChecks, seen: dict[str, Tensor], env: dict[str, Tensor], image: int
+) -> str:
+    """The first layer, in execution order, whose input codes differ between the trained and the packed net.
+
+    Both from the runs of the whole batch: a batch of one may round otherwise, in the float layers of either net.
+    """
+    for node in folded.nodes:
         name = node.owner.removesuffix(".x")
         layer = checks.layers.get(name)
-        if layer is None or name not in seen or layer.x is None:
+        if node.op != "quantize" or layer is None or name not in seen or layer.x is None:
             continue
-        bit, coef, offset = codes_of(layer, seen[name])
-        want = (offset + (coef * bit).sum(0)).double().expand(seen[name].shape)
-        unit = _unit(coef, offset)
-        got = reference.numbers(env[node.name], int(node.attrs["mult"]), node.attrs["zero"], bool(node.attrs["last"]))
-        if not torch.equal((want / unit).round(), got.double()):
+        x = seen[name][image : image + 1]
+        bit, coef, offset = codes_of(layer, x)
+        want = (offset + (coef * bit).sum(0)).double().expand(x.shape)
+        code = env[node.name][image : image + 1]
+        got = reference.numbers(code, int(node.attrs["mult"]), node.attrs["zero"], bool(node.attrs["last"]))
+        if not torch.equal((want / _unit(coef, offset)).round(), got.double()):
             return name
     return ""
-
-

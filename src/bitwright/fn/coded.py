@@ -38,7 +38,9 @@ def ternary_code(up: Tensor, down: Tensor, high: Tensor, low: Tensor) -> Coded:
     """{-low, 0, +high} as two planes: where `up`, where `down`."""
     bit = torch.stack([up, down]).to(torch.uint8)
     shape = (1,) * up.dim()
-    coef = torch.stack([high.expand(shape) if high.dim() == 0 else high, -(low.expand(shape) if low.dim() == 0 else low)])
+    coef = torch.stack(
+        [high.expand(shape) if high.dim() == 0 else high, -(low.expand(shape) if low.dim() == 0 else low)]
+    )
     return Coded(bit, coef, torch.zeros((), dtype=coef.dtype, device=coef.device))
 
 

@@ -34,9 +34,7 @@ class BasicBlock(nn.Module):
 class ResNet18(nn.Module):
     """7x7 stem with max-pooling, four stages of two blocks, global average, classifier."""
 
-    def __init__(
-        self, num_classes: int, in_channels: int, activation: Activation, width: float, dropout: float
-    ):
+    def __init__(self, num_classes: int, in_channels: int, activation: Activation, width: float, dropout: float):
         super().__init__()
         c1, c2, c3, c4 = (scaled(c, width) for c in (64, 128, 256, 512))
         self.conv1 = nn.Conv2d(in_channels, c1, 7, stride=2, padding=3, bias=False)

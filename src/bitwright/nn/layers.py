@@ -195,7 +195,13 @@ class ConvTranspose2d(SlotLayer, nn.ConvTranspose2d):
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         padding = self._output_padding(
-            input, output_size, list(self.stride), list(_ints(self.padding)), list(self.kernel_size), 2, list(self.dilation)
+            input,
+            output_size,
+            list(self.stride),
+            list(_ints(self.padding)),
+            list(self.kernel_size),
+            2,
+            list(self.dilation),
         )
         return self.evaluate(input, partial(self.op, output_padding=padding))
 

@@ -44,9 +44,7 @@ class Mask(nn.Module):
         if mask is None:
             return cls(torch.ones(seen.shape, dtype=torch.uint8, device=seen.device))
         if mask.shape != seen.shape:
-            raise InputError(
-                f"part mask: mask {tuple(mask.shape)} for weights {tuple(seen.shape)}", code="mask-shape"
-            )
+            raise InputError(f"part mask: mask {tuple(mask.shape)} for weights {tuple(seen.shape)}", code="mask-shape")
         return cls(mask.to(seen.device))
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:

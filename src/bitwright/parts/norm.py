@@ -41,9 +41,7 @@ class Norm(nn.Module):
         self.register_buffer("running_var", torch.ones(features))
 
     @classmethod
-    def for_layer(
-        cls, layer: nn.Module, features: int | None = None, eps: float = 1e-5, momentum: float = 0.1
-    ) -> Norm:
+    def for_layer(cls, layer: nn.Module, features: int | None = None, eps: float = 1e-5, momentum: float = 0.1) -> Norm:
         width = features or getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
         new = cls(width, eps, momentum)
         new.last = isinstance(layer, nn.Linear)

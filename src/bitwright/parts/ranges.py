@@ -18,9 +18,7 @@ def rows(t: Tensor, channels: bool) -> Tensor:
     return t.reshape(t.shape[0], math.prod(t.shape[1:])) if channels else t.reshape(1, -1)
 
 
-def limits(
-    t: Tensor, observer: str, levels: int, grid: str, keep: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
+def limits(t: Tensor, observer: str, levels: int, grid: str, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(low, high) of each row of t [R, n]; low <= 0 <= high always, so that 0 is on the grid.
 
     max, ema     smallest and largest value

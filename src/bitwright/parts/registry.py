@@ -114,9 +114,7 @@ def make_part(name: str, *, slot: str | None = None, layer: nn.Module | None = N
     return new
 
 
-def make_slot(
-    value: Any, slot: str, layer: nn.Module | None = None, where: str = ""
-) -> nn.Module | None:
+def make_slot(value: Any, slot: str, layer: nn.Module | None = None, where: str = "") -> nn.Module | None:
     """What a user may write for a slot -> a module, or None for an empty slot.
 
     None | "name" | {"part": name, options...} | a module | a list of these (a chain, left to right).

@@ -59,9 +59,13 @@ class Uniform(nn.Module):
         if observer not in OBSERVERS:
             raise InputError(f"part uniform: observer={observer!r} is none of {', '.join(OBSERVERS)}", code="option")
         if slot == "w" and observer == "ema":
-            raise InputError("part uniform: observer='ema' serves inputs; weights take max, percentile or mse", code="option")
+            raise InputError(
+                "part uniform: observer='ema' serves inputs; weights take max, percentile or mse", code="option"
+            )
         if self.signed and symmetric and bits == 1:
-            raise InputError("part uniform: bits=1 signed has only the level 0; use bwn or sign", code="bits", given="1")
+            raise InputError(
+                "part uniform: bits=1 signed has only the level 0; use bwn or sign", code="bits", given="1"
+            )
         self.symmetric, self.granularity, self.observer, self.slot = symmetric, granularity, observer, slot
         self.last = False
         if slot == "x":

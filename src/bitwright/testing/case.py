@@ -62,18 +62,12 @@ class Case:
         t = torch.randn(self.shape(kind, channels, batch)) * 0.6
         where = torch.rand_like(t)
         t = t.masked_fill(where < 0.08, 0.0).masked_fill((where >= 0.08) & (where < 0.12), -0.0)
-        return t.masked_fill((where >= 0.12) & (where < 0.16), 0.5).masked_fill(
-            (where >= 0.16) & (where < 0.2), 1.0
-        )
+        return t.masked_fill((where >= 0.12) & (where < 0.16), 0.5).masked_fill((where >= 0.16) & (where < 0.2), 1.0)
 
 
 def inputs(kind: str = "conv", channels: int = IN, batch: int = 3) -> Tensor:
     """What a layer reads: values on both sides of 0 and of 1."""
-    return (
-        torch.rand(batch, channels, 6, 6) * 3 - 1.2
-        if kind == "conv"
-        else torch.rand(batch, channels) * 3 - 1.2
-    )
+    return torch.rand(batch, channels, 6, 6) * 3 - 1.2 if kind == "conv" else torch.rand(batch, channels) * 3 - 1.2
 
 
 def after_steps(module: nn.Module) -> None:

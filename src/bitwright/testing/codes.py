@@ -25,14 +25,10 @@ def ulp(dtype: torch.dtype, code: Coded) -> Tensor:
     coef, offset = code.coef.double(), code.offset.double()
     ends = (offset + coef.clamp_min(0).sum(0)).abs(), (offset + coef.clamp_max(0).sum(0)).abs()
     largest = torch.maximum(*ends)
-    return torch.where(
-        largest > 0, torch.finfo(dtype).eps * torch.exp2(torch.floor(torch.log2(largest))), 0.0
-    )
+    return torch.where(largest > 0, torch.finfo(dtype).eps * torch.exp2(torch.floor(torch.log2(largest))), 0.0)
 
 
-@law(
-    "encode agrees with forward to one ulp at the largest magnitude; codes are bits without a graph", _encodes
-)
+@law("encode agrees with forward to one ulp at the largest magnitude; codes are bits without a graph", _encodes)
 def encode(case: Case) -> None:
     for kind in ("conv", "linear"):
         for one in DTYPES:
@@ -54,9 +50,7 @@ def encode(case: Case) -> None:
                 # the comparison itself rounds in float64
                 allowed = ulp(coarse, code) * (2 if coarse == torch.float64 else 1 + 1e-9)
                 over = ((value.double() - said).abs() - allowed).max().item()
-                require(
-                    over <= 0, f"{label} {one} {kind}: code and value differ by {over:.1e} more than one ulp"
-                )
+                require(over <= 0, f"{label} {one} {kind}: code and value differ by {over:.1e} more than one ulp")
                 # value() adds the planes in the code's own dtype: half an ulp more for each of two additions
                 over = ((code.value().double() - said).abs() - 2 * allowed).max().item()
                 require(over <= 0, f"{label} {one} {kind}: value() is off by {over:.1e} more than two ulp")

@@ -29,9 +29,7 @@ def _reloaded(layer: SlotLayer, case: Case) -> SlotLayer:
 
 
 def _same(one: dict[str, Tensor], two: dict[str, Tensor]) -> list[str]:
-    return [
-        k for k in one.keys() | two.keys() if k not in one or k not in two or not torch.equal(one[k], two[k])
-    ]
+    return [k for k in one.keys() | two.keys() if k not in one or k not in two or not torch.equal(one[k], two[k])]
 
 
 @law("evaluation is a pure function of the state dict: no change, twice the same, save and load the same")
@@ -78,9 +76,7 @@ def copies(case: Case) -> None:
         y = layer.eval()(x)
         for word, twin in twins.items():
             require(torch.equal(y, twin.eval()(x)), f"{word} evaluates differently ({trained=})")
-            require(
-                not _same(layer.state_dict(), twin.state_dict()), f"{word} has another state ({trained=})"
-            )
+            require(not _same(layer.state_dict(), twin.state_dict()), f"{word} has another state ({trained=})")
 
 
 def toml_value(value: Any) -> str:

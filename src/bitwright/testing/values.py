@@ -93,9 +93,7 @@ def _declares_storage(case: Case) -> bool:
 
 def channels_of(case: Case, t: Tensor) -> Tensor:
     """[channels, everything else]: rows of w, channels of x."""
-    return (t if case.slot in ("w", "b") else t.transpose(0, 1)).reshape(
-        t.shape[int(case.slot in ("x", "g"))], -1
-    )
+    return (t if case.slot in ("w", "b") else t.transpose(0, 1)).reshape(t.shape[int(case.slot in ("x", "g"))], -1)
 
 
 @law("no more distinct values per channel than 2**storage_bits", _declares_storage)
@@ -132,9 +130,7 @@ def memory(case: Case) -> None:
         for t in (form.detach(), form.detach().contiguous()):
             t = t.requires_grad_()
             value = part(t)
-            (
-                value * torch.linspace(0.5, 2, value.numel(), dtype=torch.float64).reshape(value.shape)
-            ).sum().backward()
+            (value * torch.linspace(0.5, 2, value.numel(), dtype=torch.float64).reshape(value.shape)).sum().backward()
             got.append((value.detach(), torch.zeros_like(value) if t.grad is None else t.grad))
         for word, one, other in zip(("value", "gradient"), *got, strict=True):
             gap = (one - other).abs().max().item()

@@ -105,9 +105,7 @@ def _check(model: nn.Module, built: list[tuple[Decision, SlotLayer]], example: A
     check_tied(layers, "apply")
     if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
         for text, layer in constant_inputs(trace_flow(model, example), built):
-            raise InputError(
-                f"apply: {text}", code="sign-after-relu", layer=layer, remedy='x = ["norm", "sign"]'
-            )
+            raise InputError(f"apply: {text}", code="sign-after-relu", layer=layer, remedy='x = ["norm", "sign"]')
 
 
 def constant_inputs(flow: Flow, built: list[tuple[Decision, SlotLayer]]) -> Iterator[tuple[str, str]]:

@@ -99,17 +99,15 @@ def _scales(layer: SlotLayer, part: nn.Module) -> int:
         return weight.shape[0]
     thin = weight.detach()
     for axis in range(1, thin.dim()):
-        thin = thin.narrow(
-            axis, 0, min(1, thin.shape[axis])
-        )  # scales do not depend on the size: keep this cheap
+        thin = thin.narrow(axis, 0, min(1, thin.shape[axis]))  # scales do not depend on the size: keep this cheap
     try:
         code = encode(thin)
     except Exception:  # a part may insist on the full shape (a codebook); its scale count is then a guess
         return weight.shape[0]
     planes = max(1, code.planes)
-    ladder = code.coef[:1] * torch.tensor([2.0**i for i in range(planes)]).reshape(
-        -1, *[1] * (code.coef.dim() - 1)
-    ).to(code.coef)
+    ladder = code.coef[:1] * torch.tensor([2.0**i for i in range(planes)]).reshape(-1, *[1] * (code.coef.dim() - 1)).to(
+        code.coef
+    )
     return code.coef.numel() // planes if torch.allclose(ladder, code.coef) else code.coef.numel()
 
 

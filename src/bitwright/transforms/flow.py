@@ -81,9 +81,7 @@ class _Watch(TorchDispatchMode):
                 del self.marks[t]  # overwritten in place
         return out
 
-    def _mark(
-        self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]
-    ) -> Mark | None:
+    def _mark(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], inputs: list[Tensor]) -> Mark | None:
         here = (self.stack[-1], name.strip("_"))
         if name in MAKES:
             return here

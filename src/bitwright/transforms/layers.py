@@ -79,17 +79,13 @@ def skip_reason(module: nn.Module, parent: nn.Module | None = None) -> str:
     if isinstance(parent, nn.MultiheadAttention):
         return f"{kind}, its weight is read directly by MultiheadAttention"
     if parametrize.is_parametrized(module):
-        return (
-            f"{kind}, its weight is computed by torch.nn.utils.parametrize; remove the parametrizations first"
-        )
+        return f"{kind}, its weight is computed by torch.nn.utils.parametrize; remove the parametrizations first"
     if isinstance(module, LazyModuleMixin):
         return f"{kind} has no shape yet; run the model once first"
     base = next((k for k in KINDS if isinstance(module, k)), None)
     exact = type(module) in KINDS or isinstance(module, SlotLayer)
     if exact and "weight" not in module._parameters:
-        return (
-            f"{kind}, its weight is computed by a hook (weight_norm, spectral_norm, prune); remove it first"
-        )
+        return f"{kind}, its weight is computed by a hook (weight_norm, spectral_norm, prune); remove it first"
     if exact:
         return ""
     if base is None:

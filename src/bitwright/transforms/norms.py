@@ -73,9 +73,7 @@ def plan_norms(
                         layer=name,
                     )
                 chained = len(links_of(getattr(layer, slot))) > 1
-                takes.append(
-                    Take(name, part, f"{name}.{slot}." + (f"links.{i}." if chained else ""), wanted, norm)
-                )
+                takes.append(Take(name, part, f"{name}.{slot}." + (f"links.{i}." if chained else ""), wanted, norm))
     return takes
 
 

@@ -88,9 +88,7 @@ class Plan:
 
     def to_markdown(self) -> str:
         head, *body = list(self._cells())
-        lines = [
-            "| " + " | ".join(cells).replace("\n", " ") + " |" for cells in [head, ["---"] * len(head), *body]
-        ]
+        lines = ["| " + " | ".join(cells).replace("\n", " ") + " |" for cells in [head, ["---"] * len(head), *body]]
         return "\n".join(lines)
 
     def _cells(self) -> Iterator[list[str]]:
@@ -136,9 +134,7 @@ class Plan:
         ratio = f" ({before / after:.1f}x smaller)" if after else ""
         size = f"weights  {kb_text(before)} -> {kb_text(after)}{ratio}, computed; time is not predicted: "
         size += "use bench"
-        rules = [
-            f'{i} "{m}"' + ("" if n else " (no layer, optional)") for i, (m, n) in enumerate(self.matches)
-        ]
+        rules = [f'{i} "{m}"' + ("" if n else " (no layer, optional)") for i, (m, n) in enumerate(self.matches)]
         lines = [text, size]
         words = ["rules   ", *rules] + ([f"untouched: {self.untouched}"] if self.untouched else [])
         line = words.pop(0) if rules or self.untouched else ""
@@ -165,9 +161,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     """
     resolved = resolve(model, as_recipe(recipe), example, "plan")
     check_skipped(resolved, "plan")
-    with torch.random.fork_rng(
-        devices=[]
-    ):  # parts that draw their start values must not move the user's stream
+    with torch.random.fork_rng(devices=[]):  # parts that draw their start values must not move the user's stream
         shadows = {d.name: build(d, "plan", share=False) for d in resolved.decisions if d.replaces}
     built = [(d, shadows[d.name]) for d in resolved.decisions if d.name in shadows]
     _check_tied(model, built)
@@ -320,7 +314,5 @@ def _alike(a: PlanRow, b: PlanRow) -> bool:
 
 
 def _line(cells: list[str], widths: list[int], right: int) -> str:
-    padded = [
-        c.rjust(n) if i == right else c.ljust(n) for i, (c, n) in enumerate(zip(cells, widths, strict=True))
-    ]
+    padded = [c.rjust(n) if i == right else c.ljust(n) for i, (c, n) in enumerate(zip(cells, widths, strict=True))]
     return "  ".join(padded).rstrip()

@@ -36,9 +36,7 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, SlotLayer | None, str, nn.
 
 
 @torch.no_grad()
-def project(
-    model: nn.Module, only: Collection[int] | None = None, weights: Collection[int] | None = None
-) -> None:
+def project(model: nn.Module, only: Collection[int] | None = None, weights: Collection[int] | None = None) -> None:
     """Runs `after_step` of all parts.
 
     only     ids of parts (None: all)

@@ -97,9 +97,7 @@ class Recipe:
         object.__setattr__(self, "rules", tuple(self.rules))
 
     @classmethod
-    def from_rules(
-        cls, tables: Sequence[Mapping[str, Any] | Rule], name: str = "", comment: str = ""
-    ) -> Recipe:
+    def from_rules(cls, tables: Sequence[Mapping[str, Any] | Rule], name: str = "", comment: str = "") -> Recipe:
         """From rules or their tables: `[{"match": "*", "w": "bwn"}]`; an error names the rule, from 0."""
         rules = []
         for i, table in enumerate(tables):
@@ -143,9 +141,7 @@ class Recipe:
             )
         tables = data.get("rule", [])
         if not isinstance(tables, list):
-            raise InputError(
-                f"{_title(name)}: rules are written [[rule]], in double brackets", code="recipe-form"
-            )
+            raise InputError(f"{_title(name)}: rules are written [[rule]], in double brackets", code="recipe-form")
         return cls.from_rules(tables, str(data.get("name", name)), _header(text))
 
     @classmethod
@@ -171,9 +167,7 @@ class Recipe:
         try:
             return cls.from_toml(path.read_text(encoding="utf-8"), path.stem)
         except UnicodeDecodeError:
-            raise InputError(
-                f"recipe {text}: not readable as TOML: not UTF-8 text", code="recipe-toml"
-            ) from None
+            raise InputError(f"recipe {text}: not readable as TOML: not UTF-8 text", code="recipe-toml") from None
 
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back to an equal recipe."""
@@ -226,9 +220,7 @@ def check_value(value: Any, slot: str) -> None:
         _check_part(value, slot, {})
     elif isinstance(value, Mapping):
         if not isinstance(value.get("part"), str):
-            raise InputError(
-                f"slot {slot}: a mapping needs the key 'part', got {sorted(value)}", code="slot-form"
-            )
+            raise InputError(f"slot {slot}: a mapping needs the key 'part', got {sorted(value)}", code="slot-form")
         _check_part(value["part"], slot, {k: v for k, v in value.items() if k != "part"})
     elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         for link in value:

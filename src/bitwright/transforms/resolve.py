@@ -38,11 +38,7 @@ class Decision:
 
     @property
     def replaces(self) -> bool:
-        return (
-            not self.layer.reason
-            and bool(self.slots)
-            and (self.fills or isinstance(self.layer.module, SlotLayer))
-        )
+        return not self.layer.reason and bool(self.slots) and (self.fills or isinstance(self.layer.module, SlotLayer))
 
 
 @dataclass
@@ -110,9 +106,7 @@ def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolu
             d.rules |= dict.fromkeys(rule.slots, i)
             d.norm = rule.norm or d.norm
     if seen is not None:
-        decisions.sort(
-            key=lambda d: seen[id(d.layer.module)].order if id(d.layer.module) in seen else len(seen)
-        )
+        decisions.sort(key=lambda d: seen[id(d.layer.module)].order if id(d.layer.module) in seen else len(seen))
     return Resolution(decisions, recipe.renamed(matches), hits, seen)
 
 
@@ -133,9 +127,7 @@ def check_skipped(result: Resolution, verb: str) -> list[str]:
     for d in result.decisions:
         if not d.layer.reason or not d.fills:
             continue
-        named = [
-            i for s, i in d.rules.items() if not is_float(d.slots[s]) and result.recipe.rules[i].match != "*"
-        ]
+        named = [i for s, i in d.rules.items() if not is_float(d.slots[s]) and result.recipe.rules[i].match != "*"]
         what = f"{d.name} ({d.layer.reason})"
         if named:
             raise InputError(
@@ -171,8 +163,7 @@ def build(decision: Decision, verb: str, share: bool) -> SlotLayer:
         new = replace_layer(old)
     if not share:
         new._parameters = {
-            k: None if p is None else nn.Parameter(p.detach(), requires_grad=False)
-            for k, p in new._parameters.items()
+            k: None if p is None else nn.Parameter(p.detach(), requires_grad=False) for k, p in new._parameters.items()
         }
     try:
         new.set_slots(decision.name, **decision.slots)
@@ -225,9 +216,7 @@ def _spec_text(spec: Any) -> str:
     return "+".join(_spec_text(s) for s in spec) if isinstance(spec, list) else str(spec)
 
 
-def _end(
-    model: nn.Module, word: str, decisions: list[Decision], seen: dict[int, Seen] | None, where: str
-) -> Decision:
+def _end(model: nn.Module, word: str, decisions: list[Decision], seen: dict[int, Seen] | None, where: str) -> Decision:
     """The first or last compute layer in execution order."""
     if seen is not None:
         called = [d for d in decisions if id(d.layer.module) in seen]
@@ -257,9 +246,7 @@ def _sequential_end(model: nn.Module, word: str, layers: set[int]) -> nn.Module 
     return None
 
 
-def _no_layer(
-    where: str, match: str, kind: str, found: list[Candidate], skipped: list[Decision]
-) -> InputError:
+def _no_layer(where: str, match: str, kind: str, found: list[Candidate], skipped: list[Decision]) -> InputError:
     here = f'{where} match="{match}"' + (f' kind="{kind}"' if kind else "")
     if skipped:
         reasons = "; ".join(f"{d.name} ({d.layer.reason})" for d in skipped)
