@@ -14,7 +14,11 @@ import bitwright
 
 MODULES = [
     "bitwright",
-    *(m.name for m in pkgutil.walk_packages(bitwright.__path__, "bitwright.", onerror=lambda _: None)),
+    *(
+        m.name
+        for m in pkgutil.walk_packages(bitwright.__path__, "bitwright.", onerror=lambda _: None)
+        if not m.name.endswith("bitwright_core")  # the native library lies in the package, but is no module
+    ),
 ]
 README = Path(__file__).parent.parent / "README.md"
 OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "lmdb", "scipy")

@@ -334,6 +334,7 @@ def test_the_good_part_obeys(registered: Callable[..., str]) -> None:
         "bits32",
         "batch_free",
         "pixel_bytes",
+        "whole",
         "not_a_number",
         "moments",
     }

@@ -20,7 +20,9 @@ def recipes(
 ) -> None:
     """List the shipped recipes, or print one."""
     out: Output = ctx.obj
-    texts = {path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.toml"))}
+    texts = {
+        path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.toml"), key=lambda p: p.stem)
+    }
     if name is None:
         heads = {key: _comment(text) for key, text in texts.items()}
         out.data["recipes"] = [{"name": key, "comment": "\n".join(lines)} for key, lines in heads.items()]
