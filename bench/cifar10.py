@@ -1,6 +1,7 @@
 """CIFAR-10, all 50,000 training images: float nets and their low-bit students, then packed, verified and timed.
 
     python bench/cifar10.py train   --data DIR [--rows NAME ...]     checkpoints and accuracy, row by row
+    python bench/cifar10.py evaluate --data DIR [--rows NAME ...]    accuracy of the checkpoints again
     python bench/cifar10.py measure --data DIR [--rows NAME ...]     converts, verifies 10,000 images, times peers
 
 One float net per topology; students start from it. Both commands skip rows that are done: stop and start at will.
@@ -190,7 +191,7 @@ def write_rows(path: Path, rows: dict[str, dict[str, Any]]) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0] if __doc__ else "")
-    parser.add_argument("command", choices=["train", "measure"])
+    parser.add_argument("command", choices=["train", "evaluate", "measure"])
     parser.add_argument("--data", default=None, help="folder with cifar-10-batches-py (default: BITWRIGHT_DATA)")
     parser.add_argument("--rows", nargs="*", default=None)
     parser.add_argument("--threads", type=int, default=1)
@@ -214,6 +215,15 @@ def main() -> None:
             done = read_rows(table)
             done[row.name] = result
             write_rows(table, done)
+    elif args.command == "evaluate":
+        table = out / "cifar10_accuracy.csv"
+        done = read_rows(table)
+        for row in chosen:
+            model = bw.load(folder / f"{row.name}.safetensors", build(row))
+            done[row.name]["accuracy"] = round(accuracy(model, test_set, row.normalize), 4)
+            done[row.name]["rarer_sign"] = round(sign_balance(model, test_set, row.normalize), 4)
+            print(row.name, done[row.name]["accuracy"], flush=True)
+        write_rows(table, done)
     else:
         from cifar10_measure import measure
 

@@ -106,7 +106,8 @@ class BenchTable:
         shape = "x".join(str(n) for n in self.input)
         clock = "CPU time" if self.clock == "cpu" else "wall time"
         return (
-            f"{self.machine.get('cpu', 'unknown CPU')}, {threads} thread{'s' if threads != 1 else ''}, "
+            f"{self.machine.get('cpu', 'unknown CPU')}, kernels {self.machine.get('kernels', 'unknown')}, "
+            f"{threads} thread{'s' if threads != 1 else ''}, "
             f"batch {self.batch}, input {shape or '?'}, {self.rounds} rounds interleaved, median {clock}"
         )
 
