@@ -40,7 +40,7 @@ def table(ours: float | None = 1.0, spread: float = 0.1) -> BenchTable:
     rows = [row("torch-fp32", "fp32", 9.0), row("ort-int8", "int8", 2.5), row("torch-int8", "int8", 3.0)]
     rows += [row("torch-bf16", "bf16", 0.5), row("ort-fp32", "fp32", None)]
     return BenchTable(
-        ranked(row("bitwright", "1 bit", ours, spread), rows), {"cpu": "Made Up", "threads": 1}, 1, (3, 8, 8), 5
+        ranked(row("bitwright", "1 bit", ours, spread), rows), {"cpu": "Made Up", "kernels": "made-up", "threads": 1}, 1, (3, 8, 8), 5
     )
 
 
@@ -62,7 +62,7 @@ def test_ratios_best_and_order():
 def test_text_names_what_is_missing_and_the_noise():
     t = table(spread=0.5)
     lines = str(t).splitlines()
-    assert lines[0].startswith("Made Up, 1 thread, batch 1, input 3x8x8, 5 rounds interleaved")
+    assert lines[0].startswith("Made Up, kernels made-up, 1 thread, batch 1, input 3x8x8, 5 rounds interleaved")
     assert "ort-fp32 not measured: unavailable: made up" in lines
     assert lines[-1] == "quality: NOISY, repeat when idle (quartile spread 50 %)" and t.noisy
     assert not table().noisy
