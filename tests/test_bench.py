@@ -40,7 +40,11 @@ def table(ours: float | None = 1.0, spread: float = 0.1) -> BenchTable:
     rows = [row("torch-fp32", "fp32", 9.0), row("ort-int8", "int8", 2.5), row("torch-int8", "int8", 3.0)]
     rows += [row("torch-bf16", "bf16", 0.5), row("ort-fp32", "fp32", None)]
     return BenchTable(
-        ranked(row("bitwright", "1 bit", ours, spread), rows), {"cpu": "Made Up", "kernels": "made-up", "threads": 1}, 1, (3, 8, 8), 5
+        ranked(row("bitwright", "1 bit", ours, spread), rows),
+        {"cpu": "Made Up", "kernels": "made-up", "threads": 1},
+        1,
+        (3, 8, 8),
+        5,
     )
 
 

@@ -51,3 +51,20 @@ def test_the_demo_net_packs_all_but_its_classifier(rules: list[dict[str, object]
     report = bw.convert(net, x, threads=1).report
     assert [row.runs_as for row in report.rows] == ["int8", "bits", "bits", "bits", "float"]
     assert report.layers_exact
+
+
+def test_a_loss_that_becomes_nan_is_one_line_and_exit_code_1(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    class Broken(torch.nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(64, 10)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.layer(x.flatten(1)) * torch.tensor(float("nan"))
+
+    monkeypatch.setattr("bitwright.cli.demo_train.DemoNet", Broken)
+    assert run(["demo", "--quick", "--out", str(tmp_path)]) == 1
+    said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
+    assert len(said) == 1 and "loss became nan in epoch 0" in said[0]
