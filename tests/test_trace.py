@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +13,8 @@ from torch import Tensor, nn
 import bitwright as bw
 from bitwright.engine.fold import fold
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.trace import describe, padding_of, trace
+from bitwright.engine.packing import describe, padding_of
+from bitwright.engine.trace import trace
 from bitwright.errors import InputError
 
 B = bw.nn
@@ -148,14 +148,6 @@ def test_what_has_no_form_is_one_line(f: Any, text: str) -> None:
 def test_a_norm_without_running_statistics_is_refused() -> None:
     with pytest.raises(InputError, match="without running statistics depends on the batch"):
         trace(nn.BatchNorm2d(4, track_running_stats=False), torch.randn(2, 4, 3, 3))
-
-
-def test_macs_of_a_node() -> None:
-    from bitwright.engine.trace import conv_macs
-
-    graph = trace(nn.Sequential(B.Conv2d(4, 8, 3, groups=2, **S)), torch.randn(2, 4, 6, 5)).graph
-    node = next(n for n in graph.nodes if n.op == "coded_conv")
-    assert conv_macs(node) == math.prod((8, 2, 3, 3, 4, 3))
 
 
 def test_sums_that_could_leave_32_bits_stay_float() -> None:

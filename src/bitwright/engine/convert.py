@@ -20,8 +20,9 @@ from bitwright.engine.files import save
 from bitwright.engine.fold import fold
 from bitwright.engine.ir import Graph, Node
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.packing import describe
 from bitwright.engine.report import PASS, REFUSE, WARN, ConvertReport, ReportRow
-from bitwright.engine.trace import describe, trace
+from bitwright.engine.trace import trace
 from bitwright.engine.verify import Proof, remember
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError

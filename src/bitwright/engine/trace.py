@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -15,11 +14,12 @@ from torch import Tensor, nn
 
 from bitwright.engine import bitstrings
 from bitwright.engine.aten import TRANSLATE, Unsupported
-from bitwright.engine.integers import NotInteger, Term, storable
+from bitwright.engine.integers import NotInteger, storable
 from bitwright.engine.ir import Graph, Node
-from bitwright.engine.quantizer import Grid, grid_of, split
+from bitwright.engine.packing import Packing, describe, in_channels, packing_of, padding_of
+from bitwright.engine.quantizer import grid_of, split
 from bitwright.errors import InputError
-from bitwright.nn import Conv1d, Conv2d, Linear, SlotLayer, is_slot_layer
+from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
 
@@ -60,87 +60,6 @@ class Traced:
     graph: Graph
     refused: dict[str, str] = field(default_factory=dict)
     frames: dict[str, str] = field(default_factory=dict)
-
-
-def describe(layer: nn.Module) -> str:
-    """`Conv2d 64>64 3x3`, as messages name a layer."""
-    weight = getattr(layer, "weight", None)
-    kind = type(layer).__name__
-    if not isinstance(weight, Tensor):
-        return kind
-    if isinstance(layer, nn.Linear):
-        return f"{kind} {weight.shape[1]}>{weight.shape[0]}"
-    size = "x".join(str(k) for k in weight.shape[2:])
-    return f"{kind} {getattr(layer, 'in_channels', '?')}>{getattr(layer, 'out_channels', '?')} {size}"
-
-
-def padding_of(layer: nn.Module) -> list[int] | None:
-    """Symmetric zero padding as ints, or None where it cannot be said so."""
-    padding: Any = getattr(layer, "padding", 0)
-    if isinstance(padding, str):
-        if padding == "valid":
-            return [0] * len(layer.kernel_size)  # type: ignore[arg-type]
-        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]
-        return [t // 2 for t in total] if all(t % 2 == 0 for t in total) else None
-    return [int(p) for p in padding]
-
-
-@dataclass(frozen=True)
-class Packing:
-    """How one slot layer enters the graph: grid None = float input (weight-only)."""
-
-    grid: Grid | None
-    before: list[nn.Module]
-    coded_weight: bool
-
-
-def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
-    """What bits can do for this layer, or the reason why nothing."""
-    if type(layer) not in (Linear, Conv1d, Conv2d):
-        return f"{type(layer).__name__} has no bit kernel; Linear, Conv1d, Conv2d have"
-    if layer.gate is not None:
-        return f"slot gate holds {_name(layer.gate)}; gated layers are not packed yet"
-    if layer.b is not None:
-        return f"slot b holds {_name(layer.b)}; biases stay float"
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
-        return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
-    if not isinstance(layer, nn.Linear) and padding_of(layer) is None:
-        return f"padding={layer.padding!r} is not symmetric here"
-    if layer.w is None and layer.x is None:
-        return "its slots are empty"
-    if layer.w is not None and moment(layer.w, "encode") is None:
-        return f"slot w holds {_name(layer.w)}, which has no integer codes"
-    before, quantizer = split(layer.x)
-    if quantizer is None and layer.x is not None and layer.w is None:
-        return "no quantizer in its slots"
-    for link in before:
-        if not isinstance(link, Norm) and getattr(link, "part_name", "") != "dropout":
-            return f"slot x holds {_name(link)}, which has no integer codes"
-    terms: list[Term] = []
-    if layer.w is not None:
-        try:
-            _, terms = storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
-        except NotInteger as reason:
-            return f"slot w holds {_name(layer.w)}: {reason}"
-    if quantizer is None:
-        return Packing(None, before, layer.w is not None)
-    try:
-        grid = grid_of(quantizer, _in_channels(layer), rank)
-    except NotInteger as reason:
-        return f"slot x holds {_name(quantizer)}: {reason}"
-    each = max((abs(t.zero) + sum(abs(m) for m in t.mult) for t in terms), default=0)
-    ends = max(max(abs(z), abs(z + grid.mult * grid.levels)) for z in grid.zero)
-    if each * ends * math.prod(layer.weight.shape[1:]) >= 2**31:
-        return "its sums of products may exceed 32 bits; fewer bits or fewer inputs would fit"
-    return Packing(grid, before, layer.w is not None)
-
-
-def _name(part: nn.Module) -> str:
-    spec = getattr(part, "spec", None)
-    if isinstance(spec, dict):
-        options = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k != "part")
-        return f"{spec['part']}({options})" if options else str(spec["part"])
-    return str(getattr(part, "part_name", type(part).__name__))
 
 
 class _Marker(nn.Module):
@@ -196,17 +115,13 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
         known = all(isinstance(m, Norm) or getattr(m, "part_name", "") == "dropout" for m in before)
         if known and quantizer is not None:
             try:
-                grid = grid_of(quantizer, _in_channels(layer), rank, spread=True)
+                grid = grid_of(quantizer, in_channels(layer), rank, spread=True)
             except NotInteger:
                 known = False
         if known:
             inputs[name] = Packing(grid, before, False)
         plain._modules["x"] = _InputMarker(name) if known else layer.x
     return plain
-
-
-def _in_channels(layer: SlotLayer) -> int:
-    return int(getattr(layer, "in_channels", 0) or getattr(layer, "in_features", 0))
 
 
 def trace(model: nn.Module, example: Tensor) -> Traced:
@@ -506,9 +421,3 @@ def _put_weight(graph: Graph, node: Node, layer: SlotLayer, x_unit: float | None
         graph.put(node, "add", torch.zeros(channels, dtype=torch.float64) if bias is None else bias)
     elif bias is not None:
         graph.put(node, "bias", bias)
-
-
-def conv_macs(node: Node) -> int:
-    """Multiply-accumulates of one sample."""
-    sizes = node.attrs.get("weight", {}).get("shape") or []
-    return math.prod(sizes) * math.prod(node.shape[1:]) if sizes else 0
