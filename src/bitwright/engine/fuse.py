@@ -168,22 +168,12 @@ def _pool_codes(graph: Graph) -> bool:
         if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or q.attrs["last"]:
             continue
         pool = by_name[q.inputs[0]]
-        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2 and _codes_pay(graph, by_name, q, pool):
+        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2:
             keys = ("rank", "kernel", "stride", "padding", "dilation", "ceil")
             _split(graph, q, by_name[pool.inputs[0]], "max_pool_codes", {k: pool.attrs[k] for k in keys})
             graph.prune()
             return True
     return False
-
-
-def _codes_pay(graph: Graph, by_name: dict[str, Node], q: Node, pool: Node) -> bool:
-    """A long ladder is searched once per value: after the pool there are fewer, unless the layer emits codes itself."""
-    if int(q.attrs["levels"]) <= FUSED_LEVELS:
-        return True
-    source = by_name[pool.inputs[0]]
-    while _monotone(source, graph):
-        source = by_name[source.inputs[0]]
-    return source.op in CODED and source.attrs["x_form"] == "bytes"
 
 
 def _flatten_codes(graph: Graph) -> bool:
