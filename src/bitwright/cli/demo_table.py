@@ -91,6 +91,10 @@ def print_tables(out: Output, teacher: Trained, students: list[Trained], tables:
     out.result()
     out.table([f"  {head[0]}", *head[1:]], [[f"  {r[0]}", *r[1:]] for r in rows], right=range(1, 9))
     out.result("  ms for a batch of 1 and of 256 images; float is the best fp32 program here")
+    missing = {row.name: row.note for table in (*tables.values(), conv) for row in table.rows if row.median_ms is None}
+    if missing:  # a ratio to the peers that happen to be installed must not look like one to all
+        note = next(iter(missing.values())).removeprefix("unavailable: ")
+        out.result(f"  not measured: {', '.join(missing)} ({note})")
     out.result()
     out.result("one 3x3 convolution of a larger net, 256 channels, 14x14 pixels, codes to codes:")
     ours = None if conv.ours.median_ms is None else conv.ours.median_ms / 1e3
