@@ -852,3 +852,18 @@ def test_layouts_and_dtypes_of_the_input_do_not_matter() -> None:
     for x in (X.contiguous(memory_format=torch.channels_last), X.double(), torch.stack([X, X], -1)[..., 0]):
         assert torch.equal(packed(x), want)
     assert torch.allclose(packed(X[:1]), want[:1], rtol=1e-5)  # the float head sums in another order
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_without_the_native_core_it_says_so_once_and_runs_on_torch(times: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitwright.engine import packed
+
+    monkeypatch.setattr(packed.native, "available", lambda: False)
+    monkeypatch.setattr(packed.native, "notice", lambda: "no core here")
+    monkeypatch.setattr(packed, "_said", set())
+    net = nn.Sequential(bw.nn.Linear(8, 4, w="bwn", x="sign")).eval()
+    x = torch.randn(3, 8)
+    with pytest.warns(bw.BitwrightWarning, match="no core here; packed nets run on plain torch") as said:
+        done = [bw.convert(net, x) for _ in range(times)]
+    assert len(said) == 1
+    assert all(d.report.backend == "reference" and d.report.same == 3 for d in done)

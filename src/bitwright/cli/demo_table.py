@@ -93,8 +93,9 @@ def print_tables(out: Output, teacher: Trained, students: list[Trained], tables:
     out.result("  ms for a batch of 1 and of 256 images; float is the best fp32 program here")
     missing = {row.name: row.note for table in (*tables.values(), conv) for row in table.rows if row.median_ms is None}
     if missing:  # a ratio to the peers that happen to be installed must not look like one to all
-        note = next(iter(missing.values())).removeprefix("unavailable: ")
-        out.result(f"  not measured: {', '.join(missing)} ({note})")
+        for note in dict.fromkeys(missing.values()):
+            names = ", ".join(name for name, why in missing.items() if why == note)
+            out.result(f"  not measured: {names} ({note.removeprefix('unavailable: ')})")
     out.result()
     out.result("one 3x3 convolution of a larger net, 256 channels, 14x14 pixels, codes to codes:")
     ours = None if conv.ours.median_ms is None else conv.ours.median_ms / 1e3

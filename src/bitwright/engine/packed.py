@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
@@ -10,9 +11,24 @@ from torch import Tensor, nn
 from bitwright.engine import native, run_native, run_reference
 from bitwright.engine.fuse import fuse
 from bitwright.engine.ir import Graph, Node
-from bitwright.errors import InputError
+from bitwright.errors import BitwrightWarning, InputError
 
 BACKENDS = ("auto", "native", "reference")
+
+
+_said: set[str] = set()
+
+
+def _best() -> str:
+    """The compiled kernels where they are; else plain torch, said once in a process."""
+    if native.available():
+        return "native"
+    if native.notice() not in _said:
+        _said.add(native.notice())
+        warnings.warn(
+            f"{native.notice()}; packed nets run on plain torch, right but slow", BitwrightWarning, stacklevel=4
+        )
+    return "reference"
 
 
 class PackedModel(nn.Module):
@@ -30,7 +46,7 @@ class PackedModel(nn.Module):
             raise InputError(f"backend {backend!r} is none of {', '.join(BACKENDS)}", code="backend")
         if backend == "native" and not native.available():
             raise InputError(f"backend 'native': {native.notice()}", code="backend")
-        self.backend = backend if backend != "auto" else ("native" if native.available() else "reference")
+        self.backend = backend if backend != "auto" else _best()
         self.threads = threads
         self.graph_json, tensors = graph.stored()
         self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
