@@ -298,3 +298,14 @@ def test_damaged_trained_files(saved: tuple[Any, Path], tmp_path: Path) -> None:
         with pytest.raises(InputError) as error:
             bw.load(tmp_path / "cut", floats())
         assert "\n" not in str(error.value)
+
+
+def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path) -> None:
+    path = tmp_path / "t.safetensors"
+    bw.save(bw.apply(nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2)), [{"match": "*", "w": "ttq"}]), path)
+    other = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 3))
+    before = {k: v.clone() for k, v in other.state_dict().items()}
+    with pytest.raises(InputError, match="size mismatch"):
+        bw.load(path, other)
+    assert type(other[0]) is nn.Linear and list(other.state_dict()) == list(before)
+    assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -145,7 +146,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     model (or one with the same recipe applied): the file's recipe is applied where it is missing, then the weights load
     strictly.
 
-    Errors: `InputError` for an unreadable, truncated, foreign or hostile file, and for keys that do not match.
+    Errors: `InputError` for an unreadable, truncated, foreign or hostile file, and for keys that do not match; `model` is
+    then unchanged.
     """
     tensors, metadata = read_tensors(path)
     kind = metadata.get("bitwright")
@@ -164,8 +166,18 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     if model is None:
         raise InputError(f"load {path}: holds a trained net; give the model, bw.load(path, model)", code="load-model")
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
-    if recipe.rules and recipe_of(model).to_toml() != recipe.to_toml():
+    needed = bool(recipe.rules) and recipe_of(model).to_toml() != recipe.to_toml()
+    trial = copy.deepcopy(model)  # the given model stays as it is unless everything fits
+    if needed:
+        apply(trial, recipe)
+    _load_strictly(trial, tensors, path)
+    if needed:
         apply(model, recipe)
+    _load_strictly(model, tensors, path)
+    return model.to(device)
+
+
+def _load_strictly(model: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
     wanted = set(model.state_dict())
     missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
     if missing or extra:
@@ -182,7 +194,6 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     except RuntimeError as error:
         line = next((t.strip() for t in str(error).splitlines()[1:] if t.strip()), str(error))
         raise InputError(f"load {path}: {line}", code="load-keys") from None
-    return model.to(device)
 
 
 def check_runs(packed: PackedModel, path: str | os.PathLike[str]) -> None:
