@@ -867,3 +867,11 @@ def test_without_the_native_core_it_says_so_once_and_runs_on_torch(times: int, m
         done = [bw.convert(net, x) for _ in range(times)]
     assert len(said) == 1
     assert all(d.report.backend == "reference" and d.report.same == 3 for d in done)
+
+
+def test_a_packed_net_is_not_packed_again() -> None:
+    x = torch.randn(2, 8)
+    done = bw.convert(nn.Sequential(bw.nn.Linear(8, 4, w="bwn", x="sign")).eval(), x)
+    assert done.model is not None
+    with pytest.raises(InputError, match="packed already"):
+        bw.convert(done.model, x)

@@ -242,7 +242,7 @@ BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block)
 }
 
 // Measured (engine.md 2, and on Sapphire Rapids): Zen counts bits on two ports and is best with the plain 4 x 4
-// tile; Intel has one such port and wins 5-10 % with carry-save, which takes a second register per accumulator.
+// tile; Intel has one such port and wins with carry-save, which takes a second register per accumulator.
 inline TileChoice<BitsJob> choose_tile(int64_t pixels) {
   if (pixels < 4) return {strip<BitsJob, 1, 4, false>, strip<BitsJob, 1, 1, false>, 4, 1};
   if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 1, false>, 4, 4};

@@ -77,6 +77,8 @@ def convert(
     >>> done.report.layers_exact, [r.runs_as for r in done.report.rows]
     (True, ['float', 'bits'])
     """
+    if isinstance(model, PackedModel):
+        raise InputError("convert: this net is packed already; run it, or bench it", code="convert-packed")
     example = _example(example)
     traced = trace(model, example)
     graph = fold(traced.graph)
