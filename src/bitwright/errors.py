@@ -28,6 +28,21 @@ class InputError(ValueError):
         super().__init__(message)
         self.code, self.layer, self.given, self.possible, self.remedy = code, layer, given, possible, remedy
 
+    def reworded(self, message: str, layer: str | None = None) -> InputError:
+        """The same error with a fuller text, for the caller that knows where it happened.
+
+        >>> InputError("unknown part", code="part-unknown").reworded("rule 0: unknown part", layer="conv1").code
+        'part-unknown'
+        """
+        return type(self)(
+            message,
+            code=self.code,
+            layer=layer or self.layer,
+            given=self.given,
+            possible=self.possible,
+            remedy=self.remedy,
+        )
+
     def to_dict(self) -> dict[str, str | None]:
         """The `error` object of `--json` (contract 8)."""
         return {

@@ -147,14 +147,8 @@ def make_slot(value: Any, slot: str, layer: nn.Module | None = None, where: str 
         if where and where not in str(error):
             text = str(error)
             head = f"in slot {slot}:"
-            raise InputError(
-                text.replace(head, f"in slot {slot} of {where}:") if head in text else f"{where}: {text}",
-                code=error.code,
-                layer=where,
-                given=error.given,
-                possible=error.possible,
-                remedy=error.remedy,
-            ) from None
+            fuller = text.replace(head, f"in slot {slot} of {where}:") if head in text else f"{where}: {text}"
+            raise error.reworded(fuller, layer=where) from None
         raise
     return None if getattr(made, "part_name", "") == "float" else made
 

@@ -109,13 +109,7 @@ class Recipe:
             try:
                 rules.append(Rule.of(table))
             except InputError as error:
-                raise InputError(
-                    f"{_title(name)}: rule {i}: {error}",
-                    code=error.code,
-                    given=error.given,
-                    possible=error.possible,
-                    remedy=error.remedy,
-                ) from None
+                raise error.reworded(f"{_title(name)}: rule {i}: {error}") from None
         return cls(tuple(rules), name, comment)
 
     @classmethod

@@ -169,14 +169,7 @@ def build(decision: Decision, verb: str, share: bool) -> SlotLayer:
         new.set_slots(decision.name, **decision.slots)
     except InputError as error:
         numbers = sorted(set(decision.rules.values()))
-        raise InputError(
-            f"{verb}: rule {', '.join(map(str, numbers))}: {error}",
-            code=error.code,
-            layer=decision.name,
-            given=error.given,
-            possible=error.possible,
-            remedy=error.remedy,
-        ) from None
+        raise error.reworded(f"{verb}: rule {', '.join(map(str, numbers))}: {error}", layer=decision.name) from None
     weight = new._parameters.get("weight")
     for slot in decision.slots:
         part = getattr(new, slot)
