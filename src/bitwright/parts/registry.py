@@ -72,16 +72,12 @@ def options_of(name: str) -> dict[str, Any]:
     }
 
 
-def make_part(name: str, *, slot: str | None = None, layer: nn.Module | None = None, **options: Any) -> nn.Module:
-    """Builds one part. `slot` picks the meaning where a part serves several; `layer` supplies sizes where needed.
+def check_use(name: str, slot: str, options: Mapping[str, Any]) -> None:
+    """`InputError` naming the nearest, where a part, one of its options or its slot does not exist.
 
-    Errors: `InputError` (a ValueError) for an unknown name or option, naming the nearest; for a slot it does not serve.
-
-    >>> make_part("dorefa_a", bits=2).bits
-    2
+    >>> check_use("ttq", "w", {"threshold": 0.1})
     """
-    cls = part_class(name)
-    slot = slot or _FITS[name][0]
+    part_class(name)
     known = options_of(name)
     for option, value in options.items():
         if option not in known:
@@ -101,6 +97,19 @@ def make_part(name: str, *, slot: str | None = None, layer: nn.Module | None = N
             given=slot,
             possible=others,
         )
+
+
+def make_part(name: str, *, slot: str | None = None, layer: nn.Module | None = None, **options: Any) -> nn.Module:
+    """Builds one part. `slot` picks the meaning where a part serves several; `layer` supplies sizes where needed.
+
+    Errors: `InputError` (a ValueError) for an unknown name or option, naming the nearest; for a slot it does not serve.
+
+    >>> make_part("dorefa_a", bits=2).bits
+    2
+    """
+    cls = part_class(name)
+    slot = slot or _FITS[name][0]
+    check_use(name, slot, options)
     if options.get("bits") == 32:  # the papers' W32 or A32: nothing at all, not a clone
         return make_part("float", slot=slot)
     if "slot" in inspect.signature(cls).parameters:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from bitwright.errors import InputError, nearest
-from bitwright.parts.registry import SLOT_WORDS, SLOTS, options_of, part_class, parts
+from bitwright.parts.registry import SLOTS, check_use
 from bitwright.transforms.toml import toml_value
 
 FOLDER = Path(__file__).parent / "recipes"
@@ -211,11 +211,11 @@ def recipes() -> list[str]:
 def check_value(value: Any, slot: str) -> None:
     """Names in a slot's value: part, options, slot. The part checks option values, per layer, in `plan`."""
     if isinstance(value, str):
-        _check_part(value, slot, {})
+        check_use(value, slot, {})
     elif isinstance(value, Mapping):
         if not isinstance(value.get("part"), str):
             raise InputError(f"slot {slot}: a mapping needs the key 'part', got {sorted(value)}", code="slot-form")
-        _check_part(value["part"], slot, {k: v for k, v in value.items() if k != "part"})
+        check_use(value["part"], slot, {k: v for k, v in value.items() if k != "part"})
     elif isinstance(value, Sequence) and not isinstance(value, (bytes, bytearray)):
         for link in value:
             check_value(link, slot)
@@ -223,30 +223,6 @@ def check_value(value: Any, slot: str) -> None:
         raise InputError(
             f"slot {slot}: cannot read {value!r}. Give a part name, a mapping or a list of them",
             code="slot-form",
-        )
-
-
-def _check_part(name: str, slot: str, options: Mapping[str, Any]) -> None:
-    part_class(name)  # unknown name: error with the nearest
-    known = options_of(name)
-    for option, value in options.items():
-        if option not in known:
-            listing = ", ".join(f"{k}={v!r}" for k, v in known.items()) or "none"
-            raise InputError(
-                f"part {name}: unknown option {option}={value!r}.{nearest(option, known)} Options: {listing}",
-                code="option-unknown",
-                given=option,
-                possible=listing,
-            )
-    registry = parts()
-    if slot not in registry[name].slots:
-        others = ", ".join(n for n, info in registry.items() if slot in info.slots and n != "float")
-        raise InputError(
-            f"part {name} in slot {slot}: serves slot {', '.join(registry[name].slots)} only. "
-            f"For {SLOT_WORDS[slot]}: {others or 'none yet'}",
-            code="slot-wrong",
-            given=slot,
-            possible=others,
         )
 
 
