@@ -1,19 +1,22 @@
-"""Data sets by name, read from the files that torchvision's downloads leave, without torchvision.
+"""Data sets by name, read from the files that torchvision's downloads leave, without torchvision; and own data.
 
 `digits` is always there; the others are looked for below the root argument, else BITWRIGHT_DATA (a path
-list), else ~/.cache/bitwright. Nothing is downloaded here.
+list), else ~/.cache/bitwright. Nothing is downloaded here. Own data is a "folder" of pictures or "file.py:fn".
 """
 
 import difflib
 import os
 from dataclasses import dataclass
 
+from bitwright import usercode
 from bitwright.errors import InputError
 
 from .cifar import read_batches, read_names
 from .dataset import Batches, Dataset, loader_rate
 from .digits import read_digits
 from .files import LAYOUTS, find, folders, md5, member
+from .folder import read_folder
+from .function import read_function
 from .idx import read_pair
 
 __all__ = ["Batches", "Dataset", "FileStatus", "check", "load", "loader_rate", "names"]
@@ -61,18 +64,27 @@ def names() -> tuple[str, ...]:
     return tuple(_FACTS)
 
 
-def load(name: str, root: Root = None, split: str = "train", *, verify: bool = False) -> Dataset:
+def load(name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32) -> Dataset:
     """One split ("train" or "test") of a set, in memory as uint8; CIFAR-100 with its 100 fine labels.
 
-    verify=True also compares the MD5 of each file read with the published one (about 0.3 s for CIFAR).
+    name     one of `names()`; "folder": pictures below `root`, see `folder.read_folder`; "file.py:fn": what the
+             user's fn(split) gives, see `function.read_function`
+    verify   also compare the MD5 of each file of a named set with the published one (about 0.3 s for CIFAR)
+    size     side in pixels to which the pictures of a folder are resized
 
     >>> d = load("digits", split="test")
     >>> len(d), d.images.shape, d.images.dtype
     (360, torch.Size([360, 1, 8, 8]), torch.uint8)
     """
-    _check_name(name)
+    own = name == "folder" or usercode.is_own(name)
+    if not own:
+        _check_name(name)
     if split not in ("train", "test"):
         raise InputError(f"data {name}: unknown split {split!r}; possible: train, test")
+    if size < 1:
+        raise InputError(f"data {name}: size={size}; possible: at least 1")
+    if own:
+        return read_folder(root, split, size) if name == "folder" else read_function(name, split)
     facts = _FACTS[name]
     classes = facts.classes
     if name == "digits":
@@ -148,4 +160,5 @@ def _check_name(name: str) -> None:
     if name not in _FACTS:
         close = difflib.get_close_matches(str(name), names(), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
-        raise InputError(f"data: unknown set {name!r}{hint} Known: {', '.join(names())}")
+        own = "own data: folder, file.py:fn"
+        raise InputError(f"data: unknown set {name!r}{hint} Known: {', '.join(names())}; {own}", code="data-unknown")

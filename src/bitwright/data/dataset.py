@@ -55,6 +55,35 @@ class Dataset:
             raise InputError(f"data {self.name}: limit={n}; possible: at least 1")
         return replace(self, images=self.images[:n], labels=self.labels[:n])
 
+    def part(self, which: str, n: int) -> "Dataset":
+        """ "val" is n images chosen by their places alone, the same for every seed; "train" is all others.
+
+        Both keep the stored order. n = 0 leaves "train" whole; "val" needs at least one image.
+
+        >>> d = Dataset("x", torch.zeros(9, 1, 1, 1, dtype=torch.uint8), torch.arange(9), (), (0.0,), (1.0,))
+        >>> sorted(d.part("train", 3).labels.tolist() + d.part("val", 3).labels.tolist()) == list(range(9))
+        True
+        """
+        if which not in ("train", "val"):
+            raise InputError(f"data {self.name}: unknown part {which!r}; possible: train, val")
+        if not (which == "val") <= n < len(self):
+            least = "1" if which == "val" else "0"
+            raise InputError(
+                f"data {self.name}: val={n} of {len(self):,} training images; possible: {least} to {len(self) - 1}",
+                code="data-val",
+                given=str(n),
+            )
+        held = np.zeros(len(self), bool)
+        held[np.argsort(_mixed(len(self)), kind="stable")[:n]] = True
+        index = torch.from_numpy(np.flatnonzero(held if which == "val" else ~held))
+        return replace(self, images=self.images[index], labels=self.labels[index])
+
+    def binarized(self) -> "Dataset":
+        """Pixels of 128 and above become 255, the others 0; mean 0 and std 1, so batches hold exactly 0.0 and 1.0."""
+        images = (self.images >= 128).to(torch.uint8).mul_(255)
+        channels = len(self.mean)
+        return replace(self, images=images, mean=(0.0,) * channels, std=(1.0,) * channels)
+
     def batches(
         self,
         batch_size: int,
@@ -67,24 +96,44 @@ class Dataset:
         device: str | torch.device = "cpu",
         drop_last: bool = False,
         channels_last: bool = False,
+        rank: int = 0,
+        world: int = 1,
+        start: int = 0,
     ) -> "Batches":
         """Pairs of float images [B, C, H, W] and labels [B] on `device`; iterating again gives the same.
 
         order, augmentation   functions of (seed, epoch) alone, not of the device or of earlier calls;
                               an image's shift not even of the batch size
         normalize             True gives (k/255 - mean) / std, False k/255 (what 8-bit input layers read)
+        rank, world           this process gets slice `rank` of `world` of each batch, which `batch_size` counts whole;
+                              slices of an incomplete last batch differ by one image at most, and may be empty
+        start                 batches of the pass that were seen before: the others come as in an unbroken pass
         """
         if batch_size < 1:
             raise InputError(f"data {self.name}: batch_size={batch_size}; possible: at least 1")
         if seed < 0 or epoch < 0:
             raise InputError(f"data {self.name}: seed={seed}, epoch={epoch}; possible: 0 and above")
+        if not 0 <= rank < world:
+            raise InputError(f"data {self.name}: rank={rank} of world={world}; possible: 0 up to, not including, world")
+        if batch_size % world:
+            raise InputError(
+                f"data {self.name}: a batch of {batch_size} cannot be shared by {world} processes evenly; "
+                f"possible: a multiple of {world}, e.g. data.batch={-(-batch_size // world) * world}",
+                code="data-batch",
+                given=str(batch_size),
+            )
         device = torch.device(device)
-        return Batches(self, batch_size, shuffle, augment, normalize, seed, epoch, device, drop_last, channels_last)
+        found = Batches(
+            self, batch_size, shuffle, augment, normalize, seed, epoch, device, drop_last, channels_last, rank, world
+        )
+        if not 0 <= start <= len(found):
+            raise InputError(f"data {self.name}: start={start}; possible: 0 to {len(found)}, the batches of a pass")
+        return replace(found, start=start)
 
 
 @dataclass(frozen=True, eq=False)
 class Batches:
-    """What `Dataset.batches` returns: has a length and can be iterated any number of times."""
+    """What `Dataset.batches` returns: has a length (from `start` on) and can be iterated any number of times."""
 
     dataset: Dataset
     batch_size: int
@@ -96,10 +145,13 @@ class Batches:
     device: torch.device
     drop_last: bool
     channels_last: bool
+    rank: int = 0
+    world: int = 1
+    start: int = 0
 
     def __len__(self) -> int:
         full, rest = divmod(len(self.dataset), self.batch_size)
-        return full + (1 if rest and not self.drop_last else 0)
+        return full + (1 if rest and not self.drop_last else 0) - self.start
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
         data, n = self.dataset, len(self.dataset)
@@ -108,8 +160,9 @@ class Batches:
         random = self._random(1)
         shift = torch.randint(0, 2 * data.pad + 1, (n, 2), generator=random)
         mirror = torch.rand(n, generator=random) < 0.5 if data.flip else torch.zeros(n, dtype=torch.bool)
-        for i in range(len(self)):
+        for i in range(self.start, self.start + len(self)):
             index = order[i * self.batch_size : (i + 1) * self.batch_size]
+            index = index[len(index) * self.rank // self.world : len(index) * (self.rank + 1) // self.world]
             x = data.images[index].to(self.device)
             if self.augment:
                 x = crop_flip(x, shift[index].to(self.device), mirror[index].to(self.device), data.pad)
@@ -146,6 +199,16 @@ def loader_rate(dataset: Dataset, batch_size: int = 128, augment: bool = True, s
             if elapsed >= seconds:
                 return images / elapsed
         epoch += 1
+
+
+def _mixed(n: int) -> np.ndarray:
+    """A fixed pseudo-random uint64 for each of 0..n-1 (the finalizer of splitmix64): no library's stream, so that
+    the choice never changes with a version."""
+    with np.errstate(over="ignore"):
+        x = np.arange(1, n + 1, dtype=np.uint64) * np.uint64(0x9E3779B97F4A7C15)
+        x = (x ^ (x >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return x ^ (x >> np.uint64(31))
 
 
 def _say(tensor: Tensor) -> str:

@@ -91,6 +91,14 @@ class Plan:
         lines = ["| " + " | ".join(cells).replace("\n", " ") + " |" for cells in [head, ["---"] * len(head), *body]]
         return "\n".join(lines)
 
+    def cells(self, limit: int | None = None) -> list[list[str] | str]:
+        """The head, then the rows as texts; with `limit` a run of more than that many like layers is one text."""
+        cells = list(self._cells())
+        keep: list[int | str] = list(range(1, len(cells)))
+        if limit is not None:
+            keep = _shorten(self.rows, limit)
+        return [cells[0], *(item if isinstance(item, str) else cells[item] for item in keep)]
+
     def _cells(self) -> Iterator[list[str]]:
         extra = [s for s in ("b", "g", "gate") if any(getattr(r, s) for r in self.rows)]
         yield ["layer", "kind", "shape", "rule", "w", "x", *extra, "bits", "MACs", "note"]
@@ -111,20 +119,17 @@ class Plan:
 
     def text(self, limit: int | None = None) -> str:
         """The table; with `limit` a run of more than that many like layers is cut short."""
-        cells = list(self._cells())
-        keep: list[int | str] = list(range(1, len(cells)))
-        if limit is not None:
-            keep = _shorten(self.rows, limit)
-        right = cells[0].index("MACs")
-        widths = [max(len(row[i]) for row in cells) for i in range(len(cells[0]))]
-        lines = [_line(cells[0], widths, right)]
-        for item in keep:
-            lines.append(item if isinstance(item, str) else _line(cells[item], widths, right))
-        lines += self._summary()
+        head, *items = self.cells(limit)
+        full = list(self._cells())
+        right = full[0].index("MACs")
+        widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
+        lines = [item if isinstance(item, str) else _line(item, widths, right) for item in (head, *items)]
+        lines += self.summary()
         lines += [f"warn: {w}" for w in self.warnings]
         return "\n".join(lines)
 
-    def _summary(self) -> list[str]:
+    def summary(self) -> list[str]:
+        """Lines below the table: totals, bytes, rules."""
         t = self.totals
         text = f"total    {t['layers']} layers: " + ", ".join(f"{n} {k}" for k, n in t["by_bits"].items())
         if t["macs"]:
@@ -300,7 +305,7 @@ def _shorten(rows: tuple[PlanRow, ...], limit: int) -> list[int | str]:
         j = i
         while j < len(rows) and _alike(rows[i], rows[j]):
             j += 1
-        shown = min(j, i + limit)
+        shown = j if j - i <= limit + 1 else i + limit  # one line hidden would save none
         out += list(range(i + 1, shown + 1))
         if shown < j:
             out.append(f"...  {j - shown} more like these (--all)")

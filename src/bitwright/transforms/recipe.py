@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from bitwright.errors import InputError, nearest
 from bitwright.parts.registry import SLOTS, check_use
-from bitwright.transforms.toml import toml_value
+from bitwright.toml import toml_value
 
 FOLDER = Path(__file__).parent / "recipes"
 RULE_KEYS = ("match", "kind", "optional", "norm", *SLOTS)

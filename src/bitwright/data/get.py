@@ -1,0 +1,240 @@
+"""Downloads of the published sets: only when asked, checked by MD5, moved into place when complete."""
+
+import gzip
+import hashlib
+import http.client
+import os
+import shutil
+import tarfile
+import tempfile
+import urllib.error
+import urllib.request
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+from bitwright.errors import InputError, nearest
+
+from .files import LAYOUTS, md5, roots
+
+Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all (0: not told)
+TIMEOUT = 30  # seconds without a byte
+LARGEST = 1 << 30  # bytes of one unpacked file; the largest of the sets has 155 million
+
+
+@dataclass(frozen=True)
+class Archive:
+    """One file to download: its name, its MD5, the addresses to try in order.
+
+    members   files to take out of it -> their MD5, name in the archive as in the set's folder; a .gz holds one
+    """
+
+    name: str
+    md5: str
+    addresses: tuple[str, ...]
+    members: dict[str, str]
+
+
+def _gz(name: str, folders: tuple[str, ...], digests: dict[str, str]) -> tuple[Archive, ...]:
+    """The four files of an idx set, each packed by itself."""
+    return tuple(
+        Archive(f"{file}.gz", digest, tuple(f"{f}{file}.gz" for f in folders), {file: LAYOUTS[name].md5[file]})
+        for file, digest in digests.items()
+    )
+
+
+def _tar(name: str, file: str, digest: str, more: dict[str, str]) -> tuple[Archive, ...]:
+    folders = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
+    return (Archive(file, digest, tuple(f + file for f in folders), {**LAYOUTS[name].md5, **more}),)
+
+
+SOURCES: dict[str, tuple[Archive, ...]] = {
+    "mnist": _gz(
+        "mnist",
+        ("https://ossci-datasets.s3.amazonaws.com/mnist/", "https://storage.googleapis.com/cvdf-datasets/mnist/"),
+        {
+            "train-images-idx3-ubyte": "f68b3c2dcbeaaa9fbdd348bbdeb94873",
+            "train-labels-idx1-ubyte": "d53e105ee54ea40749a09fcbcd1e9432",
+            "t10k-images-idx3-ubyte": "9fb629c4189551a2d022fa330f9573f3",
+            "t10k-labels-idx1-ubyte": "ec29112dd5afa0611ce80d1b7f02629c",
+        },
+    ),
+    "fashion-mnist": _gz(
+        "fashion-mnist",
+        (
+            "https://github.com/zalandoresearch/fashion-mnist/raw/master/data/fashion/",
+            "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com/",
+        ),
+        {
+            "train-images-idx3-ubyte": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+            "train-labels-idx1-ubyte": "25c81989df183df01b3e8a0aad5dffbe",
+            "t10k-images-idx3-ubyte": "bef4ecab320f06d8554ea6380940ec79",
+            "t10k-labels-idx1-ubyte": "bb300cfdad3c16e7a12a480ee83cd310",
+        },
+    ),
+    "cifar10": _tar(  # batches.meta is for torchvision; we do not read it
+        "cifar10", "cifar-10-python.tar.gz", "c58f30108f718f92721af3b95e74349a",
+        {"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
+    ),
+    "cifar100": _tar("cifar100", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", {}),
+}  # fmt: skip
+
+
+def get(name: str, root: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
+    """Downloads a set below `root` (else the first folder of BITWRIGHT_DATA, else ~/.cache/bitwright).
+
+    Returns the folder of the set, laid out as torchvision's. What is there and whole is not fetched again; what
+    was broken off goes on where it stopped, if the server can. Files get their names only after their MD5 and
+    that of their archive were right; nothing else of the archive is unpacked.
+    Errors: `InputError`, in one line, without a network, with a wrong MD5, or on a full disk.
+    """
+    if name not in SOURCES:
+        raise InputError(
+            f"data get: cannot get {name!r}.{nearest(name, SOURCES)} Possible: {', '.join(SOURCES)}",
+            code="data-unknown",
+            given=name,
+            possible=", ".join(SOURCES),
+        )
+    base = roots(root)[0]
+    folder = base / LAYOUTS[name].folder
+    try:
+        base.mkdir(parents=True, exist_ok=True)
+        for archive in SOURCES[name]:
+            if not all(_whole(name, folder, file, digest) for file, digest in archive.members.items()):
+                _fetch(name, archive, base, folder, progress or (lambda file, done, size: None))
+    except OSError as error:
+        raise InputError(
+            f"data get {name}: {error.filename or folder}: {error.strerror or error}",
+            code="data-write",
+            given=str(folder),
+        ) from None
+    return folder
+
+
+def _whole(name: str, folder: Path, file: str, digest: str) -> bool:
+    """Whether the file that `load` would read is there and right."""
+    packed = folder / f"{file}.gz"
+    path = packed if LAYOUTS[name].zipped and packed.is_file() and not (folder / file).exists() else folder / file
+    return path.is_file() and md5(path) == digest
+
+
+def _fetch(name: str, archive: Archive, base: Path, folder: Path, progress: Progress) -> None:
+    """One archive: download, check, unpack beside the target, check, move."""
+    part = base / f".{name}-{archive.name}.part"  # not in the folder of the set: half a set would hide another root's
+    reasons = []
+    for address in archive.addresses:
+        for _ in range(2):  # what was gone on with and is wrong is fetched once more, whole
+            went_on = part.exists()
+            try:
+                _download(name, address, part, archive.name, progress)
+            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
+                reasons.append(f"{address}: {_why(error)}")
+                break
+            if _md5_as_is(part) == archive.md5:
+                _unpack(name, archive, part, base, folder)
+                part.unlink()
+                return
+            part.unlink()
+            if not went_on:
+                reasons.append(f"{address}: its MD5 is not the published one")
+                break
+    raise InputError(
+        f"data get {name}: could not get {archive.name} ({'; '.join(reasons)}). "
+        f"Online, the same command goes on; or put the files into {folder}",
+        code="data-offline",
+        given=name,
+        remedy=f"bitwright data get {name}",
+    )
+
+
+def _download(name: str, address: str, part: Path, file: str, progress: Progress) -> None:
+    """Appends to `part` what is missing, or writes it anew where the server only sends the whole."""
+    have = part.stat().st_size if part.exists() else 0
+    request = urllib.request.Request(address, headers={"User-Agent": "bitwright", "Accept-Encoding": "identity"})
+    if have:
+        request.add_header("Range", f"bytes={have}-")
+    try:
+        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
+    except urllib.error.HTTPError as error:
+        if error.code != 416:  # nothing behind the last byte we have: it is all there, or another file
+            raise
+        return
+    with answer:
+        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
+        have = have if goes_on else 0
+        length = answer.headers.get("Content-Length", "")
+        size = have + int(length) if length.isdecimal() else 0
+        _check_space(name, part, size - have)
+        with open(part, "ab" if goes_on else "wb") as target:
+            while block := answer.read(1 << 16):
+                target.write(block)
+                have += len(block)
+                progress(file, have, size)
+    if have < size:
+        raise ConnectionError(f"broken off after {have:,} of {size:,} bytes")
+
+
+def _check_space(name: str, part: Path, needed: int) -> None:
+    free = shutil.disk_usage(part.parent).free
+    if needed * 2 > free:  # the archive and what comes out of it
+        raise InputError(
+            f"data get {name}: {part.parent} has {free / 1e6:,.0f} MB free; about {needed * 2 / 1e6:,.0f} MB are needed. "
+            "Give another --root",
+            code="data-space",
+            given=str(part.parent),
+        )
+
+
+def _unpack(name: str, archive: Archive, part: Path, base: Path, folder: Path) -> None:
+    """The expected members, checked, then moved; a crash leaves either the old or the new file."""
+    with tempfile.TemporaryDirectory(dir=base, prefix=".bitwright-") as temporary:
+        try:
+            if archive.name.endswith(".tar.gz"):
+                with tarfile.open(part, "r:gz") as tar:
+                    for member in tar:
+                        file = member.name.removeprefix("./").removeprefix(f"{folder.name}/")
+                        if file in archive.members and member.isreg() and (source := tar.extractfile(member)):
+                            _copy(source, Path(temporary) / file)  # type: ignore[arg-type]
+            else:
+                with gzip.open(part) as source:
+                    _copy(source, Path(temporary) / next(iter(archive.members)))  # type: ignore[arg-type]
+        except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+            raise _bad(name, archive, f"cannot be unpacked ({' '.join(str(error).split())})") from None
+        for file, digest in archive.members.items():
+            path = Path(temporary) / file
+            if not path.is_file() or md5(path) != digest:
+                raise _bad(name, archive, f"holds no {file} with the published MD5")
+        folder.mkdir(parents=True, exist_ok=True)
+        for file in archive.members:
+            os.replace(Path(temporary) / file, folder / file)
+
+
+def _copy(source: BinaryIO, target: Path) -> None:
+    left = LARGEST
+    with open(target, "wb") as file:
+        while left > 0 and (block := source.read(1 << 20)):
+            left -= len(block)
+            file.write(block)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _bad(name: str, archive: Archive, what: str) -> InputError:
+    return InputError(f"data get {name}: {archive.name} {what}; nothing was changed", code="data-damaged", given=name)
+
+
+def _md5_as_is(path: Path) -> str:
+    digest = hashlib.md5(usedforsecurity=False)
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.hexdigest()
+
+
+def _why(error: Exception) -> str:
+    reason = getattr(error, "reason", None)
+    if isinstance(error, urllib.error.HTTPError):
+        return f"{error.code} {reason}"
+    return " ".join(str(reason if reason is not None else error).split()) or type(error).__name__

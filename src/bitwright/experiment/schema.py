@@ -1,0 +1,194 @@
+"""What an experiment file may hold (contract 4). Data only: nothing here knows torch."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    NonNegativeFloat,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+)
+
+Share = Annotated[float, Field(ge=0, le=1)]
+Beta = Annotated[float, Field(ge=0, lt=1)]
+
+
+class Table(BaseModel):
+    """Unknown keys are errors; values are not changed after reading."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
+
+
+class Data(Table):
+    """Which images, and how they are fed.
+
+    name         a set of `bw.data`, "folder", or "file.py:fn" (fn(split) gives a Dataset, a pair of tensors
+                 or a torch map-style data set)
+    batch        images per step, over all processes
+    augment      shift, and mirror where that makes sense
+    normalize    mean and deviation; None: off where the first layer reads pixels as codes (`input8`), else on
+    limit        first n training images;   limit_test   first n test images
+    workers      threads that prepare batches ahead; the order of images does not depend on it
+    val          training images held out to pick `best.safetensors`
+    binarize     pixels to 0 and 1, for circuits
+    size         side to which the images of a folder are resized
+    """
+
+    name: str = "digits"
+    root: str | None = None
+    batch: PositiveInt = 128
+    eval_batch: PositiveInt = 500
+    augment: bool = True
+    normalize: bool | None = None
+    limit: PositiveInt | None = None
+    limit_test: PositiveInt | None = None
+    workers: NonNegativeInt = 0
+    val: NonNegativeInt = 0
+    binarize: bool = False
+    size: PositiveInt = 32
+
+
+class Model(Table):
+    """name and arguments of `bw.models.create`, or "file.py:fn" and the arguments of fn.
+
+    init       "default", "kaiming", "xavier", "orthogonal" or "normal:0.02"
+    weights    a safetensors file or a run to start from (float or trained)
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
+
+    name: str = "lenet5"
+    init: str = "default"
+    weights: str | None = None
+
+    @property
+    def arguments(self) -> dict[str, Any]:
+        """Everything else in the table."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class Optimizer(Table):
+    """`weight_decay` does not reach latents of binary and ternary weights, scales, norms and biases."""
+
+    name: Literal["sgd", "adam", "adamw", "nadam", "rmsprop"] = "adam"
+    lr: PositiveFloat = 1e-3
+    weight_decay: NonNegativeFloat = 0.0
+    momentum: Share = 0.0
+    nesterov: bool = False
+    betas: tuple[Beta, Beta] | None = None
+    eps: PositiveFloat | None = None
+
+
+class Schedule(Table):
+    """The factor on the learning rate.
+
+    step         `gamma` every `every` epochs;   milestones   `gamma` at the epochs of `at`
+    cosine       to `final`, over the stage;     linear       to `final`, over the stage
+    plateau      `gamma` when the training loss (or that of `data.val`) has not fallen for `patience` epochs
+    warmup       epochs, may be a fraction, in which the rate rises from nothing
+    """
+
+    name: Literal["constant", "step", "milestones", "cosine", "linear", "plateau"] = "constant"
+    warmup: NonNegativeFloat = 0.0
+    every: PositiveInt = 10
+    at: list[PositiveInt] = []
+    gamma: Share = 0.1
+    final: Share = 0.0
+    patience: PositiveInt = 5
+
+
+class Teacher(Table):
+    """loss = (1 - weight) * loss + weight * T^2 * KL(teacher || student), both softened by T.
+
+    source   "previous" (the net as the stage before left it), or a run or a file of weights of the same model
+
+    `teacher = "previous"` in a stage is short for `teacher = { source = "previous" }`.
+    """
+
+    source: str = "previous"
+    weight: Share = 0.5
+    temperature: PositiveFloat = 1.0
+
+
+def _source(teacher: Any) -> Any:
+    return {"source": teacher} if isinstance(teacher, str) else teacher
+
+
+class Stage(Table):
+    """One recipe trained for some epochs. Stages build on each other: recipes add up, weights go on.
+
+    recipe       a shipped name or a path, or rules in [[stage.rule]]; neither: the net stays as it is
+    loss         "cross_entropy", "squared_hinge", "mse", or "file.py:fn" (fn(outputs, labels) -> scalar)
+    clip         largest norm of the gradient
+    freeze       globs on parameter names that do not learn in this stage
+    calibrate    batches that parts with an observer see before the first step
+    """
+
+    epochs: PositiveInt
+    recipe: str | None = None
+    rule: list[dict[str, Any]] = []
+    optimizer: Optimizer = Optimizer()
+    schedule: Schedule = Schedule()
+    loss: str = "cross_entropy"
+    label_smoothing: Share = 0.0
+    clip: PositiveFloat | None = None
+    freeze: list[str] = []
+    teacher: Annotated[Teacher | None, BeforeValidator(_source)] = None
+    calibrate: NonNegativeInt = 4
+
+
+class Train(Table):
+    """How it runs, not what is learned.
+
+    precision          "fp32", "bf16" or "fp16" (autocast; fp16 only on a GPU)
+    device             "auto", "cpu", "cuda";   devices   processes (DDP above 1)
+    threads            of torch per process; None: torch's own choice. Results repeat to the bit for equal threads
+    channels_last      memory format of 4-D tensors
+    checkpoint_every   steps between two writings of last.ckpt; each epoch's end is always written
+    """
+
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    devices: PositiveInt = 1
+    threads: PositiveInt | None = None
+    channels_last: bool = True
+    checkpoint_every: PositiveInt = 200
+
+
+class Log(Table):
+    """histograms_every, health_every: steps; 0 is never. health: sign flips, dead weights, scale, saturation."""
+
+    histograms_every: NonNegativeInt = 100
+    health_every: NonNegativeInt = 25
+    tensorboard: bool = True
+
+
+class Expected(Table):
+    """Test accuracy, as shares, that this experiment reached, and where that was measured."""
+
+    low: Share
+    high: Share
+    seeds: PositiveInt = 1
+    source: str = ""
+
+
+class Experiment(Table):
+    """A whole experiment.
+
+    >>> Experiment.model_validate({"stage": [{"epochs": 1}]}).data.name
+    'digits'
+    """
+
+    seed: NonNegativeInt = 0
+    data: Data = Data()
+    model: Model = Model()
+    stage: Annotated[list[Stage], Field(min_length=1)]
+    train: Train = Train()
+    log: Log = Log()
+    expected: Expected | None = None

@@ -1,0 +1,115 @@
+"""From an experiment to its objects: data sets, the model, the recipe of each stage."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright import data, models, usercode
+from bitwright.errors import InputError
+from bitwright.runs.init import initialize
+from bitwright.transforms import Recipe, apply, recipe_of
+
+if TYPE_CHECKING:
+    from bitwright.data import Dataset
+    from bitwright.experiment import Experiment
+
+
+def dataset(experiment: Experiment, split: str) -> Dataset:
+    """ "train", "test", or "val" (the last `data.val` training images, which "train" then lacks)."""
+    spec = experiment.data
+    found = data.load(spec.name, spec.root, "test" if split == "test" else "train", size=spec.size)
+    if split == "test":
+        found = found.limit(spec.limit_test) if spec.limit_test else found
+    else:
+        found = found.limit(spec.limit) if spec.limit else found
+        found = found.part(split, spec.val) if spec.val or split == "val" else found
+    return found.binarized() if spec.binarize else found
+
+
+def normalized(experiment: Experiment) -> bool:
+    """Whether pixels are normalized: off where a recipe makes the first layer read pixels as 8-bit codes."""
+    if experiment.data.normalize is not None:
+        return experiment.data.normalize
+    if experiment.data.binarize:
+        return False
+    rules = [rule for i in range(len(experiment.stage)) for rule in recipe_of_stage(experiment, i).rules]
+    return not any("input8" in repr(rule.slots.get("x", "")) for rule in rules)
+
+
+def example_of(experiment: Experiment, images: Dataset, batch: int = 2) -> Tensor:
+    """The first images, as the model gets them."""
+    return next(iter(images.limit(batch).batches(batch, normalize=normalized(experiment))))[0]
+
+
+def build_model(experiment: Experiment, images: Dataset | None = None, *, weights: bool = True) -> nn.Module:
+    """The float model, before any stage. Sizes that the file leaves open come from the data.
+
+    weights   False: no init scheme and no start weights, for a model whose weights are read anyway
+    """
+    spec = experiment.model
+    arguments: dict[str, Any] = spec.arguments
+    if usercode.is_own(spec.name):
+        model = usercode.call(spec.name, "model", **arguments)
+        if not isinstance(model, nn.Module):
+            raise InputError(f"model {spec.name}: gave {type(model).__name__}, not a torch module", code="own-call")
+    else:
+        images = images if images is not None else dataset(experiment, "test")
+        sizes = {"in_channels": images.images.shape[1], "size": images.images.shape[-1]}
+        classes = arguments.pop("num_classes", len(images.classes))
+        model = models.create(spec.name, classes, **{**sizes, **arguments})
+    if weights:
+        initialize(model, spec.init)
+        if spec.weights is not None:
+            _start_from(model, spec.weights)
+    return model
+
+
+def _start_from(model: nn.Module, source: str) -> None:
+    """Weights of a float or trained file, or of a run, into the model as it is."""
+    from pathlib import Path
+
+    from bitwright.engine.files import read_tensors
+    from bitwright.runs.folder import is_run
+
+    path = Path(source) / "model.safetensors" if is_run(source) else Path(source)
+    tensors, _ = read_tensors(path)
+    own = model.state_dict()
+    missing = [key for key in own if key not in tensors]
+    wrong = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
+    if missing or wrong:
+        first = f"{missing[0]} is missing" if missing else f"{wrong[0]} is {list(tensors[wrong[0]].shape)}"
+        raise InputError(
+            f"model weights {path}: do not fit this model: {first} ({len(missing)} missing, {len(wrong)} of other shape)",
+            code="weights-fit",
+            given=str(path),
+        )
+    model.load_state_dict({key: tensors[key] for key in own})
+
+
+def recipe_of_stage(experiment: Experiment, index: int) -> Recipe:
+    """The stage's own recipe; empty where it has none."""
+    stage = experiment.stage[index]
+    if stage.recipe is not None and stage.rule:
+        raise InputError(f"stage {index}: has a recipe and rules; possible: one of them", code="experiment-stage")
+    if stage.recipe is not None:
+        return Recipe.load(stage.recipe)
+    return Recipe.from_rules(stage.rule, name=f"stage {index}") if stage.rule else Recipe()
+
+
+def apply_stage(model: nn.Module, experiment: Experiment, index: int, example: Tensor) -> nn.Module:
+    """Gives the model the parts of one stage, in place; returns it."""
+    recipe = recipe_of_stage(experiment, index)
+    return apply(model, recipe, example) if recipe.rules else model
+
+
+def has_recipe(model: nn.Module) -> bool:
+    """Whether any stage has changed the model."""
+    return bool(recipe_of(model).rules)
+
+
+def seed_everything(seed: int, rank: int = 0) -> None:
+    """torch's generators; numpy and random are not used by ours."""
+    torch.manual_seed(seed * 1_000_003 + rank)

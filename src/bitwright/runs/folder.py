@@ -1,0 +1,135 @@
+"""The run directory: names of its files, and how they are read and written. Nothing in it knows where it lies."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import os
+import tempfile
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright import experiment
+from bitwright.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bitwright.experiment import Experiment
+
+
+def is_run(path: str | os.PathLike[str]) -> bool:
+    """Whether `path` is a run directory: a folder with experiment.toml."""
+    return (Path(path) / "experiment.toml").is_file()
+
+
+class Run:
+    """A folder with the files of contract 4; commands take it where they take a file.
+
+    experiment.toml     as run, overrides and defaults filled in;  command.txt, machine.json
+    metrics.csv         a row per epoch;  health.csv  a row per epoch and layer
+    model.safetensors   last epoch;  best.safetensors  best on data.val;  stages/K.safetensors  end of stage K
+    last.ckpt           everything to go on from;  state.json  status, stage, epoch, test accuracy, warnings
+    predictions.csv     a row per test image;  worst.safetensors  the images it is surest and wrong about
+    packed.safetensors, convert.json, layers.csv, bench.json, results.csv, report.html
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+
+    @classmethod
+    def open(cls, path: str | os.PathLike[str], command: str) -> Run:
+        """An existing run; anything else is one line."""
+        if not is_run(path):
+            what = "no such folder" if not Path(path).is_dir() else "no experiment.toml in it, so it is not a run"
+            raise InputError(
+                f"{command} {path}: {what}. Runs are made by: bitwright train", code="run-missing", given=str(path)
+            )
+        return cls(path)
+
+    def file(self, name: str) -> Path:
+        """Where a file of the run lies, there or not."""
+        return self.path / name
+
+    def has(self, name: str) -> bool:
+        return self.file(name).is_file()
+
+    @property
+    def name(self) -> str:
+        return self.path.resolve().name
+
+    @property
+    def experiment(self) -> Experiment:
+        return experiment.load(self.file("experiment.toml"))
+
+    def model(self, weights: str = "model.safetensors") -> nn.Module:
+        """The trained model in eval mode, from the run's experiment and weights."""
+        from bitwright.engine.files import load
+        from bitwright.runs.build import build_model
+
+        if not self.has(weights):
+            raise InputError(
+                f"run {self.path}: no {weights}; its training is not finished. Go on with: "
+                f"bitwright train {self.file('experiment.toml')} --out {self.path} --resume",
+                code="run-unfinished",
+                given=weights,
+            )
+        return load(self.file(weights), build_model(self.experiment, weights=False)).eval()
+
+    def read_text(self, name: str) -> str:
+        return self.file(name).read_text(encoding="utf-8") if self.has(name) else ""
+
+    def write_text(self, name: str, text: str) -> Path:
+        """Beside the target, flushed, renamed."""
+        target = self.file(name)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bitwright-")
+        try:
+            with open(handle, "w", encoding="utf-8", newline="") as f:
+                f.write(text)
+                f.flush()
+                os.fsync(f.fileno())
+            os.chmod(temporary, 0o644)
+            os.replace(temporary, target)
+        except BaseException:
+            os.unlink(temporary)
+            raise
+        return target
+
+    def read_json(self, name: str) -> dict[str, Any]:
+        """{} where the file is not there."""
+        text = self.read_text(name)
+        try:
+            found = json.loads(text) if text else {}
+        except ValueError:
+            raise InputError(f"run {self.path}: {name} is damaged", code="run-damaged", given=name) from None
+        return found if isinstance(found, dict) else {}
+
+    def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
+        return self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
+
+    def read_csv(self, name: str) -> list[dict[str, str]]:
+        """Rows as text; [] where the file is not there."""
+        return list(csv.DictReader(io.StringIO(self.read_text(name))))
+
+    def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> Path:
+        """All rows; the columns are `columns`, then those of all rows in order of appearance. None is an empty cell."""
+        rows = list(rows)
+        columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
+        text = io.StringIO()
+        writer = csv.DictWriter(text, columns, lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(rows)
+        return self.write_text(name, text.getvalue())
+
+    def put_results(self, rows: Iterable[Mapping[str, Any]]) -> Path:
+        """Into results.csv: a row per net; a row with the same `net` and `batch` is replaced, cell by cell."""
+        kept: dict[tuple[str, str], dict[str, Any]] = {
+            (r["net"], r.get("batch", "")): dict(r) for r in self.read_csv("results.csv")
+        }
+        for row in rows:
+            key = (str(row["net"]), str(row.get("batch") or ""))
+            kept[key] = kept.get(key, {}) | dict(row)
+        return self.write_csv("results.csv", kept.values())
