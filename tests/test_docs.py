@@ -1,4 +1,4 @@
-"""Examples run: those of every docstring, and the README as one program."""
+"""Examples run: those of every docstring, the README and each page of docs/ as one program; commands shown exist."""
 
 from __future__ import annotations
 
@@ -6,11 +6,23 @@ import doctest
 import importlib
 import pkgutil
 import re
+import shlex
+import sys
+import tomllib
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import pytest
 
 import bitwright
+from bitwright import experiment, models
+from bitwright.cli.help import codes
+from bitwright.cli.help import topics as help_topics
+from bitwright.errors import InputError
+from bitwright.parts import registry
+from bitwright.transforms import Recipe, recipes
 
 MODULES = [
     "bitwright",
@@ -20,7 +32,10 @@ MODULES = [
         if not m.name.endswith("bitwright_core")  # the native library lies in the package, but is no module
     ),
 ]
-README = Path(__file__).parent.parent / "README.md"
+ROOT = Path(__file__).parent.parent
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
+TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
+SLOW = ("docs/guides/own-part.md",)  # every law on a part, compiled too
 OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "lmdb", "scipy")
 
 
@@ -39,17 +54,119 @@ def test_docstring_examples(name: str) -> None:
     assert not runner.failures, "".join(report)
 
 
-def blocks(text: str) -> list[str]:
-    """The python blocks of a page; blocks marked `text` are sketches."""
-    return re.findall(r"^```python\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
+def blocks(text: str, language: str = "python") -> list[str]:
+    """The fenced blocks of a page in one language; blocks marked `text` are sketches."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, flags=re.DOTALL | re.MULTILINE)
 
 
-@pytest.mark.skipif(not README.exists(), reason="no README yet")
-def test_readme_is_one_program(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def page_with(language: str) -> list[str]:
+    """The README and the pages that have such a block."""
+    return [name for name, text in TEXTS.items() if blocks(text, language)]
+
+
+def mark_slow(name: str) -> Any:
+    return pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
+
+
+@pytest.mark.parametrize("name", [mark_slow(name) for name in page_with("python")])
+def test_a_page_is_one_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    found = blocks(README.read_text(encoding="utf-8"))
-    assert found, "README.md has no python block"
-    exec(compile("\n".join(found), str(README), "exec"), {"__name__": "readme"})
+    module = ModuleType("page")  # a class must be found where it says it is
+    monkeypatch.setitem(sys.modules, "page", module)
+    before = set(registry.parts())
+    try:
+        exec(compile("\n".join(blocks(TEXTS[name])), name, "exec"), vars(module))
+    finally:
+        for part in set(registry.parts()) - before:  # a part that the page shows how to write
+            registry.forget(part)
+
+
+def test_readme_has_a_program() -> None:
+    assert "README.md" in page_with("python")
+
+
+@pytest.mark.parametrize("name", page_with("toml"))
+def test_toml_on_a_page_is_valid(name: str) -> None:
+    """Recipes and experiments by their own readers; a table alone, as the beginning of an experiment."""
+    for text in blocks(TEXTS[name], "toml"):
+        if "rule" in tomllib.loads(text):
+            assert Recipe.from_toml(text).rules
+        else:
+            stage = "" if "[[stage]]" in text else "\n[[stage]]\nepochs = 1\n"
+            assert experiment.parse(text + stage).stage
+
+
+def command_lines(text: str) -> Iterator[str]:
+    """What stands behind the prompt, from `bitwright` on, without its output and without what it is piped into."""
+    for block in blocks(text, "console"):
+        for line in block.replace("\\\n", " ").splitlines():
+            if found := re.match(r"\$ (?:\w+=\S+ )*(bitwright\b[^|>;&#]*)", line):
+                yield found[1].strip()
+
+
+def parsed(line: str) -> tuple[str, dict[str, Any]]:
+    """Name of the command and its arguments, as the real parser reads them; nothing is run."""
+    from bitwright.cli.app import command
+    from bitwright.cli.run import FLAGS
+
+    words = [w for w in shlex.split(line)[1:] if w not in FLAGS and w != "--no-color"]
+    here: Any = command()
+    context, name = None, "bitwright"
+    while True:
+        context = here.make_context(name, words, parent=context, resilient_parsing="--install-completion" in words)
+        words = [*getattr(context, "_protected_args", []), *context.args]
+        if not words or not hasattr(here, "resolve_command"):
+            return " ".join(context.command_path.split()[1:]), context.params
+        name, here, words = here.resolve_command(context, words)
+
+
+@pytest.mark.parametrize("name", page_with("console"))
+def test_commands_on_a_page_exist(name: str) -> None:
+    """Known command, options, model, recipe and experiment with its overrides."""
+    for line in command_lines(TEXTS[name]):
+        try:
+            _, given = parsed(line)
+            check_names(given)
+        except Exception as error:
+            message = error.format_message() if hasattr(error, "format_message") else str(error)  # type: ignore[attr-defined]
+            pytest.fail(f"{name}: {line}: {message}")
+
+
+def check_names(given: dict[str, Any]) -> None:
+    """Names that are ours and no path or file of the reader's."""
+    topic = given.get("topic")
+    if topic is not None and topic not in (pages := help_topics()) and topic not in codes(pages["errors"]):
+        raise InputError(f"no topic {topic}")
+    recipe, model, name = given.get("recipe"), given.get("model"), given.get("experiment")
+    if recipe is not None and not recipe.endswith(".toml") and recipe not in recipes():
+        raise InputError(f"no recipe {recipe}")
+    if (
+        model is not None
+        and ":" not in model
+        and "/" not in model
+        and model not in (*models.list(), *experiment.names())
+    ):
+        raise InputError(f"no model {model}")
+    if name is not None and "/" not in name and not name.endswith(".toml"):
+        experiment.load(name, given.get("overrides") or ())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "bitwright plam resnet20 xnor",
+        "bitwright eval",
+        "bitwright help flop",
+        "bitwright train digits-mlp-bwn stage.0.epoch=2",
+        "bitwright plan resnet20 xnorr",
+        "bitwright plan resnet21 xnor",
+        "bitwright plan resnet20 xnor --deep",
+        "bitwright bench conv:256x14 --batch many",
+    ],
+)
+def test_a_wrong_command_is_noticed(line: str) -> None:
+    with pytest.raises(Exception, match=r"(?i)no |missing|invalid|not a valid|unexpected|should be|unknown"):
+        check_names(parsed(line)[1])
 
 
 def test_only_python_blocks_are_read() -> None:

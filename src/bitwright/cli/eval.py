@@ -1,0 +1,120 @@
+"""`bitwright eval`: accuracy of the nets of a run on its test images."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from bitwright.cli.output import Output
+
+if TYPE_CHECKING:
+    from bitwright.experiment import Experiment
+    from bitwright.runs import Run
+
+
+def eval(
+    ctx: typer.Context,
+    run: Annotated[Path, typer.Argument(help="A run directory (bitwright train).")],
+    packed: Annotated[bool, typer.Option("--packed", help="Only the packed net.")] = False,
+    weights: Annotated[
+        Path | None, typer.Option(help="Another file of weights of the same model, trained or float, or a packed net.")
+    ] = None,
+) -> None:
+    """Accuracy (top-1, top-5) of the trained and the packed net; writes predictions.csv and results.csv."""
+    screen: Output = ctx.obj
+    from bitwright.runs import Run
+
+    opened = Run.open(run, "eval")
+    experiment = opened.experiment
+    screen.note(f"eval {run}: {experiment.data.name}, {experiment.model.name}")
+    from bitwright.errors import InputError
+
+    if packed and weights is not None:
+        raise InputError("eval: --packed and --weights exclude each other", code="usage")
+    if packed and not opened.has("packed.safetensors"):
+        raise InputError(
+            f"eval {run}: no packed net yet. Run: bitwright convert {shlex.quote(str(run))}", code="run-unpacked"
+        )
+    rows = _rows(opened, experiment, packed, weights)
+    from bitwright.measure.numbers import percent
+
+    screen.table(
+        ("net", "top-1 %", "top-5 %", "right", "images"),
+        [(r["net"], percent(r["accuracy"]), percent(r["top5"]), f"{r['right']:,}", f"{r['images']:,}") for r in rows],
+        right=(1, 2, 3, 4),
+    )
+    screen.data["eval"] = {"run": str(run), "nets": rows}
+
+
+def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) -> list[dict[str, Any]]:
+    """One row per net; those of the run go into its results.csv, a file given by hand does not."""
+    from bitwright.engine.files import load
+    from bitwright.runs import dataset
+    from bitwright.runs.build import normalized
+    from bitwright.training.evaluate import evaluate
+    from bitwright.training.finish import write_predictions
+
+    test = dataset(experiment, "test")
+    nets: list[tuple[str, Any]] = []
+    if weights is not None:
+        nets.append((str(weights), _other(experiment, test, weights)))
+    else:
+        if not packed:
+            nets.append(("trained", run.model()))
+        if run.has("packed.safetensors"):
+            nets.append(("bitwright", load(run.file("packed.safetensors"))))
+    rows = []
+    for name, net in nets:
+        last = experiment.train.channels_last and name != "bitwright"
+        if last:
+            import torch
+
+            net.to(memory_format=torch.channels_last)
+        found = evaluate(
+            net.eval(), test, batch=experiment.data.eval_batch, normalize=normalized(experiment), channels_last=last
+        )
+        rows.append(
+            {
+                "net": name,
+                "accuracy": found.top1,
+                "top5": found.top5,
+                "right": round(found.top1 * found.images),
+                "images": found.images,
+            }
+        )
+        if name == "trained":
+            write_predictions(run, test, found, _float_said(run, len(test)))
+    if weights is None:
+        run.put_results({k: r[k] for k in ("net", "accuracy", "images")} for r in rows)
+    return rows
+
+
+def _other(experiment: Experiment, test: Any, path: Path) -> Any:
+    """A packed file, a trained one, or plain weights of the float model."""
+    from bitwright.engine.files import load, read_tensors
+    from bitwright.errors import InputError
+    from bitwright.runs import build_model
+
+    tensors, metadata = read_tensors(path)
+    if metadata.get("bitwright") == "packed":
+        return load(path)
+    net = build_model(experiment, test, weights=False)
+    if "bitwright" in metadata:
+        return load(path, net)
+    try:
+        net.load_state_dict(tensors)
+    except RuntimeError as error:
+        first = next((t.strip() for t in str(error).splitlines()[1:]), str(error))
+        raise InputError(f"eval {path}: does not fit {experiment.model.name}: {first}", code="load-keys") from None
+    return net
+
+
+def _float_said(run: Run, images: int) -> Any:
+    """The float net's answers that training wrote down, if it did."""
+    import torch
+
+    said = [row.get("float_said", "") for row in run.read_csv("predictions.csv")]
+    return torch.tensor([int(s) for s in said]) if len(said) == images and all(said) else None

@@ -1,0 +1,268 @@
+"""The one callback: attach, clocks, health, logs, checkpoints, signals, and the end of an epoch."""
+
+from __future__ import annotations
+
+import time
+from typing import TYPE_CHECKING, Any
+
+import lightning.pytorch as pl
+import torch
+
+from bitwright.measure.numbers import percent, significant
+from bitwright.training import health, logs
+from bitwright.training.lessons import lessons
+from bitwright.training.losses import make_loss
+from bitwright.training.optimizers import set_rate
+from bitwright.training.schedules import factor
+from bitwright.training.signals import StopRequest
+from bitwright.transforms import attach, recipe_of
+from bitwright.transforms.facts import quantizer_of
+
+if TYPE_CHECKING:
+    from bitwright.training.evaluate import Evaluation
+    from bitwright.training.job import Job
+    from bitwright.training.module import TrainingModule
+
+RATE_AFTER = 50  # steps after which loader and training are compared
+
+
+class TrainingCallback(pl.Callback):
+    """Of one stage. Position and counters live in `job.state`, Lightning only turns the wheel."""
+
+    def __init__(self, job: Job, module: TrainingModule) -> None:
+        self.job, self.module = job, module
+        self.stage = job.experiment.stage[job.state.stage]
+        self.layers = health.coded_layers(job.net)
+        self.probe: health.Probe | None = None
+        self.watch: logs.Watch | None = None
+        self.writer: Any = None
+        self._handle: Any = None
+        self._tick = self._epoch_start = time.perf_counter()
+        self._waited = 0.0
+        self._step_made = (0.0, 0, 0.0)
+
+    # -- begin and end ------------------------------------------------------------------------------------------------
+    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self.job.signals.listen()  # after Lightning put its own handler in
+        threads = self.job.experiment.train.threads
+        if threads is not None:
+            torch.set_num_threads(threads)
+
+    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._handle = attach(self.job.net, trainer.optimizers[0])
+        if self.job.main and trainer.loggers:
+            self.writer = getattr(trainer.loggers[0], "experiment", None)
+        self._tick = self._epoch_start = time.perf_counter()
+
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        self._clean()
+
+    def on_exception(self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException) -> None:
+        self._clean()
+
+    def _clean(self) -> None:
+        if self._handle is not None:
+            self._handle.remove()
+        if self.probe is not None:
+            self.probe.remove()
+        self.probe = None
+
+    # -- a step -------------------------------------------------------------------------------------------------------
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        job, state, log = self.job, self.job.state, self.job.experiment.log
+        set_rate(trainer.optimizers[0], self._rate())
+        if job.main:
+            every = log.health_every
+            if every and self.layers and state.batch % every == min(every, job.per_epoch) // 2:
+                self.probe = health.Probe(self.layers, state.scale)
+            if self.writer is not None and log.histograms_every and state.step % log.histograms_every == 0:
+                self.watch = logs.Watch(job.net)
+        self.module.restore_random()
+
+    def _rate(self) -> float:
+        job, state = self.job, self.job.state
+        return factor(self.stage.schedule, state.step, job.per_epoch, self.stage.epochs) * state.plateau.factor
+
+    def on_train_batch_end(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        job, state = self.job, self.job.state
+        if self.probe is not None:
+            health.add(state.health, self.probe.read())
+            self.probe = None
+        state.step += 1
+        state.batch += 1
+        if self.watch is not None:
+            self.watch.write(self.writer, job.total_step)
+            self.watch = None
+        self._clock()
+        last = state.batch == job.per_epoch
+        stopping = job.stopping(pl_module.device)
+        if not last and (stopping or state.step % job.experiment.train.checkpoint_every == 0):
+            self._save(trainer)
+        if stopping and not last:
+            raise StopRequest
+        if job.main and not last:
+            job.screen.step(self._head(), state.batch, job.per_epoch, self._tail)
+
+    def _clock(self) -> None:
+        job, sums, loader = self.job, self.job.state.sums, self.module.loader
+        now = time.perf_counter()
+        seconds, self._tick = now - self._tick, now
+        waited = 0.0 if loader is None else loader.waited - self._waited
+        self._waited += waited
+        sums.steps += 1
+        sums.data_seconds += waited
+        sums.step_seconds += seconds - waited
+        sums.seconds += seconds
+        job.state.seconds += seconds
+        job.left.step(seconds)
+        if job.main and not job.told_rate and loader is not None:
+            self._tell_rate(loader, now, loader.made, loader.images)
+
+    def _tell_rate(self, loader: Any, now: float, made: float, images: int) -> None:
+        """Both rates from the same steps of this training, the first few left out."""
+        steps = self.job.left.steps
+        if steps == 1 or self._step_made[1] == 0 or images < self._step_made[1]:
+            self._step_made = (now, images, made)
+        begin, had, spent = self._step_made
+        enough = steps >= RATE_AFTER or self.job.state.batch == self.job.per_epoch
+        if not enough or images <= had or made <= spent:
+            return
+        self.job.told_rate = True
+        alone, training = (images - had) / (made - spent), (images - had) / (now - begin)
+        verdict = "is not the bottleneck" if alone > 2 * training else "slows it down, try: data.workers=1"
+        self.job.screen.note(
+            f"loader alone {significant(alone)} img/s, training {significant(training)} img/s: the loader {verdict}"
+        )
+
+    def _save(self, trainer: pl.Trainer) -> None:
+        self.module.check_net()
+        before = time.perf_counter()
+        trainer.save_checkpoint(self.job.run.file("last.ckpt"))
+        self._tick = time.perf_counter()  # writing is no step time
+        self.job.save_seconds = self._tick - before
+
+    # -- the end of an epoch --------------------------------------------------------------------------------------------
+    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Evaluation, tables, files of the stage, then the checkpoint that makes it true."""
+        job, state = self.job, self.job.state
+        before, device = time.perf_counter(), pl_module.device
+        self.module.check_net()
+        try:
+            job.check(device, shared=True)
+            test, val = self.evaluations(device, shared=True)
+        except StopRequest:  # the epoch's steps are done, its evaluation is not: a resumed training begins with it
+            self._save(trainer)
+            raise
+        sums = self._sums()
+        if self.module.sums is not None:
+            self.module.sums.zero_()
+        state.sums.seconds += time.perf_counter() - before
+        state.seconds += time.perf_counter() - before
+        finish_epoch(job, sums, test, val, self.writer)
+        self._save(trainer)
+        if job.main:
+            job.run.write_json("state.json", state.to_json("training", len(job.experiment.stage), len(job.test)))
+        self._waited, self._tick = 0.0, time.perf_counter()
+        job.check(device, shared=True)
+
+    def evaluations(self, device: Any, shared: bool) -> tuple[Evaluation, Evaluation | None]:
+        loss = make_loss(self.stage, self.job.state.stage, smoothing=False)
+        test = self.job.evaluate(self.job.test, loss, device, shared)
+        return test, None if self.job.val is None else self.job.evaluate(self.job.val, loss, device, shared)
+
+    def _sums(self) -> list[float]:
+        sums = self.module.sums
+        assert sums is not None
+        total = sums.clone()
+        if self.job.world > 1:
+            torch.distributed.all_reduce(total)
+        return total.tolist()
+
+    # -- words --------------------------------------------------------------------------------------------------------
+    def _head(self) -> str:
+        state, last = self.job.state, len(self.job.experiment.stage) - 1
+        return f"stage {state.stage}/{last} {stage_name(self.job)}  epoch {state.epoch}/{self.stage.epochs}"
+
+    def _tail(self) -> str:
+        job, state = self.job, self.job.state
+        assert self.module.sums is not None
+        loss, top1, _, images = self.module.sums.tolist()
+        rate = images * job.world / max(state.sums.seconds, 1e-9)
+        later = sum(stage.epochs for stage in job.experiment.stage[state.stage :]) * job.per_epoch - state.step
+        return (
+            f"loss {loss / images:.3f}  train {percent(top1 / images)} %  {significant(rate)} img/s  "
+            f"{job.left.text(later)}"
+        ).rstrip()
+
+
+def stage_name(job: Job) -> str:
+    """The stage's recipe; `float` before any."""
+    stage = job.experiment.stage[job.state.stage]
+    if stage.recipe:
+        return stage.recipe.rpartition("/")[2].removesuffix(".toml")
+    if stage.rule:
+        return "rules"
+    return "same" if recipe_of(job.net).rules else "float"
+
+
+def finish_epoch(job: Job, sums: list[float], test: Evaluation, val: Evaluation | None, writer: Any) -> None:
+    """Rows, lessons, best and stage files, one printed line; then the state stands at the next epoch's start.
+
+    Everything here is done again, with the same outcome, if the process dies before the checkpoint is written.
+    """
+    from bitwright.engine.files import save
+
+    state, stage = job.state, job.experiment.stage[job.state.stage]
+    rule = stage.schedule
+    rate = factor(rule, max(0, state.step - 1), job.per_epoch, stage.epochs) * state.plateau.factor
+    row = logs.metrics_row(state, sums, test, val, stage.optimizer.lr * rate)
+    layers = logs.health_rows(state)
+    state.rows.append(row)
+    state.health_rows += layers
+    state.plateau.update(rule, row["loss"] if val is None else val.loss)
+    last = state.epoch + 1 == stage.epochs
+    if last and not recipe_of(job.net).rules:
+        state.float_top1, state.float_stage = test.top1, state.stage
+    signed = signed_inputs(job)
+    new = lessons(job.experiment, state, lambda name: name in signed, len(job.test.classes), len(job.test))
+    better = val is not None and (state.best is None or val.top1 > state.best)
+    if better and val is not None:
+        state.best = val.top1
+    if job.main:
+        if writer is not None:
+            logs.write_scalars(writer, row, layers, job.total_step)
+        job.screen.line(epoch_line(row))
+        for text in new:
+            job.screen.warn(text)
+        logs.write_tables(job.run, state)
+        if better:
+            save(job.net, job.run.file("best.safetensors"))
+        if last:
+            job.run.file("stages").mkdir(exist_ok=True)
+            save(job.net, job.run.file(f"stages/{state.stage}.safetensors"))
+    state.epoch += 1
+    state.begin_epoch()
+
+
+def signed_inputs(job: Job) -> set[str]:
+    """Coded layers whose inputs become -1 or +1."""
+    found = ((name, quantizer_of(layer.x)) for name, layer in health.coded_layers(job.net).items())
+    return {n for n, part in found if getattr(part, "bits", 32) == 1 and getattr(part, "signed", False)}
+
+
+def epoch_line(row: dict[str, Any]) -> str:
+    text = (
+        f"stage {row['stage']}  epoch {row['epoch']:>3}  loss {row['loss']:.3f}  train {percent(row['top1'])} %  "
+        f"test {percent(row['test_top1'])} %"
+    )
+    if row["val_top1"] is not None:
+        text += f"  val {percent(row['val_top1'])} %"
+    text += f"  lr {row['lr']:.3g}  {row['seconds']:.1f} s"
+    for key in ("flips", "dead"):
+        if row[key] is not None:
+            text += f"  {key} {row[key] * 100:.2g} %"
+    return text

@@ -1,0 +1,93 @@
+"""last.ckpt: written beside the target, flushed, renamed; read without executing anything."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
+
+from bitwright.errors import InputError
+
+PREFIX = ".bitwright-"  # of temporary files; what a killed process leaves is removed by the next one
+
+
+class AtomicCheckpointIO(CheckpointIO):
+    """Lightning's plugin point. At every instant the path holds a whole checkpoint: the old one or the new one."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        write_checkpoint(checkpoint, Path(path))
+
+    def load_checkpoint(self, path: Any, map_location: Any = "cpu", *args: Any, **kwargs: Any) -> dict[str, Any]:
+        return read_checkpoint(Path(path))
+
+    def remove_checkpoint(self, path: Any) -> None:
+        Path(path).unlink(missing_ok=True)
+
+
+def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
+    """Errors: `InputError` (disk full, no permission); the file that was there stays whole, nothing else is left."""
+    temporary = ""
+    try:
+        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PREFIX)
+        with open(handle, "wb") as f:
+            torch.save(checkpoint, f)
+            f.flush()
+            os.fsync(f.fileno())
+        os.replace(temporary, path)
+        _sync_folder(path.parent)
+    except (OSError, RuntimeError) as error:  # torch's own writer turns a short write into a RuntimeError
+        reason = error.strerror if isinstance(error, OSError) and error.strerror else _root(error)
+        kept = " The checkpoint before it is whole." if path.exists() else ""
+        raise InputError(
+            f"save {path}: {reason}.{kept} Make room, then go on with: --resume", code="file-write", given=str(path)
+        ) from None
+    finally:
+        if temporary and os.path.exists(temporary):
+            os.unlink(temporary)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """Errors: `InputError` where it is missing, damaged or not one of ours."""
+    if not path.is_file():
+        raise InputError(f"resume {path}: no such file", code="file-missing", given=str(path))
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
+        raise InputError(
+            f"resume {path}: damaged or not a checkpoint ({_root(error)[:120]}). Delete it to start from the beginning",
+            code="file-damaged",
+            given=str(path),
+        ) from None
+    if not isinstance(found, dict) or not {"bitwright", "state_dict", "optimizer_states"} <= set(found):
+        raise InputError(f"resume {path}: not a checkpoint of bitwright", code="file-foreign", given=str(path))
+    return found
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Temporary files of a process that was killed while it wrote."""
+    for place in (folder, folder / "stages"):
+        for path in place.glob(f"{PREFIX}*"):
+            path.unlink(missing_ok=True)
+
+
+def _sync_folder(folder: Path) -> None:
+    """So that the rename itself survives a power cut; not every system can open a folder."""
+    if os.name == "posix":
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
+
+
+def _root(error: BaseException) -> str:
+    """The first cause: `No space left on device`, whatever was made of it on the way."""
+    cause = error.__cause__ or error.__context__
+    if isinstance(cause, OSError):
+        return cause.strerror or str(cause)
+    return next(iter(str(error).splitlines()), type(error).__name__)

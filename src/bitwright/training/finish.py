@@ -1,0 +1,115 @@
+"""The end of a training: the files that everything after it reads."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bitwright.engine.files import load, save, write_tensors
+from bitwright.measure.machine import machine
+from bitwright.runs import build_model
+from bitwright.training.evaluate import Evaluation, evaluate
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from bitwright.data import Dataset
+    from bitwright.experiment import Experiment
+    from bitwright.runs import Run
+    from bitwright.training.job import Job
+
+WORST = 24
+
+
+@dataclass(frozen=True)
+class Result:
+    """top1, top5 on `images` test images, of the last epoch; band: "inside", "BELOW", "above", or None.
+
+    seconds   of training, over all interruptions
+    """
+
+    out: Path
+    top1: float
+    top5: float
+    images: int
+    seconds: float
+    warnings: tuple[str, ...]
+    band: str | None = None
+
+
+def finish(job: Job) -> Result:
+    """Writes model, predictions, worst images, results; each of them whole or not at all."""
+    run, state, test = job.run, job.state, job.test
+    net = job.net.eval()
+    save(net, run.file("model.safetensors"))
+    found = job.evaluate(test, None)
+    floats = None
+    if state.float_stage is not None and state.float_stage < len(job.experiment.stage) - 1:
+        floats = float_answers(job)
+    write_predictions(run, test, found, floats)
+    run.write_json("classes.json", {"classes": list(test.classes)})
+    run.put_results(result_rows(job, found))
+    band = expected_band(job.experiment, found.top1)
+    run.write_json("state.json", state.to_json("done", len(job.experiment.stage), len(test)))
+    return Result(run.path, found.top1, found.top5, found.images, state.seconds, tuple(state.warnings), band)
+
+
+def float_answers(job: Job) -> Tensor:
+    """What the float net of this run says about the test images."""
+    net: nn.Module = build_model(job.experiment, job.test, weights=False)
+    load(job.run.file(f"stages/{job.state.float_stage}.safetensors"), net)
+    if job.experiment.train.channels_last:
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return evaluate(net, job.test, batch=job.experiment.data.eval_batch, check=job.signals.check, **job.feed()).said
+
+
+def write_predictions(run: Run, test: Dataset, found: Evaluation, floats: Tensor | None) -> None:
+    """predictions.csv, and worst.safetensors: the wrong answers that were given with most confidence."""
+    true, said, sure = test.labels.tolist(), found.said.tolist(), found.confidence.tolist()
+    other = [None] * len(true) if floats is None else floats.tolist()
+    run.write_csv(
+        "predictions.csv",
+        (
+            {"index": i, "true": true[i], "said": said[i], "confidence": f"{sure[i]:.6g}", "float_said": other[i]}
+            for i in range(len(true))
+        ),
+    )
+    wrong = (found.said != test.labels).nonzero().flatten()
+    order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)][:WORST]
+    write_tensors(run.file("worst.safetensors"), {"images": test.images[order], "index": order}, {})
+
+
+def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:
+    """Of results.csv: `float`, if a stage was float, and `trained`."""
+    facts = machine(torch.get_num_threads())
+    keys = ("threads", "cpu", "isa", "kernels", "torch", "bitwright", "date")
+    common = {"images": found.images, **{key: facts[key] for key in keys}}
+    parameters = sum(p.numel() for p in build_model(job.experiment, job.test, weights=False).parameters())
+    rows = []
+    if job.state.float_top1 is not None:
+        rows.append(
+            {"net": "float", "precision": "fp32", "accuracy": job.state.float_top1, "bytes": 4 * parameters, **common}
+        )
+    size = job.run.file("model.safetensors").stat().st_size
+    rows.append(
+        {
+            "net": "trained",
+            "precision": "",
+            "accuracy": found.top1,
+            "bytes": size,
+            "note": "as trained, in torch",
+            **common,
+        }
+    )
+    return rows
+
+
+def expected_band(experiment: Experiment, top1: float) -> str | None:
+    """Where the result lies against what the experiment's file expects; None where it expects nothing."""
+    band = experiment.expected
+    if band is None:
+        return None
+    return "BELOW" if top1 < band.low else "inside" if top1 <= band.high else "above"

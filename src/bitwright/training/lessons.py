@@ -1,0 +1,208 @@
+"""Warnings that teach: what is wrong, since when, the usual cause, and what to type. Once per layer and stage."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from bitwright.measure.numbers import percent
+
+if TYPE_CHECKING:
+    from bitwright.experiment import Experiment
+    from bitwright.training.state import State
+
+# Limits chosen so that healthy runs of the shipped experiments stay silent; each is a share unless it says otherwise.
+FLIPS = 0.01  # of the signs, in every step, late in a stage
+ONE_SIGN = 0.995
+DEAD = 0.5
+SHRUNK, GROWN = 0.1, 10.0  # mean |latent| against the stage's start
+DROP = 0.01  # test accuracy at the switch to a stage
+WAITING = 0.3  # of the time of a step
+
+Lesson = tuple[str, str]  # key, text
+
+
+def lessons(
+    experiment: Experiment, state: State, signed: Callable[[str], bool], classes: int, images: int
+) -> list[str]:
+    """What the epoch just ended (the last row of `state.rows`) has to teach that was not taught before.
+
+    signed            whether a layer's inputs become {-1, +1}
+    classes, images   of the test set
+    """
+    index = state.stage
+    new = []
+    for key, text in _all(experiment, state, signed, classes, images):
+        told = f"{index} {key}"
+        if told not in state.told:
+            state.told.append(told)
+            state.warnings.append(text)
+            new.append(text)
+    return new
+
+
+def _all(
+    experiment: Experiment, state: State, signed: Callable[[str], bool], classes: int, images: int
+) -> Iterator[Lesson]:
+    row = state.rows[-1]
+    history = _history(state)
+    yield from _layers(experiment, state, history, "flips", _flipping, "still flip each step", _slower)
+    yield from _constant(state, history, signed)
+    yield from _layers(experiment, state, history, "dead", lambda v, *_: v > DEAD, "get no gradient", _revive)
+    yield from _scale(experiment, state, history)
+    yield from _switch(experiment, state)
+    yield from _loader(experiment, row)
+    yield from _chance(experiment, state, 1 / classes, images)
+
+
+def _history(state: State) -> dict[str, list[dict[str, Any]]]:
+    """Rows of this stage per layer, oldest first."""
+    found: dict[str, list[dict[str, Any]]] = {}
+    for row in state.health_rows:
+        if row["stage"] == state.stage:
+            found.setdefault(row["layer"], []).append(row)
+    return found
+
+
+def _layers(
+    experiment: Experiment,
+    state: State,
+    history: dict[str, list[dict[str, Any]]],
+    column: str,
+    bad: Callable[[float, int, int], bool],
+    what: str,
+    cure: Callable[[Experiment, int], str],
+) -> Iterator[Lesson]:
+    """A column that was bad in two epochs in a row; many layers at once are one line."""
+    epochs = experiment.stage[state.stage].epochs
+    since: dict[str, int] = {}
+    last: dict[str, float] = {}
+    for name, rows in history.items():
+        streak = []
+        for row in reversed(rows):
+            value = row[column]
+            if value is None or not bad(value, row["epoch"], epochs):
+                break
+            streak.append(row)
+        if len(streak) >= 2:
+            since[name], last[name] = streak[-1]["epoch"], streak[0][column]
+    fresh = [name for name in since if f"{state.stage} {column} {name}" not in state.told]
+    if not fresh:
+        return
+    others = [v for n, rows in history.items() if n not in since and (v := rows[-1][column]) is not None]
+    worst = max(fresh, key=lambda name: last[name])
+    more = f" and {len(fresh) - 1} more" if len(fresh) > 1 else ""
+    beside = f" (others {percent(statistics.mean(others))} %)" if others else ""
+    noun = "signs or levels" if column == "flips" else "weights"
+    text = (
+        f"{worst}{more}: {percent(last[worst])} % of {noun} {what} since epoch {since[worst]}{beside}; "
+        f"{cure(experiment, state.stage)}"
+    )
+    state.told += [f"{state.stage} {column} {name}" for name in fresh if name != worst]
+    yield f"{column} {worst}", text
+
+
+def _flipping(value: float, epoch: int, epochs: int) -> bool:
+    return value > FLIPS and epoch >= max(2, epochs // 2)
+
+
+def _slower(experiment: Experiment, stage: int) -> str:
+    return f"usually the learning rate. try: {_rate(experiment, stage, 0.3)}"
+
+
+def _revive(experiment: Experiment, stage: int) -> str:
+    return (
+        "their latents, or the layer's inputs, lie where the surrogate is flat. try: "
+        f'{_rate(experiment, stage, 0.3)}, or a norm in front: x = ["norm", ...] in the recipe'
+    )
+
+
+def _rate(experiment: Experiment, stage: int, factor: float) -> str:
+    return f"stage.{stage}.optimizer.lr={experiment.stage[stage].optimizer.lr * factor:.1g}"
+
+
+def _constant(
+    state: State, history: dict[str, list[dict[str, Any]]], signed: Callable[[str], bool]
+) -> Iterator[Lesson]:
+    for name, rows in history.items():
+        share = rows[-1]["positive"]
+        if share is None or not signed(name) or 1 - ONE_SIGN <= share <= ONE_SIGN:
+            continue
+        same = [row["epoch"] for row in rows if row["positive"] is not None]
+        word, size = ("at or above", share) if share > 0.5 else ("below", 1 - share)
+        yield (
+            f"constant {name}",
+            f"{name}: {percent(size)} % of its inputs are {word} zero since epoch {same[0] if same else state.epoch}, "
+            "so their sign is nearly a constant; usually a ReLU in front. "
+            'try: x = ["norm", "sign"] in the recipe, or model.activation=identity',
+        )
+
+
+def _scale(experiment: Experiment, state: State, history: dict[str, list[dict[str, Any]]]) -> Iterator[Lesson]:
+    decay = experiment.stage[state.stage].optimizer.weight_decay
+    for name, rows in history.items():
+        value = rows[-1]["scale"]
+        if value is None or SHRUNK <= value <= GROWN:
+            continue
+        since = next(r["epoch"] for r in rows if r["scale"] is not None and not SHRUNK <= r["scale"] <= GROWN)
+        if value < SHRUNK:
+            cause, cure = (
+                ("weight decay", f"stage.{state.stage}.optimizer.weight_decay=0")
+                if decay
+                else ("the learning rate", _rate(experiment, state.stage, 0.3))
+            )
+            word = "shrunk"
+        else:
+            word, cause, cure = "grown", "the learning rate", _rate(experiment, state.stage, 0.3)
+        yield (
+            f"scale {name}",
+            f"{name}: its latent weights have {word} to {value:.2g} times their size since epoch {since}; "
+            f"usually {cause}. try: {cure}",
+        )
+
+
+def _switch(experiment: Experiment, state: State) -> Iterator[Lesson]:
+    row = state.rows[-1]
+    if state.stage == 0 or row["epoch"] != 0 or len(state.rows) < 2:
+        return
+    before = [r for r in state.rows if r["stage"] == state.stage - 1][-1]["test_top1"]
+    drop = before - row["test_top1"]
+    if drop > DROP:
+        stage = experiment.stage[state.stage]
+        teacher = "" if stage.teacher else f"stage.{state.stage}.teacher=previous, or "
+        within = max(1, math.ceil(stage.epochs / 3))
+        yield (
+            "switch",
+            f"test accuracy fell {drop * 100:.1f} points at the switch to stage {state.stage}; a dip that recovers within "
+            f"{within} epoch{'s' if within > 1 else ''} is normal. If it stays: {teacher}"
+            "binarize inputs before weights, in two stages",
+        )
+
+
+def _loader(experiment: Experiment, row: dict[str, Any]) -> Iterator[Lesson]:
+    data, step = row["data_ms"], row["step_ms"]
+    if data is None or data < WAITING * (data + step) or data < 1:
+        return
+    cure = "data.augment=false or a larger data.batch" if experiment.data.workers else "data.workers=1"
+    yield (
+        "loader",
+        f"{percent(data / (data + step))} % of each step is waiting for data in epoch {row['epoch']}: "
+        f"the loader is the bottleneck. try: {cure}",
+    )
+
+
+def _chance(experiment: Experiment, state: State, chance: float, images: int) -> Iterator[Lesson]:
+    row = state.rows[-1]
+    done = row["epoch"] + 1
+    if done < max(2, experiment.stage[state.stage].epochs // 3):
+        return
+    limit = chance + 3 * math.sqrt(chance * (1 - chance) / images)
+    if row["test_top1"] <= limit:
+        yield (
+            "chance",
+            f"test accuracy {percent(row['test_top1'])} % after {done} epochs is what guessing gives ({percent(chance)} %); "
+            f"usually the learning rate, or labels that do not belong to the images. try: "
+            f"{_rate(experiment, state.stage, 0.1)}, and look at the plan: bitwright train ... --dry-run",
+        )

@@ -1,0 +1,113 @@
+"""A run that exists: go on, refuse, or begin again; and what may differ when going on."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright import experiment as experiments
+from bitwright.errors import InputError, Negative
+from bitwright.experiment import to_toml
+from bitwright.runs import Run, is_run
+
+if TYPE_CHECKING:
+    from bitwright.experiment import Experiment
+    from bitwright.training.state import State
+
+# How it runs and what it writes down, not what is learned. (Threads, precision, devices and memory format change
+# the last bits, and the promise is: bit by bit the unbroken run.)
+HARMLESS = ("log", "expected", "data.root", "data.workers", "data.eval_batch", "train.checkpoint_every")
+MADE = (
+    "last.ckpt", "metrics.csv", "health.csv", "model.safetensors", "best.safetensors", "worst.safetensors",
+    "predictions.csv", "results.csv", "layers.csv", "state.json", "classes.json", "convert.json", "bench.json",
+    "packed.safetensors", "machine.json", "command.txt", "report.html", "experiment.toml",
+)  # fmt: skip
+
+
+def prepare(run: Run, experiment: Experiment, *, resume: bool, force: bool) -> None:
+    """Makes the folder, or says what to type where there is one already; `force` removes what a run left there."""
+    path = run.path
+    if path.exists() and not path.is_dir():
+        raise InputError(f"train: {path} is a file. Give another folder: --out DIR", code="run-exists", given=str(path))
+    there = path.is_dir() and any(not p.name.startswith(".bitwright-") for p in path.iterdir())
+    if there and not is_run(path) and not resume and not run.has("last.ckpt"):
+        raise InputError(
+            f"train: {path} is not empty and not a run. Give another folder: --out DIR",
+            code="run-exists",
+            given=str(path),
+        )
+    if there and not (resume or force):
+        raise InputError(
+            f"train: {path} exists. Go on: --resume; another folder: --out DIR; begin again: --force",
+            code="run-exists",
+            given=str(path),
+            possible="--resume, --out DIR, --force",
+        )
+    if there and force and not resume:
+        _remove(path)
+    path.mkdir(parents=True, exist_ok=True)
+
+
+def _remove(path: Path) -> None:
+    """Only what a run writes; anything else in the folder is the user's."""
+    for name in MADE:
+        (path / name).unlink(missing_ok=True)
+    for name in ("stages", "tensorboard"):
+        shutil.rmtree(path / name, ignore_errors=True)
+
+
+def check_same(run: Run, experiment: Experiment, saved_text: str, state: State) -> None:
+    """Errors: `Negative` naming the first value that differs from the saved experiment and may not."""
+    saved = experiments.parse(saved_text, title=f"experiment {run.path}")
+    old, new = _flat(saved), _flat(experiment)
+    for key in sorted({*old, *new}):
+        before, after = old.get(key), new.get(key)
+        if before == after or any(key == h or key.startswith(f"{h}.") for h in HARMLESS):
+            continue
+        if _epochs_may(key, experiment, state):
+            continue
+        raise Negative(
+            f"resume {run.path}: experiment differs from the saved one ({key} {_text(before)} -> {_text(after)}). "
+            f"Allowed: {', '.join(HARMLESS)}; epochs of a stage that is not over, unless its schedule is cosine or linear. "
+            f"For others start anew: --out {run.path}2",
+            code="resume-differs",
+            given=key,
+            possible=", ".join(HARMLESS),
+        )
+
+
+def _epochs_may(key: str, experiment: Experiment, state: State) -> bool:
+    """More or fewer epochs change nothing that was done, if the rate so far did not depend on their number."""
+    pieces = key.split(".")
+    if len(pieces) != 3 or pieces[0] != "stage" or pieces[2] != "epochs":
+        return False
+    index = int(pieces[1])
+    if index >= len(experiment.stage) or index < state.stage:
+        return False
+    stage = experiment.stage[index]
+    started = index == state.stage and state.step > 0
+    return not started or (stage.schedule.name not in ("cosine", "linear") and stage.epochs >= max(1, state.epoch))
+
+
+def _flat(experiment: Experiment) -> dict[str, Any]:
+    """Dotted key -> value, as on the command line."""
+    found: dict[str, Any] = {}
+
+    def walk(value: Any, key: str) -> None:
+        if isinstance(value, dict):
+            for name, item in value.items():
+                walk(item, f"{key}.{name}" if key else name)
+        elif isinstance(value, (list, tuple)) and value and isinstance(value[0], dict):
+            for i, item in enumerate(value):
+                walk(item, f"{key}.{i}")
+        elif value is not None:
+            found[key] = list(value) if isinstance(value, tuple) else value
+
+    # through the text, so that both sides went the same way
+    walk(experiments.parse(to_toml(experiment)).model_dump(), "")
+    return found
+
+
+def _text(value: Any) -> str:
+    return "nothing" if value is None else str(value)

@@ -1,0 +1,214 @@
+"""`train`: an experiment becomes a run directory."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from bitwright.errors import InputError
+from bitwright.experiment import to_toml
+from bitwright.measure.machine import cpu_name, machine
+from bitwright.runs import Run, build_model
+from bitwright.training.finish import Result, finish
+from bitwright.training.job import Job, accelerator, is_normalized, open_data, rank_of, reseed
+from bitwright.training.progress import Screen
+from bitwright.training.resume import check_same, prepare
+from bitwright.training.signals import Signals, Stopped, StopRequest
+from bitwright.training.stages import begin_stage, run_stage
+from bitwright.training.state import State
+
+if TYPE_CHECKING:
+    from bitwright.experiment import Experiment
+
+__all__ = ["Result", "Stopped", "train"]
+
+
+def train(
+    experiment: Experiment,
+    out: str | os.PathLike[str],
+    *,
+    resume: bool = False,
+    force: bool = False,
+    command: str = "",
+    echo: Callable[[str], None] | None = None,
+    screen: Screen | None = None,
+) -> Result:
+    """Trains all stages and leaves the files of contract 4 in `out`.
+
+    resume    go on from `out`/last.ckpt: final weights are bit by bit those of an unbroken run, on the same machine
+              with the same number of threads and processes. Without a checkpoint it begins at the beginning
+    force     remove the run that is there
+    command   what is written into command.txt
+    echo      takes the lines of the log. [default: nobody];  screen   the same and more, for the command line
+
+    Errors    `InputError` wrong input, full disk; `Negative` a loss that is not finite, a resume with another experiment;
+              `Stopped` (a KeyboardInterrupt) after Ctrl-C or SIGTERM, everything saved.
+    The global random state, the number of threads and signal handlers are put back.
+    """
+    run, screen = Run(out), screen or Screen(echo)
+    main = rank_of(experiment) == 0
+    accelerator(experiment)  # its errors before any work
+    with Signals() as signals, _as_it_was(experiment.train.threads):
+        if main:
+            prepare(run, experiment, resume=resume, force=force)
+        try:
+            job, checkpoint = _begin(experiment, run, screen, signals, resume, command)
+            return _go(job, checkpoint)
+        except StopRequest:
+            raise Stopped(f"{signals.wanted} stopped before the first step; nothing to save") from None
+        except OSError as error:
+            name = f"{error.filename}: " if error.filename else ""
+            raise InputError(
+                f"train {run.path}: {name}{error.strerror or error}. The last checkpoint is whole. "
+                "Make room, then go on with: --resume",
+                code="file-write",
+            ) from None
+
+
+def _begin(
+    experiment: Experiment, run: Run, screen: Screen, signals: Signals, resume: bool, command: str
+) -> tuple[Job, Path | None]:
+    """Data, net and state; the path of the checkpoint if a stage is to go on in its middle."""
+    main = rank_of(experiment) == 0
+    saved: dict[str, Any] | None = None
+    state = State()
+    if resume:
+        from bitwright.training.checkpoint import read_checkpoint, remove_leftovers
+
+        if main:
+            remove_leftovers(run.path)
+        if run.has("last.ckpt"):
+            saved = read_checkpoint(run.file("last.ckpt"))
+            state = State.from_dict(saved["bitwright"]["state"])
+            check_same(run, experiment, saved["bitwright"]["experiment"], state)
+        elif run.has("experiment.toml"):
+            check_same(run, experiment, run.read_text("experiment.toml"), state)
+    train_set, test_set, val_set = open_data(experiment)
+    reseed(experiment.seed, -1)
+    net = build_model(experiment, test_set, weights=saved is None)
+    job = Job(experiment, run, screen, signals, train_set, test_set, val_set, is_normalized(experiment), net, state)
+    if main:
+        _describe(job)
+        run.write_text("experiment.toml", to_toml(experiment))
+        if command:
+            run.write_text("command.txt", command + "\n")
+        run.write_json("machine.json", machine(experiment.train.threads or torch.get_num_threads()))
+        if saved is None:
+            run.write_json("state.json", state.to_json("training", len(experiment.stage), len(test_set)))
+            if resume:
+                screen.note("resume: no checkpoint there yet, so it begins at the beginning")
+    if saved is None:
+        begin_stage(job, 0)
+        state.begin_stage(0)
+        return job, None
+    for index in range(state.stage + 1):
+        begin_stage(job, index)
+    _load(job, saved)
+    if main:
+        from bitwright.training.logs import write_tables
+
+        write_tables(run, state)
+    return job, run.file("last.ckpt")
+
+
+def _load(job: Job, saved: dict[str, Any]) -> None:
+    """Weights of the checkpoint into the net; Lightning loads them again, with the optimizer, if the stage goes on."""
+    state = job.state
+    weights = {k.removeprefix("net."): v for k, v in saved["state_dict"].items()}
+    try:
+        job.net.load_state_dict(weights)
+    except RuntimeError as error:
+        first = next((t.strip() for t in str(error).splitlines()[1:]), str(error))
+        raise InputError(
+            f"resume {job.run.path}: last.ckpt does not fit the model: {first}", code="load-keys"
+        ) from None
+    if job.main:
+        where = f"stage {state.stage}, epoch {state.epoch}, step {state.batch}"
+        if state.epoch == job.experiment.stage[state.stage].epochs:
+            where = f"stage {state.stage} is done"
+        job.screen.note(f"resumed: {where} (same data order and random state as an unbroken run)")
+    if state.batch == job.per_epoch:  # stopped while the epoch was evaluated: that comes first
+        _evaluate_again(job, saved)
+
+
+def _evaluate_again(job: Job, saved: dict[str, Any]) -> None:
+    """The end of an epoch whose evaluation was stopped; afterwards the checkpoint says so."""
+    from bitwright.training.callback import finish_epoch
+    from bitwright.training.checkpoint import write_checkpoint
+    from bitwright.training.losses import make_loss
+
+    state, before = job.state, time.perf_counter()
+    ours = saved["bitwright"]
+    loss = make_loss(job.experiment.stage[state.stage], state.stage, smoothing=False)
+    test = job.evaluate(job.test, loss)
+    val = None if job.val is None else job.evaluate(job.val, loss)
+    state.sums.seconds += time.perf_counter() - before
+    state.seconds += time.perf_counter() - before
+    sums = [float(sum(column)) for column in zip(*(rank["sums"] for rank in ours["ranks"]), strict=True)]
+    finish_epoch(job, sums, test, val, None)
+    if job.main:
+        ranks = [{**rank, "sums": [0.0] * 4} for rank in ours["ranks"]]
+        saved["bitwright"] = {**ours, "state": state.to_dict(), "ranks": ranks}
+        write_checkpoint(saved, job.run.file("last.ckpt"))
+
+
+def _go(job: Job, checkpoint: Path | None) -> Result:
+    """From where the state stands to the end."""
+    state, stages = job.state, job.experiment.stage
+    try:
+        while True:
+            if state.epoch < stages[state.stage].epochs:
+                run_stage(job, checkpoint)
+            checkpoint = None
+            if state.stage + 1 == len(stages):
+                break
+            begin_stage(job, state.stage + 1)
+            state.begin_stage(state.stage + 1)
+        return finish(job) if job.main else Result(job.run.path, 0.0, 0.0, 0, state.seconds, ())
+    except StopRequest:
+        raise Stopped(_stopped(job)) from None
+
+
+def _stopped(job: Job) -> str:
+    """Where it stopped, and what that costs; also into state.json."""
+    state, run = job.state, job.run
+    word = job.signals.wanted or "another process"
+    if job.main:
+        run.write_json("state.json", state.to_json("stopped", len(job.experiment.stage), len(job.test)))
+    where = f"{word} stopped at stage {state.stage}, epoch {state.epoch}, step {state.batch} of {job.per_epoch}"
+    if not run.has("last.ckpt"):
+        return f"{where}; nothing to save yet"
+    return f"{where}; saved ({job.save_seconds:.1f} s). A second Ctrl-C quits without saving."
+
+
+def _describe(job: Job) -> None:
+    """The head of the log."""
+    experiment, run = job.experiment, job.run
+    parameters = sum(p.numel() for p in job.net.parameters())
+    device = torch.cuda.get_device_name() if accelerator(experiment) == "gpu" else cpu_name()
+    stages = len(experiment.stage)
+    job.screen.line(
+        f"{experiment.data.name} {len(job.train):,} train / {len(job.test):,} test | {experiment.model.name}, "
+        f"{parameters / 1e6:.2f} M weights | {stages} stage{'s' if stages > 1 else ''} | seed {experiment.seed} | {device}"
+    )
+    curves = f"       curves: tensorboard --logdir {run.path.parent}" if experiment.log.tensorboard else ""
+    job.screen.line(f"run: {run.path}{curves}")
+
+
+@contextmanager
+def _as_it_was(threads: int | None) -> Iterator[None]:
+    """Threads and random state of the caller are put back."""
+    before = torch.get_num_threads()
+    if threads is not None:
+        torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+            yield
+    finally:
+        torch.set_num_threads(before)
