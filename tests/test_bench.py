@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
-from bitwright.measure import peers, precision, timing, twin
+from bitwright.measure import peers, precision, timing, twin, why
 from bitwright.measure.bench import bench, measure
 from bitwright.measure.conv import conv_bench
 from bitwright.measure.peers import Peer
@@ -67,10 +67,59 @@ def test_text_names_what_is_missing_and_the_noise():
     t = table(spread=0.5)
     lines = str(t).splitlines()
     assert lines[0].startswith("Made Up, kernels made-up, 1 thread, batch 1, input 3x8x8, 5 rounds interleaved")
-    assert "ort-fp32 not measured: unavailable: made up" in lines
+    assert "ort-fp32 not measured: made up" in lines
     assert lines[-1] == "quality: NOISY, repeat when idle (quartile spread 50 %)" and t.noisy
     assert not table().noisy
     assert "|" not in str(t) and all(len(line) <= 120 for line in lines)
+
+
+def test_a_narrow_table_loses_quartiles_then_rate():
+    head = next(line for line in table().text(70).splitlines() if line.startswith("candidate"))
+    assert "quartiles" not in head and "img/s" in head
+    assert all(len(line) <= 60 for line in table().text(60).splitlines())
+    head = next(line for line in table().text(60).splitlines() if line.startswith("candidate"))
+    assert "img/s" not in head and "ours faster by" in head
+
+
+STEPS = [why.Step("stem", "int8", 3, 0.5), why.Step("a", "bits", 16, 0.1), why.Step("b", "bits", 16, 0.1)]
+
+
+def test_why_it_is_not_faster_by_hand():
+    assert why.explain([*STEPS, why.Step("", "", 0, 0.3)], 1.0, 1) == (
+        "stem takes 50 % (3 input channels, runs as int8)",
+        "a and 1 more bits layers have 16 channels, less than a word of 32 per tap, and take 20 %",
+        "what lies between the layers (adds, pooling, norms, activations) takes 30 %",
+        "more gain: wider layers or --batch 32",
+    )
+    wide = [why.Step("a", "bits", 64, 1.0)]
+    assert why.explain(wide, 1.0, 1) == ("no single reason: the largest layer, a, takes 100 %",)
+    (tiny, more) = why.explain(wide, 0.003, 1)
+    assert tiny.startswith("the net is tiny: 3.00 us per layer") and more.startswith("more gain")
+    assert len(why.explain(wide, 0.003, 32)) == 1
+
+
+def test_why_is_asked_only_below_one_and_a_half_times_the_best_int8(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(why, "steps_of", lambda packed, x: STEPS)
+    packed: Any = None
+    assert why.reasons(table(ours=1.0), packed, torch.zeros(1)) == ()  # 2.5x
+    assert why.reasons(table(ours=None), packed, torch.zeros(1)) == ()
+    assert why.reasons(table(ours=2.0), packed, torch.zeros(1))[0].startswith("stem takes 50 %")
+
+
+def test_shares_of_the_steps_sum_to_one():
+    net = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), bw.nn.Conv2d(8, 8, 3, w="bwn", x="sign"), nn.Flatten(), nn.Linear(32, 2)
+    )
+    x = torch.randn(1, 3, 6, 6)
+    packed: Any = bw.convert(net.eval(), x).model
+    steps = why.steps_of(packed, x)
+    assert [(s.name, s.runs_as, s.channels) for s in steps] == [
+        ("0", "float", 3),
+        ("2", "bits", 8),
+        ("4", "float", 32),
+        ("", "", 0),
+    ]
+    assert sum(s.share for s in steps) == pytest.approx(1) and precision.precision_of(packed) == "1 bit"
 
 
 def test_ours_missing_is_a_row_too():

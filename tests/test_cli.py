@@ -15,7 +15,6 @@ from safetensors.torch import save_file
 
 import bitwright as bw
 from bitwright.cli import bench as bench_command
-from bitwright.cli import convert as convert_command
 from bitwright.cli import output, registry, resolve
 from bitwright.cli import run as run_module
 from bitwright.cli.output import Output
@@ -23,8 +22,7 @@ from bitwright.cli.run import run
 from bitwright.errors import InputError
 
 NO_TORCH = [
-    ["--help"], ["--version"], ["plan", "--help"], ["convert", "--help"], ["bench", "--help"], ["cost", "--help"],
-    ["demo", "--help"], ["methods"], ["methods", "bwn"], ["recipes"], ["recipes", "xnor"], ["nonsense"],
+    ["--version"], ["methods"], ["methods", "bwn"], ["recipes"], ["recipes", "xnor"], ["nonsense"],
 ]  # fmt: skip
 
 
@@ -93,6 +91,26 @@ def test_answers_without_importing_torch(argv: list[str]):
     assert done.stderr.splitlines()[-1] == ("FREE 2" if argv == ["nonsense"] else "FREE 0"), done.stderr
 
 
+def test_help_of_every_command_imports_no_torch():
+    """One child for all of them: the commands are those of `bitwright --help`, so a new one is asked too."""
+    code = (
+        "import sys, io, contextlib\n"
+        "from bitwright.cli.run import run\n"
+        "from bitwright.cli.app import command\n"
+        "top = command()\n"
+        "calls = [[]] + [[name] for name in top.commands]\n"
+        "calls += [[n, m] for n, c in top.commands.items() for m in getattr(c, 'commands', ())]\n"
+        "for call in calls:\n"
+        "    text = io.StringIO()\n"
+        "    with contextlib.redirect_stdout(text):\n"
+        "        code = run([*call, '--help'])\n"
+        "    heavy = [m for m in ('torch', 'lightning', 'numpy', 'sklearn', 'jinja2') if m in sys.modules]\n"
+        "    print(' '.join(call), code, 'Usage:' in text.getvalue(), text.getvalue().isascii(), heavy)\n"
+    )
+    lines = child(code=code).stdout.splitlines()
+    assert len(lines) > 7 and all(line.endswith(" 0 True True []") for line in lines), lines
+
+
 def test_registry_file_is_what_the_code_says():
     builtin = {n: i for n, i in registry.current().items() if bw.parts()[n] and _shipped(n)}
     assert registry.stored() == builtin, "run: python -m bitwright.cli.registry"
@@ -128,7 +146,10 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "slot": (["methods", "--slot", "q"], "Slots: b, g, gate, w, x"),
     "command": (["plam"], "No such command 'plam'"),
     "option": ([*PLAN, "--al"], "No such option: --al"),
-    "argument": (["plan", "resnet20"], "Missing argument 'recipe'"),
+    "argument": (["plan", "resnet20"], "a model needs a recipe, e.g. bitwright plan resnet20 xnor"),
+    "no argument": (["plan"], "Missing argument 'model'"),
+    "convert without a model": (["convert", "none.safetensors"], "--model resnet20 or --model file.py:fn"),
+    "no run": (["convert", "."], "convert .: no experiment.toml in it, so it is not a run"),
     "input": ([*PLAN, "--input", "3,x,32"], "Give positive sizes without the batch"),
     "input zero": ([*PLAN, "--input", "3,0,32"], "Give positive sizes"),
     "input empty": ([*PLAN, "--input", ""], "Give positive sizes"),
@@ -374,10 +395,63 @@ def test_a_reader_that_stops_is_no_error():
     assert "Traceback" not in done.stderr and "Exception" not in done.stderr
 
 
-def test_flags_work_anywhere(call: Any):
+def test_flags_work_anywhere_but_after_two_dashes(call: Any):
     assert json.loads(call("--json", "methods", "bwn")[1])["part"]["name"] == "bwn"
     code, out, err = call("methods", "--quiet")
     assert (code, out, err) == (0, "", "")
+    code, out, err = call("methods", "--", "--quiet")
+    assert code == 2 and out == "" and "unknown part '--quiet'" in err
+
+
+@pytest.mark.parametrize("argv", [["--help"], ["plan", "--help"], ["--version"], ["plam"], ["plan"], ["methods", "x"]])
+def test_json_is_exactly_one_object(argv: list[str], call: Any):
+    code, out, err = call(*argv, "--json")
+    answer = json.loads(out)
+    assert out.count("\n") == 1 and err == "" and answer["exit_code"] == code
+    assert ("error" in answer) == (code != 0) and ("text" in answer) == (code == 0)
+
+
+def test_what_an_own_model_prints_is_not_in_the_json(call: Any, tmp_path: Path):
+    (tmp_path / "loud.py").write_text(
+        "from torch import nn\ndef net():\n    print('hello')\n    return nn.Linear(4, 2)\n"
+    )
+    code, out, err = call("cost", f"{tmp_path}/loud.py:net", "--input", "4", "--json")
+    assert code == 0 and json.loads(out)["cost"] and err == "hello\n"
+
+
+def test_narrow_terminals_lose_columns_in_the_stated_order(call: Any, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("COLUMNS", "60")
+    lines = call(*PLAN)[1].splitlines()
+    assert all(len(line) <= 60 for line in lines) and "shape" not in lines[0] and "bits" in lines[0]
+    assert call(*PLAN, "--plain")[1].splitlines()[0].split()[:3] == ["layer", "kind", "shape"]
+
+
+def test_ascii_where_the_terminal_knows_no_more():
+    done = child("methods", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0 and done.stdout.isascii() and "bwn" in done.stdout
+    assert output.in_ascii("1 \u00b1 2 \u00d7 \u20ac") == "1 +- 2 x ?"
+
+
+def test_plain_is_what_a_pipe_gets(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    for name in ("NO_COLOR", "TERM", "COLUMNS"):
+        monkeypatch.delenv(name, raising=False)
+    out = Output(plain=True)
+    assert not out.colored(sys.stdout) and not out.live and out.width == output.PIPE
+    assert Output().colored(sys.stdout)
+
+
+def test_internal_errors_of_a_run_leave_their_details_in_it(call: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    def broken(argv: list[str], out: Output) -> None:
+        out.folder = tmp_path
+        raise ZeroDivisionError("oh")
+
+    monkeypatch.setattr(run_module, "_dispatch", broken)
+    code, _, err = call("convert", "x")
+    assert code == 3 and err.endswith(f"details: {tmp_path / 'error.txt'}\n")
+    assert "ZeroDivisionError" in (tmp_path / "error.txt").read_text()
+    monkeypatch.setattr(run_module, "_dispatch", lambda argv, out: (_ for _ in ()).throw(ZeroDivisionError("oh")))
+    assert str(tmp_path) not in call("convert", "x")[2]
 
 
 # ---- small pieces ----
@@ -414,6 +488,5 @@ def test_json_has_no_nan(capsys: pytest.CaptureFixture[str]):
     assert json.loads(capsys.readouterr().out)["x"] == [None, None, 1.5, None, True, "a"]
 
 
-def test_verdict_line():
-    assert convert_command.split_verdict("a\nb\nPASS  12x", "PASS") == ("a\nb", "PASS  12x")
+def test_shortening():
     assert output.clip("one two three", 9) == "one..." and len(output.shorten("a" * 30, 11)) == 11

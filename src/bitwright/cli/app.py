@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from bitwright.cli import bench, convert, cost, demo, methods, plan, recipes
+from bitwright.cli import bench, convert, cost, data, demo, doctor, eval, experiments, help, import_, methods, plan, recipes, report, train
 
 EPILOG = (
     "Every command also takes --json (one object on stdout), --quiet (verdict and errors only), --no-color and "
@@ -17,9 +17,13 @@ EPILOG = (
 # rich_markup_mode=None: plain help without boxes, and without importing rich for it
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"max_content_width": 100})
 for _command in (
-    demo.demo, methods.methods, recipes.recipes, plan.plan, convert.convert, bench.bench, cost.cost,
+    demo.demo, methods.methods, recipes.recipes, experiments.experiments, plan.plan, train.train, eval.eval, convert.convert, bench.bench, cost.cost, report.report,
 ):  # fmt: skip
     app.command(epilog=EPILOG)(_command)
+app.command("import", epilog=EPILOG)(import_.import_)
+app.command(epilog=EPILOG)(doctor.doctor)
+app.command("help", epilog=EPILOG)(help.help_)
+app.add_typer(data.app, name="data", epilog=EPILOG)
 
 
 def _version(wanted: bool) -> None:

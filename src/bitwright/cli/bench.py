@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitwright.cli.complete import complete_model, complete_recipe, complete_run
 from bitwright.cli.output import Output
+from bitwright.cli.target import looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -17,42 +18,66 @@ if TYPE_CHECKING:
 def bench(
     ctx: typer.Context,
     target: Annotated[
-        str, typer.Argument(help="A packed .safetensors file, a model (name, file.py:fn), or conv:256x14[x3].")
+        str,
+        typer.Argument(
+            help="A run directory, a packed .safetensors file, a model (name, file.py:fn), or conv:256x14[x3].",
+            autocompletion=complete_run,
+        ),
     ],
-    recipe: Annotated[str | None, typer.Option(help="Apply it to the model and convert, with random weights.")] = None,
+    recipe: Annotated[
+        str | None,
+        typer.Option(help="Apply it to the model and convert, with random weights.", autocompletion=complete_recipe),
+    ] = None,
     model: Annotated[
-        str | None, typer.Option(help="The model of a packed file: its float net feeds the peers.")
+        str | None,
+        typer.Option(help="The model of a packed file: its float net feeds the peers.", autocompletion=complete_model),
     ] = None,
     input: Annotated[str | None, typer.Option(help="Shape of one input, e.g. 3,32,32. [default: the model's]")] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Outputs of a model by name.")] = 10,
+    classes: Annotated[int | None, typer.Option(min=1, help="Outputs of a model by name. [default: 10]")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs per call.")] = 1,
     threads: Annotated[int, typer.Option(min=1, help="Threads for everybody.")] = 1,
     against: Annotated[str | None, typer.Option(help="Peers, e.g. ort-int8,torch-bf16. [default: all]")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Slices of about 6 ms per candidate.")] = 15,
 ) -> None:
-    """Measure speed against the best fp32, bf16 and int8 programs of this machine, interleaved in one process."""
+    """Measure speed against the best fp32, bf16 and int8 programs of this machine, interleaved in one process.
+
+    In a run directory: its packed net against its float net in the peers; bench.json and the rows of results.csv
+    for this batch size are written anew. Narrow terminals lose the quartiles, then img/s.
+    """
     out: Output = ctx.obj
+    run = looks_like_run(target)
+    if run:
+        only_for_files("bench", target, {"--recipe": recipe, "--model": model, "--input": input, "--classes": classes})
+    else:
+        out.begin(f"bench {target}: loading")
     from bitwright.measure.peers import PEERS, check
 
     peers = tuple(PEERS) if against is None else tuple(p.strip() for p in against.split(",") if p.strip())
     check(peers)
+    if run:
+        from bitwright.cli.bench_run import bench_run
+
+        bench_run(out, target, batch, threads, peers, rounds)
+        return
     if target.startswith("conv:"):
         from bitwright.measure.conv import conv_bench
 
         channels, size, kernel = _conv_shape(target)
         table = conv_bench(channels, size, None, kernel, batch, threads, against=peers, rounds=rounds)
     else:
-        table = _net(out, target, recipe, model, input, classes, batch, threads, peers, rounds)
+        table = _net(out, target, recipe, model, input, classes or 10, batch, threads, peers, rounds)
     show(out, table)
 
 
 def show(out: Output, table: BenchTable) -> None:
-    """The table as text and as data; noise is a warning."""
+    """The table as text and as data; noise is a warning; `--quiet` leaves the sentence to quote."""
     out.data["bench"] = table.to_dict()
-    out.result(str(table))
+    out.data["summary"] = table.summary()
+    out.lines(table.text(out.width).splitlines())
+    if out.quiet:
+        out.verdict(table.summary())
     if table.noisy:
         out.warn(f"bench: {table.quality}")
-    out.data["summary"] = table.summary()
 
 
 def _net(
@@ -80,13 +105,16 @@ def _net(
         assert isinstance(packed, PackedModel)  # a trained file without its model is an error of load
         shape = shape or tuple(packed.graph.nodes[0].shape)
         x = example(shape, batch)
-        packed(x)  # a wrong --input ends here, in one line
+        try:
+            packed(x)  # a wrong --input ends here, in one line
+        except InputError as error:
+            raise error.reworded(str(error).replace("packed model", target, 1)) from None
         baseline = None
         if model is not None:
             baseline, _ = make_model(model, "bench", shape, classes)
             try_input(baseline, x, "bench", model)
         else:
-            out.next(f"bitwright bench {_quoted(target)} --model MODEL", "its name or file.py:fn, for the peers")
+            out.next(f"bitwright bench {quoted(target)} --model MODEL", "its name or file.py:fn, for the peers")
         return measure(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
     if model is not None:
         raise InputError("bench: --model goes with a packed file; name the model itself instead", code="usage")
@@ -102,12 +130,6 @@ def _net(
         out.status, out.exit_code = "REFUSE", 1
         out.verdict(f"REFUSE  {converted.report.verdict}")
     return measure(converted, x, threads=threads, against=peers, rounds=rounds)
-
-
-def _quoted(path: str) -> str:
-    import shlex
-
-    return shlex.quote(str(Path(path)))
 
 
 def _conv_shape(text: str) -> tuple[int, int, int]:

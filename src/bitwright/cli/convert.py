@@ -2,39 +2,104 @@
 
 from __future__ import annotations
 
-import shlex
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
+from bitwright.cli.complete import complete_model, complete_run
 from bitwright.cli.output import Output
+from bitwright.cli.target import looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
 
 
 def convert(
     ctx: typer.Context,
-    file: Annotated[str, typer.Argument(help="Trained weights with their recipe, written by bw.save.")],
-    model: Annotated[str, typer.Option(help="The model these weights belong to: a name, file.py:fn or module:fn.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            help="A run directory, or trained weights with their recipe, written by bw.save.",
+            autocompletion=complete_run,
+        ),
+    ],
+    model: Annotated[
+        str | None,
+        typer.Option(
+            help="For a file: the model its weights belong to: a name, file.py:fn or module:fn.",
+            autocompletion=complete_model,
+        ),
+    ] = None,
     output: Annotated[
         str | None, typer.Option("--output", "-o", help="[default: FILE's name, .packed.safetensors]")
     ] = None,
     input: Annotated[str | None, typer.Option(help="Shape of one input, e.g. 3,32,32. [default: the model's]")] = None,
-    classes: Annotated[int, typer.Option(min=1, help="Outputs of a model by name.")] = 10,
+    classes: Annotated[int | None, typer.Option(min=1, help="Outputs of a model by name. [default: 10]")] = None,
     data: Annotated[str | None, typer.Option(help="Verify on the test images of this data set, e.g. cifar10.")] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies. [default: BITWRIGHT_DATA]")] = None,
     backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
+    threads: Annotated[int | None, typer.Option(min=1, help="For the times per layer. [default: 1]")] = None,
+    force: Annotated[
+        bool, typer.Option("--force", help="Write the file even if nothing is gained; never if its answers differ.")
+    ] = False,
+    all: Annotated[bool, typer.Option("--all", help="Every layer, no runs of like layers cut short.")] = False,
+    details: Annotated[bool, typer.Option("--details", help="Every image whose class differs.")] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the output file. A run's own results always are.")
+    ] = False,
 ) -> None:
     """Pack a trained low-bit net, verify it against the trained one, and write it.
 
-    PASS: same class on at least 99.9 % of the inputs; WARN: 99 %, or not faster; REFUSE (exit 1, nothing
-    written): less, or nothing could be packed.
+    PASS: codes equal bit for bit, same class on at least 99.9 % of the inputs, faster than the float net.
+    WARN: same class on at least 99 %, or not faster; the file is written, exit 0.
+    REFUSE: below 99 %, codes that differ, or nothing to pack; nothing is written, exit 1.
+
+    In a run directory: all test images; packed.safetensors, convert.json, layers.csv and the row `bitwright` of
+    results.csv are written anew. Narrow terminals lose max diff, kB float, ms float, in this order.
     """
     out: Output = ctx.obj
+    if looks_like_run(file):
+        only_for_files(
+            "convert", file, {"--model": model, "-o": output, "--input": input, "--classes": classes, "--data": data}
+        )
+        from bitwright.cli.convert_run import convert_run
+
+        convert_run(out, file, data_root, backend, threads, force, None if all else 2, details)
+        return
+    if model is None:
+        raise InputError(
+            f"convert {file}: needs the model its weights belong to: --model resnet20 or --model file.py:fn. "
+            "Or give a run directory instead",
+            code="model-missing",
+            given=file,
+            possible="--model NAME",
+        )
+    target = _target(file, output, overwrite)
+    out.begin(f"convert {file}: loading")
     import bitwright as bw
+    from bitwright.cli.convert_text import show
     from bitwright.cli.resolve import example, make_model, parse_shape, try_input
 
+    batches = None if data is None else list(bw.data.load(data, data_root, "test").batches(256))
+    shape = parse_shape(input, "convert")
+    if shape is None and batches:
+        shape = tuple(batches[0][0].shape[1:])
+    net, shape = make_model(model, "convert", shape, classes or 10)
+    x = example(shape)
+    try_input(net, x, "convert", model)
+    net = bw.load(file, net).eval()
+    if batches:
+        x = batches[0][0][:1]
+    converted = bw.convert(
+        net, x, backend=backend, threads=threads, verify=True if batches is None else batches, force=force
+    )
+    what = "inputs" if batches is None else "test images"
+    show(out, converted, target, what, limit=None if all else 2, details=details)
+    if out.exit_code == 0:
+        out.next(f"bitwright bench {quoted(target)} --model {quoted(model)}", "against the peers here")
+
+
+def _target(file: str, output: str | None, overwrite: bool) -> Path:
+    """Where the packed file goes; nothing is replaced unasked."""
     target = Path(output) if output else Path(file).with_suffix(".packed.safetensors")
     if target.exists() and not overwrite:
         raise InputError(
@@ -44,48 +109,4 @@ def convert(
         raise InputError(f"convert: no folder {target.parent}", code="file-folder", given=str(target.parent))
     if not Path(file).is_file():
         raise InputError(f"convert: no file {file}", code="file-missing", given=file)
-    batches = None if data is None else list(bw.data.load(data, data_root, "test").batches(256))
-    shape = parse_shape(input, "convert")
-    if shape is None and batches:
-        shape = tuple(batches[0][0].shape[1:])
-    net, shape = make_model(model, "convert", shape, classes)
-    x = example(shape)
-    try_input(net, x, "convert", model)
-    net = bw.load(file, net).eval()
-    if batches:
-        x = batches[0][0][:1]
-    converted = bw.convert(net, x, backend=backend, verify=True if batches is None else batches)
-    report(out, converted, target)
-    if out.exit_code == 0:
-        out.next(f"bitwright bench {shlex.quote(str(target))} --model {shlex.quote(model)}", "against the peers here")
-
-
-def report(out: Output, converted: Any, target: Path) -> None:
-    """Rows and verdict; writes the file unless the verdict is REFUSE, which is exit code 1."""
-    result = converted.report
-    out.status = result.status
-    rows, verdict = split_verdict(str(result), result.status)
-    out.result(rows)
-    out.data["report"] = result.to_dict() if hasattr(result, "to_dict") else {"text": str(result)}
-    if converted.model is None or result.status == "REFUSE":
-        out.exit_code = 1
-        out.verdict(verdict)
-        return
-    converted.save(target)
-    size = target.stat().st_size
-    out.data["file"] = {"path": str(target), "bytes": size}
-    from bitwright.measure.numbers import kb
-
-    out.verdict(f"{verdict}  {target}  {kb(size)} kB")
-
-
-def split_verdict(text: str, status: str) -> tuple[str, str]:
-    """The table, and the last line if it is the verdict.
-
-    >>> split_verdict("rows\\nPASS", "PASS")
-    ('rows', 'PASS')
-    >>> split_verdict("rows", "WARN")
-    ('rows', 'WARN')
-    """
-    rows, _, last = text.rpartition("\n")
-    return (rows, last) if last.startswith(status) else (text, status)
+    return target

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from bitwright.cli.complete import complete_part
 from bitwright.cli.output import Output, clip
 from bitwright.cli.registry import stored
 from bitwright.errors import InputError, nearest
@@ -14,7 +15,10 @@ from bitwright.errors import InputError, nearest
 
 def methods(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="A part, for its formula, options and recipe line.")] = None,
+    name: Annotated[
+        str | None,
+        typer.Argument(help="A part, for its formula, options and recipe line.", autocompletion=complete_part),
+    ] = None,
     slot: Annotated[str | None, typer.Option(help="Only parts for this slot: w, b, x, g or gate.")] = None,
 ) -> None:
     """List the parts that can sit in a layer's slots, or explain one."""
@@ -33,6 +37,7 @@ def methods(
         ("name", "bits", "packs", "slots", "what it does", "source"),
         [_cells(info) for info in rows],
         right=(1,),
+        drop=("slots", "source"),
     )
     out.result(f"{len(rows)} of {len(parts)} parts. packs = has integer codes, so convert can use bit kernels.")
     out.next(f"bitwright methods {rows[0]['name']}", "formula, options with defaults, recipe line")

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
-from bitwright.measure.table import columns
+from bitwright.measure.layout import Row, fit, shorten, wrap
+
+__all__ = ["Output", "clip", "in_ascii", "shorten"]
 
 SCHEMA = "bitwright/1"
+PIPE, NARROW, WIDE = 100, 40, 120  # characters: where nobody is looking, at least, at most
 _STYLES = {"PASS": "32", "WARN": "33", "REFUSE": "31", "error": "31", "warn": "33", "bold": "1", "dim": "2"}
 
 
@@ -21,39 +26,69 @@ class Output:
     data        what `--json` prints beside schema, command, status, exit_code and warnings
     status      "ok", a verdict, or "error"
     exit_code   0 done (also WARN), 1 the answer is no, 2 use or input, 3 internal error, 130 stopped
+    folder      the run directory that the command works on: details of an internal error go there
+    plain       as if nobody was looking: no color, no moving line, 100 columns
     """
 
     def __init__(
-        self, *, as_json: bool = False, quiet: bool = False, debug: bool = False, color: bool | None = None
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        debug: bool = False,
+        plain: bool = False,
+        verbose: bool = False,
+        color: bool | None = None,
     ) -> None:
-        self.as_json, self.quiet, self.debug, self._color = as_json, quiet, debug, color
+        self.as_json, self.quiet, self.debug, self.plain, self.verbose = as_json, quiet, debug, plain, verbose
+        self._color = color
         self.command = ""
         self.data: dict[str, Any] = {}
         self.warnings: list[str] = []
         self.status, self.exit_code = "ok", 0
+        self.folder: Path | None = None
 
     def result(self, text: str = "", *, end: str = "\n") -> None:
         """Part of the answer: stdout. `--quiet` drops it, `--json` has it in `data` instead."""
         if not (self.as_json or self.quiet):
-            print(text, end=end, flush=True)
+            _put(text, sys.stdout, end)
 
     def verdict(self, text: str) -> None:
         """The line that `--quiet` keeps; its first word is colored on a terminal."""
         if not self.as_json:
             word, _, rest = text.partition(" ")
-            print(f"{self.paint(word, word)} {rest}".rstrip(), flush=True)
+            _put(f"{self.paint(word, word)} {rest}".rstrip(), sys.stdout)
 
-    def table(self, headers: Sequence[str], rows: Iterable[Iterable[str]], right: Iterable[int] = ()) -> None:
-        """Columns without lines; numbers to the right."""
-        head, *lines = columns(headers, rows, right)
-        self.result(self.paint(head, "bold"))
-        for line in lines:
+    def table(
+        self, headers: Sequence[str], rows: Iterable[Row], right: Iterable[int] = (), drop: Sequence[str] = ()
+    ) -> None:
+        """Columns without lines; numbers to the right. Columns of `drop` go on a narrow terminal, see `layout.fit`."""
+        self.lines(fit(headers, rows, self.width, right=right, drop=drop))
+
+    def lines(self, lines: Iterable[str]) -> None:
+        """A table that is laid out already: its head is bold on a terminal."""
+        for i, line in enumerate(lines):
+            self.result(line if i else self.paint(line, "bold"))
+
+    def prose(self, text: str, indent: int = 0) -> None:
+        """A sentence of the answer, wrapped."""
+        for line in wrap(text, self.width, indent):
             self.result(line)
+
+    def begin(self, text: str) -> None:
+        """What is being loaded, before the slow imports: only where a person waits and looks."""
+        if self.live or self.verbose:
+            self.note(text)
+
+    def detail(self, text: str) -> None:
+        """What only `-v` shows: stderr."""
+        if self.verbose:
+            self.note(text)
 
     def note(self, text: str) -> None:
         """Progress: stderr."""
         if not (self.as_json or self.quiet):
-            print(text, file=sys.stderr, flush=True)
+            _put(text, sys.stderr)
 
     def next(self, command: str, why: str = "") -> None:
         """A command that can be pasted, and what it shows."""
@@ -64,7 +99,7 @@ class Output:
         """Something that does not stop the work."""
         self.warnings.append(text)
         if not (self.as_json or self.quiet):
-            print(f"{self.paint('warn:', 'warn', sys.stderr)} {text}", file=sys.stderr, flush=True)
+            _put(f"{self.paint('warn:', 'warn', sys.stderr)} {text}", sys.stderr)
 
     def fail(self, text: str, exit_code: int, error: dict[str, Any]) -> None:
         """One line on stderr, or the error object."""
@@ -72,13 +107,13 @@ class Output:
         self.data = {**self.data, "error": error}
         if not self.as_json:
             line = " ".join(text.split())
-            print(f"{self.paint('error:', 'error', sys.stderr)} {line}", file=sys.stderr, flush=True)
+            _put(f"{self.paint('error:', 'error', sys.stderr)} {line}", sys.stderr)
 
     def finish(self) -> int:
         """Prints the JSON object, if that was asked for; returns the exit code."""
         if self.as_json:
             head = {"schema": SCHEMA, "command": self.command, "status": self.status, "exit_code": self.exit_code}
-            print(json.dumps(_plain({**head, "warnings": self.warnings, **self.data}), allow_nan=False))
+            print(json.dumps(_plain({**head, "warnings": self.warnings, **self.data}), allow_nan=False), flush=True)
         return self.exit_code
 
     def paint(self, text: str, style: str, stream: TextIO | None = None) -> str:
@@ -87,9 +122,9 @@ class Output:
         return f"\x1b[{code}m{text}\x1b[0m" if code and self.colored(stream or sys.stdout) else text
 
     def colored(self, stream: TextIO) -> bool:
-        """NO_COLOR and --no-color win, then FORCE_COLOR, then whether somebody is looking."""
-        if self._color is not None:
-            return self._color
+        """NO_COLOR, --no-color and --plain win, then FORCE_COLOR, then whether somebody is looking."""
+        if self._color is not None or self.plain:
+            return bool(self._color)
         if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
             return False
         return bool(os.environ.get("FORCE_COLOR")) or stream.isatty()
@@ -97,8 +132,46 @@ class Output:
     @property
     def live(self) -> bool:
         """Whether progress may redraw a line: a person is looking at stderr."""
-        shown = not (self.as_json or self.quiet) and sys.stderr.isatty()
+        shown = not (self.as_json or self.quiet or self.plain) and sys.stderr.isatty()
         return shown and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
+
+    @property
+    def width(self) -> int:
+        """Characters of a line: the terminal's, `COLUMNS` where that is set, 100 in a pipe and with --plain."""
+        if self.plain:
+            return PIPE
+        return min(WIDE, max(NARROW, shutil.get_terminal_size((PIPE, 24)).columns))
+
+    @property
+    def unicode(self) -> bool:
+        """Whether stderr takes signs like the blocks of a bar."""
+        return _takes_unicode(sys.stderr)
+
+
+def _put(text: str, stream: TextIO, end: str = "\n") -> None:
+    print(text if _takes_unicode(stream) else in_ascii(text), end=end, file=stream, flush=True)
+
+
+def _takes_unicode(stream: TextIO) -> bool:
+    return (getattr(stream, "encoding", None) or "utf-8").lower().replace("-", "").startswith("utf")
+
+
+_SIGNS = str.maketrans(
+    {
+        "\u00b1": "+-", "\u00d7": "x", "\u00b7": "*", "\u2026": "...", "\u2013": "-", "\u2014": "-", "\u2018": "'",
+        "\u2019": "'", "\u201c": '"', "\u201d": '"', "\u2248": "~", "\u2265": ">=", "\u2264": "<=", "\u2192": "->",
+        "\u2501": "=", "\u2578": ">", "\u2588": "#", "\u2713": "ok", "\u2717": "x", "\u00b5": "u", "\u03bc": "u",
+    }
+)  # fmt: skip
+
+
+def in_ascii(text: str) -> str:
+    """For terminals that know no other letters: signs by their usual stand-ins, the rest as `?`.
+
+    >>> in_ascii("90.1 \u00b1 0.2 \u2192 \u2501\u2501")
+    '90.1 +- 0.2 -> =='
+    """
+    return text.translate(_SIGNS).encode("ascii", "replace").decode("ascii")
 
 
 def _plain(value: Any) -> Any:
@@ -110,18 +183,6 @@ def _plain(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     return value if value is None or isinstance(value, (str, int)) else str(value)
-
-
-def shorten(text: str, width: int) -> str:
-    """Long names lose their middle: both ends tell layers apart.
-
-    >>> shorten("features.stage3.block12.conv1", 15)
-    'featur....conv1'
-    """
-    if len(text) <= width:
-        return text
-    tail = (width - 3) // 2 if width > 4 else 0
-    return f"{text[: width - 3 - tail]}...{text[len(text) - tail :]}"
 
 
 def clip(text: str, width: int) -> str:

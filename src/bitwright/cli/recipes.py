@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 
+from bitwright.cli.complete import complete_recipe
 from bitwright.cli.output import Output, clip
 from bitwright.errors import InputError, nearest
 
@@ -16,7 +17,9 @@ FOLDER = Path(__file__).parents[1] / "transforms" / "recipes"
 
 def recipes(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="A recipe, to print its TOML.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="A recipe, to print its TOML.", autocompletion=complete_recipe)
+    ] = None,
 ) -> None:
     """List the shipped recipes, or print one."""
     out: Output = ctx.obj

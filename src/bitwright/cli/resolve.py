@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import inspect
-import sys
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from bitwright import usercode
 from bitwright.errors import InputError, nearest
 
 if TYPE_CHECKING:
@@ -48,7 +45,7 @@ def make_model(spec: str, command: str, shape: Shape | None = None, classes: int
 
     spec   a name of `bw.models`, `file.py:callable` or `module:callable`; a callable takes no arguments
     """
-    if ":" in spec:
+    if usercode.is_own(spec):
         model = _call(spec, command)
         if shape is None:
             raise InputError(
@@ -113,50 +110,8 @@ def try_input(model: nn.Module, x: Tensor, command: str, spec: str) -> None:
 def _call(spec: str, command: str) -> nn.Module:
     from torch import nn
 
-    place, _, name = spec.rpartition(":")
-    module = _import(place, spec, command)
-    if not hasattr(module, name):
-        names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
-        raise InputError(
-            f"{command} {spec}: {place} has no {name!r}.{nearest(name, names)} Callables: {', '.join(names[:20])}",
-            code="model-unknown",
-            given=name,
-            possible=", ".join(names[:20]),
-        )
-    try:
-        model = getattr(module, name)()
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise InputError(
-            f"{command} {spec}: calling {name}() failed: {type(error).__name__}: {first}", code="model-call"
-        ) from error
+    model = usercode.call(spec, command)
     if not isinstance(model, nn.Module):
-        raise InputError(
-            f"{command} {spec}: {name}() gave {type(model).__name__}, not a torch module", code="model-call"
-        )
+        name = spec.rpartition(":")[2]
+        raise InputError(f"{command} {spec}: {name}() gave {type(model).__name__}, not a torch module", code="own-call")
     return model
-
-
-def _import(place: str, spec: str, command: str) -> Any:
-    """The user's own file or module: naming it on the command line is asking to run it."""
-    path = Path(place)
-    is_file = place.endswith(".py")
-    if is_file and not path.is_file():
-        raise InputError(f"{command} {spec}: no file {place}", code="model-unknown", given=place)
-    sys.path.insert(0, str(path.parent.resolve() if is_file else Path.cwd()))  # its own imports work as if it was run
-    try:
-        if not is_file:
-            return importlib.import_module(place)
-        loader = importlib.util.spec_from_file_location(path.stem, path)
-        assert loader is not None and loader.loader is not None
-        module = importlib.util.module_from_spec(loader)
-        sys.modules[path.stem] = module
-        loader.loader.exec_module(module)
-        return module
-    except InputError:
-        raise
-    except Exception as error:
-        first = next(iter(str(error).splitlines()), "")
-        raise InputError(
-            f"{command} {spec}: importing {place} failed: {type(error).__name__}: {first}", code="model-import"
-        ) from error

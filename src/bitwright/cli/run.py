@@ -2,20 +2,24 @@
 
 from __future__ import annotations
 
+import io
 import os
 import sys
 import tempfile
 import traceback
 import warnings
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
 from bitwright.cli.output import Output
 from bitwright.errors import BitwrightWarning, InputError, Negative
 
-FLAGS = {"--json": "as_json", "--quiet": "quiet", "--debug": "debug"}
+FLAGS = {
+    "--json": "as_json", "--quiet": "quiet", "--debug": "debug", "--plain": "plain", "--verbose": "verbose",
+    "-v": "verbose", "--no-color": "no_color",
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
@@ -25,15 +29,12 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 
 def run(argv: list[str]) -> int:
     """Runs one command and returns its exit code; never raises, never prints a traceback without --debug."""
-    options: dict[str, Any] = {name: flag in argv for flag, name in FLAGS.items()}
-    if "--no-color" in argv:
-        options["color"] = False
-    out = Output(**options)
-    argv = [a for a in argv if a not in FLAGS and a != "--no-color"] or ["--help"]
-    out.command = next((a for a in argv if not a.startswith("-")), "")
+    options, rest = split_flags(argv)
+    out = Output(color=False if options.pop("no_color", False) else None, **options)
+    out.command = next((a for a in rest if not a.startswith("-")), "")
     try:
-        with _warnings_to(out):
-            _dispatch(argv, out)
+        with _warnings_to(out), _stdout_of(out):
+            _dispatch(rest or ["--help"], out)
         return out.finish()
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -45,12 +46,45 @@ def run(argv: list[str]) -> int:
         return out.finish()
 
 
+def split_flags(argv: Sequence[str]) -> tuple[dict[str, bool], list[str]]:
+    """The flags that every command takes, wherever they stand, and the rest; after `--` nothing is a flag.
+
+    >>> split_flags(["plan", "--json", "--", "--quiet"])
+    ({'as_json': True}, ['plan', '--', '--quiet'])
+    """
+    end = argv.index("--") if "--" in argv else len(argv)
+    ours = [a for a in argv[:end] if a in FLAGS]
+    return {FLAGS[a]: True for a in ours}, [*(a for a in argv[:end] if a not in FLAGS), *argv[end:]]
+
+
 def _dispatch(argv: list[str], out: Output) -> None:
     from bitwright.cli.app import command
 
-    code = command().main(args=argv, prog_name="bitwright", standalone_mode=False, obj=out)
-    if isinstance(code, int) and code:  # typer.Exit, e.g. from shell completion
+    try:
+        code = command().main(args=argv, prog_name="bitwright", standalone_mode=False, obj=out)
+    except SystemExit as done:  # how shell completion ends
+        code = done.code
+    if isinstance(code, int) and code:
         out.exit_code = code
+
+
+@contextmanager
+def _stdout_of(out: Output) -> Iterator[None]:
+    """With --json stdout is for the one object: help goes into it, what a user's own model prints to stderr."""
+    if not out.as_json:
+        yield
+        return
+    text, whole = io.StringIO(), False
+    try:
+        with redirect_stdout(text):
+            yield
+        whole = True
+    finally:
+        printed = text.getvalue()
+        if printed and whole and not out.data:
+            out.data["text"] = printed.rstrip("\n")
+        elif printed:
+            print(printed, end="", file=sys.stderr)
 
 
 def _explain(error: BaseException, argv: list[str], out: Output) -> None:
@@ -74,7 +108,7 @@ def _explain(error: BaseException, argv: list[str], out: Output) -> None:
         text = f"{out.command}: out of memory. Try a smaller --batch or --input"
         out.fail(text, 2, _error("memory", text))
     else:
-        path = _write_details(error, argv)
+        path = _write_details(error, argv, out.folder)
         first = next(iter(str(error).splitlines()), "")
         text = f"internal error in {out.command or 'bitwright'} (please report): {type(error).__name__}: {first}"
         out.fail(f"{text}; details: {path}", 3, {**_error("internal", text), "details": str(path)})
@@ -84,14 +118,19 @@ def _error(code: str, message: str) -> dict[str, Any]:
     return dict(InputError(message, code=code).to_dict())
 
 
-def _write_details(error: BaseException, argv: list[str]) -> Path:
-    """Traceback, versions and command, in a new folder: nothing of the user's is overwritten."""
+def _write_details(error: BaseException, argv: list[str], folder: Path | None) -> Path:
+    """Traceback, versions and command, in the run directory, else in a new folder: nothing else is overwritten."""
     from bitwright.measure.machine import machine
 
-    path = Path(tempfile.mkdtemp(prefix="bitwright-")) / "error.txt"
     facts = "\n".join(f"{key}: {value}" for key, value in machine(1).items())
     trace = "".join(traceback.format_exception(error))
-    path.write_text(f"bitwright {' '.join(argv)}\n\n{trace}\n{facts}\n", encoding="utf-8")
+    text = f"bitwright {' '.join(argv)}\n\n{trace}\n{facts}\n"
+    if folder is not None:
+        with suppress(OSError):  # a read-only run still gets its details somewhere
+            (folder / "error.txt").write_text(text, encoding="utf-8")
+            return folder / "error.txt"
+    path = Path(tempfile.mkdtemp(prefix="bitwright-")) / "error.txt"
+    path.write_text(text, encoding="utf-8")
     return path
 
 

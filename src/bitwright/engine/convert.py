@@ -60,6 +60,7 @@ def convert(
     backend: str = "auto",
     threads: int | None = None,
     verify: bool | Iterable[Any] = True,
+    force: bool = False,
 ) -> Converted:
     """Packs a trained net, proves it equal, and says what it gained.
 
@@ -67,6 +68,8 @@ def convert(
     example   one input batch, [N, ...]; any batch size runs later
     backend   "native" kernels, "reference" (plain torch), "auto"
     verify    True: on the example; batches of inputs or (input, target) pairs: on all of them; False: not at all
+    force     True: with nothing to pack, a WARN and a float graph that runs without the model's code; answers that
+              differ are refused all the same
 
     Status (contract 3.2): PASS where every layer is exact and at least 99.9 % of images keep their class, and the net
     is faster than the float one; WARN from 99 %, or where it is only smaller; REFUSE below, or with nothing to pack.
@@ -86,7 +89,7 @@ def convert(
     rows = _rows(model, graph, packed, traced.refused)
     report = ConvertReport(rows, backend=packed.backend, isa=native.isa() if packed.backend == "native" else "torch")
     useful = [r for r in rows if r.runs_as != "float"]
-    if not useful:
+    if not useful and not force:
         report.status, report.verdict = REFUSE, _nothing(model, rows)
         return Converted(None, report, model, example)
     if verify is not False:
@@ -284,6 +287,9 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
     agreement = f"{report.same:,} of {report.images:,} same class"
     if verified and share < WARN_SHARE:
         report.status, report.verdict = REFUSE, f"{agreement}: below {WARN_SHARE:.0%}"
+        return
+    if all(r.runs_as == "float" for r in report.rows):
+        report.status, report.verdict = WARN, "forced: nothing is packed, so neither smaller nor faster"
         return
     if not coded:
         report.status = WARN

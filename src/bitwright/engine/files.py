@@ -6,6 +6,7 @@ import copy
 import hashlib
 import json
 import os
+import shlex
 import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -169,15 +170,18 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     needed = bool(recipe.rules) and recipe_of(model).to_toml() != recipe.to_toml()
     trial = copy.deepcopy(model)  # the given model stays as it is unless everything fits
     if needed:
-        apply(trial, recipe)
-    _load_strictly(trial, tensors, path)
+        try:
+            apply(trial, recipe)
+        except InputError as error:
+            raise error.reworded(f"load {path}: its recipe does not fit this model: {error}") from None
+    _load_strictly(trial, tensors, path, recipe)
     if needed:
         apply(model, recipe)
-    _load_strictly(model, tensors, path)
+    _load_strictly(model, tensors, path, recipe)
     return model.to(device)
 
 
-def _load_strictly(model: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str]) -> None:
+def _load_strictly(model: nn.Module, tensors: dict[str, Tensor], path: str | os.PathLike[str], recipe: Recipe) -> None:
     wanted = set(model.state_dict())
     missing, extra = sorted(wanted - set(tensors)), sorted(set(tensors) - wanted)
     if missing or extra:
@@ -186,14 +190,35 @@ def _load_strictly(model: nn.Module, tensors: dict[str, Tensor], path: str | os.
             for what, keys in (("missing", missing), ("unexpected", extra))
             if keys
         ]
-        raise InputError(
-            f"load {path}: {' and '.join(parts)}: the file was trained with another model or recipe", code="load-keys"
-        )
+        keys = f"load {path}: {' and '.join(parts)}"
+        own = recipe_of(model)
+        if own.rules and own.rules != recipe.rules:  # the model came with parts of its own
+            remedy = f"bitwright plan --diff {shlex.quote(str(path))} RECIPE"
+            raise InputError(
+                f"{keys} because the file was trained with {_in_words(recipe)}, this model has {_in_words(own)}: {remedy}",
+                code="load-keys",
+                given=_in_words(own),
+                possible=_in_words(recipe),
+                remedy=remedy,
+            )
+        raise InputError(f"{keys}: the file was trained with another model or recipe", code="load-keys")
     try:
         model.load_state_dict(tensors)
     except RuntimeError as error:
         line = next((t.strip() for t in str(error).splitlines()[1:] if t.strip()), str(error))
         raise InputError(f"load {path}: {line}", code="load-keys") from None
+
+
+def _in_words(recipe: Recipe) -> str:
+    """The parts that a recipe puts into layers: `w=bwn, x=norm+sign`; `no recipe` where it is empty."""
+    found: dict[str, list[str]] = {}
+    for rule in recipe.rules:
+        for slot, value in rule.slots.items():
+            links = value if isinstance(value, list) else [value]
+            names = "+".join(str(v["part"]) if isinstance(v, dict) else str(v) for v in links)
+            if names != "float" and names not in found.setdefault(slot, []):
+                found[slot].append(names)
+    return ", ".join(f"{slot}={'/'.join(names)}" for slot, names in found.items() if names) or "no recipe"
 
 
 def check_runs(packed: PackedModel, path: str | os.PathLike[str]) -> None:

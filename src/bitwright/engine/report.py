@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
+
+from bitwright.measure import numbers
+from bitwright.measure.layout import Row, fit, wrap
 
 PASS, WARN, REFUSE = "PASS", "WARN", "REFUSE"
 
@@ -83,76 +87,106 @@ class ConvertReport:
         writer.writerows(asdict(r) for r in self.rows)
         return out.getvalue()
 
+    HEADERS = ("layer", "runs as", "w/x", "kB float", "kB", "ms float", "ms", "max diff", "why")
+    DROP = ("max diff", "kB float", "ms float")  # on a narrow screen, the first one first
+
+    @property
+    def near_ties(self) -> int:
+        """Images with another class although no code differs: only float layers round otherwise."""
+        return sum(1 for d in self.disagreements if not d.first_layer)
+
+    def gain(self) -> str:
+        """`33.1x smaller, 4.5x faster`, as far as it was measured."""
+        words = [f"{numbers.ratio(self.bytes_before / self.bytes_after)} smaller"] if self.bytes_after else []
+        if self.ms_before and self.ms_after:
+            speed = numbers.ratio(self.ms_before / self.ms_after)
+            words.append(speed if "slower" in speed else f"{speed} faster")
+        return ", ".join(words)
+
     def _cells(self) -> list[list[str]]:
-        rows = [["layer", "runs as", "w/x", "kB float", "kB", "ms float", "ms", "max diff", "why"]]
-        for r in self.rows:
-            rows.append(
-                [
-                    r.layer,
-                    r.runs_as,
-                    r.bits,
-                    _kb(r.bytes_before),
-                    _kb(r.bytes_after),
-                    _ms(r.ms_before),
-                    _ms(r.ms_after),
-                    "-" if r.max_abs_diff is None else ("0" if r.max_abs_diff == 0 else f"{r.max_abs_diff:.0e}"),
-                    r.why,
-                ]
-            )
-        counts: dict[str, int] = {}
-        for r in self.rows:
-            counts[r.runs_as] = counts.get(r.runs_as, 0) + 1
-        smaller = f"{self.bytes_before / self.bytes_after:.1f}x smaller" if self.bytes_after else ""
-        rows.append(
+        """Texts of the rows; the last one is the total."""
+        rows = [
             [
-                "total",
-                ", ".join(f"{n} {k}" for k, n in counts.items()),
-                "",
-                _kb(self.bytes_before),
-                _kb(self.bytes_after),
-                _ms(self.ms_before),
-                _ms(self.ms_after),
-                "",
-                smaller,
+                r.layer,
+                r.runs_as,
+                r.bits,
+                numbers.kb(r.bytes_before),
+                numbers.kb(r.bytes_after),
+                _ms(r.ms_before),
+                _ms(r.ms_after),
+                _difference(r.max_abs_diff),
+                r.why.replace("its slots are empty", "slots empty"),
             ]
-        )
-        return rows
+            for r in self.rows
+        ]
+        count = Counter(r.runs_as for r in self.rows)
+        order = sorted(count, key=lambda kind: ("bits", "int8").index(kind) if kind in ("bits", "int8") else 2)
+        kinds = ", ".join(f"{count[kind]} {kind}" for kind in order)
+        sizes = [numbers.kb(self.bytes_before), numbers.kb(self.bytes_after)]
+        return [*rows, ["total", kinds, "", *sizes, _ms(self.ms_before), _ms(self.ms_after), "", self.gain()]]
 
     def to_markdown(self) -> str:
-        head, *body = self._cells()
-        lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-        return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in body])
+        lines = ["| " + " | ".join(self.HEADERS) + " |", "|" + "---|" * len(self.HEADERS)]
+        return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in self._cells()])
+
+    def table(self, width: int | None = None, limit: int | None = None) -> list[str]:
+        """Lines of the table; with `limit` a run of more than that many like layers is cut short."""
+        *cells, total = self._cells()
+        body: list[Row] = []
+        for alike in _runs(self.rows):
+            shown = len(alike) if limit is None or len(alike) <= limit + 1 else limit
+            body += [cells[i] for i in alike[:shown]]
+            if shown < len(alike):
+                body.append(f"...  {len(alike) - shown} more {self.rows[alike[0]].runs_as} layers (--all)")
+        merged: list[str | None] = [None if i == 2 else text for i, text in enumerate(total)]
+        return fit(self.HEADERS, [*body, merged], width, right=range(3, 8), drop=self.DROP)
+
+    def proof(self, width: int | None = None, what: str = "images", limit: int | None = 10) -> list[str]:
+        """Lines on the verification and, at most `limit` of them, on images whose class differs."""
+        if not self.images:
+            return ["verify  not done"]
+        lines = wrap(
+            f"verify  {self.same:,} of {self.images:,} {what}: same class as the trained net; "
+            f"largest output difference {self.largest_difference or 0:.0e}",
+            width,
+            8,
+        )
+        exact = "equal bit for bit" if self.layers_exact else "DIFFER: " + ", ".join(self.inexact)
+        folded = "" if self.same_folded == self.same else f"; {self.same_folded:,} same class as the folded net"
+        lines += wrap(f"        codes of {self.codes_checked} layers {exact}{folded}", width, 8)
+        shown = self.disagreements[:limit]
+        for d in shown:
+            lines += wrap(
+                f"        image {d.index}: trained {d.trained}, packed {d.packed}, margin {d.margin:.1e}, "
+                f"first differing layer {d.first_layer or 'none (float head)'}",
+                width,
+                8,
+            )
+        if len(self.disagreements) > len(shown):
+            lines.append(f"        ... {len(self.disagreements) - len(shown)} more in .disagreements (--details)")
+        return lines
 
     def __str__(self) -> str:
-        cells = self._cells()
-        width = [max(len(r[i]) for r in cells) for i in range(len(cells[0]))]
-        left = {0, 1, 8}
-        lines = [
-            "  ".join(
-                c.ljust(w) if i in left else c.rjust(w) for i, (c, w) in enumerate(zip(r, width, strict=True))
-            ).rstrip()
-            for r in cells
-        ]
-        if self.images:
-            lines.append(
-                f"verify  {self.same:,} of {self.images:,} images: same class as the trained net, {self.same_folded:,} as the "
-                f"folded net; largest output difference {self.largest_difference or 0:.1e}; codes of {self.codes_checked} layers "
-                f"{'equal bit for bit' if self.layers_exact else 'DIFFER: ' + ', '.join(self.inexact)}"
-            )
-        for d in self.disagreements[:10]:
-            lines.append(
-                f"        image {d.index}: trained {d.trained}, packed {d.packed}, margin {d.margin:.1e}, "
-                f"first differing layer {d.first_layer or 'none (float head)'}"
-            )
-        if len(self.disagreements) > 10:
-            lines.append(f"        ... {len(self.disagreements) - 10} more in .disagreements")
-        lines.append(f"{self.status}  {self.verdict}")
-        return "\n".join(lines)
+        return "\n".join([*self.table(), *self.proof(), f"{self.status}  {self.verdict}"])
 
 
-def _kb(n: int) -> str:
-    return f"{n / 1000:,.0f}" if n >= 100_000 else f"{n / 1000:.3g}"
+def _runs(rows: list[ReportRow]) -> list[list[int]]:
+    """Numbers of consecutive rows that differ only in sizes and times."""
+    runs: list[list[int]] = []
+    last: tuple[str, ...] = ()
+    for i, r in enumerate(rows):
+        key = (r.kind.split()[0] if r.kind else "", r.runs_as, r.bits, r.why)
+        if key == last:
+            runs[-1].append(i)
+        else:
+            runs.append([i])
+        last = key
+    return runs
 
 
-def _ms(v: float | None) -> str:
-    return "-" if v is None else f"{v:.3g}"
+def _difference(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.0e}"
+
+
+def _ms(value: float | None) -> str:
+    return numbers.ms(None if value is None else value / 1e3)

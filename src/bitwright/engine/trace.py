@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import io
+import logging
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -191,15 +194,36 @@ def _export(work: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
     # one image would be specialized to batch 1
     batch = example if example.shape[0] > 1 else example.expand(2, *example.shape[1:]).contiguous()
     try:
-        with torch.no_grad():
+        with torch.no_grad(), _quiet():
             return torch.export.export(work, (batch,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
     except Exception as error:
         line = _user_line(str(error))
+        if "data-dependent" in str(error) and line:
+            what = f": {line.removeprefix(' at ')} branches on a tensor value."
+        else:
+            what = f"{line}: {_first_line(error)}"
         raise InputError(
-            f"convert {type(work).__name__}: cannot trace forward{line}: {_first_line(error)} "
+            f"convert {type(work).__name__}: cannot trace forward{what} "
             "Convert a part, bw.convert(model.body, x), or move the branch outside",
             code="convert-trace",
+            given=line.removeprefix(" at ") or None,
+            remedy="bw.convert(model.body, x)",
         ) from None
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """torch logs and prints a failed export over many lines; its reason is in the exception, for one line of ours."""
+    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
+    before = [logger.disabled for logger in loggers]
+    for logger in loggers:
+        logger.disabled = True
+    try:
+        with redirect_stderr(io.StringIO()):
+            yield
+    finally:
+        for logger, was in zip(loggers, before, strict=True):
+            logger.disabled = was
 
 
 def _first_line(error: Exception) -> str:

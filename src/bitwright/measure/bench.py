@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,10 @@ from bitwright.measure.precision import precision_of
 from bitwright.measure.table import BenchRow, BenchTable, ranked
 from bitwright.measure.timing import Timing, clock_for, interleave
 from bitwright.measure.twin import FloatNet, float_net, one_line
+from bitwright.measure.why import reasons
+
+if TYPE_CHECKING:
+    from bitwright.engine.packed import PackedModel
 
 AGAINST = tuple(PEERS)
 NO_TWIN = "a packed file holds no float net; give the model too (baseline=, or --model on the command line)"
@@ -57,7 +62,7 @@ def bench(
         name, precision = ("bitwright", precision_of(model_or_converted))
         if isinstance(model_or_converted, nn.Module) and precision == "float":
             name, precision = "given", "as is"
-        return measure(
+        table = measure(
             ours,
             [build(peer, net, threads) for peer in against],
             name=name,
@@ -67,6 +72,9 @@ def bench(
             rounds=rounds,
             note=why_not,
         )
+        if model is None or not _is_packed(model):
+            return table
+        return replace(table, why=reasons(table, cast("PackedModel", model), given[0]))
 
 
 def measure(

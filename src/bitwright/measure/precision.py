@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
 from typing import Any
 
 from torch import nn
@@ -20,16 +22,31 @@ def precision_of(given: Any) -> str:
     if not isinstance(source, nn.Module):
         return "1 bit"
     weights: dict[tuple[int | None, int | None], int] = {}
-    for layer in source.modules():
-        if is_slot_layer(layer) and layer.w is not None:
-            key = bits_of(layer.w), bits_of(layer.x)
-            weights[key] = weights.get(key, 0) + layer.weight.numel()
+    for key, count in _coded(source):
+        weights[key] = weights.get(key, 0) + count
     if not weights:
-        return "packed" if type(source).__module__.startswith("bitwright.engine") else "float"
+        return "float"
     w, x = max(weights, key=lambda key: weights[key])
     if (w, x) == (1, 1):
         return "1 bit"
     return f"W{w or '?'}" + (f"A{x}" if x else "")
+
+
+def _coded(model: nn.Module) -> Iterator[tuple[tuple[int | None, int | None], int]]:
+    """((bits of weights, of inputs), how many weights) per coded layer; of a packed net from its graph."""
+    graph = getattr(model, "graph", None) if type(model).__module__.startswith("bitwright.engine") else None
+    if graph is not None:
+        nodes = graph.by_name()
+        for node in graph.nodes:
+            if node.key("bits"):
+                coded = node.op.startswith("coded")
+                levels = int(nodes[node.inputs[0]].attrs["levels"]) if coded else 0
+                weight = node.attrs["weight"]
+                yield (int(weight["planes"]), levels.bit_length() or None), math.prod(weight["shape"])
+        return
+    for layer in model.modules():
+        if is_slot_layer(layer) and layer.w is not None:
+            yield (bits_of(layer.w), bits_of(layer.x)), layer.weight.numel()
 
 
 def bits_of(part: nn.Module | None) -> int | None:

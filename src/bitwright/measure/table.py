@@ -9,6 +9,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bitwright.measure import numbers
+from bitwright.measure.layout import fit, wrap
 from bitwright.measure.timing import Timing
 
 NOISY = 0.20  # quartile spread above which the figures are not worth quoting
@@ -128,12 +129,24 @@ class BenchTable:
 
     HEADERS = ("candidate", "precision", "ms median", "quartiles", "img/s", "ours faster by", "")
 
-    def __str__(self) -> str:
+    def text(self, width: int | None = None) -> str:
+        """Head, table, what could not be measured, the sentence to quote, reasons, quality; `width` in characters.
+
+        On a narrow screen the quartiles go first, then the rate; the note wraps.
+        """
         measured = [c for c, row in zip(self.cells(), self.rows, strict=True) if row.median_ms is not None]
-        missing = [f"{row.name} not measured: {row.note}" for row in self.rows if row.median_ms is None]
-        lines = [self.head(), *columns(self.HEADERS, measured, right=(2, 3, 4)), *missing, self.summary()]
-        lines += [f"not faster here because: {text}" for text in self.why]
-        return "\n".join([*lines, f"quality: {self.quality}"])
+        lines = wrap(self.head(), width)
+        lines += fit(self.HEADERS, measured, width, right=(2, 3, 4), drop=("quartiles", "img/s"))
+        for row in self.rows:
+            if row.median_ms is None:
+                lines += wrap(f"{row.name} not measured: {row.note.removeprefix('unavailable: ')}", width, 6)
+        lines += wrap(self.summary(), width)
+        if self.why:
+            lines += wrap(f"not faster here because: {'; '.join(self.why)}", width, 6)
+        return "\n".join([*lines, *wrap(f"quality: {self.quality}", width)])
+
+    def __str__(self) -> str:
+        return self.text()
 
     def to_markdown(self) -> str:
         """A Markdown table, then the machine line and the sentence."""
@@ -193,19 +206,3 @@ def ranked(ours: BenchRow, peers: Iterable[BenchRow]) -> tuple[BenchRow, ...]:
             seen.add(row.precision)
         rows.append(row)
     return tuple(rows)
-
-
-def columns(headers: Iterable[str], rows: Iterable[Iterable[str]], right: Iterable[int] = ()) -> list[str]:
-    """Plain text columns, two blanks apart, the given ones right-aligned; no lines to draw, no trailing blanks.
-
-    >>> columns(("net", "kB"), [("a", "1.0"), ("bb", "12.0")], right=(1,))
-    ['net    kB', 'a     1.0', 'bb   12.0']
-    """
-    lines = [[str(cell) for cell in line] for line in (headers, *rows)]
-    widths = [max(len(line[i]) for line in lines) for i in range(len(lines[0]))]
-    flush = set(right)
-    return ["  ".join(_pad(line, widths, flush)).rstrip() for line in lines]
-
-
-def _pad(line: list[str], widths: list[int], flush: set[int]) -> list[str]:
-    return [c.rjust(w) if i in flush else c.ljust(w) for i, (c, w) in enumerate(zip(line, widths, strict=True))]

@@ -1,0 +1,114 @@
+"""`bitwright bench RUN`: the packed net beside the peers that run its float net; results go into the run."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from bitwright.cli.bench import show
+from bitwright.cli.convert_run import PACKED
+from bitwright.cli.output import Output
+from bitwright.cli.target import open_run, quoted, stand_in
+from bitwright.errors import InputError, Negative
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from bitwright.measure.table import BenchRow, BenchTable
+    from bitwright.runs import Run
+
+
+def bench_run(out: Output, target: str, batch: int, threads: int, peers: tuple[str, ...], rounds: int) -> None:
+    """Measures, shows; writes bench.json and the rows of results.csv. Needs no data set, only shapes."""
+    run = open_run(out, target, "bench")
+    _check_packed(run)
+    import bitwright as bw
+    from bitwright.cli.resolve import example
+    from bitwright.engine.packed import PackedModel
+    from bitwright.measure.bench import bench
+
+    packed = bw.load(run.file(PACKED))
+    if not isinstance(packed, PackedModel):
+        raise InputError(f"bench {target}: {PACKED} is not a packed file; run: bitwright convert {quoted(target)}")
+    graph = packed.graph
+    x = example(tuple(graph.nodes[0].shape), batch)
+    if run.has("bench.json"):
+        out.note(f"bench {target}: replaces bench.json and the rows for batch {batch} in results.csv of this run")
+    table = bench(
+        packed, x, threads=threads, against=peers, rounds=rounds,
+        baseline=_float_net(run, tuple(graph.nodes[0].shape), int(graph.nodes[-1].shape[-1])),
+    )  # fmt: skip
+    show(out, table)
+    run.write_json("bench.json", table.to_dict())
+    run.put_results(result_rows(run, table))
+    out.next(f"bitwright report {quoted(target)}", "accuracy, size and speed on one page")
+
+
+def _check_packed(run: Run) -> None:
+    if run.has(PACKED):
+        return
+    found = run.read_json("convert.json")
+    if found.get("status") == "REFUSE":
+        raise Negative(
+            f"bench {run.path}: convert refused this run: {found.get('verdict', '')}", code="refused", given=PACKED
+        )
+    if not run.has("model.safetensors"):
+        run.model()
+    raise InputError(
+        f"bench {run.path}: no {PACKED} yet. Run: bitwright convert {quoted(run.path)}",
+        code="run-unconverted",
+        given=PACKED,
+        remedy=f"bitwright convert {quoted(run.path)}",
+    )
+
+
+def _float_net(run: Run, shape: tuple[int, ...], classes: int) -> nn.Module:
+    """The net before any recipe, with the weights of the last float stage where the run kept them."""
+    from bitwright import usercode
+    from bitwright.engine.files import load
+    from bitwright.runs import build_model, recipe_of_stage
+
+    experiment = run.experiment
+    names = run.read_json("classes.json").get("classes")
+    count = len(names) if isinstance(names, list) and names else classes
+    images = None if usercode.is_own(experiment.model.name) else stand_in(shape, count)
+    model = build_model(experiment, images, weights=False)
+    last = None
+    for i in range(len(experiment.stage)):
+        if recipe_of_stage(experiment, i).rules:
+            break
+        last = f"stages/{i}.safetensors"
+    if last is not None and run.has(last):
+        model = load(run.file(last), model)
+    return model.eval()
+
+
+def result_rows(run: Run, table: BenchTable) -> list[dict[str, Any]]:
+    """The rows of results.csv. An fp32 peer computes the float net, so it has its accuracy; of the others it is
+    not known here.
+    """
+    converted, state = run.read_json("convert.json"), run.read_json("state.json")
+    float_top1 = state.get("float_top1")
+    images = converted.get("images")
+
+    def row(r: BenchRow) -> dict[str, Any]:
+        ours = r is table.ours
+        accuracy = converted.get("accuracy") if ours else float_top1 if r.precision == "fp32" else None
+        return {
+            "net": r.name,
+            "precision": r.precision,
+            "accuracy": accuracy,
+            "images": images if accuracy is not None else None,
+            "bytes": run.file(PACKED).stat().st_size if ours else None,
+            "latency_ms": r.median_ms,
+            "latency_q1_ms": r.q1_ms,
+            "latency_q3_ms": r.q3_ms,
+            "runs": r.runs,
+            "ratio": r.ratio,
+            "best_of_precision": r.best_of_precision,
+            "batch": table.batch,
+            "threads": table.machine["threads"],
+            "note": r.note,
+            **{k: table.machine[k] for k in ("cpu", "isa", "kernels", "torch", "onnxruntime", "bitwright", "date")},
+        }
+
+    return [row(r) for r in table.rows]

@@ -1,0 +1,121 @@
+"""Why is it not faster? Sentences from what the packed net's steps took here, none without a figure behind it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from bitwright.measure import numbers
+from bitwright.measure.table import BenchTable
+
+if TYPE_CHECKING:
+    from bitwright.engine.packed import PackedModel
+
+ENOUGH = 1.5  # times the best int8; from here on nothing needs an excuse
+SHARE = 0.10  # of the time, below which a layer is not worth a sentence
+OTHER = 0.25  # the same for all steps between the layers together
+TINY_MS = 0.005  # per layer: below it, calling costs more than computing
+WORD = 32  # channels in one word of the kernels
+LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
+
+
+@dataclass(frozen=True)
+class Step:
+    """A layer of the packed net, or all that lies between the layers (name "").
+
+    channels   input channels (features) of one group; 0 where there are none
+    share      of the time of all steps
+    """
+
+    name: str
+    runs_as: str
+    channels: int
+    share: float
+
+
+def reasons(table: BenchTable, packed: PackedModel, x: Tensor) -> tuple[str, ...]:
+    """What keeps a packed net below 1.5 times the best int8 program; nothing where it is not below."""
+    best = table.best("int8")
+    if best is None or best.ratio is None or best.ratio >= ENOUGH:
+        return ()
+    return explain(steps_of(packed, x), table.ours.median_ms, table.batch)
+
+
+def explain(steps: Sequence[Step], median_ms: float | None, batch: int) -> tuple[str, ...]:
+    """The sentences; the last one says what would help, where that is known.
+
+    >>> explain([Step("conv1", "int8", 3, 0.4), Step("conv2", "bits", 64, 0.6)], 1.0, 1)
+    ('conv1 takes 40 % (3 input channels, runs as int8)',)
+    """
+    layers = [s for s in steps if s.name]
+    said = _not_bits(layers)
+    narrow = [s for s in layers if s.runs_as == "bits" and s.channels < WORD]
+    if sum(s.share for s in narrow) >= SHARE:
+        said.append(_narrow(narrow))
+    other = sum(s.share for s in steps if not s.name)
+    if other >= OTHER:
+        said.append(f"what lies between the layers (adds, pooling, norms, activations) takes {other * 100:.0f} %")
+    each = median_ms / len(layers) if median_ms and layers else None
+    tiny = each is not None and each < TINY_MS
+    if each is not None and tiny:
+        text = (
+            f"the net is tiny: {numbers.ms(each / 1e3)} per layer; below about 5 us the call costs more than the work"
+        )
+        said.append(text)
+    if not said and layers:
+        top = max(layers, key=lambda s: s.share)
+        said.append(f"no single reason: the largest layer, {top.name}, takes {top.share * 100:.0f} %")
+    if batch == 1 and (tiny or narrow):
+        said.append("more gain: wider layers or --batch 32")
+    return tuple(said)
+
+
+def _not_bits(layers: Sequence[Step]) -> list[str]:
+    """The two slowest layers that do not run on bits, and the rest of their kind in one number."""
+    slow = sorted((s for s in layers if s.runs_as != "bits" and s.share >= SHARE), key=lambda s: -s.share)
+    said = [
+        f"{s.name} takes {s.share * 100:.0f} % ({s.channels} input channels, runs as {s.runs_as})" for s in slow[:2]
+    ]
+    rest = [s for s in layers if s.runs_as != "bits" and s not in slow[:2]]
+    share = sum(s.share for s in rest)
+    if share >= SHARE:
+        said.append(f"{len(rest)} {'more ' if said else ''}layers that are not bits take {share * 100:.0f} %")
+    return said
+
+
+def _narrow(layers: Sequence[Step]) -> str:
+    low, high = min(s.channels for s in layers), max(s.channels for s in layers)
+    width = f"{low}" if low == high else f"{low} to {high}"
+    names = layers[0].name if len(layers) == 1 else f"{layers[0].name} and {len(layers) - 1} more bits layers"
+    verb = "has" if len(layers) == 1 else "have"
+    share = sum(s.share for s in layers) * 100
+    return f"{names} {verb} {width} channels, less than a word of {WORD} per tap, and take{'s' if verb == 'has' else ''} {share:.0f} %"
+
+
+def steps_of(packed: PackedModel, x: Tensor) -> list[Step]:
+    """Each layer with its input's quantizer, timed on `x`; then everything else as one step."""
+    from bitwright.engine.convert import median_ms
+
+    graph = packed.graph
+    env = {"input": packed.prepare(x)}
+    spent: dict[str, float] = {}
+    runs: dict[str, str] = {}
+    for node, step, _ in packed.steps():
+        owner = node.owner.removesuffix(".x").removesuffix(".plain")
+        spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
+        if node.op in LAYERS:
+            coded = node.op.startswith("coded")
+            runs[owner] = ("int8" if node.attrs.get("x_form") == "bytes" else "bits") if coded else "float"
+    total = sum(spent.values())
+    widths: dict[str, int] = {}
+    for node in graph.nodes:
+        if node.op in LAYERS:
+            weight = graph.tensor(node, "weight")
+            shape = node.attrs["weight"]["shape"] if node.key("bits") else [] if weight is None else weight.shape
+            widths[node.owner.removesuffix(".plain")] = int(shape[1]) if len(shape) > 1 else 0
+    found = [Step(name or "(net)", kind, widths.get(name, 0), spent[name] / total) for name, kind in runs.items()]
+    rest = sum(ms for name, ms in spent.items() if name not in runs)
+    return [*found, Step("", "", 0, rest / total)]
