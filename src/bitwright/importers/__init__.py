@@ -1,0 +1,57 @@
+"""Checkpoints of the research codes, read as data and turned into our models.
+
+imported = import_checkpoint("nin.best.pth.tar", "xnor-net")
+bw.save(imported.model, "nin.safetensors")
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+from bitwright.errors import InputError, nearest
+from bitwright.importers.checkpoint import read_checkpoint
+from bitwright.importers.mapping import Imported, Row
+
+__all__ = ["Imported", "Row", "import_checkpoint", "sources"]
+
+LATER = ("dnn-gating", "network-compression", "pca-hybrid")
+
+
+def sources() -> tuple[str, ...]:
+    """Codes whose checkpoints can be read.
+
+    >>> sources()
+    ('xnor-net',)
+    """
+    return ("xnor-net",)
+
+
+def import_checkpoint(path: str | os.PathLike[str], source: str, model: str | None = None) -> Imported:
+    """Reads an old checkpoint and returns our model with its weights, in eval mode.
+
+    source   one of `sources()`
+    model    which net of that code it is; guessed from the keys where not given
+
+    Nothing in the file is run. Errors: `InputError` for a file that is missing, damaged or asks to run code,
+    and for every key or shape that does not belong to the net.
+    """
+    where = Path(path).name
+    if source in LATER:
+        raise InputError(
+            f"import {where}: --from {source} is not there yet. There is: {', '.join(sources())}",
+            code="import-source",
+            given=source,
+            possible=", ".join(sources()),
+        )
+    if source not in sources():
+        raise InputError(
+            f"import {where}: unknown source {source!r}.{nearest(source, sources() + LATER)} "
+            f"Known: {', '.join(sources())}; not yet: {', '.join(LATER)}",
+            code="import-source",
+            given=source,
+            possible=", ".join(sources()),
+        )
+    from bitwright.importers import xnor_net
+
+    return xnor_net.from_checkpoint(read_checkpoint(path), where, model)
