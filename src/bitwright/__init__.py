@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from bitwright import data, models, nn, testing
+    from bitwright import data, experiment, importers, models, nn, testing
     from bitwright.analysis import CostTable, cost
     from bitwright.engine.convert import Converted, convert
     from bitwright.engine.files import load, save
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from bitwright.measure.bench import bench
     from bitwright.measure.table import BenchTable
     from bitwright.parts import make_part, parts
+    from bitwright.reporting import report
     from bitwright.transforms import (
         Plan,
         Recipe,
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         recipes,
         walk,
     )
+    from bitwright.training import train
     from bitwright.types import Coded, LayerInfo, PartInfo
 
 # public name -> the module that defines it
@@ -51,6 +53,8 @@ _HOME = {
     "BenchTable": "measure.table",
     "make_part": "parts",
     "parts": "parts",
+    "report": "reporting",
+    "train": "training",
     "Plan": "transforms",
     "Recipe": "transforms",
     "Rule": "transforms",
@@ -67,7 +71,7 @@ _HOME = {
     "LayerInfo": "types",
     "PartInfo": "types",
 }
-_MODULES = ("data", "models", "nn", "testing")
+_MODULES = ("data", "experiment", "importers", "models", "nn", "testing")
 
 __all__ = [
     "BenchTable",
@@ -88,6 +92,8 @@ __all__ = [
     "convert",
     "cost",
     "data",
+    "experiment",
+    "importers",
     "load",
     "make_part",
     "models",
@@ -98,8 +104,10 @@ __all__ = [
     "plan",
     "recipe_of",
     "recipes",
+    "report",
     "save",
     "testing",
+    "train",
     "walk",
 ]
 

@@ -6,24 +6,52 @@ from typing import Annotated, Any
 
 import typer
 
-from bitwright.cli import bench, convert, cost, data, demo, doctor, eval, experiments, help, import_, methods, plan, recipes, report, train
+from bitwright.cli import (
+    bench,
+    convert,
+    cost,
+    data,
+    demo,
+    doctor,
+    eval,
+    experiments,
+    help,
+    import_,
+    methods,
+    plan,
+    recipes,
+    report,
+    train,
+)
 
 EPILOG = (
-    "Every command also takes --json (one object on stdout), --quiet (verdict and errors only), --no-color and "
-    "--debug (traceback). Exit codes: 0 done (also WARN), 1 the answer is no, 2 wrong use or input, "
+    "Every command also takes --json (one object on stdout), --quiet (verdict and errors only), -v (more), --plain, "
+    "--no-color and --debug (traceback). Exit codes: 0 done (also WARN), 1 the answer is no, 2 wrong use or input, "
     "3 internal error, 130 stopped."
 )
 
 # rich_markup_mode=None: plain help without boxes, and without importing rich for it
 app = typer.Typer(rich_markup_mode=None, pretty_exceptions_enable=False, context_settings={"max_content_width": 100})
-for _command in (
-    demo.demo, methods.methods, recipes.recipes, experiments.experiments, plan.plan, train.train, eval.eval, convert.convert, bench.bench, cost.cost, report.report,
-):  # fmt: skip
-    app.command(epilog=EPILOG)(_command)
-app.command("import", epilog=EPILOG)(import_.import_)
-app.command(epilog=EPILOG)(doctor.doctor)
-app.command("help", epilog=EPILOG)(help.help_)
-app.add_typer(data.app, name="data", epilog=EPILOG)
+# in the order in which a newcomer meets them, each with one short line for the overview
+_COMMANDS = (
+    (demo.demo, "demo", "Train, pack, prove and measure small nets in under 90 s."),
+    (doctor.doctor, "doctor", "What works on this machine, and what does not."),
+    (methods.methods, "methods", "The parts for a layer's slots, with their formulas."),
+    (recipes.recipes, "recipes", "The shipped recipes: which parts go where."),
+    (experiments.experiments, "experiments", "The shipped experiments: data, model, stages."),
+    (plan.plan, "plan", "What a recipe would do to a model, layer by layer."),
+    (train.train, "train", "Run an experiment into a run directory."),
+    (eval.eval, "eval", "Accuracy of the trained and of the packed net."),
+    (convert.convert, "convert", "Pack a trained net, with proof, or say why not."),
+    (bench.bench, "bench", "Speed beside the best fp32, bf16 and int8 here."),
+    (cost.cost, "cost", "MACs, bit operations, bytes and energy, computed."),
+    (report.report, "report", "One HTML page about a run, or several side by side."),
+    (import_.import_, "import", "Read a checkpoint of an old research code."),
+    (help.help_, "help", "Explain a topic, a warning or an error code."),
+)
+for _function, _name, _line in _COMMANDS:
+    app.command(_name, epilog=EPILOG, short_help=_line)(_function)
+app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 
 
 def _version(wanted: bool) -> None:

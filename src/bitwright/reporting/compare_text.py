@@ -1,0 +1,86 @@
+"""A comparison as Markdown, LaTeX, and CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+
+from bitwright.reporting.groups import Group
+from bitwright.reporting.matrix import Matrix
+
+_LATEX = {
+    "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "\u00b1": r"$\pm$", "\u2248": r"$\approx$",
+    "<": r"\textless{}", ">": r"\textgreater{}",
+}  # fmt: skip
+
+
+def markdown(table: Matrix) -> str:
+    """A row per group, so that it stays readable in a terminal; the best of a column is bold."""
+    head = ["run", *(row.name for row in table.rows)]
+    lines = [_line(head), _line(["---", *("---:" for _ in table.rows)])]
+    for i, name in enumerate(table.names):
+        cells = [row.cells[i] for row in table.rows]
+        lines.append(_line([name, *(f"**{c}**" if c.best else str(c) for c in cells)]))
+    return "\n".join(lines) + "\n"
+
+
+def _line(cells: list[str]) -> str:
+    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+
+
+def _plain(text: str) -> str:
+    """Names are text: neither a column nor HTML.
+
+    >>> _plain("a|b <i>")
+    'a\\\\|b &lt;i>'
+    """
+    return text.replace("|", "\\|").replace("<", "&lt;").replace("\n", " ")
+
+
+def latex(table: Matrix) -> str:
+    """A `tabular` with the groups as rows, for \\input; needs no package."""
+    lines = [
+        r"\begin{tabular}{l" + "r" * len(table.rows) + "}",
+        r"\hline",
+        " & ".join(latex_text(text) for text in ["run", *(row.name for row in table.rows)]) + r" \\",
+        r"\hline",
+    ]
+    for i, name in enumerate(table.names):
+        cells = [row.cells[i] for row in table.rows]
+        texts = [rf"\textbf{{{latex_text(str(c))}}}" if c.best else latex_text(str(c)) for c in cells]
+        lines.append(" & ".join([latex_text(name), *texts]) + r" \\")
+    return "\n".join([*lines, r"\hline", r"\end{tabular}"]) + "\n"
+
+
+def latex_text(text: str) -> str:
+    """
+    >>> latex_text("w1_a1 & 90 %")
+    'w1\\\\_a1 \\\\& 90 \\\\%'
+    """
+    return re.sub(r"[&%$#_{}~^\\<>\u00b1\u2248]", lambda m: _LATEX[m[0]], text)
+
+
+def csv_text(groups: list[Group]) -> str:
+    """A row per group and machine: raw values, base units in the heading, empty where unknown."""
+    text = io.StringIO()
+    columns = [
+        "run", "runs", "seeds", "accuracy", "accuracy_std", "bytes", "latency_ms", "latency_ms_std", "latency_runs",
+        "measured_on", "verdict", "same", "images", "warnings",
+    ]  # fmt: skip
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer.writeheader()
+    for group in groups:
+        same = group.same or (None, None)
+        shared = {
+            "run": group.name, "runs": len(group.runs), "seeds": group.seeds, "accuracy": group.accuracy.mean,
+            "accuracy_std": group.accuracy.std, "bytes": group.size.mean, "verdict": group.verdicts, "same": same[0],
+            "images": same[1], "warnings": group.warnings,
+        }  # fmt: skip
+        for place, spread in group.places.items() or [("", None)]:
+            times = {} if spread is None else {
+                "latency_ms": spread.mean, "latency_ms_std": spread.std, "latency_runs": len(spread.values),
+            }  # fmt: skip
+            writer.writerow(shared | times | {"measured_on": place})
+    return text.getvalue()

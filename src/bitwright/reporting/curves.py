@@ -1,0 +1,104 @@
+"""Curves over epochs, and the heat map of layers over epochs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from bitwright.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes
+from bitwright.reporting.scales import Scale, linear_scale, tick_text
+
+DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 4", "12 4")
+
+
+@dataclass(frozen=True)
+class Line:
+    """One curve: its path, and the marks on it as (x, y, tip)."""
+
+    name: str
+    color: str
+    dash: str
+    path: str
+    marks: tuple[tuple[float, float, str], ...]
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Lines over epochs; `bands` are (x of the start, x of the middle, label)."""
+
+    title: str
+    axes: Axes
+    lines: tuple[Line, ...]
+    bands: tuple[tuple[float, float, str], ...]
+    table: Table
+
+
+@dataclass(frozen=True)
+class Series:
+    """A curve to draw: values in per cent by overall epoch, None where unknown."""
+
+    name: str
+    color: str
+    dash: str
+    values: tuple[float | None, ...]
+
+
+def curves(title: str, series: Sequence[Series], stages: Sequence[int], table: Table) -> Curves | None:
+    """Accuracy by overall epoch, counted from 1; `stages` holds the stage of each epoch."""
+    known = [v for s in series for v in s.values if v is not None]
+    if not known:
+        return None
+    epochs = max(len(s.values) for s in series)
+    x = Scale(0.5, max(epochs, 2) + 0.5, LEFT, RIGHT)
+    y = linear_scale(known, BOTTOM, TOP, least=4.0)
+    y = Scale(max(0.0, y.low), min(100.0, y.high), BOTTOM, TOP)
+    ticks = tuple((x(v), tick_text(v)) for v in x.ticks(7) if v == int(v) and v >= 1)
+    plain = axes(x, y, "epoch", "accuracy (%)")
+    return Curves(
+        title,
+        Axes(plain.y_title, plain.x_title, ticks, plain.y_ticks),
+        tuple(_line(s, x, y) for s in series if any(v is not None for v in s.values)),
+        tuple(_bands(stages, x)),
+        table,
+    )
+
+
+def _line(series: Series, x: Scale, y: Scale) -> Line:
+    path, pen = "", "M"
+    known = [(i, v) for i, v in enumerate(series.values, 1) if v is not None]
+    for i, v in enumerate(series.values, 1):
+        path += "" if v is None else f"{pen}{x(i)} {y(v)}"
+        pen = "M" if v is None else "L"
+    every = -(-len(known) // 30)  # so many stops for the keyboard, and the last epoch always
+    marks = tuple((x(i), y(v), f"{series.name}\nepoch {i}: {v:.1f} %") for i, v in known[::-1][::every][::-1])
+    return Line(series.name, series.color, series.dash, path, marks)
+
+
+def _bands(stages: Sequence[int], x: Scale) -> Iterable[tuple[float, float, str]]:
+    for stage in dict.fromkeys(stages):
+        at = [i for i, s in enumerate(stages, 1) if s == stage]
+        yield x(at[0] - 0.5), x((at[0] + at[-1]) / 2), f"stage {stage}"
+
+
+@dataclass(frozen=True)
+class HeatRow:
+    """A layer: cells as (x, width, strength 0..1, tip)."""
+
+    layer: str
+    short: str
+    y: float
+    label: str
+    cells: tuple[tuple[float, float, float, str], ...]
+    worst: bool = False
+
+
+@dataclass(frozen=True)
+class HeatMap:
+    title: str
+    height: float
+    row_height: float
+    left: float
+    rows: tuple[HeatRow, ...]
+    x_ticks: tuple[tuple[float, str], ...]
+    table: Table
+    hidden: int = 0

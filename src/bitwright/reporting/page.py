@@ -1,0 +1,162 @@
+"""`report`: the sections through the templates into one file."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import os
+import shlex
+import tempfile
+from collections.abc import Mapping
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bitwright.errors import InputError
+from bitwright.reporting import data, run_charts, speed_view, words
+from bitwright.reporting.gaps import gaps
+from bitwright.reporting.load import load_run
+from bitwright.reporting.sections import RunData
+from bitwright.reporting.verdict import findings, restless, verdict
+from bitwright.version import __version__
+
+if TYPE_CHECKING:
+    from jinja2 import Environment
+
+MATRIX_CLASSES = 30  # more are a list of the most confused pairs
+HISTOGRAMS_SHOWN = 24
+
+
+def report(run_or_objects: Any, path: str | os.PathLike[str], *, interactive: bool = False) -> Path:
+    """Writes the HTML page and returns its path; an existing file is replaced.
+
+    run_or_objects   a run directory (any of its files may be missing), or a Converted, BenchTable, CostTable,
+                     or a list or dict of these (a dict's first key names the page)
+    interactive      two zoomable scatters and histograms by plotly inside the page: about 5 MB instead of 0.1
+
+    Errors: `InputError` for a folder that is no run, a damaged file (named with its row), or other objects.
+    """
+    target = Path(path)
+    if not target.parent.is_dir():
+        raise InputError(f"report: no folder {target.parent}", code="file-folder", given=str(target.parent))
+    return write(target, html(load(run_or_objects), interactive=interactive))
+
+
+def load(run_or_objects: Any) -> RunData:
+    """The sections of a run directory or of result objects."""
+    if isinstance(run_or_objects, (str, os.PathLike)):
+        return load_run(run_or_objects)
+    if isinstance(run_or_objects, RunData):
+        return run_or_objects
+    from bitwright.reporting.objects import load_objects
+
+    return load_objects(run_or_objects)
+
+
+def html(run: RunData, *, interactive: bool = False) -> str:
+    """The page's text."""
+    figures: dict[str, Any] = {}
+    plotly = ""
+    if interactive:
+        from bitwright.reporting.interactive import figures_of, script
+
+        figures, plotly = figures_of(run), script()
+    return render("page.html.j2", {**view(run), "figures": data.block(figures) if figures else ""}, plotly)
+
+
+def view(run: RunData) -> dict[str, Any]:
+    """What the templates read."""
+    errors = run.errors
+    counts = errors.counts if errors else {}
+    return {
+        "run": run,
+        "verdict": verdict(run),
+        "findings": findings(run),
+        "gaps": gaps(run),
+        "size_chart": run_charts.size_scatter(run),
+        "time_chart": run_charts.time_scatter(run),
+        "bars": speed_view.bars(run),
+        "missing_peers": [r for r in run.speed.rows if r.ms is None] if run.speed else [],
+        "strips": speed_view.strips(run),
+        "keys": speed_view.bit_keys(run),
+        "kinds": _kinds(run),
+        "curves": run_charts.accuracy_curves(run),
+        "flips": run_charts.flip_map(run),
+        "restless": restless(run),
+        "shown_histograms": HISTOGRAMS_SHOWN,
+        "matrix": errors is not None and len(errors.classes) <= MATRIX_CLASSES,
+        "most_wrong": max((n for (true, said), n in counts.items() if true != said), default=1),
+        "commands": commands(run),
+        "data": data.block(data.as_dict(run)),
+    }
+
+
+def _kinds(run: RunData) -> str:
+    """ "7 bits, 2 int8, 1 float"."""
+    names = [layer.runs_as for layer in run.layers if layer.runs_as]
+    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+
+
+def commands(run: RunData) -> list[str]:
+    """The commands that give these figures again; only steps whose results are here."""
+    lines = [f"pip install bitwright=={__version__}"]
+    if run.origin.command:
+        lines.append(run.origin.command)
+    if run.origin.path is not None:
+        path = shlex.quote(run.origin.path)
+        if not run.origin.command:
+            again = shlex.quote(f"{run.origin.path}/experiment.toml")
+            lines.append(f"bitwright train {again} --out {shlex.quote(run.origin.path + '-again')}")
+        lines += [f"bitwright convert {path}"] if run.conversion else []
+        if run.speed:
+            threads, batch = run.speed.machine.get("threads", 1), run.speed.batch
+            lines.append(f"bitwright bench {path} --threads {threads}" + (f" --batch {batch}" if batch != 1 else ""))
+        lines.append(f"bitwright report {path}")
+    return lines
+
+
+@cache
+def environment() -> Environment:
+    """Everything that comes from a run is escaped: names of layers, classes and experiments are other people's text."""
+    import jinja2
+
+    env = jinja2.Environment(
+        loader=jinja2.PackageLoader("bitwright.reporting", "templates"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    env.filters.update(words.FILTERS)
+    return env
+
+
+def render(template: str, values: Mapping[str, Any], plotly: str = "") -> str:
+    """Fills a page; its scripts are named by hash in the policy, so that no other one can run in it."""
+    env = environment()
+    script = env.get_template("script.js.j2").render()
+    hashes = " ".join(f"'sha256-{_hash(text)}'" for text in (script, plotly) if text)
+    # script_hashes stand between quotation marks of an attribute and hold nothing that needs escaping
+    from markupsafe import Markup
+
+    return env.get_template(template).render(
+        **values, script=script, plotly=plotly, script_hashes=Markup(hashes), version=__version__
+    )
+
+
+def _hash(text: str) -> str:
+    return base64.b64encode(hashlib.sha256(text.encode()).digest()).decode()
+
+
+def write(target: Path, text: str) -> Path:
+    """Beside the target, then renamed: a reader never sees half a page."""
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bitwright-")
+    try:
+        with open(handle, "w", encoding="utf-8", newline="\n") as f:
+            f.write(text)
+        os.chmod(temporary, 0o644)
+        os.replace(temporary, target)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    return target

@@ -1,0 +1,118 @@
+"""How the page writes values: the functions of `measure.numbers`, with the unit where one stands alone."""
+
+from __future__ import annotations
+
+from bitwright.measure import numbers
+
+UNKNOWN = "-"
+
+
+def ms(value: float | None) -> str:
+    """Milliseconds without the unit, for a column headed ms."""
+    return numbers.ms(None if value is None else value / 1e3)
+
+
+def ms_unit(value: float | None) -> str:
+    """
+    >>> ms_unit(1.53), ms_unit(0.0032), ms_unit(None)
+    ('1.53 ms', '3.20 us', '-')
+    """
+    text = ms(value)
+    return text if value is None or text.endswith("us") else f"{text} ms"
+
+
+def kb_unit(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{numbers.kb(value)} kB"
+
+
+def percent_unit(share: float | None) -> str:
+    return UNKNOWN if share is None else f"{numbers.percent(share)} %"
+
+
+def points_unit(difference: float) -> str:
+    """
+    >>> points_unit(-0.0123), points_unit(0.01), points_unit(0.0)
+    ('-1.2 points', '+1.0 point', '0.0 points')
+    """
+    text = numbers.points(difference)
+    return f"{text} point" + ("" if text in ("+1.0", "-1.0") else "s")
+
+
+def difference(value: float | None) -> str:
+    """A largest difference: 0 is exact.
+
+    >>> difference(0.0), difference(2.1e-6), difference(None)
+    ('0', '2e-06', '-')
+    """
+    if value is None:
+        return UNKNOWN
+    return "0" if value == 0 else f"{value:.0e}"
+
+
+def count(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:,.0f}"
+
+
+def macs(value: int | None) -> str:
+    return UNKNOWN if value is None else numbers.macs(value)
+
+
+def loss(value: float | None) -> str:
+    return UNKNOWN if value is None else numbers.significant(value)
+
+
+def general(value: float | None) -> str:
+    return UNKNOWN if value is None else f"{value:.3g}"
+
+
+def bits(value: int | None) -> str:
+    """
+    >>> bits(1), bits(32), bits(None)
+    ('1', 'fp', 'unknown')
+    """
+    return "unknown" if value is None else "fp" if value >= 32 else str(value)
+
+
+def bits_class(value: int | None) -> str:
+    """The color class of weight bits; unknown counts as float.
+
+    >>> [bits_class(b) for b in (1, 2, 3, 4, 8, 16, 32, None)]
+    ['c1', 'c2', 'c2', 'c4', 'c8', 'c16', 'c32', 'c32']
+    """
+    if value is None or value >= 32:
+        return "c32"
+    return next(f"c{limit}" for limit, top in ((1, 1), (2, 3), (4, 7), (8, 8), (16, 31)) if value <= top)
+
+
+def duration(seconds: float | None) -> str:
+    """
+    >>> duration(42.3), duration(192), duration(7322), duration(None)
+    ('42 s', '3 min 12 s', '2 h 02 min', '-')
+    """
+    if seconds is None:
+        return UNKNOWN
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+FILTERS = {
+    "ms": ms,
+    "ms_unit": ms_unit,
+    "kb": numbers.kb,
+    "kb_unit": kb_unit,
+    "percent": numbers.percent,
+    "percent_unit": percent_unit,
+    "points_unit": points_unit,
+    "ratio": numbers.ratio,
+    "difference": difference,
+    "count": count,
+    "macs": macs,
+    "bits": bits,
+    "bits_class": bits_class,
+    "duration": duration,
+    "general": general,
+}

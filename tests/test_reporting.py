@@ -1,0 +1,369 @@
+"""The report's laws: equal numbers everywhere, no invented ones, no way for a name to become markup."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import re
+import struct
+import sys
+import zlib
+from html.parser import HTMLParser
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import save_file
+
+from bitwright import reporting
+from bitwright.cli.run import run as command
+from bitwright.errors import InputError
+from bitwright.measure import numbers
+from bitwright.reporting import images, page, words
+from bitwright.reporting.gaps import gaps
+from bitwright.reporting.load import load_run
+from bitwright.reporting.scales import linear_ticks, log_ticks
+from bitwright.reporting.verdict import findings, verdict
+from bitwright.runs.folder import Run
+from reporting_example import CLASSES, HOSTILE, bench_dict, example_run
+
+FILES = [
+    "metrics.csv", "health.csv", "state.json", "predictions.csv", "worst.safetensors", "classes.json", "convert.json",
+    "layers.csv", "bench.json", "results.csv", "machine.json", "command.txt", "model.safetensors", "packed.safetensors",
+]  # fmt: skip
+
+
+class Page(HTMLParser):
+    """Text by element id, the elements themselves, and what a browser would load or run."""
+
+    VOID = {"meta", "img", "br", "circle", "path", "rect"}
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.text, self.tags, self.by_id, self._open = text, [], {}, []
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in self.VOID:
+            self._open.append((tag, dict(attrs).get("id")))
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self._open and self._open[-1][0] == tag, f"</{tag}> closes {self._open[-1:]}"
+        self._open.pop()
+
+    def handle_data(self, data: str) -> None:
+        for _, name in self._open:
+            if name:
+                self.by_id[name] = self.by_id.get(name, "") + " " + data.strip()
+
+    @property
+    def data(self) -> dict[str, Any]:
+        return json.loads(self.by_id["data"])
+
+
+def page_of(run: Run, **options: Any) -> Page:
+    return Page(page.html(load_run(run.path), **options))
+
+
+@pytest.fixture(scope="module")
+def full(tmp_path_factory: pytest.TempPathFactory) -> Run:
+    return example_run(tmp_path_factory.mktemp("report") / "mynet")
+
+
+def test_tiles_table_csv_and_json_say_the_same(full: Run) -> None:
+    found, rows = page_of(full), full.read_csv("layers.csv")
+    head, totals, columns = found.data["head"], found.data["layer_totals"], found.data["layers"]["columns"]
+    for key, write in (
+        ("bytes_after", numbers.kb),
+        ("bytes_before", numbers.kb),
+        ("ms_after", words.ms),
+        ("ms_before", words.ms),
+    ):
+        total = sum(float(row[key]) for row in rows)
+        assert totals[key] == pytest.approx(total, rel=1e-12)
+        assert sum(row[columns.index(key)] for row in found.data["layers"]["rows"]) == pytest.approx(total)
+        assert f" {write(total)}" in found.by_id["total-layers"]
+    results = {row["net"]: row for row in full.read_csv("results.csv")}
+    assert head["accuracy"] == float(results["bitwright"]["accuracy"]) == full.read_json("convert.json")["accuracy"]
+    assert f"{numbers.percent(head['accuracy'])} %" in found.by_id["tile-accuracy"]
+    assert head["file_bytes"] == full.read_json("convert.json")["file_bytes"]
+    assert head["latency_ms"] == full.read_json("bench.json")["rows"][0]["latency_ms"]
+    for tile, text in (("tile-size", numbers.kb(head["file_bytes"])), ("tile-time", words.ms(head["latency_ms"]))):
+        assert f" {text} " in found.by_id[tile]
+        assert f" {text}" in found.by_id["total-net"]
+    assert numbers.kb(totals["bytes_after"]) in found.by_id["tile-size"]
+    assert numbers.ratio(head["float_bytes"] / head["file_bytes"]) in found.by_id["tile-size"]
+    assert "9,996 of 9,999" in found.by_id["tile-same"]
+
+
+def test_strips_sum_to_all_and_lead_to_rows(full: Run) -> None:
+    text = page_of(full).text
+    strips = re.findall(r'<div class="strip(?: many)?">(.*?)</div>', text, re.S)
+    assert len(strips) == 3
+    for strip in strips:
+        shares = [float(value) for value in re.findall(r"flex:([\d.]+)", strip)]
+        assert len(shares) == 8 and sum(shares) == pytest.approx(100, abs=0.01)
+        assert all(f'id="{name}"' in text for name in re.findall(r'href="#([^"]+)"', strip))
+
+
+def test_confusions_equal_the_predictions(full: Run) -> None:
+    found, rows = page_of(full).data["errors"], full.read_csv("predictions.csv")
+    assert found["right"] == sum(row["true"] == row["said"] for row in rows)
+    assert sum(n for *_, n in found["counts"]) == found["images"] == len(rows)
+
+
+def test_hostile_names_stay_text(full: Run) -> None:
+    found = page_of(full)
+    assert HOSTILE in CLASSES and HOSTILE in found.by_id["layers"] and HOSTILE in found.by_id["errors"]
+    assert "<script>alert" not in found.text
+    scripts = [attrs for tag, attrs in found.tags if tag == "script"]
+    assert [s.get("type") for s in scripts] == ["application/json", None]
+    assert not [a for _, attrs in found.tags for a in attrs if a.startswith("on")]
+    names = found.data["layers"]["rows"]
+    assert HOSTILE in [row[0] for row in names]
+
+
+def test_nothing_comes_from_outside_and_only_our_script_may_run(full: Run) -> None:
+    found = page_of(full)
+    assert "://" not in found.text and "http" not in found.text.replace("http-equiv", "")
+    assert all(attrs["src"].startswith("data:image/png;base64,") for _, attrs in found.tags if attrs.get("src"))
+    assert all(attrs["href"].startswith("#") for _, attrs in found.tags if attrs.get("href"))
+    assert not [tag for tag, _ in found.tags if tag in ("link", "iframe", "object", "base", "form")]
+    policy = next(a["content"] for t, a in found.tags if a.get("http-equiv"))
+    script = found.text.rpartition("<script>")[2].partition("</script>")[0]
+    digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
+    assert policy is not None and "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
+    assert "script-src 'unsafe-inline'" not in policy
+
+
+def test_accessible_without_script_or_color(full: Run) -> None:
+    found = page_of(full)
+    levels = [int(tag[1]) for tag, _ in found.tags if re.fullmatch(r"h[1-6]", tag)]
+    assert levels[0] == 1 and all(b - a <= 1 for a, b in pairwise(levels))
+    assert all(attrs.get("scope") for tag, attrs in found.tags if tag == "th")
+    assert all(attrs.get("alt") for tag, attrs in found.tags if tag == "img")
+    assert all(attrs.get("aria-label") for tag, attrs in found.tags if attrs.get("role") == "img")
+    links = {a["href"] for t, a in found.tags if t == "a"}
+    assert all(f'id="{str(link)[1:]}"' in found.text for link in links)
+    assert len(re.findall(r"<svg viewBox=\"0 0 400", found.text)) == 4
+    assert found.text.count(" as a table</summary>") == 6
+
+
+@pytest.mark.parametrize("name", FILES)
+def test_each_file_may_be_missing(tmp_path: Path, full: Run, name: str) -> None:
+    import shutil
+
+    run = Run(shutil.copytree(full.path, tmp_path / "run"))
+    run.file(name).unlink()
+    found = page_of(run)
+    visible = re.sub(r"<script.*?</script>|<style.*?</style>", "", found.text, flags=re.S)
+    assert not re.search(r">\s*(None|nan|inf)\b", visible)
+    for gap in gaps(load_run(run.path)).values():
+        assert gap.why in found.text and page.environment().from_string("{{ c }}").render(c=gap.command) in found.text
+
+
+def test_an_empty_run_has_no_number_and_says_what_to_type(tmp_path: Path) -> None:
+    run = Run(tmp_path / "my run")
+    run.path.mkdir()
+    run.write_text("experiment.toml", "seed = 0\n")
+    found = page_of(run)
+    assert "NOT CONVERTED" in found.text and "<svg" not in found.by_id.get("worth", "")
+    for name in ("worth", "speed", "layers", "training", "weights", "errors"):
+        assert f"{tmp_path.as_posix()}/my run" in found.by_id[name] and "bitwright " in found.by_id[name]
+    assert "bitwright convert '" in found.by_id["layers"]
+    assert not re.search(r"\d", found.by_id["tile-accuracy"] + found.by_id["tile-size"] + found.by_id["tile-time"])
+
+
+@pytest.mark.parametrize(("layers", "classes"), [(0, 10), (1, 10), (200, 10), (8, 100)])
+def test_any_size_fits(tmp_path: Path, layers: int, classes: int) -> None:
+    run = example_run(tmp_path / "run", layers, classes=[f"class {i}" for i in range(classes)])
+    found = page_of(run)
+    assert len(found.text.encode()) < 500_000
+    assert found.text.count('id="layer-') == layers + (layers > 0)  # and the table's own id
+    assert ('class="cm"' in found.text) == (classes == 10)
+    if classes == 100:
+        assert "The most confused pairs of 100 classes" in found.by_id["errors"]
+
+
+@pytest.mark.parametrize(
+    ("status", "ours", "shift", "expected"),
+    [
+        ("PASS", 0.888, 0.0, "is 37.3x smaller and 3.8x faster than the best int8 here, for 2.2 points of accuracy"),
+        ("WARN", 6.0, 0.0, "is 37.3x smaller but slower than the best int8 here (0.6x)"),
+        ("PASS", 3.33, 0.0, "as fast as the best int8 here (1.0x)"),
+        ("PASS", 0.888, 0.0218, ", at the same accuracy"),
+        ("PASS", 0.888, 0.0228, ", with 0.1 points more accuracy"),
+        ("REFUSE", 0.888, 0.0, "was not packed: 20.0x smaller"),
+    ],
+)
+def test_the_headline_follows_the_numbers(
+    tmp_path: Path, status: str, ours: float, shift: float, expected: str
+) -> None:
+    run = example_run(tmp_path / "mynet", status=status, shift=shift)
+    run.write_json("bench.json", bench_dict(ours))
+    said = verdict(load_run(run.path))
+    assert said.word == status and expected in said.sentence
+
+
+def test_without_an_int8_peer_there_is_no_ratio(tmp_path: Path) -> None:
+    run = example_run(tmp_path / "mynet")
+    table = bench_dict()
+    run.write_json("bench.json", table | {"rows": [r for r in table["rows"] if r["precision"] != "int8"]})
+    said = verdict(load_run(run.path)).sentence
+    assert "faster" not in said and "no int8 program was measured beside it" in said
+    run.file("bench.json").unlink()
+    assert "speed against others is not measured" in verdict(load_run(run.path)).sentence
+
+
+def test_findings_come_from_rules(tmp_path: Path, full: Run) -> None:
+    use, gain, watch = findings(load_run(full.path))
+    assert "9,996 of 9,999 answers equal" in str(use) and "no program measured here is faster" in str(use)
+    assert gain.name == "stem" and "25.9 % of the layers' time" in gain.after
+    assert "3 of 9,999 answers changed" in str(watch)
+    run = example_run(tmp_path / "run")
+    run.write_json("convert.json", run.read_json("convert.json") | {"same": 9999, "disagreements": []})
+    watch = findings(load_run(run.path))[-1]
+    assert len(watch.name) == 60 and "still flipped" in watch.after
+    run.file("health.csv").unlink()
+    run.write_json("state.json", {})
+    assert [f.label for f in findings(load_run(run.path))] == ["Use it", "Next gain"]
+
+
+def test_the_first_image_of_a_png_comes_back(tmp_path: Path) -> None:
+    image = np.random.default_rng(0).integers(0, 256, (3, 5, 7)).astype(np.uint8)
+    data = images.png(image)
+    size = struct.unpack(">I", data[33:37])[0]
+    assert data[37:41] == b"IDAT" and struct.unpack(">II", data[16:24]) == (7, 5)
+    raw = np.frombuffer(zlib.decompress(data[41 : 41 + size]), np.uint8).reshape(5, 1 + 7 * 3)
+    assert not raw[:, 0].any() and np.array_equal(raw[:, 1:].reshape(5, 7, 3), image.transpose(1, 2, 0))
+    assert images.shrunk(np.zeros((1, 200, 130), np.uint8)).shape == (1, 50, 32)
+
+
+def test_ticks_are_round_and_within() -> None:
+    rng = np.random.default_rng(0)
+    for low, span in zip(rng.uniform(0, 100, 200), rng.uniform(0.01, 50, 200), strict=True):
+        ticks = linear_ticks(low, low + span)
+        assert 1 <= len(ticks) <= 6 and all(low - 1e-6 <= t <= low + span + 1e-6 for t in ticks)
+        assert len(log_ticks(0.01 + low, (0.01 + low) * (1 + span))) >= 2
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "said"),
+    [
+        ("metrics.csv", "stage,epoch,loss\n0,0,abc\n", "metrics.csv row 1: loss is 'abc'"),
+        ("predictions.csv", "index,true,said\n0,,1\n", "predictions.csv row 1: true is missing"),
+        ("convert.json", '{"disagreements": [3]}', "disagreements is not a list of objects"),
+        ("model.safetensors", "no tensors", "cannot be read"),
+        ("experiment.toml", "seed = ", "experiment.toml is damaged"),
+    ],
+)
+def test_damage_is_one_line_with_its_place(tmp_path: Path, name: str, text: str, said: str) -> None:
+    run = example_run(tmp_path / "run", 3)
+    run.file(name).write_text(text, encoding="utf-8")
+    with pytest.raises(InputError, match=re.escape(said)) as error:
+        load_run(run.path)
+    assert "\n" not in str(error.value)
+
+
+def test_objects_give_the_same_page(tmp_path: Path) -> None:
+    import torch
+
+    import bitwright as bw
+    from bitwright.measure.bench import measure
+
+    net = torch.nn.Sequential(bw.nn.Linear(64, 64, w="bwn", x="sign"), torch.nn.Linear(64, 10)).eval()
+    x = torch.randn(4, 64)
+    converted = bw.convert(net, x)
+    table = measure(lambda: net(x), [], shape=(4, 64), rounds=1)
+    written = reporting.report({"my <b>net": converted, "speed": table, "cost": bw.cost(net, x)}, tmp_path / "a.html")
+    found = Page(written.read_text(encoding="utf-8"))
+    assert "my &lt;b&gt;net" in found.text and found.data["layer_totals"]["macs"] == 64 * 64 + 64 * 10
+    assert found.data["layer_totals"]["bytes_after"] == converted.report.bytes_after
+    assert "bitwright train digits" in found.by_id["training"]
+    assert "counted, not packed" in reporting.report(bw.cost(net, x), tmp_path / "b.html").read_text(encoding="utf-8")
+    for wrong, said in (([table, table], "two BenchTables"), (3, "got int"), ([], "got nothing")):
+        with pytest.raises(InputError, match=said):
+            reporting.report(wrong, tmp_path / "c.html")
+    assert not (tmp_path / "c.html").exists()
+
+
+def test_images_without_predictions_of_them_are_left_out(tmp_path: Path) -> None:
+    run = example_run(tmp_path / "run", 3)
+    save_file({"images": np.zeros((1, 1, 4, 4), np.uint8), "index": np.array([10**6])}, run.file("worst.safetensors"))
+    found = load_run(run.path).errors
+    assert found is not None and found.mistakes == ()
+
+
+def test_the_command_writes_into_the_run_and_spares_other_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    example_run(tmp_path / "runs/mynet")
+    for _ in range(2):  # the report of a run may be written again
+        assert command(["report", "runs/mynet"]) == 0
+    said = capsys.readouterr()
+    assert "report: runs/mynet/report.html  (" in said.out and "PASS  mynet is 37.3x smaller" in said.out
+    other = tmp_path / "mine.html"
+    other.write_text("mine", encoding="utf-8")
+    assert command(["report", "runs/mynet", "-o", "mine.html"]) == 2
+    assert "--overwrite" in capsys.readouterr().err and other.read_text(encoding="utf-8") == "mine"
+    assert command(["report", "runs/mynet", "-o", "mine.html", "--overwrite"]) == 0
+    assert other.read_text(encoding="utf-8").startswith("<!doctype html>")
+    (tmp_path / "runs/mynet/bench.json").unlink()
+    assert command(["report", "runs/mynet", "--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out.splitlines()[-1])["next"] == ["bitwright bench runs/mynet"]
+    for wrong in (["nowhere"], ["runs/mynet", "--format", "pdf"], ["runs/mynet", "runs/mynet"], ["runs"]):
+        assert command(["report", *wrong]) == 2
+        assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_plotly_is_asked_for_in_one_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    run = example_run(tmp_path / "mynet", 3)
+    monkeypatch.setitem(sys.modules, "plotly", None)
+    monkeypatch.setitem(sys.modules, "plotly.offline", None)
+    assert command(["report", str(run.path), "--interactive"]) == 2
+    assert "pip install 'bitwright[interactive]'" in capsys.readouterr().err
+    assert not run.has("report.html")
+
+
+def test_interactive_pages_carry_their_figures(full: Run) -> None:
+    pytest.importorskip("plotly")
+    text = page.html(load_run(full.path), interactive=True)
+    assert 3e6 < len(text.encode()) < 6e6
+    figures = json.loads(re.search(r'id="figures">(.*?)</script>', text, re.S)[1])  # type: ignore[index]
+    assert list(figures) == ["plot-size", "plot-time", "plot-weights"]
+    assert all(f'id="{name}"' in text for name in figures)
+    policy = re.search(r"script-src ([^;]+);", text)
+    assert policy and policy[1].count("sha256-") == 2
+
+
+@pytest.mark.slow
+def test_a_real_run_from_training_to_the_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    folder = str(tmp_path / "real")
+    short = ["stage.0.epochs=1", "stage.1.epochs=1", "data.limit=300"]
+    assert command(["train", "digits-mlp-dorefa-w2a2", *short, "--out", folder]) == 0
+    assert command(["convert", folder]) in (0, 1)
+    assert command(["bench", folder, "--rounds", "2", "--against", "torch-fp32"]) in (0, 1)
+    assert command(["report", folder]) == 0
+    capsys.readouterr()
+    run = Run(folder)
+    found = Page(run.read_text("report.html"))
+    results = {row["net"]: row for row in run.read_csv("results.csv")}
+    assert found.data["head"]["float_accuracy"] == float(results["float"]["accuracy"])
+    assert found.data["head"]["trained_accuracy"] == float(results["trained"]["accuracy"])
+    errors = found.data["errors"]
+    assert errors["right"] / errors["images"] == pytest.approx(found.data["head"]["trained_accuracy"])
+    rows = run.read_csv("layers.csv")
+    assert len(found.data["layers"]["rows"]) == len(rows) > 1
+    assert found.data["layer_totals"]["bytes_after"] == sum(float(row["bytes_after"]) for row in rows)
+    assert {row["layer"] for row in run.read_csv("health.csv")} == set(found.data["training"]["health"]["layers"])
