@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import torch
 import bitwright as bw
 from bitwright.cli.demo_net import BINARY, TWO_BIT, DemoNet
 from bitwright.cli.run import run
+from bitwright.runs import Run
 
 
 @pytest.mark.slow  # 20-40 s, most of it three epochs of training
@@ -24,14 +24,19 @@ def test_demo_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert "360 of 360 test images: same answer as the trained net" in lines[4]
     assert [line.split()[0] for line in lines if line.startswith("  W1A")] == ["W1A1", "W1A2"]
     assert captured.err.splitlines()[-1].startswith("next:   bitwright plan resnet20 xnor")
-    assert "\x1b" not in captured.out + captured.err and all(len(line) <= 100 for line in lines[1:])
-    rows = list(csv.DictReader((tmp_path / "d" / "results.csv").read_text(encoding="utf-8").splitlines()))
-    assert {row["net"] for row in rows} == {"W1A1", "W1A2", "conv 256x14x14 3x3"}
-    packed = bw.load(tmp_path / "d" / "w1a1.packed.safetensors")
+    assert "\x1b" not in captured.out + captured.err and all(len(line) <= 110 for line in lines[1:])
+    run_one = Run(tmp_path / "d" / "w1a1")
+    rows = run_one.read_csv("results.csv")
+    assert {"float", "trained", "bitwright", "torch-fp32"} <= {row["net"] for row in rows}
+    assert {row["batch"] for row in rows if row["net"] == "torch-fp32"} == {"1", "256"}
+    page = (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
+    assert "Content-Security-Policy" in page and len(page) < 500_000 and "w1a1" in page
+    assert (tmp_path / "d" / "conv.csv").read_text(encoding="utf-8").startswith("name,")
+    packed = bw.load(run_one.file("packed.safetensors"))
     test = bw.data.load("digits", split="test")
     x, y = next(iter(test.batches(360, normalize=False)))
     share = float((packed(x).argmax(1) == y).float().mean())
-    said = next(row["accuracy"] for row in rows if row["net"] == "W1A1" and row["name"] == "bitwright")
+    said = next(row["accuracy"] for row in rows if row["net"] == "bitwright")
     assert share == pytest.approx(float(said), abs=1 / 360)
     assert torch.get_num_threads() == threads and torch.equal(state, torch.get_rng_state())
 
@@ -64,7 +69,7 @@ def test_a_loss_that_becomes_nan_is_one_line_and_exit_code_1(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x.flatten(1)) * torch.tensor(float("nan"))
 
-    monkeypatch.setattr("bitwright.cli.demo_train.DemoNet", Broken)
+    monkeypatch.setattr("bitwright.cli.demo_net.DemoNet", Broken)
     assert run(["demo", "--quick", "--out", str(tmp_path)]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
-    assert len(said) == 1 and "loss became nan in epoch 0" in said[0]
+    assert len(said) == 1 and "loss became nan at stage 0, epoch 0" in said[0]

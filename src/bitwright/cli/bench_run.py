@@ -18,9 +18,17 @@ if TYPE_CHECKING:
 
 
 def bench_run(out: Output, target: str, batch: int, threads: int, peers: tuple[str, ...], rounds: int) -> None:
-    """Measures, shows; writes bench.json and the rows of results.csv. Needs no data set, only shapes."""
+    """Measures and shows; needs no data set, only shapes."""
     run = open_run(out, target, "bench")
     _check_packed(run)
+    if run.has("bench.json"):
+        out.note(f"bench {target}: replaces bench.json and the rows for batch {batch} in results.csv of this run")
+    show(out, measure_run(run, batch, threads, peers, rounds))
+    out.next(f"bitwright report {quoted(target)}", "accuracy, size and speed on one page")
+
+
+def measure_run(run: Run, batch: int, threads: int, peers: tuple[str, ...], rounds: int) -> BenchTable:
+    """Measures; writes bench.json and the rows of results.csv."""
     import bitwright as bw
     from bitwright.cli.resolve import example
     from bitwright.engine.packed import PackedModel
@@ -28,19 +36,16 @@ def bench_run(out: Output, target: str, batch: int, threads: int, peers: tuple[s
 
     packed = bw.load(run.file(PACKED))
     if not isinstance(packed, PackedModel):
-        raise InputError(f"bench {target}: {PACKED} is not a packed file; run: bitwright convert {quoted(target)}")
-    graph = packed.graph
-    x = example(tuple(graph.nodes[0].shape), batch)
-    if run.has("bench.json"):
-        out.note(f"bench {target}: replaces bench.json and the rows for batch {batch} in results.csv of this run")
+        raise InputError(f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}")
+    nodes = packed.graph.nodes
+    x = example(tuple(nodes[0].shape), batch)
     table = bench(
         packed, x, threads=threads, against=peers, rounds=rounds,
-        baseline=_float_net(run, tuple(graph.nodes[0].shape), int(graph.nodes[-1].shape[-1])),
+        baseline=_float_net(run, tuple(nodes[0].shape), int(nodes[-1].shape[-1])),
     )  # fmt: skip
-    show(out, table)
     run.write_json("bench.json", table.to_dict())
     run.put_results(result_rows(run, table))
-    out.next(f"bitwright report {quoted(target)}", "accuracy, size and speed on one page")
+    return table
 
 
 def _check_packed(run: Run) -> None:

@@ -1,24 +1,22 @@
-"""`bitwright demo`: train, convert, verify and measure on the embedded digits, in about a minute."""
+"""`bitwright demo`: train, convert, verify, measure and report on the embedded digits, in about a minute."""
 
 from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitwright.cli.output import Output
 
 if TYPE_CHECKING:
-    from bitwright.cli.demo_train import Trained
+    from bitwright.runs import Run
 
 
 def demo(
     ctx: typer.Context,
-    out: Annotated[Path, typer.Option("--out", help="Folder for the packed files and results.csv.")] = Path(
-        "runs/demo"
-    ),
+    out: Annotated[Path, typer.Option("--out", help="Folder for the two runs and the report.")] = Path("runs/demo"),
     seed: Annotated[int, typer.Option(min=0, help="Of weights and order of images.")] = 0,
     quick: Annotated[bool, typer.Option("--quick", help="One epoch each, few rounds: does it work here?")] = False,
 ) -> None:
@@ -31,57 +29,59 @@ def demo(
     screen.result(f"bitwright {__version__} | {cpu_name()}, {os.cpu_count()} cores, ", end="")
     import torch
 
-    from bitwright.cli.demo_net import BINARY, TWO_BIT
-    from bitwright.cli.demo_train import Run
+    import bitwright as bw
+    from bitwright.cli.demo_train import BATCH, train_nets
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny layers: a second thread only waits, and on a busy machine waits long
     try:
-        with torch.random.fork_rng(devices=[]):
-            run = Run(screen, seed, quick)
-            sizes = f"{len(run.train)} train / {len(run.test)} test"
-            screen.result(f"kernels: {kernels()} | embedded digits, {sizes}")
-            teacher = run.fit("float teacher", 1, 8)
-            students = [
-                run.fit("W1A1 student", 2, 10, BINARY, teacher),
-                run.fit("W1A2 student", 3, 10, TWO_BIT, teacher),
-            ]
-            out.mkdir(parents=True, exist_ok=True)
-            _convert(screen, run, students)
-            _measure(screen, run, teacher, students, out, quick)
+        images, test = bw.data.load("digits", split="train"), bw.data.load("digits", split="test")
+        screen.result(f"kernels: {kernels()} | embedded digits, {len(images)} train / {len(test)} test")
+        out.mkdir(parents=True, exist_ok=True)
+        loader = bw.data.loader_rate(images, BATCH, augment=True, seconds=0.2)
+        runs = train_nets(screen, out, seed, quick, len(images), loader)
+        _convert(screen, runs)
+        _measure(screen, runs, out, 3 if quick else 15)
     finally:
         torch.set_num_threads(before)
 
 
-def _convert(out: Output, run: Any, students: list[Trained]) -> None:
+def _convert(out: Output, runs: list[Run]) -> None:
     """[4/5]: every test image through the trained and the packed net."""
-    import bitwright as bw
+    from bitwright.cli.convert_run import convert_run
 
-    for net in students:
-        net.converted = bw.convert(net.model, run.example, threads=1, verify=run.batches())
-    first = min((net.converted.report for net in students), key=lambda r: r.same)
-    same = "same answer as the trained net" if first.same else "same"
-    out.result(f"[4/5] convert + verify       {first.same} of {first.images} test images: {same}")
+    for run in runs:
+        # --json prints nothing before its end: what it would say is in the run's files
+        convert_run(Output(as_json=True), str(run.path), None, "auto", 1, False, None, False)
+    first = min((run.read_json("convert.json") for run in runs), key=lambda found: found["same"])
+    same = "same answer as the trained net" if first["same"] else "same"
+    out.result(f"[4/5] convert + verify       {first['same']} of {first['images']} test images: {same}")
 
 
-def _measure(out: Output, run: Any, teacher: Trained, students: list[Trained], folder: Path, quick: bool) -> None:
-    """[5/5], the table, the files."""
-    from bitwright.cli.demo_table import print_tables, write_files
-    from bitwright.measure.bench import bench
+def _measure(out: Output, runs: list[Run], folder: Path, rounds: int) -> None:
+    """[5/5], the table, the report."""
+    from bitwright.cli.bench_run import measure_run
+    from bitwright.cli.demo_table import print_tables
     from bitwright.measure.conv import conv_bench
+    from bitwright.measure.numbers import kb
+    from bitwright.measure.peers import PEERS
+    from bitwright.reporting import report
 
-    rounds = 3 if quick else 15
-    tables = {}
-    for net in students:
-        if net.converted.model is not None:
-            for batch in (1, 256):
-                tables[net.name, batch] = bench(net.converted, run.batch(batch), rounds=rounds)
+    packed = [run for run in runs if run.has("packed.safetensors")]
+    # batch 1 last: it stays in bench.json, where the report looks
+    tables = {
+        (run.name, batch): measure_run(run, batch, 1, tuple(PEERS), rounds) for batch in (256, 1) for run in packed
+    }
     conv = conv_bench(256, 14, rounds=rounds)
-    runs = max((row.runs for table in tables.values() for row in table.rows), default=0)
-    out.result(f"[5/5] bench                  1 thread, batch 1 and 256, interleaved, up to {runs:,} runs each")
-    write_files(out, teacher, students, tables, conv, folder)
-    print_tables(out, teacher, students, tables, conv)
-    out.result(f"files:  {folder}/  (packed nets, results.csv)")
+    (folder / "conv.csv").write_text(conv.to_csv(), encoding="utf-8")
+    most = max((row.runs for table in tables.values() for row in table.rows), default=0)
+    out.result(f"[5/5] bench                  1 thread, batch 1 and 256, interleaved, up to {most:,} runs each")
+    out.data["conv"] = conv.to_dict()
+    print_tables(out, runs, tables, conv)
+    page = report(runs[0].path, folder / "report.html")
+    out.data["report"] = page.as_posix()
+    out.result(f"report: {page.as_posix()}  ({kb(page.stat().st_size)} kB)")
+    out.next(f"bitwright report --compare {runs[0].path.as_posix()} {runs[1].path.as_posix()}", "both nets on one page")
     out.next("bitwright plan resnet20 xnor", "see what a recipe would do to a model, before it does")
-    if any(net.converted.report.status == "REFUSE" for net in students):
+    if len(packed) < len(runs):
         out.status, out.exit_code = "REFUSE", 1

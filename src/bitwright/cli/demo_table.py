@@ -1,17 +1,15 @@
-"""What the demo prints and writes at its end."""
+"""What the demo prints at its end."""
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from bitwright.cli.output import Output
 from bitwright.measure import numbers
 from bitwright.measure.table import BenchTable
 
 if TYPE_CHECKING:
-    from bitwright.cli.demo_train import Trained
+    from bitwright.runs import Run
 
 Tables = dict[tuple[str, int], BenchTable]
 
@@ -34,59 +32,26 @@ def call_bound(tables: Tables) -> float | None:
     return min(factors) if factors and min(factors) >= 2 else None
 
 
-def write_files(
-    out: Output, teacher: Trained, students: list[Trained], tables: Tables, conv: BenchTable, folder: Path
-) -> None:
-    """Packed files of what was not refused, and a row per net and candidate."""
-    files: dict[str, int] = {}
-    for net in students:
-        if net.converted.model is not None:
-            path = folder / f"{net.name.lower()}.packed.safetensors"
-            net.converted.save(path)
-            files[net.name] = path.stat().st_size
-    records = []
-    for (name, _), table in tables.items():
-        accuracy = next(net.accuracy for net in students if net.name == name)
-        for record in table.records():
-            right = accuracy if record["name"] == "bitwright" else None
-            records.append({"net": name, "accuracy": right, "file_bytes": files.get(name), **record})
-    records += [{"net": "conv 256x14x14 3x3", "accuracy": None, "file_bytes": None, **r} for r in conv.records()]
-    with (folder / "results.csv").open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, list(records[0]) if records else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-    out.data["files"] = {"folder": str(folder), "bytes": files}
-    out.data["nets"] = [{"net": "float", "accuracy": teacher.accuracy}] + [_facts(net, files) for net in students]
-    out.data["bench"] = [{"net": name, **table.to_dict()} for (name, _), table in tables.items()]
-    out.data["conv"] = conv.to_dict()
-
-
-def _facts(net: Trained, files: dict[str, int]) -> dict[str, Any]:
-    report = net.converted.report
-    return {
-        "net": net.name,
-        "accuracy": net.accuracy,
-        "file_bytes": files.get(net.name),
-        "float_bytes": report.bytes_before,
-        "status": report.status,
-        "same": report.same,
-        "images": report.images,
-    }
-
-
-def print_tables(out: Output, teacher: Trained, students: list[Trained], tables: Tables, conv: BenchTable) -> None:
+def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable) -> None:
     """The table of nets, one line for the convolution, and the reason for small gains where there is one."""
-    weights = 4 * sum(p.numel() for p in teacher.model.parameters())
+    state = runs[0].read_json("state.json")
+    teacher = float(state["float_top1"])
+    weights = int(next(row["bytes"] for row in runs[0].read_csv("results.csv") if row["net"] == "float"))
     ms = [numbers.ms(float_seconds(tables, batch)) for batch in (1, 256)]
-    rows = [["float", numbers.percent(teacher.accuracy), "-", numbers.kb(weights), "-", ms[0], "-", ms[1], "-", "-"]]
-    for net in students:
-        report = net.converted.report
-        size = report.file_bytes
-        cells = [net.name, numbers.percent(net.accuracy), numbers.points(net.accuracy - teacher.accuracy)]
+    rows = [["float", numbers.percent(teacher), "-", numbers.kb(weights), "-", ms[0], "-", ms[1], "-", "-"]]
+    out.data["nets"] = [{"net": "float", "accuracy": teacher, "file_bytes": weights}]
+    for run in runs:
+        found, name = run.read_json("convert.json"), run.name.upper()
+        accuracy = float(run.read_json("state.json")["test_top1"])
+        size = found["file_bytes"]
+        cells = [name, numbers.percent(accuracy), numbers.points(accuracy - teacher)]
         cells += [numbers.kb(size), f"{weights / size:.1f}x" if size else "-"]
         for batch in (1, 256):
-            cells += _speed(tables.get((net.name, batch)))
-        rows.append([*cells, report.status])
+            cells += _speed(tables.get((run.name, batch)))
+        rows.append([*cells, found["status"]])
+        keys = ("status", "same", "images", "file_bytes")
+        out.data["nets"].append({"net": name, "accuracy": accuracy, **{key: found[key] for key in keys}})
+    out.data["bench"] = [{"net": name.upper(), **table.to_dict()} for (name, _), table in tables.items()]
     head = ["net", "test %", "vs float", "kB", "smaller", "ms, 1", "vs best int8", "ms, 256", "vs best int8", "verdict"]
     out.result()
     out.table([f"  {head[0]}", *head[1:]], [[f"  {r[0]}", *r[1:]] for r in rows], right=range(1, 9))

@@ -1,128 +1,101 @@
-"""The training loop of the demo: an ordinary one, with bitwright's three lines in it."""
+"""The trainings of `bitwright demo`: two run directories, as `bitwright train` leaves them."""
 
 from __future__ import annotations
 
-import copy
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
-import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
-
-import bitwright as bw
-from bitwright.cli.demo_net import DemoNet
+from bitwright.cli.demo_net import BINARY, TWO_BIT
 from bitwright.cli.output import Output
-from bitwright.data import Batches
-from bitwright.errors import Negative
+from bitwright.experiment import Experiment
+from bitwright.measure.numbers import percent
+from bitwright.runs import Run
+from bitwright.training import train
+from bitwright.training.progress import Screen
+
+BATCH = 64
+ADAM, COSINE = {"name": "adam", "lr": 2e-3, "weight_decay": 1e-4}, {"name": "cosine"}
 
 
-@dataclass
-class Trained:
-    """A net, how well it does, and later what became of it."""
+@dataclass(frozen=True)
+class Title:
+    """What a stage is called on screen."""
 
-    name: str
-    model: nn.Module
-    accuracy: float
-    converted: Any = None
+    head: str
+    epochs: int
 
 
-class Run:
-    """Data and settings of one demo."""
+class DemoScreen(Screen):
+    """One line per stage; its bar is gone when the stage is done."""
 
-    def __init__(self, out: Output, seed: int, quick: bool) -> None:
-        self.out, self.seed, self.quick = out, seed, quick
-        self.train, self.test = bw.data.load("digits", split="train"), bw.data.load("digits", split="test")
-        self.example = self.batch(1)
-        self.loader = bw.data.loader_rate(self.train, 64, augment=True, seconds=0.2)
-        torch.manual_seed(seed)
+    def __init__(self, out: Output, titles: list[Title], images: int, loader: float) -> None:
+        super().__init__(out.result, live=out.live, color=out.colored(sys.stderr))
+        self.titles, self.images, self.loader = titles, images, loader
+        self.seconds, self.done = 0.0, 0
 
-    def batches(self) -> list[tuple[Tensor, Tensor]]:
-        """The test images."""
-        return list(self.test.batches(120, normalize=False))
+    def line(self, text: str) -> None:
+        """The head of an ordinary training log is not for here."""
 
-    def batch(self, size: int) -> Tensor:
-        """The first test images as one batch."""
-        return next(iter(self.test.batches(size, normalize=False)))[0]
+    note = line
 
-    def fit(
-        self,
-        title: str,
-        step: int,
-        epochs: int,
-        recipe: list[dict[str, Any]] | None = None,
-        teacher: Trained | None = None,
-    ) -> Trained:
-        """Trains a float net, or a low-bit student that starts from the teacher and also imitates it."""
-        model: nn.Module = DemoNet() if teacher is None else copy.deepcopy(teacher.model)
-        if recipe is not None:
-            bw.apply(model, recipe, self.example)
-        epochs = 1 if self.quick else epochs
-        optimizer = torch.optim.Adam(bw.param_groups(model, lr=2e-3, weight_decay=1e-4))
-        bw.attach(model, optimizer)
-        steps = epochs * len(self.train.batches(64))
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
-        start, loss = time.perf_counter(), torch.zeros(())
-        head = f"[{step}/5] train  {title:<14}"
-        with progress(self.out, head, epochs) as advance:
-            for epoch in range(epochs):
-                model.train()
-                for x, y in self._shuffled(epoch):
-                    answer = model(x)
-                    loss = F.cross_entropy(answer, y) + bw.penalty(model)
-                    if teacher is not None:
-                        with torch.no_grad():
-                            goal = teacher.model(x).softmax(1)
-                        loss = loss + F.cross_entropy(answer, goal)
-                    optimizer.zero_grad()
-                    loss.backward()
-                    optimizer.step()
-                    schedule.step()
-                if not loss.isfinite():
-                    raise Negative(f"demo: {title}: loss became {loss.item()} in epoch {epoch}", code="train-nan")
-                advance()
-        accuracy = self.accuracy(model.eval())
-        seconds = time.perf_counter() - start
-        rate = epochs * len(self.train) / seconds
-        self.out.result(
-            f"{head} {epochs} epochs   {seconds:5.1f} s   test {accuracy * 100:.1f} %   {rate:,.0f} img/s"
-            f" (loader alone {self.loader:,.0f})"
+    def warn(self, text: str) -> None:
+        """What short trainings make a user wonder about is in state.json and in the report."""
+
+    def step(self, head: str, done: int, total: int, tail: Callable[[], str]) -> None:
+        title = self.titles[0]
+        if self._live:
+            whole = title.epochs * total
+            super().step(title.head, self.done * total + done, whole, lambda: f"{self.done}/{title.epochs} epochs")
+
+    def epoch(self, row: dict[str, Any], text: str) -> None:
+        title = self.titles[0]
+        self.done, self.seconds = self.done + 1, self.seconds + float(row["seconds"])
+        if self.done < title.epochs:
+            return
+        rate = title.epochs * self.images / self.seconds
+        super().line(
+            f"{title.head} {title.epochs} epoch{'s' if title.epochs > 1 else ' '}  {self.seconds:5.1f} s   "
+            f"test {percent(row['test_top1'])} %   {rate:,.0f} img/s (loader alone {self.loader:,.0f})"
         )
-        return Trained(title.partition(" ")[0], model, accuracy)
-
-    def _shuffled(self, epoch: int) -> Batches:
-        """k/255, not normalized: the first layer of the students takes pixels as bytes."""
-        return self.train.batches(64, shuffle=True, augment=True, normalize=False, seed=self.seed, epoch=epoch)
-
-    @torch.no_grad()
-    def accuracy(self, model: nn.Module) -> float:
-        """Share of test images with the right answer."""
-        right = sum(int((model(x).argmax(1) == y).sum()) for x, y in self.batches())
-        return right / len(self.test)
+        self.titles, self.seconds, self.done = self.titles[1:], 0.0, 0
 
 
-@contextmanager
-def progress(out: Output, head: str, total: int) -> Iterator[Callable[[], None]]:
-    """A bar that is gone when the work is done; nothing where nobody is looking."""
-    if not out.live:
-        yield lambda: None
-        return
-    import sys
+def train_nets(out: Output, folder: Path, seed: int, quick: bool, images: int, loader: float) -> list[Run]:
+    """A float net and its W1A1 student, then a W1A2 student of the same float net."""
+    float_epochs, epochs = (1, 1) if quick else (8, 10)
+    heads = [
+        f"[{i}/5] train  {name:<14}" for i, name in enumerate(("float teacher", "W1A1 student", "W1A2 student"), 1)
+    ]
+    titles = [Title(head, float_epochs if i == 0 else epochs) for i, head in enumerate(heads)]
+    screen = DemoScreen(out, titles, images, loader)
+    first, second = Run(folder / "w1a1"), Run(folder / "w1a2")
+    plain = {"epochs": float_epochs, "optimizer": ADAM, "schedule": COSINE}
+    train(_experiment(seed, [plain, _student(BINARY, epochs, "previous")]), first.path, force=True, screen=screen)
+    teacher = first.file("stages/0.safetensors").as_posix()
+    student = _experiment(seed, [_student(TWO_BIT, epochs, teacher)], weights=teacher)
+    train(student, second.path, force=True, screen=screen)
+    second.put_results([row for row in first.read_csv("results.csv") if row["net"] == "float"])
+    return [first, second]
 
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-    console = Console(file=sys.stderr, highlight=False, no_color=not out.colored(sys.stderr))
-    parts = (
-        TextColumn(head, markup=False),
-        BarColumn(20),
-        MofNCompleteColumn(),
-        TextColumn("epochs"),
-        TimeRemainingColumn(),
+def _student(rules: list[dict[str, Any]], epochs: int, teacher: str) -> dict[str, Any]:
+    """Half of what it learns are the labels, half the teacher's answers."""
+    goal = {"source": teacher, "weight": 0.5, "temperature": 1.0}
+    return {"epochs": epochs, "rule": rules, "optimizer": ADAM, "schedule": COSINE, "teacher": goal}
+
+
+def _experiment(seed: int, stages: list[dict[str, Any]], weights: str | None = None) -> Experiment:
+    """TensorBoard is left out here: importing it takes longer than an epoch."""
+    return Experiment.model_validate(
+        {
+            "seed": seed,
+            "data": {"name": "digits", "batch": BATCH, "normalize": False},
+            "model": {"name": "bitwright.cli.demo_net:DemoNet", "weights": weights},
+            "stage": stages,
+            "train": {"threads": 1, "device": "cpu", "checkpoint_every": 1000},
+            "log": {"tensorboard": False, "histograms_every": 0},
+        }
     )
-    with Progress(*parts, console=console, transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda: bar.advance(task)

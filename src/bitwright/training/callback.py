@@ -235,7 +235,7 @@ def finish_epoch(job: Job, sums: list[float], test: Evaluation, val: Evaluation 
     if job.main:
         if writer is not None:
             logs.write_scalars(writer, row, layers, job.total_step)
-        job.screen.line(epoch_line(row))
+        job.screen.epoch(row, epoch_line(row))
         for text in new:
             job.screen.warn(text)
         logs.write_tables(job.run, state)

@@ -12,6 +12,7 @@ from bitwright.parts.moments import moment
 from bitwright.transforms.facts import bit_facts, quantizer_of
 
 IMAGES = 16  # of a batch, for what is said about inputs
+COARSE = 2  # bits of a weight whose flips mean something
 COLUMNS = ("flips", "dead", "scale", "saturation", "positive")
 
 
@@ -28,7 +29,8 @@ def latent_size(layer: SlotLayer) -> float:
 class Probe:
     """One sampled step: made before it, `read()` after it; in between, hooks keep the first inputs.
 
-    flips        share of weight codes (signs, levels) that the step changed; None for a float weight
+    flips        share of weight codes (signs, levels) that the step changed; None where the weight is float or has
+                 more than 2 bits: fine levels change all the time, and that says nothing
     dead         share of weights whose gradient is exactly zero
     scale        mean |latent| relative to the stage's start
     saturation   share of inputs for which the x part passes no gradient; None without one
@@ -79,9 +81,10 @@ class Probe:
 
 @torch.no_grad()
 def codes(layer: SlotLayer) -> Tensor | None:
-    """The weight as whole numbers or bits; None where it is float."""
+    """The weight as whole numbers or bits; None where it is float or finer than 2 bits."""
     part = layer.w
-    if part is None or bit_facts(part)[0] == 32:
+    bits = 32 if part is None else bit_facts(part)[0]
+    if part is None or bits is None or bits > COARSE:
         return None
     weight = layer.slot_weight().detach()
     whole, encode = moment(part, "whole"), moment(part, "encode")

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from bitwright.experiment import Experiment
     from bitwright.training.state import State
 
-# Limits chosen so that healthy runs of the shipped experiments stay silent; each is a share unless it says otherwise.
+# Limits are judgment, not fitted to runs; each is a share unless it says otherwise.
 FLIPS = 0.01  # of the signs, in every step, late in a stage
 ONE_SIGN = 0.995
 DEAD = 0.5
@@ -98,7 +98,7 @@ def _layers(
     noun = "signs or levels" if column == "flips" else "weights"
     text = (
         f"{worst}{more}: {percent(last[worst])} % of {noun} {what} since epoch {since[worst]}{beside}; "
-        f"{cure(experiment, state.stage)}"
+        f"{cure(experiment, state.stage)}. help: bitwright help {column}"
     )
     state.told += [f"{state.stage} {column} {name}" for name in fresh if name != worst]
     yield f"{column} {worst}", text
@@ -136,7 +136,7 @@ def _constant(
             f"constant {name}",
             f"{name}: {percent(size)} % of its inputs are {word} zero since epoch {same[0] if same else state.epoch}, "
             "so their sign is nearly a constant; usually a ReLU in front. "
-            'try: x = ["norm", "sign"] in the recipe, or model.activation=identity',
+            'try: x = ["norm", "sign"] in the recipe, or model.activation=identity. help: bitwright help sign-after-relu',
         )
 
 
@@ -204,5 +204,6 @@ def _chance(experiment: Experiment, state: State, chance: float, images: int) ->
             "chance",
             f"test accuracy {percent(row['test_top1'])} % after {done} epochs is what guessing gives ({percent(chance)} %); "
             f"usually the learning rate, or labels that do not belong to the images. try: "
-            f"{_rate(experiment, state.stage, 0.1)}, and look at the plan: bitwright train ... --dry-run",
+            f"{_rate(experiment, state.stage, 0.1)}, and look at the plan: bitwright train ... --dry-run. "
+            "help: bitwright help low-accuracy",
         )

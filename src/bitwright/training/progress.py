@@ -41,6 +41,10 @@ class Screen:
     def note(self, text: str) -> None:
         self._above(self._note, text)
 
+    def epoch(self, row: dict[str, Any], text: str) -> None:
+        """After each epoch: its row of metrics.csv, and the same as a line."""
+        self.line(text)
+
     def warn(self, text: str) -> None:
         self._above(lambda t: warnings.warn(t, BitwrightWarning, stacklevel=4), text)
 
