@@ -35,13 +35,14 @@ def demo(
     before = torch.get_num_threads()
     torch.set_num_threads(1)  # tiny layers: a second thread only waits, and on a busy machine waits long
     try:
-        images, test = bw.data.load("digits", split="train"), bw.data.load("digits", split="test")
-        screen.result(f"kernels: {kernels()} | embedded digits, {len(images)} train / {len(test)} test")
-        out.mkdir(parents=True, exist_ok=True)
-        loader = bw.data.loader_rate(images, BATCH, augment=True, seconds=0.2)
-        runs = train_nets(screen, out, seed, quick, len(images), loader)
-        _convert(screen, runs)
-        _measure(screen, runs, out, 3 if quick else 15)
+        with torch.random.fork_rng(devices=[]):  # the caller's random state stays
+            images, test = bw.data.load("digits", split="train"), bw.data.load("digits", split="test")
+            screen.result(f"kernels: {kernels()} | embedded digits, {len(images)} train / {len(test)} test")
+            out.mkdir(parents=True, exist_ok=True)
+            loader = bw.data.loader_rate(images, BATCH, augment=True, seconds=0.2)
+            runs = train_nets(screen, out, seed, quick, len(images), loader)
+            _convert(screen, runs)
+            _measure(screen, runs, out, 3 if quick else 15)
     finally:
         torch.set_num_threads(before)
 
