@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bitwright.fn.coded import sign_code, uint_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
+from bitwright.parts.options import check_compat
 from bitwright.parts.registry import part
 from bitwright.parts.scale import kept_only, mean_abs, wide
 from bitwright.types import Coded, scalar
@@ -23,7 +24,8 @@ class DorefaW(nn.Module):
     shape     any
     source    Zhou et al. 2016, arXiv 1606.06160, section 2.3
     differs   m is detached (tensorpack lets the gradient of the largest weight through); a layer of zeros gives
-              exactly 0, where the public codes divide 0 by 0; k = 1 is the paper's, not +-1 without E
+              exactly 0, where the public codes divide 0 by 0; k = 1 is the paper's. compat="seed": the formula of k > 1
+              serves k = 1 too, -1 or +1 without E, and w = 0 gives -1
 
     >>> DorefaW(bits=1)(torch.tensor([1.0, -3.0])).tolist()
     [2.0, -2.0]
@@ -33,8 +35,9 @@ class DorefaW(nn.Module):
 
     bits_range = "1-8"
 
-    def __init__(self, bits: int = 1) -> None:
+    def __init__(self, bits: int = 1, compat: str | None = None) -> None:
         super().__init__()
+        self.scaled_sign = bits == 1 and not check_compat("dorefa_w", compat)
         self.bits = self.planes = self.storage_bits = check_bits("dorefa_w", bits)
         self.top = 2**bits - 1
 
@@ -48,20 +51,20 @@ class DorefaW(nn.Module):
         return (t / (2 * peak) + 0.5).clamp(0, 1), (1 - t * t) / peak, alive
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
-        if self.bits == 1:
+        if self.scaled_sign:
             return ste(w, mean_abs(w.detach(), "layer", keep) * sign(w.detach()))
         unit, slope, alive = self._unit(w, keep)
         return ste(w, ((unit * self.top).round() * (2 / self.top) - 1) * alive, slope)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
-        if self.bits == 1:
+        if self.scaled_sign:
             return sign_code(w, mean_abs(w.detach(), "layer", keep))
         unit, _, alive = self._unit(w, keep)
         code = uint_code((unit * self.top).round(), self.bits, (2 / self.top) * alive, -alive)
         return Coded(code.bit, code.coef.to(w.dtype), code.offset.to(w.dtype))
 
     def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        if self.bits == 1:
+        if self.scaled_sign:
             return sign(w.detach()), mean_abs(w.detach(), "layer", keep)
         unit, _, alive = self._unit(w, keep)
         return ((unit * self.top).round() * 2 - self.top).to(w.dtype), (alive / self.top).to(w.dtype)

@@ -47,6 +47,21 @@ def mean_abs(w: Tensor, granularity: str = "filter", keep: Tensor | None = None)
     return (total / kept.clamp_min(1)).to(w.dtype)
 
 
+def centered(w: Tensor, keep: Tensor | None = None) -> Tensor:
+    """w [O, I, ...] minus its mean over I, kept entries only. With one input nothing would be left: unchanged.
+
+    >>> centered(torch.tensor([[0.5, 1.5]])).tolist()
+    [[-0.5, 0.5]]
+    """
+    if w.dim() < 2 or w.shape[1] == 1:
+        return w
+    if keep is None:
+        return w - wide(w).mean(1, keepdim=True).to(w.dtype)
+    total = kept_only(wide(w), keep).sum(1, keepdim=True)
+    mean = total / keep.to(total.dtype).sum(1, keepdim=True).clamp_min(1)
+    return torch.where(keep.bool(), w - mean.to(w.dtype), w)
+
+
 def weight_of(layer: nn.Module) -> Tensor | None:
     """The weight as parts see it: axis 0 is the output channel, in a transposed convolution too."""
     slot_weight = getattr(layer, "slot_weight", None)

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.fn.coded import sign_code
+from bitwright.fn.coded import sign_code, ternary_code
 from bitwright.fn.ste import sign, ste
+from bitwright.parts.options import check_compat
 from bitwright.parts.registry import part
 from bitwright.types import Coded, scalar
 
@@ -24,7 +25,8 @@ class Sign(nn.Module):
     shape     any
     source    clip: Rastegari et al. 2016, arXiv 1603.05279; approx: Liu et al. 2018, arXiv 1808.00278;
               swish: Darabi et al. 2018, arXiv 1812.11800
-    differs   torch.sign(0) = 0 in the public codes is a third value that no bit can hold; here it is +1
+    differs   torch.sign(0) = 0 in the public codes is a third value that no bit can hold; here it is +1. compat="seed" keeps
+              the 0 (two planes) and passes the gradient where |x| < 1, whatever the surrogate
 
     >>> Sign()(torch.tensor([-0.3, 0.0, 2.0])).tolist()
     [-1.0, 1.0, 1.0]
@@ -35,13 +37,17 @@ class Sign(nn.Module):
     storage_bits = 1
     signed = True
 
-    def __init__(self, surrogate: str = "clip", boundary: str = "closed") -> None:
+    def __init__(self, surrogate: str = "clip", boundary: str = "closed", compat: str | None = None) -> None:
         super().__init__()
         if surrogate not in SURROGATES:
             raise InputError(f"part sign: surrogate={surrogate!r} is none of {', '.join(SURROGATES)}", code="option")
         if boundary not in ("closed", "open"):
             raise InputError(f"part sign: boundary={boundary!r} is neither closed nor open", code="option")
         self.surrogate, self.boundary = surrogate, boundary
+        self.seed = check_compat("sign", compat)
+        if self.seed:
+            self.surrogate, self.boundary = "clip", "open"
+            self.planes = self.storage_bits = 2
 
     def slope(self, x: Tensor) -> Tensor | None:
         size = x.abs()
@@ -56,10 +62,14 @@ class Sign(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ste(x, sign(x), self.slope(x.detach()))
+        return ste(x, self.hard(x.detach()), self.slope(x.detach()))
+
+    def hard(self, x: Tensor) -> Tensor:
+        return torch.sign(x) + 0 * x.clamp(-1, 1) if self.seed else sign(x)  # NaN stays NaN
 
     def encode(self, x: Tensor) -> Coded:
-        return sign_code(x, scalar(1.0, x))
+        one = scalar(1.0, x)
+        return ternary_code(x > 0, x < 0, one, one) if self.seed else sign_code(x, one)
 
     def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return sign(x.detach()), scalar(1.0, x)
+        return self.hard(x.detach()), scalar(1.0, x)

@@ -8,9 +8,10 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn.coded import ternary_code
 from bitwright.fn.ste import ste
+from bitwright.parts.options import check_compat
 from bitwright.parts.registry import part
 from bitwright.parts.scale import kept_only
-from bitwright.types import Coded
+from bitwright.types import Coded, scalar
 
 
 @part("ttq", "w")
@@ -24,7 +25,8 @@ class Ttq(nn.Module):
               "one" at 1 as the authors' code
     source    Zhu et al. 2017, arXiv 1612.01064, section 3
     differs   the paper prints dn without its minus, so n would walk uphill; latents are not divided by max|w| first
-              (no public code does it)
+              (no public code does it). compat="seed": p and n start at random in 0..1, their gradients are means over all
+              weights instead of sums, and the latents below -d get -n g: they walk uphill
 
     >>> Ttq()(torch.tensor([[-1.0, 0.01, 0.5]])).tolist()
     [[-1.0, 0.0, 1.0]]
@@ -36,22 +38,24 @@ class Ttq(nn.Module):
     planes = 2
     storage_bits = 2
 
-    def __init__(self, threshold: float = 0.05, init: str = "mean") -> None:
+    def __init__(self, threshold: float = 0.05, init: str = "mean", compat: str | None = None) -> None:
         super().__init__()
         if init not in ("mean", "one"):
             raise InputError(f"part ttq: init={init!r} is neither mean nor one", code="option")
         if not 0 <= threshold < 1:  # below 0 the regions overlap, from 1 on both are empty
             raise InputError(f"part ttq: threshold={threshold!r}; it lies in 0..1, below 1", code="option")
         self.threshold = threshold
-        self.p, self.n = nn.Parameter(torch.ones(())), nn.Parameter(torch.ones(()))
+        self.seed = check_compat("ttq", compat)
+        start = torch.rand(2) if self.seed else torch.ones(2)
+        self.p, self.n = nn.Parameter(start[0].clone()), nn.Parameter(start[1].clone())
 
     @classmethod
-    def for_layer(cls, layer: nn.Module, threshold: float = 0.05, init: str = "mean") -> Ttq:
-        new = cls(threshold, init)
+    def for_layer(cls, layer: nn.Module, threshold: float = 0.05, init: str = "mean", compat: str | None = None) -> Ttq:
+        new = cls(threshold, init, compat)
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
             new.to(weight.device)
-            if init == "mean" and weight.device.type != "meta" and weight.numel():
+            if init == "mean" and not new.seed and weight.device.type != "meta" and weight.numel():
                 with torch.no_grad():
                     for scale, region in zip((new.p, new.n), new.regions(weight), strict=True):
                         if region.any():
@@ -66,7 +70,10 @@ class Ttq(nn.Module):
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         up, down = self.regions(w, keep)
         p, n = self.p.to(w.dtype), self.n.to(w.dtype)
-        slope = torch.where(up, p, torch.where(down, n, torch.ones_like(p))).detach()
+        slope = torch.where(up, p, torch.where(down, -n if self.seed else n, torch.ones_like(p))).detach()
+        if self.seed:
+            share = scalar(1 / max(1, w.numel()), w)
+            p, n = ste(p, p, share), ste(n, n, share)
         return p * up - n * down + ste(w, torch.zeros_like(w), slope)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
