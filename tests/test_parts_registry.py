@@ -17,7 +17,9 @@ NAMES = sorted(bw.parts())
 
 
 def test_an_unknown_part_names_the_nearest_and_all() -> None:
-    with pytest.raises(ValueError, match=r"unknown part 'xnorr'\. Nearest: xnor\. Known: bireal, bwn") as caught:
+    with pytest.raises(
+        ValueError, match=r"unknown part 'xnorr'\. Nearest: xnor\. Known: binaryconnect, bireal, bwn"
+    ) as caught:
         bw.make_part("xnorr")
     assert isinstance(caught.value, InputError)
     assert caught.value.to_dict()["code"] == "part-unknown" and caught.value.given == "xnorr"
@@ -42,7 +44,7 @@ def test_an_option_of_a_part_without_options() -> None:
 
 def test_a_wrong_slot_names_the_parts_that_serve_it() -> None:
     with pytest.raises(
-        InputError, match=r"part sign in slot w: serves slot x only\. For weights: bireal, bwn"
+        InputError, match=r"part sign in slot w: serves slot x only\. For weights: binaryconnect, bireal, bwn"
     ) as caught:
         bw.make_part("sign", slot="w")
     assert caught.value.code == "slot-wrong" and "float" not in str(caught.value)

@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 
 from bitwright.parts import (  # noqa: F401  (importing a module registers its parts)
+    binaryconnect,
     bireal,
     bwn,
     dorefa,
@@ -19,6 +20,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     norm,
     sign,
     ttq,
+    twn,
     uniform,
     xnor,
 )
