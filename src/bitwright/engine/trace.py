@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx.node import map_arg
 
 from bitwright.engine import bitstrings
 from bitwright.engine.aten import TRANSLATE, Unsupported
@@ -300,10 +301,32 @@ def _lower(
                     graph, names[n.args[0].name], layers[layer_name], layer_name, inputs[layer_name]
                 )
                 continue
+            if (
+                n.all_input_nodes
+                and all(i.name in constants for i in n.all_input_nodes)
+                and target.startswith(RESHAPES)
+            ):
+                constants[n.name] = _reshaped(n, constants)
+                continue
             _emit_aten(graph, n, names, constants, symbols, layers)
         else:
             raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
     return graph, frames
+
+
+# of a parameter or buffer: they move no number
+RESHAPES = ("aten._assert_tensor_metadata", "aten.detach", "aten.reshape", "aten.to.", "aten.unsqueeze", "aten.view")
+
+
+def _reshaped(n: torch.fx.Node, constants: dict[str, Tensor]) -> Tensor:
+    """A parameter that forward only reshapes, e.g. a shift per channel, is still a plain constant."""
+
+    def real(value: Any) -> Any:
+        return map_arg(value, lambda node: constants[node.name])
+
+    assert callable(n.target)
+    made = n.target(*real(n.args), **real(n.kwargs))
+    return made if isinstance(made, Tensor) else constants[n.all_input_nodes[0].name]
 
 
 def _first_input(n: torch.fx.Node) -> torch.fx.Node:

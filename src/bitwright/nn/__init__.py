@@ -11,6 +11,7 @@ from bitwright.nn.layers import (
     is_slot_layer,
     replace_layer,
 )
+from bitwright.nn.rprelu import RPReLU
 
 __all__ = [
     "KINDS",
@@ -19,6 +20,7 @@ __all__ = [
     "Conv3d",
     "ConvTranspose2d",
     "Linear",
+    "RPReLU",
     "SlotLayer",
     "is_slot_layer",
     "replace_layer",

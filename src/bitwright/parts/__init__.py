@@ -20,6 +20,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     mask,
     norm,
     pact,
+    rsign,
     sign,
     ttq,
     twn,
