@@ -13,6 +13,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     bireal,
     bwn,
     dorefa,
+    dorefa_g,
     dropout,
     float_part,
     input8,
