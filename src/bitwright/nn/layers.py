@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.parts.chain import Chain
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS, make_slot
 
@@ -20,7 +21,7 @@ class SlotLayer(nn.Module):
 
     w, b   weight and bias go through them           x      so does the input
     g      so does the output (identity forward: a gradient quantizer)
-    gate   decides how the linear operator `op(x, w, b)` is evaluated; gets the raw input too if `needs_raw_input`
+    gate   decides how the linear operator `op(x, w, b)` is evaluated; gets what the quantizer of x reads too if `needs_raw_input`
 
     Checkpoint keys stay `weight` and `bias`; parts add theirs, e.g. `w.p`.
     """
@@ -68,13 +69,18 @@ class SlotLayer(nn.Module):
         exact = None if self.training else self.exact(raw, op)
         if exact is not None and not (torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)):
             return exact if self.g is None else self.g(exact)
-        x = raw if self.x is None else self.x(raw)
+        seen = raw
+        if isinstance(self.x, Chain) and getattr(self.gate, "needs_raw_input", False):
+            seen = self.x.before(raw)  # a norm in front of the quantizer runs once, and the gate reads behind it
+            x = self.x.rest(seen)
+        else:
+            x = raw if self.x is None else self.x(raw)
         w = self.quantized_weight()
         b = self.bias if self.b is None or self.bias is None else self.b(self.bias)
         if self.gate is None:
             y = op(x, w, b)
         elif getattr(self.gate, "needs_raw_input", False):
-            y = self.gate(op, x, w, b, raw)
+            y = self.gate(op, x, w, b, seen)
         else:
             y = self.gate(op, x, w, b)
         if exact is not None:  # the value of evaluation with the gradient of training

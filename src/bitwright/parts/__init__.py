@@ -29,6 +29,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     twn,
     uniform,
     xnor,
+    xnor_k,
 )
 from bitwright.parts.chain import Chain
 from bitwright.parts.moments import moment

@@ -85,6 +85,17 @@ class Chain(nn.Module):
             t = link(t, keep=mask.mask)
         return mask(t)
 
+    def before(self, t: Tensor) -> Tensor:
+        """What the quantizer reads: the links in front of it. `rest` goes on from there (input slots: no mask)."""
+        for link in self.links[: max(0, self.code_at)]:
+            t = link(t)
+        return t
+
+    def rest(self, t: Tensor) -> Tensor:
+        for link in self.links[max(0, self.code_at) :]:
+            t = link(t)
+        return t
+
     def encode(self, t: Tensor) -> Coded:
         if not self.offers("encode"):
             raise InputError(
