@@ -45,8 +45,16 @@ WEIGHTS: list[Any] = [
     part("uniform", bits=3, granularity="channel"),
     part("uniform", bits=4, symmetric=False),
     part("uniform", bits=2, signed=False),
+    "twn",
+    "binaryconnect",
+    *[part("lsq", bits=b) for b in (2, 4, 8)],
+    part("lsq", bits=3, per_channel=True),
+    part("kbit", bits=2),
+    part("kbit", bits=3, weight_scale="lsq"),
+    part("sign_magnitude", bits=3),
     ["bwn", "mask"],
     ["mask", "ttq"],
+    ["mask", "twn"],
     [part("dorefa_w", bits=2), "mask"],
     [part("uniform", bits=8), "mask"],
 ]
@@ -57,6 +65,12 @@ INPUTS: list[Any] = [
     part("uniform", bits=3, signed=True),
     part("uniform", bits=4, symmetric=False),
     part("uniform", bits=8, symmetric=False, signed=True),
+    *[part("lsq", bits=b) for b in (2, 4, 8)],
+    part("lsq", bits=2, signed=True),
+    *[part("pact", bits=b, alpha=1.3) for b in (1, 2, 4, 8)],
+    *[part("kbit", bits=b) for b in (1, 2, 4)],
+    *[part("sign_magnitude", bits=b) for b in (1, 3, 6)],
+    "rsign",
     "input8",
     part("input8", mean=[0.1, 0.5, 0.4, 0.2, 0.3, 0.7], std=[0.2, 0.3, 0.4, 0.2, 0.2, 0.2]),
     ["norm", "sign"],
@@ -67,7 +81,8 @@ INPUTS: list[Any] = [
 ONE_BIT = {"w": "bwn", "x": "sign"}
 TWO_BIT = {"w": part("dorefa_w", bits=2), "x": part("dorefa_a", bits=2)}
 TERNARY = {"w": "ttq", "x": part("dorefa_a", bits=3)}
-STYLES = {"w1a1": ONE_BIT, "w2a2": TWO_BIT, "ternary": TERNARY}
+STEPS = {"w": part("lsq", bits=3), "x": part("pact", bits=2, alpha=1.5)}
+STYLES = {"w1a1": ONE_BIT, "w2a2": TWO_BIT, "ternary": TERNARY, "steps": STEPS}
 
 
 def modules_of(model: nn.Module) -> list[Any]:
@@ -80,8 +95,10 @@ def settle(model: nn.Module, x: Tensor | None = None) -> Any:
         name = getattr(m, "part_name", "")
         if name == "mask":
             m.mask.copy_(torch.rand(m.mask.shape) > 0.4)
-        elif name == "uniform" and m.slot == "x" and x is not None:
+        elif name in ("uniform", "lsq", "sign_magnitude") and m.slot == "x" and x is not None:
             m.observe(x)
+        elif name == "rsign":
+            m.shift.data.normal_(0, 0.5)
         elif isinstance(getattr(m, "running_mean", None), Tensor):
             m.running_mean.normal_()
             m.running_var.uniform_(0.5, 2)

@@ -26,15 +26,30 @@ from bitwright.types import Coded
 
 # Beyond the defaults; a part that is not listed is tried with its defaults and `bits` 1, 2, 3, 8.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "bwn": [{"granularity": "layer"}],
+    "binaryconnect": [{"stochastic": True}, {"scale": 0.3, "stochastic": True, "evaluate": "sign"}],
+    "bwn": [{"granularity": "layer"}, {"compat": "seed"}],
     "bireal": [{"clip": False}],
+    "dorefa_g": [{"bits": 1}],
     "dropout": [{"p": 0.2}],
     "input8": [{"mean": 0.5, "std": 0.25}, {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]}],
+    "kbit": [
+        {"bits": 1},
+        {"bits": 4, "weight_scale": "max"},
+        {"bits": 3, "weight_scale": "std"},
+        {"bits": 2, "weight_scale": "lsq"},
+        {"bits": 2, "clip": False},
+        {"bits": 2, "compat": "seed"},
+    ],
+    "lsq": [{"bits": 1, "signed": False}, {"bits": 3, "per_channel": True}, {"bits": 8, "signed": True}],
+    "pact": [{"bits": 1}, {"bits": 8, "alpha": 0.7}, {"compat": "seed"}],
+    "rsign": [],
+    "sign_magnitude": [{"bits": 1}, {"bits": 3, "scale": "static"}, {"bits": 2, "compat": "seed"}],
     "sign": [
         {"surrogate": s, "boundary": b} for s, b in (("approx", "open"), ("identity", "closed"), ("swish", "open"))
     ]
-    + [{"boundary": "open"}],
-    "ttq": [{"threshold": 0.3, "init": "one"}, {"threshold": 0.0}],
+    + [{"boundary": "open"}, {"compat": "seed"}],
+    "ttq": [{"threshold": 0.3, "init": "one"}, {"threshold": 0.0}, {"compat": "seed"}],
+    "twn": [{"granularity": "layer"}],
     "uniform": [
         {"bits": 1, "signed": False},
         {"bits": 3, "granularity": "channel"},
@@ -45,7 +60,8 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"bits": 4, "observer": "ema"},
         {"bits": 8, "signed": True, "observer": "mse", "granularity": "channel"},
     ],
-    "xnor": [{"center": "graph"}, {"center": "off"}],
+    "xnor": [{"center": "graph"}, {"center": "off"}, {"compat": "seed"}],
+    "xnor_k": [{"detach": False}],
 }
 # Four means fit four channels: laws that build other layers cannot take them.
 FOUR_CHANNELS = "mean=["
