@@ -34,6 +34,16 @@ def test_shipped_names() -> None:
         "ttq",
         "w1a1",
         "w8a8",
+        "binaryconnect",
+        "twn",
+        "pact-w2a2",
+        "pact-w4a4",
+        "lsq-w2a2",
+        "lsq-w3a3",
+        "lsq-w4a4",
+        "dorefa-w1a4",
+        "dorefa-w1a2g6",
+        "react",
     ]
     assert set(wanted) <= set(recipes())
 
