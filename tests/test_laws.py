@@ -26,7 +26,10 @@ from bitwright.types import Coded
 
 # Beyond the defaults; a part that is not listed is tried with its defaults and `bits` 1, 2, 3, 8.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
-    "binaryconnect": [{"stochastic": True}, {"scale": 0.3, "stochastic": True, "evaluate": "sign"}],
+    "binaryconnect": [
+        {"scale": 0.1, "stochastic": True},  # of the latents' size: else 30 steps are mostly noise
+        {"scale": 0.1, "stochastic": True, "evaluate": "sign"},
+    ],
     "bwn": [{"granularity": "layer"}, {"compat": "seed"}],
     "bireal": [{"clip": False}],
     "dorefa_g": [{"bits": 1}],
@@ -41,7 +44,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"bits": 2, "compat": "seed"},
     ],
     "lsq": [{"bits": 1, "signed": False}, {"bits": 3, "per_channel": True}, {"bits": 8, "signed": True}],
-    "pact": [{"bits": 1}, {"bits": 8, "alpha": 0.7}, {"compat": "seed"}],
+    "pact": [{"bits": 1, "alpha": 1.0}, {"bits": 8, "alpha": 0.7}, {"compat": "seed"}],
     "rsign": [],
     "sign_magnitude": [{"bits": 1}, {"bits": 3, "scale": "static"}, {"bits": 2, "compat": "seed"}],
     "sign": [

@@ -55,7 +55,7 @@ class BinaryConnect(nn.Module):
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         fixed = w.detach()
         if not self.training and self.latent:
-            return ste(w, w)
+            return w
         if self.training and self.stochastic:
             share = (wide(fixed) / self.scale + 1) / 2  # NaN draws -H, but stays NaN by the product below
             drawn = torch.where(torch.rand_like(share) < share, 1.0, -1.0).to(share.dtype)

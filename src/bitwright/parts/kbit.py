@@ -132,7 +132,7 @@ class Kbit(nn.Module):
         latent = wide(t)
         if self.seed:
             factor = scalar((1 - 1 / t.shape[1]) * math.prod(t.shape[1:]), latent)
-            latent = ste(latent, latent, factor)
+            latent = ste(latent, latent.detach(), factor)
             binary = mean_abs(latent, "filter", keep) * ste(latent, sign(latent.detach()), inside)
             return ste(binary, odd * unit).to(t.dtype)
         slope = (inside if self.clip else torch.ones_like(inside)) * (self.top / self._reach(latent.detach(), keep))

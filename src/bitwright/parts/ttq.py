@@ -73,7 +73,7 @@ class Ttq(nn.Module):
         slope = torch.where(up, p, torch.where(down, -n if self.seed else n, torch.ones_like(p))).detach()
         if self.seed:
             share = scalar(1 / max(1, w.numel()), w)
-            p, n = ste(p, p, share), ste(n, n, share)
+            p, n = ste(p, p.detach(), share), ste(n, n.detach(), share)
         return p * up - n * down + ste(w, torch.zeros_like(w), slope)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:

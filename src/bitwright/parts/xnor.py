@@ -67,7 +67,7 @@ class Xnor(nn.Module):
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         if self.seed:
-            w = ste(w, w, scalar((1 - 1 / w.shape[1]) * math.prod(w.shape[1:]), w))
+            w = ste(w, w.detach(), scalar((1 - 1 / w.shape[1]) * math.prod(w.shape[1:]), w))
         w = self.latent(w, keep)
         hard = torch.sign(w.detach()) if self.seed else sign(w)
         return mean_abs(w, "filter", keep) * ste(w, hard, w.detach().abs() <= 1)
