@@ -32,9 +32,10 @@ def test_exact_zeros_in_weights_count_as_plus_and_the_code_has_no_third_level(na
     assert code.bit.flatten().tolist() == [1, 1, 1, 0]
 
 
-def test_exact_zeros_in_inputs_count_as_plus_and_the_code_has_no_third_level() -> None:
+@pytest.mark.parametrize("part", [build("sign", "x"), build("rsign", "x"), bw.make_part("kbit", slot="x", bits=1)])
+def test_exact_zeros_in_inputs_count_as_plus_and_the_code_has_no_third_level(part: nn.Module) -> None:
     x = torch.zeros(2, 3)
-    assert (build("sign", "x")(x) == 1).all() and (build("sign", "x").encode(-x).value() == 1).all()  # type: ignore[operator]
+    assert (part(x) == 1).all() and (part.encode(-x).value() == 1).all()  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("name", WEIGHTS)
@@ -107,6 +108,21 @@ def test_scales_reduce_over_all_axes_but_the_output(name: str, shape: tuple[int,
     w = torch.randn(shape)
     magnitudes = build(name, "w")(w).abs().flatten(1)
     assert torch.allclose(magnitudes, w.abs().flatten(1).mean(1, keepdim=True).expand_as(magnitudes))
+
+
+@pytest.mark.parametrize("name", WEIGHTS)
+@pytest.mark.parametrize("kind", [bw.nn.Conv1d, bw.nn.Conv2d, bw.nn.Conv3d, bw.nn.ConvTranspose2d])
+def test_every_filter_of_a_grouped_layer_of_any_rank_is_quantized_as_alone(
+    name: str, kind: type[bw.nn.SlotLayer]
+) -> None:
+    layer = kind(4, 6, 2, groups=2, w=name).eval()
+    part, rows = layer.w, layer.slot_weight().detach()
+    assert part is not None and rows.shape[0] == 6 and rows[0].numel() == 2 * 2 ** (rows.dim() - 2)
+    value = part(rows)
+    assert torch.equal(layer.from_slot(value), layer.quantized_weight())
+    if name in ("bwn", "xnor", "bireal", "twn", "kbit", "binaryconnect"):  # the others have one grid for the tensor
+        for o in range(6):
+            assert torch.allclose(part(rows[o : o + 1]), value[o : o + 1])
 
 
 @pytest.mark.parametrize("kind", [bw.nn.Linear, bw.nn.Conv1d, bw.nn.Conv2d, bw.nn.Conv3d, bw.nn.ConvTranspose2d])
@@ -191,7 +207,7 @@ def test_forward_mode_derivatives_are_refused_in_words() -> None:
             bw.make_part("sign")(x)
 
 
-@pytest.mark.parametrize("name", ["bwn", "xnor", "bireal"])
+@pytest.mark.parametrize("name", ["bwn", "xnor", "bireal", "lsq", "twn", "kbit", "binaryconnect"])
 def test_gradient_accumulation_edits_no_gradient_in_place(name: str) -> None:
     layer = bw.nn.Linear(4, 3, w=name)
     x = torch.randn(2, 4)
@@ -231,7 +247,7 @@ def test_no_warning_for_ordinary_weights(name: str) -> None:
         bw.make_part(name, layer=nn.Conv2d(4, 4, 3, groups=4))
 
 
-@pytest.mark.parametrize("name", ["bwn", "xnor", "bireal", "dorefa_w"])
+@pytest.mark.parametrize("name", ["bwn", "xnor", "bireal", "dorefa_w", "twn"])
 def test_half_precision_sums_are_taken_in_float32(name: str) -> None:
     # 70000 weights of 0.5: the sum overflows float16, 1/n is subnormal there
     w = torch.full((1, 70000), 0.5, dtype=torch.float16, requires_grad=True)
