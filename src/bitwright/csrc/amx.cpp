@@ -73,9 +73,12 @@ int maxpool_bytes(const bw_pool& pool, const uint8_t* x, uint8_t* out, int threa
   return otherwise.maxpool_bytes(pool, x, out, threads);
 }
 
+const bw_train_table* train() { return otherwise.train(); }
+
 }  // namespace
 
 extern const bw_kernel_table bw_table_amx = {
     "amx",         bw_cpu_has_amx, bits_layout, bits_size, bits_weights, bytes_layout, bytes_size,
     bytes_weights, conv_bits,      conv_bytes,  pack_bits, pack_bytes,   maxpool_bits, maxpool_bytes,
+    train,
 };

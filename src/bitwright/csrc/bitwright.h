@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 1
+#define BW_ABI_VERSION 2
 #define BW_MAX_PLANES 8
 
 enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
@@ -106,6 +106,43 @@ BW_API int bw_unpack_bits(const uint32_t* x, int64_t pixels, int64_t planes, int
                           uint8_t* out);
 BW_API int bw_bytes_to_bits(const uint8_t* x, int64_t pixels, int64_t planes, int64_t channels, int64_t groups,
                             uint32_t* out);
+
+// Training. Forward and backward of a part in one pass each, elementwise over dense memory in whatever order the
+// caller's tensors share. Masks are words of 64 bits, bit i % 64 of word i / 64 for element i. All tensors of one call
+// have one type; a bfloat16 is computed in float32 and rounded once. Sums are kept in double, in an order that depends
+// on sizes only. Products, not choices: where a mask is 0 the gradient is g * 0.
+typedef enum bw_dtype { BW_FLOAT32_TYPE = 0, BW_BFLOAT16_TYPE = 1 } bw_dtype;
+
+// y = x >= 0 ? 1 : -1 (NaN stays); mask, if given: |x| <= 1, with `open` |x| < 1
+BW_API int bw_sign_forward(const void* x, void* y, uint64_t* mask, int64_t n, int dtype, int open, int threads);
+// dx = g * mask
+BW_API int bw_mask_backward(const void* g, const uint64_t* mask, void* dx, int64_t n, int dtype, int threads);
+// dx = g * max(0, 2 - 2|x|)
+BW_API int bw_approx_backward(const void* g, const void* x, void* dx, int64_t n, int dtype, int threads);
+// y = rint(clip(x, 0, high) * (levels / high)) * (high / levels); inside, if given: 0 <= x <= high; above: x >= high
+BW_API int bw_clip_forward(const void* x, void* y, uint64_t* inside, uint64_t* above, int64_t n, const float* high,
+                           int64_t levels, int dtype, int threads);
+// dx = g * inside;  *dhigh = sum of g where above. Either pair may be null.
+BW_API int bw_clip_backward(const void* g, const uint64_t* inside, const uint64_t* above, void* dx, float* dhigh,
+                            int64_t n, int dtype, int threads);
+// x [outer][channels][inner], steps [channels]: y = rint(clip(x / s, low, high)) * s
+BW_API int bw_lsq_forward(const void* x, const float* steps, void* y, int64_t outer, int64_t channels, int64_t inner,
+                          float low, float high, int dtype, int threads);
+// dx = g * (low <= x / s <= high);  dsteps[c] = factor * sum g * (low, high, or rint(x / s) - x / s)
+BW_API int bw_lsq_backward(const void* g, const void* x, const float* steps, void* dx, float* dsteps, int64_t outer,
+                           int64_t channels, int64_t inner, float low, float high, float factor, int dtype, int threads);
+// w [filters][count]: y = scale * sign(w), scale = mean|w| per filter, or one_scale; scales [filters].
+// bits, if given, [filters][2][ceil(count / 64)]: w >= 0 and |w| <= 1
+BW_API int bw_binary_forward(const void* w, void* y, float* scales, uint64_t* bits, int64_t filters, int64_t count,
+                             int one_scale, int dtype, int threads);
+// exact: dw = scale g small + sign / n sum g sign (through the scale), else dw = g small
+BW_API int bw_binary_backward(const void* g, const float* scales, const uint64_t* bits, void* dw, int64_t filters,
+                              int64_t count, int exact, int one_scale, int dtype, int threads);
+// t = tanh(w), float32: y = 2 rint((t / (2 peak) + 1/2) top) / top - 1, or 0 where peak = max|t| is; writes peak
+BW_API int bw_dorefa_forward(const float* t, void* y, float* peak, int64_t n, int64_t top, int dtype, int threads);
+// dw = g (1 - t t) / peak
+BW_API int bw_dorefa_backward(const void* g, const float* t, const float* peak, void* dw, int64_t n, int dtype,
+                              int threads);
 
 #ifdef __cplusplus
 }

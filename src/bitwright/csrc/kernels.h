@@ -34,6 +34,27 @@ struct bw_sink : bw_output {
   uint32_t* sign_bits;     // or null
 };
 
+// Training (train_*.h): forward and backward of parts on the CPU. n > 0; threads >= 1.
+struct bw_train_table {
+  void (*sign_forward)(bw_dtype, const void* x, void* y, uint64_t* mask, int64_t n, bool open, int threads);
+  void (*mask_backward)(bw_dtype, const void* g, const uint64_t* mask, void* dx, int64_t n, int threads);
+  void (*approx_backward)(bw_dtype, const void* g, const void* x, void* dx, int64_t n, int threads);
+  void (*clip_forward)(bw_dtype, const void* x, void* y, uint64_t* inside, uint64_t* above, int64_t n, float high,
+                       float up, float down, int threads);
+  void (*masked_sums)(bw_dtype, const void* g, const uint64_t* mask, double* partial, int64_t n, int threads);
+  int64_t (*lsq_partials)(int64_t outer, int64_t channels, int64_t inner);
+  void (*lsq_forward)(bw_dtype, const void* x, const float* steps, void* y, int64_t outer, int64_t channels,
+                      int64_t inner, float low, float high, int threads);
+  void (*lsq_backward)(bw_dtype, const void* g, const void* x, const float* steps, void* dx, double* partial,
+                       int64_t outer, int64_t channels, int64_t inner, float low, float high, int threads);
+  void (*binary_forward)(bw_dtype, const void* w, void* y, float* scales, uint64_t* bits, int64_t filters,
+                         int64_t count, bool one_scale, int threads);
+  void (*binary_backward)(bw_dtype, const void* g, const float* scales, const uint64_t* bits, void* dw,
+                          int64_t filters, int64_t count, bool exact, bool one_scale, int threads);
+  void (*dorefa_forward)(bw_dtype, const float* t, void* y, float* peak, int64_t n, float top, int threads);
+  void (*dorefa_backward)(bw_dtype, const void* g, const float* t, float peak, void* dw, int64_t n, int threads);
+};
+
 // Arguments are valid when a kernel is called (api.cpp checks them) and n > 0. Return: a bw_error.
 struct bw_kernel_table {
   const char* isa;
@@ -52,6 +73,7 @@ struct bw_kernel_table {
   int (*pack_bytes)(const bw_pack&, const float*, uint8_t*, int threads);
   int (*maxpool_bits)(const bw_pool&, const uint32_t*, uint32_t*, int threads);
   int (*maxpool_bytes)(const bw_pool&, const uint8_t*, uint8_t*, int threads);
+  const bw_train_table* (*train)();
 };
 
 extern const bw_kernel_table bw_table_portable;
@@ -72,7 +94,8 @@ int bw_fail(int code, const char* format, ...);             // sets the text of 
 
 // Per-thread scratch that only grows; 64-byte aligned; null when memory is short. Slots are independent.
 enum bw_scratch_slot {
-  BW_SCRATCH_IMAGE, BW_SCRATCH_PATCH, BW_SCRATCH_ROW, BW_SCRATCH_CUTS, BW_SCRATCH_PANEL, BW_SCRATCH_ROWS, BW_SCRATCH_SLOTS
+  BW_SCRATCH_IMAGE, BW_SCRATCH_PATCH, BW_SCRATCH_ROW, BW_SCRATCH_CUTS, BW_SCRATCH_PANEL, BW_SCRATCH_ROWS, BW_SCRATCH_SUMS,
+  BW_SCRATCH_SLOTS
 };
 void* bw_scratch(bw_scratch_slot slot, size_t bytes);
 

@@ -1,23 +1,19 @@
-"""Loading `libbitwright_core`: its structs and signatures for ctypes, its errors, its instruction sets."""
+"""The inference side of `libbitwright_core`: its structs and signatures for ctypes, its errors, its instruction sets."""
 
 from __future__ import annotations
 
 import ctypes
 import functools
-import os
-import sys
 from collections.abc import Sequence
 from ctypes import c_int, c_int64, c_void_p
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from bitwright.errors import InputError
+from bitwright.fn.library import open_core
 
-_ABI = 1
-_NAME = "libbitwright_core.dylib" if sys.platform == "darwin" else "libbitwright_core.so"
 _generation = 0  # counts force_isa: plans made before it packed their weights for other kernels
 
 
@@ -38,9 +34,6 @@ PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w p
 
 POINTER, _I = c_void_p, c_int64
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
-    "bw_abi_version": (c_int, []),
-    "bw_last_error": (ctypes.c_char_p, []),
-    "bw_isa": (ctypes.c_char_p, []),
     "bw_available_isas": (ctypes.c_char_p, []),
     "bw_force_isa": (c_int, [ctypes.c_char_p]),
     "bw_weights_size": (c_int64, [POINTER]),
@@ -60,27 +53,8 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 
 @functools.cache
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason. BITWRIGHT_LIBRARY names a development build."""
-    override = os.environ.get("BITWRIGHT_LIBRARY")
-    if override:
-        candidates = [Path(override)]
-    else:  # an editable install spreads the package over two folders
-        candidates = [Path(folder) / "engine" / _NAME for folder in sys.modules["bitwright"].__path__]
-    path = next((p for p in candidates if p.is_file()), None)
-    if path is None:
-        return None, f"native core not found ({candidates[0]}); the package was built without a C++ compiler"
-    try:
-        lib = ctypes.CDLL(str(path))
-        for name, (result, arguments) in SIGNATURES.items():
-            function = getattr(lib, name)
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
-        return None, f"native core {path} cannot be used: {error}"
-    if lib.bw_abi_version() != _ABI:
-        return None, f"native core {path} has ABI {lib.bw_abi_version()}, this package needs {_ABI}"
-    if lib.bw_isa() is None:
-        return None, f"native core: {lib.bw_last_error().decode()}"
-    return lib, ""
+    """The library, or None and the reason."""
+    return open_core(SIGNATURES)
 
 
 def available() -> bool:

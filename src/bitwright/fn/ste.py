@@ -45,6 +45,37 @@ def ste(x: Tensor, y: Tensor, slope: Tensor | None = None) -> Tensor:
     return _Ste.apply(x, y.to(x.dtype), slope)
 
 
+class _Ste2(torch.autograd.Function):
+    @staticmethod
+    def forward(x: Tensor, p: Tensor, y: Tensor, slope_x: Tensor, slope_p: Tensor) -> Tensor:
+        return y.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[3:])
+        ctx.p_shape, ctx.p_dtype = inputs[1].shape, inputs[1].dtype
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (grad,) = grad_outputs
+        slope_x, slope_p = ctx.saved_tensors
+        to_p = (grad.to(slope_p.dtype) * slope_p).sum_to_size(ctx.p_shape).to(ctx.p_dtype)
+        return grad * slope_x, to_p, None, None, None
+
+
+def ste2(x: Tensor, p: Tensor, y: Tensor, slope_x: Tensor, slope_p: Tensor) -> Tensor:
+    """Value of `y`; gradient of `x` times `slope_x`, and of a parameter `p` (a step, a range), which broadcasts over x.
+
+    >>> x, p = torch.tensor([0.5, 3.0]), torch.tensor(2.0, requires_grad=True)
+    >>> ste2(x, p, x.clamp(max=2.0), x < 2, x >= 2).sum().backward()
+    >>> p.grad.item()
+    1.0
+    """
+    wide = slope_p.to(p.dtype if p.dtype == torch.float64 else torch.float32)
+    return _Ste2.apply(x, p, y.to(x.dtype), slope_x.to(x.dtype), wide)
+
+
 def sign(x: Tensor) -> Tensor:
     """+1 where x >= 0, -1 elsewhere; never 0, because a zero would need a third level. NaN stays NaN.
 

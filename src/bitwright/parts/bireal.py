@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.fn.coded import sign_code
+from bitwright.fn.fast import binary_weight
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.registry import part
 from bitwright.parts.scale import mean_abs
@@ -37,6 +38,9 @@ class Bireal(nn.Module):
         self.clip = clip
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
+        fast = binary_weight(w, "clip") if keep is None else None
+        if fast is not None:
+            return fast
         fixed = w.detach()
         return ste(w, mean_abs(fixed, "filter", keep) * sign(fixed), fixed.abs() <= 1)
 

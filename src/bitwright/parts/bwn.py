@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import sign_code, ternary_code
+from bitwright.fn.fast import binary_weight
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.options import check_compat
 from bitwright.parts.registry import part
@@ -64,6 +65,9 @@ class Bwn(nn.Module):
             fixed = w.detach()
             scale = self.scale(fixed, keep)
             return ste(w, scale * torch.sign(fixed), fixed.abs() <= scale)
+        fast = binary_weight(w, "exact", self.granularity == "layer") if keep is None else None
+        if fast is not None:
+            return fast
         scale = self.scale(w, keep)
         return scale * ste(w, sign(w), w.detach().abs() <= 1)
 

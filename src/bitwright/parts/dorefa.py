@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.fn.coded import sign_code, uint_code
+from bitwright.fn.fast import binary_weight, clip_round, dorefa_weight
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.options import check_compat
@@ -51,6 +52,10 @@ class DorefaW(nn.Module):
         return (t / (2 * peak) + 0.5).clamp(0, 1), (1 - t * t) / peak, alive
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
+        if keep is None:
+            fast = binary_weight(w, "identity", one_scale=True) if self.scaled_sign else dorefa_weight(w, self.top)
+            if fast is not None:
+                return fast
         if self.scaled_sign:
             return ste(w, mean_abs(w.detach(), "layer", keep) * sign(w.detach()))
         unit, slope, alive = self._unit(w, keep)
@@ -93,9 +98,7 @@ class DorefaA(nn.Module):
         self.top = 2**bits - 1
 
     def forward(self, x: Tensor) -> Tensor:
-        fixed = wide(x.detach())
-        value = (fixed.clamp(0, 1) * self.top).round() * (1 / self.top)
-        return ste(x, value, (fixed >= 0) & (fixed <= 1))
+        return clip_round(x, 1.0, self.top)
 
     def encode(self, x: Tensor) -> Coded:
         code = torch.nan_to_num((wide(x).clamp(0, 1) * self.top).round())

@@ -37,13 +37,16 @@ def mean_abs(w: Tensor, granularity: str = "filter", keep: Tensor | None = None)
     """
     axes = filter_axes(w, granularity)
     size = wide(w) * sign(wide(w).detach())
+    # in double where there are doubles: the float32 result then hardly ever depends on the order of the sum, so
+    # layouts, threads and the native kernels (fn/fast.py) give the same scale
+    exact = torch.float64 if w.is_cpu or w.is_cuda else size.dtype
     if keep is None:
         count = max(1, w.numel() // max(1, w.shape[0])) if granularity == "filter" else max(1, w.numel())
-        total = size.sum(axes, keepdim=True) if axes else size
+        total = size.sum(axes, keepdim=True, dtype=exact) if axes else size
         return (total / count).to(w.dtype)
     total, kept = kept_only(size, keep), keep.to(size.dtype)
     if axes:  # sum over no axes would sum over all
-        total, kept = total.sum(axes, keepdim=True), kept.sum(axes, keepdim=True)
+        total, kept = total.sum(axes, keepdim=True, dtype=exact), kept.sum(axes, keepdim=True)
     return (total / kept.clamp_min(1)).to(w.dtype)
 
 

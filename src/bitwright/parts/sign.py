@@ -6,6 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.fn import fast
 from bitwright.fn.coded import sign_code, ternary_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.options import check_compat
@@ -62,7 +63,9 @@ class Sign(nn.Module):
         return None
 
     def forward(self, x: Tensor) -> Tensor:
-        return ste(x, self.hard(x.detach()), self.slope(x.detach()))
+        if self.seed:
+            return ste(x, self.hard(x.detach()), self.slope(x.detach()))
+        return fast.sign(x, self.surrogate, self.boundary == "open", self.slope)
 
     def hard(self, x: Tensor) -> Tensor:
         return torch.sign(x) + 0 * x.clamp(-1, 1) if self.seed else sign(x)  # NaN stays NaN

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import sign_code, ternary_code
+from bitwright.fn.fast import binary_weight
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.options import check_compat
 from bitwright.parts.registry import part
@@ -69,6 +70,9 @@ class Xnor(nn.Module):
         if self.seed:
             w = ste(w, w.detach(), scalar((1 - 1 / w.shape[1]) * math.prod(w.shape[1:]), w))
         w = self.latent(w, keep)
+        fast = binary_weight(w, "exact") if keep is None and not self.seed else None
+        if fast is not None:
+            return fast
         hard = torch.sign(w.detach()) if self.seed else sign(w)
         return mean_abs(w, "filter", keep) * ste(w, hard, w.detach().abs() <= 1)
 

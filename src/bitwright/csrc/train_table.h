@@ -1,0 +1,82 @@
+// The training kernels of one unit: a choice of the element type, then the template.
+#pragma once
+#include <type_traits>
+
+#include "train_inputs.h"
+#include "train_weights.h"
+
+namespace {
+
+// call(float*) or call(bfloat16*): the pointer carries only the type
+template <class Call>
+inline void for_type(bw_dtype dtype, const Call& call) {
+  if (dtype == BW_BFLOAT16_TYPE) call((bfloat16*)nullptr);
+  else call((float*)nullptr);
+}
+
+void train_sign_forward(bw_dtype dtype, const void* x, void* y, uint64_t* mask, int64_t n, bool open, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; sign_forward((const E*)x, (E*)y, mask, n, open, threads); });
+}
+void train_mask_backward(bw_dtype dtype, const void* g, const uint64_t* mask, void* dx, int64_t n, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; mask_backward((const E*)g, mask, (E*)dx, n, threads); });
+}
+void train_approx_backward(bw_dtype dtype, const void* g, const void* x, void* dx, int64_t n, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; approx_backward((const E*)g, (const E*)x, (E*)dx, n, threads); });
+}
+void train_clip_forward(bw_dtype dtype, const void* x, void* y, uint64_t* inside, uint64_t* above, int64_t n, float high,
+                        float up, float down, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    clip_forward((const E*)x, (E*)y, inside, above, n, high, up, down, threads);
+  });
+}
+void train_masked_sums(bw_dtype dtype, const void* g, const uint64_t* mask, double* partial, int64_t n, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; masked_sums((const E*)g, mask, partial, n, threads); });
+}
+int64_t train_lsq_partials(int64_t outer, int64_t channels, int64_t inner) { return Runs{outer, channels, inner}.partials(); }
+void train_lsq_forward(bw_dtype dtype, const void* x, const float* steps, void* y, int64_t outer, int64_t channels,
+                       int64_t inner, float low, float high, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    lsq_forward((const E*)x, steps, (E*)y, Runs{outer, channels, inner}, low, high, threads);
+  });
+}
+void train_lsq_backward(bw_dtype dtype, const void* g, const void* x, const float* steps, void* dx, double* partial,
+                        int64_t outer, int64_t channels, int64_t inner, float low, float high, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    lsq_backward((const E*)g, (const E*)x, steps, (E*)dx, partial, Runs{outer, channels, inner}, low, high, threads);
+  });
+}
+void train_binary_forward(bw_dtype dtype, const void* w, void* y, float* scales, uint64_t* bits, int64_t filters,
+                          int64_t count, bool one_scale, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    binary_forward((const E*)w, (E*)y, scales, bits, filters, count, one_scale, threads);
+  });
+}
+void train_binary_backward(bw_dtype dtype, const void* g, const float* scales, const uint64_t* bits, void* dw,
+                           int64_t filters, int64_t count, bool exact, bool one_scale, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    binary_backward((const E*)g, scales, bits, (E*)dw, filters, count, exact, one_scale, threads);
+  });
+}
+void train_dorefa_forward(bw_dtype dtype, const float* t, void* y, float* peak, int64_t n, float top, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; dorefa_forward(t, (E*)y, peak, n, top, threads); });
+}
+void train_dorefa_backward(bw_dtype dtype, const void* g, const float* t, float peak, void* dw, int64_t n, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; dorefa_backward((const E*)g, t, peak, (E*)dw, n, threads); });
+}
+
+// A function, not a pointer: the table of one unit may stand in for another before it is initialized.
+const bw_train_table* train_table() {
+  static const bw_train_table table = {
+      train_sign_forward,  train_mask_backward,  train_approx_backward, train_clip_forward,
+      train_masked_sums,   train_lsq_partials,   train_lsq_forward,     train_lsq_backward,
+      train_binary_forward, train_binary_backward, train_dorefa_forward, train_dorefa_backward,
+  };
+  return &table;
+}
+
+}  // namespace

@@ -1,0 +1,126 @@
+"""Quantizers with their training gradients: one native pass where it can be, plain torch everywhere else.
+
+The plain version (`*_composed`) is the definition: what compilers, exporters, transforms, other devices and other types
+get, and what the native one is tested against. Float32 values are equal bit for bit, and so are gradients of x and w;
+sums over many elements (of a scale, a step, a range) are kept in double there and in float32 here. bfloat16 is computed
+in float32 and rounded once.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from bitwright.fn import fused
+from bitwright.fn.ste import sign as plain_sign
+from bitwright.fn.ste import ste, ste2
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def sign(x: Tensor, surrogate: str, is_open: bool, slope: Callable[[Tensor], Tensor | None]) -> Tensor:
+    """Sign with the gradient of a surrogate: clip, approx, identity, or another whose formula is `slope`.
+
+    >>> sign(torch.tensor([-0.3, 0.0]), "identity", False, lambda x: None).tolist()
+    [-1.0, 1.0]
+    """
+    if not fused.takes(x):
+        return ste(x, plain_sign(x), slope(x.detach()))
+    if not fused.needs_graph(x):
+        return fused.sign_value(x)[0]
+    if surrogate == "clip":
+        return fused.ClipSign.apply(x, is_open)
+    if surrogate == "identity":
+        return fused.IdentitySign.apply(x)
+    return fused.ApproxSign.apply(x) if surrogate == "approx" else fused.SlopeSign.apply(x, slope)
+
+
+def binary_weight(w: Tensor, gradient: str, one_scale: bool = False) -> Tensor | None:
+    """mean|w| sign(w), the mean over each filter or, with `one_scale`, over all; None where only plain torch can.
+
+    gradient  exact: through the mean as well; clip: g 1[|w| <= 1]; identity: g
+
+    >>> binary_weight(torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64), "exact") is None
+    True
+    """
+    if not fused.takes(w):
+        return None
+    rows = fused.filters_of(w)
+    if rows is None:
+        return None
+    if not fused.needs_graph(w):
+        return fused.binary_value(w, one_scale, rows, None)[0]
+    if gradient == "identity":
+        return fused.PlainBinary.apply(w, one_scale, rows)
+    return fused.Binary.apply(w, one_scale, gradient == "exact", rows)
+
+
+def dorefa_weight(w: Tensor, top: int) -> Tensor | None:
+    """2 q(tanh(w) / (2 max) + 1/2) - 1 on top + 1 levels; None where only plain torch can."""
+    if not fused.takes(w) or not w.numel():
+        return None
+    return fused.Dorefa.apply(w, top) if fused.needs_graph(w) else fused.dorefa_value(w, top)[0]
+
+
+@functools.lru_cache(64)
+def _constant(value: float) -> Tensor:
+    return torch.tensor(value)
+
+
+def clip_round(x: Tensor, high: Tensor | float, levels: int) -> Tensor:
+    """x clipped to [0, high] and rounded to `levels` equal steps; a tensor `high` of one element may learn (PACT).
+
+    value     round(clip(x, 0, high) * (levels / high)) * (high / levels), half to even
+    gradient  x: g where 0 <= x <= high;  high: sum of g where x >= high
+
+    >>> clip_round(torch.tensor([-1.0, 0.3, 0.6, 9.0]), 1.0, 2).tolist()
+    [0.0, 0.5, 0.5, 1.0]
+    """
+    if not fused.takes(x) or (isinstance(high, Tensor) and type(high) not in (Tensor, torch.nn.Parameter)):
+        return clip_round_composed(x, high, levels)
+    edge = high if isinstance(high, Tensor) else _constant(float(high))
+    if fused.needs_graph(x, edge):
+        return fused.ClipRound.apply(x, edge, levels)
+    return fused.clip_value(x, edge.float(), levels, None, None)
+
+
+def clip_round_composed(x: Tensor, high: Tensor | float, levels: int) -> Tensor:
+    """The definition of `clip_round`."""
+    fixed = _wide(x.detach())
+    if not isinstance(high, Tensor):
+        value = (fixed.clamp(0, high) * (levels / high)).round() * (high / levels)
+        return ste(x, value, (fixed >= 0) & (fixed <= high))
+    edge = _wide(high.detach()).reshape(())
+    value = (torch.minimum(fixed.clamp_min(0), edge) * (levels / edge)).round() * (edge / levels)
+    return ste2(x, high, value, (fixed >= 0) & (fixed <= edge), fixed >= edge)
+
+
+def lsq(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor: float = 1.0) -> Tensor:
+    """Learned step size: step * round(clip(x / step, low, high)).
+
+    step      one element, or one per index of `axis` of x, in any shape
+    gradient  x: g where low <= x / step <= high
+              step: factor * sum of g times low (x / step <= low), high (x / step >= high), else round(v) - v
+
+    >>> lsq(torch.tensor([-9.0, 0.8, 2.6]), torch.tensor(0.5), -2, 1).tolist()
+    [-1.0, 0.5, 0.5]
+    """
+    if not fused.takes(x) or type(step) not in (Tensor, torch.nn.Parameter):
+        return lsq_composed(x, step, low, high, axis, factor)
+    if fused.needs_graph(x, step):
+        return fused.Lsq.apply(x, step, float(low), float(high), axis, factor)
+    return fused.lsq_value(x, step, float(low), float(high), axis)[0]
+
+
+def lsq_composed(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor: float = 1.0) -> Tensor:
+    """The definition of `lsq`."""
+    spread = fused.along(step, x, axis)
+    fixed, size = _wide(x.detach()), _wide(spread.detach())
+    value = (fixed / size).clamp(low, high).round() * size
+    slope_x, slope_step = fused.lsq_slopes(fixed, size, low, high)
+    return ste2(x, spread, value, slope_x, slope_step * factor)
