@@ -200,6 +200,75 @@ void pooling() {
   });
 }
 
+std::vector<float> random_floats(int64_t n) {
+  std::vector<float> values((size_t)n);
+  for (float& v : values) v = pick(0, 20) ? (float)pick(-90, 90) / 32.0f : pick(0, 1) ? -0.0f : __builtin_inff();
+  return values;
+}
+
+// n elements of a training tensor, of the exact size
+struct Elements : Memory {
+  Elements(const std::vector<float>& values, int dtype) : Memory(values.size() * (dtype ? 2 : 4)) {
+    for (size_t i = 0; i < values.size(); i++) {
+      const size_t width = dtype ? 2 : 4;  // the upper half of a float is its bfloat16
+      memcpy(data + i * width, (const uint8_t*)&values[i] + (4 - width), width);
+    }
+  }
+};
+
+template <class... Parts>
+std::vector<uint8_t> joined(const Parts&... parts) {
+  std::vector<uint8_t> all;
+  (all.insert(all.end(), parts.data, parts.data + parts.bytes), ...);
+  return all;
+}
+
+void training() {
+  const int dtype = pick(0, 1), option = pick(0, 1), sometimes = pick(0, 30) ? 1 : 40;
+  const int64_t outer = pick(1, 5), channels = pick(1, 70), inner = pick(0, 2) ? pick(1, 150) * sometimes : 1;
+  const int64_t n = outer * channels * inner, words = (n + 63) / 64, size = n * (dtype ? 2 : 4);
+  const Elements x(random_floats(n), dtype), g(random_floats(n), dtype);
+  const float high = (float)pick(1, 40) / 16.0f;
+  std::vector<float> steps((size_t)channels);
+  for (float& s : steps) s = (float)pick(1, 64) / 32.0f;
+  same_everywhere("sign and masks", [&](int threads) {
+    Memory y((size_t)size), mask((size_t)words * 8), dx((size_t)size), approx((size_t)size);
+    check(bw_sign_forward(x.data, y.data, (uint64_t*)mask.data, n, dtype, option, threads), "sign_forward");
+    check(bw_mask_backward(g.data, (uint64_t*)mask.data, dx.data, n, dtype, threads), "mask_backward");
+    check(bw_approx_backward(g.data, x.data, approx.data, n, dtype, threads), "approx_backward");
+    return joined(y, mask, dx, approx);
+  });
+  same_everywhere("clip", [&](int threads) {
+    Memory y((size_t)size), inside((size_t)words * 8), above((size_t)words * 8), dx((size_t)size), dhigh(4);
+    check(bw_clip_forward(x.data, y.data, (uint64_t*)inside.data, (uint64_t*)above.data, n, &high, 15, dtype, threads), "clip_forward");
+    check(bw_clip_backward(g.data, (uint64_t*)inside.data, (uint64_t*)above.data, dx.data, (float*)dhigh.data, n, dtype, threads), "clip_backward");
+    return joined(y, inside, above, dx, dhigh);
+  });
+  same_everywhere("lsq", [&](int threads) {
+    Memory y((size_t)size), dx((size_t)size), dsteps((size_t)channels * 4);
+    check(bw_lsq_forward(x.data, steps.data(), y.data, outer, channels, inner, -4, 3, dtype, threads), "lsq_forward");
+    check(bw_lsq_backward(g.data, x.data, steps.data(), dx.data, (float*)dsteps.data, outer, channels, inner, -4, 3, 0.5f, dtype, threads), "lsq_backward");
+    return joined(y, dx, dsteps);
+  });
+  const int64_t count = channels * inner;
+  const int exact = pick(0, 1);
+  same_everywhere("binary weights", [&](int threads) {
+    Memory y((size_t)size), scales((size_t)outer * 4), bits((size_t)(outer * 2 * ((count + 63) / 64)) * 8), dw((size_t)size);
+    check(bw_binary_forward(x.data, y.data, (float*)scales.data, (uint64_t*)bits.data, outer, count, option, dtype, threads), "binary_forward");
+    check(bw_binary_backward(g.data, (float*)scales.data, (uint64_t*)bits.data, dw.data, outer, count, exact, option, dtype, threads), "binary_backward");
+    return joined(y, scales, bits, dw);
+  });
+  std::vector<float> t = random_floats(n);
+  for (float& v : t) v = v > 1 ? 1 : v < -1 ? -1 : v;
+  const Elements tanhs(t, 0);
+  same_everywhere("dorefa weights", [&](int threads) {
+    Memory y((size_t)size), peak(4), dw((size_t)size);
+    check(bw_dorefa_forward((const float*)tanhs.data, y.data, (float*)peak.data, n, 7, dtype, threads), "dorefa_forward");
+    check(bw_dorefa_backward(g.data, (const float*)tanhs.data, (const float*)peak.data, dw.data, n, dtype, threads), "dorefa_backward");
+    return joined(y, peak, dw);
+  });
+}
+
 }  // namespace
 
 int main(int count, char** arguments) {
@@ -210,6 +279,7 @@ int main(int count, char** arguments) {
     convolution(false);
     packing();
     pooling();
+    training();
   }
   if (bw_force_isa("nonsense") != BW_BAD_ISA) return 1;
   printf("ok: %d rounds, %s\n", rounds, bw_available_isas());

@@ -54,7 +54,7 @@ int bw_approx_backward(const void* g, const void* x, void* dx, int64_t n, int dt
 int bw_clip_forward(const void* x, void* y, uint64_t* inside, uint64_t* above, int64_t n, const float* high,
                     int64_t levels, int dtype, int threads) {
   BW_TRAIN(n, x && y && high);
-  BW_REQUIRE(levels >= 1 && levels < 1 << 24, "levels must be positive, got %lld", (long long)levels);
+  BW_REQUIRE(levels >= 1 && levels < 1 << 23, "levels must be positive, got %lld", (long long)levels);
   if (n) table.clip_forward(type, x, y, inside, above, n, *high, (float)levels / *high, *high / (float)levels, threads);
   return BW_OK;
 }
@@ -79,6 +79,7 @@ int bw_clip_backward(const void* g, const uint64_t* inside, const uint64_t* abov
 int bw_lsq_forward(const void* x, const float* steps, void* y, int64_t outer, int64_t channels, int64_t inner, float low,
                    float high, int dtype, int threads) {
   const int64_t n = product(outer, channels, inner);
+  BW_REQUIRE(low > -8388608.0f && high < 8388608.0f, "low and high must be below 2^23");
   BW_TRAIN(n, x && steps && y);
   if (n) table.lsq_forward(type, x, steps, y, outer, channels, inner, low, high, threads);
   return BW_OK;
@@ -87,6 +88,7 @@ int bw_lsq_forward(const void* x, const float* steps, void* y, int64_t outer, in
 int bw_lsq_backward(const void* g, const void* x, const float* steps, void* dx, float* dsteps, int64_t outer,
                     int64_t channels, int64_t inner, float low, float high, float factor, int dtype, int threads) {
   const int64_t n = product(outer, channels, inner);
+  BW_REQUIRE(low > -8388608.0f && high < 8388608.0f, "low and high must be below 2^23");
   BW_TRAIN(n, g && x && steps && dx);
   BW_REQUIRE(dsteps || channels == 0, "dsteps is null");
   if (n == 0) {
@@ -124,7 +126,7 @@ int bw_binary_backward(const void* g, const float* scales, const uint64_t* bits,
 
 int bw_dorefa_forward(const float* t, void* y, float* peak, int64_t n, int64_t top, int dtype, int threads) {
   BW_TRAIN(n, t && y && peak);
-  BW_REQUIRE(top >= 1 && top < 1 << 24, "top must be positive, got %lld", (long long)top);
+  BW_REQUIRE(top >= 1 && top < 1 << 23, "top must be positive, got %lld", (long long)top);
   if (n) table.dorefa_forward(type, t, y, peak, n, (float)top, threads);
   return BW_OK;
 }

@@ -37,6 +37,15 @@ inline bfloat16 narrowed(float value) {
 inline void store(float* p, float value) { *p = value; }
 inline void store(bfloat16* p, float value) { *p = narrowed(value); }
 
+// Half to even, for |value| < 2^23; the sum is what vectorizes where there is no instruction for it.
+inline float nearest(float value) {
+#if defined(__AVX2__) || defined(__aarch64__)
+  return __builtin_rintf(value);
+#else
+  return copysignf((fabsf(value) + 8388608.0f) - 8388608.0f, value);
+#endif
+}
+
 // What a tensor of E holds after `value` was computed in float32.
 inline float as_stored(float value, const float*) { return value; }
 inline float as_stored(float value, const bfloat16*) { return widened(narrowed(value)); }
@@ -98,10 +107,19 @@ inline uint64_t packed(const int32_t* lanes) {
   return bits;
 }
 
+// A table of bits instead of shifts: not every instruction set shifts each lane by its own count.
+struct BitTable {
+  alignas(64) uint32_t bit[32];
+  constexpr BitTable() : bit() {
+    for (int i = 0; i < 32; i++) bit[i] = 1u << i;
+  }
+};
+constexpr BitTable BITS;
+
 inline void spread(uint64_t bits, float* lanes) {
   for (int half = 0; half < 2; half++) {
     const uint32_t word = (uint32_t)(bits >> (32 * half));
-    for (int i = 0; i < 32; i++) lanes[32 * half + i] = (word & 1u << i) ? 1.0f : 0.0f;
+    for (int i = 0; i < 32; i++) lanes[32 * half + i] = (word & BITS.bit[i]) == BITS.bit[i] ? 1.0f : 0.0f;
   }
 }
 

@@ -13,7 +13,7 @@ inline void sign_forward(const E* x, E* y, uint64_t* mask, int64_t n, bool open,
     alignas(64) int32_t lanes[BLOCK];
     for (int64_t i = first; i < first + count; i += BLOCK) {
       const int64_t left = first + count - i;
-      const float* v = read(x + i, left);
+      const float* __restrict v = read(x + i, left);
       float* __restrict out = write.at(y + i, left);
       for (int j = 0; j < BLOCK; j++) {
         const float signed_one = v[j] >= 0.0f ? 1.0f : -1.0f;
@@ -39,7 +39,7 @@ inline void mask_backward(const E* g, const uint64_t* mask, E* dx, int64_t n, in
     alignas(64) float bit[BLOCK];
     for (int64_t i = first; i < first + count; i += BLOCK) {
       const int64_t left = first + count - i;
-      const float* grad = read(g + i, left);
+      const float* __restrict grad = read(g + i, left);
       float* __restrict out = write.at(dx + i, left);
       spread(mask[i / BLOCK], bit);
       for (int j = 0; j < BLOCK; j++) out[j] = grad[j] * bit[j];
@@ -56,7 +56,7 @@ inline void approx_backward(const E* g, const E* x, E* dx, int64_t n, int thread
     Writer<E> write;
     for (int64_t i = first; i < first + count; i += BLOCK) {
       const int64_t left = first + count - i;
-      const float *grad = read_g(g + i, left), *v = read_x(x + i, left);
+      const float *__restrict grad = read_g(g + i, left), *__restrict v = read_x(x + i, left);
       float* __restrict out = write.at(dx + i, left);
       for (int j = 0; j < BLOCK; j++) {
         const float slope = 2.0f - 2.0f * fabsf(v[j]);
@@ -77,11 +77,11 @@ inline void clip_forward(const E* x, E* y, uint64_t* inside, uint64_t* above, in
     alignas(64) int32_t lanes[BLOCK];
     for (int64_t i = first; i < first + count; i += BLOCK) {
       const int64_t left = first + count - i;
-      const float* v = read(x + i, left);
+      const float* __restrict v = read(x + i, left);
       float* __restrict out = write.at(y + i, left);
       for (int j = 0; j < BLOCK; j++) {
         const float floored = v[j] < 0.0f ? 0.0f : v[j];
-        out[j] = __builtin_rintf((floored > high ? high : floored) * up) * down;
+        out[j] = nearest((floored > high ? high : floored) * up) * down;
       }
       write.done(y + i, left);
       if (inside) {
@@ -104,7 +104,7 @@ inline void masked_sums(const E* g, const uint64_t* mask, double* partial, int64
     Sum sum;
     alignas(64) float bit[BLOCK];
     for (int64_t i = first; i < first + count; i += BLOCK) {
-      const float* grad = read(g + i, first + count - i);
+      const float* __restrict grad = read(g + i, first + count - i);
       spread(mask[i / BLOCK], bit);
       for (int j = 0; j < BLOCK; j++) bit[j] *= grad[j];
       sum.add(bit);
@@ -116,11 +116,11 @@ inline void masked_sums(const E* g, const uint64_t* mask, double* partial, int64
 // One element of a learned step: v = x / step in float32.
 inline float lsq_value(float v, float step, float low, float high) {
   const float floored = v < low ? low : v;
-  return __builtin_rintf(floored > high ? high : floored) * step;
+  return nearest(floored > high ? high : floored) * step;
 }
-inline float lsq_inside(float v, float low, float high) { return (v >= low) & (v <= high) ? 1.0f : 0.0f; }
+inline float lsq_inside(float v, float low, float high) { return (float)(int32_t)((v >= low) & (v <= high)); }
 inline float lsq_slope(float v, float low, float high) {
-  const float floored = v <= low ? low : __builtin_rintf(v) - v;
+  const float floored = v <= low ? low : nearest(v) - v;
   return v >= high ? high : floored;
 }
 
@@ -154,7 +154,7 @@ inline void lsq_forward(const E* x, const float* steps, E* y, const Runs& runs, 
     Writer<E> write;
     for (int64_t i = run * runs.inner + first; i < run * runs.inner + end; i += BLOCK) {
       const int64_t left = run * runs.inner + end - i;
-      const float* v = read(x + i, left);
+      const float* __restrict v = read(x + i, left);
       float* __restrict out = write.at(y + i, left);
       for (int j = 0; j < BLOCK; j++) out[j] = lsq_value(v[j] / step, step, low, high);
       write.done(y + i, left);
@@ -173,11 +173,10 @@ inline void lsq_backward(const E* g, const E* x, const float* steps, E* dx, doub
       for (int64_t row = from; row < to && row < runs.outer; row++) {
         const E *grads = g + row * runs.channels, *in = x + row * runs.channels;
         E* __restrict out = dx + row * runs.channels;
-        for (int64_t c = 0; c < runs.channels; c++) {
-          const float v = widened(in[c]) / steps[c], grad = widened(grads[c]);
-          store(out + c, grad * lsq_inside(v, low, high));
-          sums[c] += (double)(grad * lsq_slope(v, low, high));
-        }
+        for (int64_t c = 0; c < runs.channels; c++)
+          store(out + c, widened(grads[c]) * lsq_inside(widened(in[c]) / steps[c], low, high));
+        for (int64_t c = 0; c < runs.channels; c++)
+          sums[c] += (double)(widened(grads[c]) * lsq_slope(widened(in[c]) / steps[c], low, high));
       }
       return;
     }
@@ -187,17 +186,17 @@ inline void lsq_backward(const E* g, const E* x, const float* steps, E* dx, doub
     Reader<E> read_g, read_x;
     Writer<E> write;
     Sum sum;
-    alignas(64) float to_step[BLOCK];
+    alignas(64) float scaled[BLOCK], to_step[BLOCK];
     for (int64_t i = run * runs.inner + first; i < run * runs.inner + end; i += BLOCK) {
       const int64_t left = run * runs.inner + end - i;
-      const float *grad = read_g(g + i, left), *v = read_x(x + i, left);
+      const float *__restrict grad = read_g(g + i, left), *__restrict v = read_x(x + i, left);
       float* __restrict out = write.at(dx + i, left);
-      for (int j = 0; j < BLOCK; j++) {
-        const float scaled = v[j] / step;
-        out[j] = grad[j] * lsq_inside(scaled, low, high);
-        to_step[j] = grad[j] * lsq_slope(scaled, low, high);
-      }
+      // one choice per loop: gcc 12 vectorizes no more
+      for (int j = 0; j < BLOCK; j++) scaled[j] = v[j] / step;
+      for (int j = 0; j < BLOCK; j++) out[j] = grad[j] * lsq_inside(scaled[j], low, high);
       write.done(dx + i, left);
+      for (int j = 0; j < BLOCK; j++) to_step[j] = lsq_slope(scaled[j], low, high);
+      for (int j = 0; j < BLOCK; j++) to_step[j] *= grad[j];
       for (int64_t j = left; j < BLOCK; j++) to_step[j] = 0.0f;  // 0 / 0 where the step is 0
       sum.add(to_step);
     }

@@ -15,7 +15,7 @@ inline void binary_forward(const E* w, E* y, float* scales, uint64_t* bits, int6
     Sum sum;
     alignas(64) float size[BLOCK];
     for (int64_t i = 0; i < count; i += BLOCK) {
-      const float* v = read(w + filter * count + i, count - i);
+      const float* __restrict v = read(w + filter * count + i, count - i);
       for (int j = 0; j < BLOCK; j++) size[j] = fabsf(v[j]);
       sum.add(size);
     }
@@ -37,7 +37,7 @@ inline void binary_forward(const E* w, E* y, float* scales, uint64_t* bits, int6
       uint64_t* small = plus ? plus + filter_words(count) : nullptr;
       for (int64_t i = 0; i < count; i += BLOCK) {
         const int64_t at = f * count + i, left = count - i;
-        const float* v = read(w + at, left);
+        const float* __restrict v = read(w + at, left);
         float* __restrict out = write.at(y + at, left);
         for (int j = 0; j < BLOCK; j++) out[j] = v[j] >= 0.0f ? scale : -scale;  // with a NaN the scale is one too
         write.done(y + at, left);
@@ -62,7 +62,7 @@ inline void binary_backward(const E* g, const float* scales, const uint64_t* bit
     Sum sum;
     alignas(64) float value[BLOCK];
     for (int64_t i = 0; i < count; i += BLOCK) {
-      const float* grad = read(g + f * count + i, count - i);
+      const float* __restrict grad = read(g + f * count + i, count - i);
       spread(plus[i / BLOCK], value);
       for (int j = 0; j < BLOCK; j++) value[j] = grad[j] * (2.0f * value[j] - 1.0f);
       sum.add(value);
@@ -84,7 +84,7 @@ inline void binary_backward(const E* g, const float* scales, const uint64_t* bit
       const float scale = exact ? scales[f] : 1.0f;
       for (int64_t i = 0; i < count; i += BLOCK) {
         const int64_t at = f * count + i, left = count - i;
-        const float* grad = read(g + at, left);
+        const float* __restrict grad = read(g + at, left);
         float* __restrict out = write.at(dw + at, left);
         spread(words[filter_words(count) + i / BLOCK], small);
         if (exact) {
@@ -106,7 +106,7 @@ inline void dorefa_forward(const float* t, E* y, float* peak, int64_t n, float t
   alignas(64) float most[16] = {}, lost[16] = {};
   Reader<float> read_block;
   for (int64_t i = 0; i < n; i += BLOCK) {
-    const float* v = read_block(t + i, n - i);
+    const float* __restrict v = read_block(t + i, n - i);
     for (int j = 0; j < BLOCK; j += 16)
       for (int k = 0; k < 16; k++) {
         most[k] = fabsf(v[j + k]) > most[k] ? fabsf(v[j + k]) : most[k];
@@ -124,11 +124,11 @@ inline void dorefa_forward(const float* t, E* y, float* peak, int64_t n, float t
     Writer<E> write;
     for (int64_t i = first; i < first + count; i += BLOCK) {
       const int64_t left = first + count - i;
-      const float* v = read(t + i, left);
+      const float* __restrict v = read(t + i, left);
       float* __restrict out = write.at(y + i, left);
       for (int j = 0; j < BLOCK; j++) {
         const float unit = v[j] / twice + 0.5f, floored = unit < 0.0f ? 0.0f : unit;
-        out[j] = (__builtin_rintf((floored > 1.0f ? 1.0f : floored) * top) * step - 1.0f) * alive;
+        out[j] = (nearest((floored > 1.0f ? 1.0f : floored) * top) * step - 1.0f) * alive;
       }
       write.done(y + i, left);
     }
@@ -144,7 +144,7 @@ inline void dorefa_backward(const E* g, const float* t, float peak, E* dw, int64
     Writer<E> write;
     for (int64_t i = first; i < first + count; i += BLOCK) {
       const int64_t left = first + count - i;
-      const float *grad = read_g(g + i, left), *v = read_t(t + i, left);
+      const float *__restrict grad = read_g(g + i, left), *__restrict v = read_t(t + i, left);
       float* __restrict out = write.at(dw + i, left);
       for (int j = 0; j < BLOCK; j++) out[j] = grad[j] * as_stored((1.0f - v[j] * v[j]) / peak, g);
       write.done(dw + i, left);

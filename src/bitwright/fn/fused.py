@@ -90,6 +90,12 @@ def _transformed() -> bool:
     )
 
 
+def _takes_gradient(grad: Tensor) -> bool:
+    """`takes`, and no batch of gradients (`is_grads_batched`), which looks like a plain tensor but has no memory."""
+    functorch: Any = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+    return takes(grad) and not (functorch.is_legacy_batchedtensor(grad) or functorch.is_functorch_wrapped_tensor(grad))
+
+
 def filters_of(w: Tensor) -> tuple[int, int] | None:
     """(filters, weights of one) of a weight whose filters are rows of its memory, else None."""
     n = w.numel()
@@ -141,7 +147,7 @@ def _spread(mask: Tensor, rows: int, count: int, like: Tensor, strides: tuple[in
 
 
 def _masked(grad: Tensor, mask: Tensor, strides: tuple[int, ...]) -> Tensor:
-    if not takes(grad):
+    if not _takes_gradient(grad):
         return grad * _spread(mask, 1, grad.numel(), grad, strides)
     grad = _in_order_of(grad, strides)
     out = torch.empty_like(grad)
@@ -207,7 +213,7 @@ class ApproxSign(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         (x,) = ctx.saved_tensors
-        if not takes(grad):
+        if not _takes_gradient(grad):
             return grad * torch.rsub(x.abs(), 2, alpha=2).clamp_min(0)
         grad = _in_order_of(grad, x.stride())
         out = torch.empty_like(grad)
@@ -268,7 +274,7 @@ class ClipRound(torch.autograd.Function):
         if not rest:
             return to_x, None, None
         shape, dtype = ctx.high
-        if not takes(grad):
+        if not _takes_gradient(grad):
             total = (grad.float() * _spread(rest[0], 1, grad.numel(), grad, ctx.strides)).sum()
             return to_x, total.to(dtype).reshape(shape), None
         grad = _in_order_of(grad, ctx.strides)
@@ -337,7 +343,7 @@ class Lsq(torch.autograd.Function):
         (grad,) = grad_outputs
         x, step = ctx.saved_tensors
         low, high, axis, factor = ctx.options
-        if not takes(grad):
+        if not _takes_gradient(grad):
             slope_x, slope_step = lsq_slopes(x.float(), along(step.float(), x, axis), low, high)
             to_step = (grad.float() * slope_step * factor).sum_to_size(along(step, x, axis).shape)
             return grad * slope_x, to_step.to(step.dtype).reshape(step.shape), None, None, None, None
@@ -384,7 +390,7 @@ class Binary(torch.autograd.Function):
         (grad,) = grad_outputs
         bits, scales = ctx.saved_tensors
         one_scale, exact, rows, strides = ctx.options
-        if not takes(grad):
+        if not _takes_gradient(grad):
             plus, small = (_spread(bits[:, i].flatten(), rows[0], rows[1], grad, strides) for i in (0, 1))
             if not exact:
                 return grad * small, None, None, None
@@ -437,7 +443,7 @@ class Dorefa(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         t, peak = ctx.saved_tensors
-        if not takes(grad):
+        if not _takes_gradient(grad):
             return grad * ((1 - t * t) / peak).to(grad.dtype), None
         grad = _in_order_of(grad, t.stride())
         out = torch.empty_like(grad)
