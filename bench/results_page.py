@@ -76,8 +76,23 @@ def speeds() -> str:
     return table(["case", "kernels", "bitwright ms (quartiles)", "best int8", "best bf16", "best fp32"], rows)
 
 
-def machine() -> str:
-    found = read("speed.csv")
+def training() -> str:
+    found = read("training.csv")
+    cells = ["case", "precision", "threads", "name"]
+    rows = [
+        [
+            *[r[c] for c in cells],
+            f"{number(r['step_ms'])} ({number(r['step_q1_ms'])}-{number(r['step_q3_ms'])})",
+            f"{float(r['ratio']):.2f} ({float(r['ratio_q1']):.2f}-{float(r['ratio_q3']):.2f})",
+            f"{r['clock']}, load {r['load']}",
+        ]
+        for r in found
+    ]
+    return table([*cells, "step ms (quartiles)", "step / float step (quartiles)", "clock"], rows)
+
+
+def machine(file: str = "speed.csv") -> str:
+    found = read(file)
     if not found:
         return ""
     r = found[0]
@@ -145,6 +160,16 @@ Batch 1 and one thread unless said; median (quartiles) of interleaved rounds; ra
 than the peer, below 1 slower. {machine()}.
 
 {speeds()}
+
+## Training steps
+
+    python bench/training.py
+
+Forward, loss, backward and optimizer at batch 128, channels_last, of a low-bit net and of the float net of the same topology
+(its activations too: the low-bit net keeps the hardtanh; w1a1 adds a norm before each sign: "float + norms" has them too). "plain torch" is the low-bit net without the native training kernels. The nets take
+turns; the ratio is the median over rounds. {machine("training.csv")}.
+
+{training()}
 
 ## What this CPU allows
 
