@@ -166,8 +166,9 @@ than the peer, below 1 slower. {machine()}.
     python bench/training.py
 
 Forward, loss, backward and optimizer at batch 128, channels_last, of a low-bit net and of the float net of the same topology
-(its activations too: the low-bit net keeps the hardtanh; w1a1 adds a norm before each sign: "float + norms" has them too). "plain torch" is the low-bit net without the native training kernels. The nets take
-turns; the ratio is the median over rounds. {machine("training.csv")}.
+with its activations (the low-bit net keeps the hardtanh). w1a1 adds a norm before each sign: "float + norms" has them too.
+"plain torch" is the low-bit net without the native training kernels. The nets take turns; the ratio is the median over rounds.
+{machine("training.csv")}.
 
 {training()}
 

@@ -503,8 +503,8 @@ def test_the_arithmetic_of_the_contract_bit_for_bit() -> None:
     x = torch.randn(3, 5, 7, 6)
 
     def folded(layer: Any, bn: Any) -> tuple[np.ndarray, np.ndarray]:
-        size = layer.weight.detach().abs().flatten(1)
-        alpha = (size.sum(1) / size.shape[1]).double().numpy()
+        size = layer.weight.detach().abs().flatten(1).double()
+        alpha = (size.sum(1) / size.shape[1]).float().double().numpy()  # summed in double, rounded once
         bias = np.zeros(len(alpha)) if layer.bias is None else layer.bias.detach().double().numpy()
         if bn is None:
             return alpha.astype(np.float32), bias.astype(np.float32)
