@@ -32,6 +32,7 @@ NETS: dict[str, tuple[str, dict[str, Any], str]] = {  # case: model, its options
     "bireal_resnet20 bireal": ("bireal_resnet20", {}, "bireal"),
     "resnet20 w1a1": ("resnet20", {"activation": "hardtanh"}, "w1a1"),
     "resnet20 dorefa-w2a2": ("resnet20", {}, "dorefa-w2a2"),
+    "resnet20 lsq-w2a2": ("resnet20", {}, "lsq-w2a2"),
 }
 # w1a1 puts a norm before every sign; the float net with these norms is the one of its topology
 NORMS: list[dict[str, Any]] = [{"match": "*", "x": "norm"}, *({"match": m, "x": "float"} for m in ("first", "last"))]

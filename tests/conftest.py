@@ -5,14 +5,14 @@ from __future__ import annotations
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-# readline in the pytest process tells its children a terminal of 80 columns; there is none
-for _name in ("COLUMNS", "LINES"):
-    os.environ.pop(_name, None)
 
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# readline in the pytest process tells its children a terminal of 80 columns; there is none
+for _name in ("COLUMNS", "LINES"):
+    os.environ.pop(_name, None)
 
 
 @pytest.fixture(autouse=True)

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bitwright.measure.table import BenchTable
     from bitwright.parts import make_part, parts
     from bitwright.reporting import report
+    from bitwright.training import train
     from bitwright.transforms import (
         Plan,
         Recipe,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
         recipes,
         walk,
     )
-    from bitwright.training import train
     from bitwright.types import Coded, LayerInfo, PartInfo
 
 # public name -> the module that defines it

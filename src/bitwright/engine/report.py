@@ -153,7 +153,9 @@ class ConvertReport:
         )
         exact = "equal bit for bit" if self.layers_exact else "DIFFER: " + ", ".join(self.inexact)
         folded = "" if self.same_folded == self.same else f"; {self.same_folded:,} same class as the folded net"
-        codes = f"codes of {self.codes_checked} layers {exact}" if self.codes_checked else "no layer computes with codes"
+        codes = (
+            f"codes of {self.codes_checked} layers {exact}" if self.codes_checked else "no layer computes with codes"
+        )
         lines += wrap(f"        {codes}{folded}", width, 8)
         shown = self.disagreements[:limit]
         for d in shown:

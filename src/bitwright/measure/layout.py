@@ -87,7 +87,11 @@ def _lines(row: Sequence[str | None], keep: list[int], sizes: dict[int, int], fl
     """One row; what does not fit into the last column follows below it."""
     cells: list[str] = []
     last = row[keep[-1]] or ""
-    wrapped = textwrap.wrap(last, sizes[keep[-1]], break_on_hyphens=False) if len(last) > sizes[keep[-1]] and len(keep) > 1 else [last]
+    wrapped = (
+        textwrap.wrap(last, sizes[keep[-1]], break_on_hyphens=False)
+        if len(last) > sizes[keep[-1]] and len(keep) > 1
+        else [last]
+    )
     skip = False
     for place, i in enumerate(keep):
         text, room = row[i], sizes[i]

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.fn import fast
 from bitwright.fn.coded import uint_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
@@ -121,14 +122,7 @@ class Lsq(nn.Module):
         return place, place.clamp(self.floor, self.top).round(), size
 
     def forward(self, t: Tensor, keep: Tensor | None = None) -> Tensor:
-        t = kept_only(t, keep)
-        place, code, size = self._code(t)
-        value = ste(t, code * size, (place >= self.floor) & (place <= self.top))
-        # the step's own gradient rides on a term that is exactly 0
-        inside = (place > self.floor) & (place < self.top)
-        pull = torch.where(inside, code - place, code) * self._rate(t)
-        step = self._spread(self._size(), t).expand(t.shape)
-        return value + ste(step, torch.zeros_like(pull), pull).to(t.dtype)
+        return fast.lsq(kept_only(t, keep), self._size(), self.floor, self.top, self._axis(t), self._rate(t))
 
     def encode(self, t: Tensor, keep: Tensor | None = None) -> Coded:
         _, code, size = self._code(kept_only(t, keep))

@@ -6,8 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.fn import fast
 from bitwright.fn.coded import uint_code
-from bitwright.fn.ste import ste
+from bitwright.fn.ste import ste, ste2
 from bitwright.parts.bits import check_bits
 from bitwright.parts.options import check_compat
 from bitwright.parts.ranges import limits, rows
@@ -78,17 +79,13 @@ class Pact(nn.Module):
         return (clipped * (self.top / level)).round(), level / self.top
 
     def forward(self, x: Tensor) -> Tensor:
-        level, fixed = self._level(), wide(x.detach())
-        if self.seed:
-            value = torch.minimum(fixed.clamp_min(0), level)
-        else:
-            code, step = self._code(x)
-            value = code * step
-        beyond = fixed > level if self.seed else fixed >= level
-        # alpha's gradient rides on a term that is exactly 0
-        alpha = wide(self.alpha).expand(x.shape)
-        own = ste(alpha, torch.zeros_like(fixed), beyond)
-        return ste(x, value, (fixed >= 0) & (fixed <= level)) + own.to(x.dtype)
+        alpha = wide(self.alpha)
+        level = ste(alpha, self._level())  # alpha's gradient does not stop at LEAST
+        if not self.seed:
+            return fast.clip_round(x, level, self.top)
+        fixed, edge = wide(x.detach()), level.detach()
+        value = torch.minimum(fixed.clamp_min(0), edge)
+        return ste2(x, level, value, (fixed >= 0) & (fixed <= edge), fixed > edge)
 
     def encode(self, x: Tensor) -> Coded:
         code, step = self._code(x)
