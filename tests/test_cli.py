@@ -148,7 +148,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "option": ([*PLAN, "--al"], "No such option: --al"),
     "argument": (["plan", "resnet20"], "a model needs a recipe, e.g. bitwright plan resnet20 xnor"),
     "no argument": (["plan"], "Missing argument 'model'"),
-    "convert without a model": (["convert", "none.safetensors"], "--model resnet20 or --model file.py:fn"),
+    "convert without a model": (["convert", __file__], "--model resnet20 or --model file.py:fn"),
     "no run": (["convert", "."], "convert .: no experiment.toml in it, so it is not a run"),
     "input": ([*PLAN, "--input", "3,x,32"], "Give positive sizes without the batch"),
     "input zero": ([*PLAN, "--input", "3,0,32"], "Give positive sizes"),

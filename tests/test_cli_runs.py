@@ -149,7 +149,7 @@ def test_cost_and_plan_of_a_run(folder: Path, call: Any):
     assert code == 0 and "bireal/sign" in out
     assert "bireal/sign" not in call("cost", str(folder), "xnor")[1]
     code, out, err = call("plan", str(folder))
-    assert code == 0 and "\nstage 0  no recipe, 1 epochs\n" in out and "\nstage 1  bireal, 2 epochs\n" in out
+    assert code == 0 and "\nstage 0  no recipe, 1 epoch\n" in out and "\nstage 1  bireal, 2 epochs\n" in out
     assert "18 binary, 4 float" in out and err.startswith("next:   bitwright cost ")
     stages = json.loads(call("plan", str(folder), "--json")[1])["plan"]["stages"]
     assert [s["totals"]["by_bits"].get("binary", 0) for s in stages] == [0, 18]

@@ -7,6 +7,7 @@ import errno
 import json
 import logging
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -419,14 +420,9 @@ def command(path: Path, out: Path, *more: str) -> list[str]:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
-def test_ten_kills(tmp_path: Path, precision: str) -> None:
-    """kill -9 at random moments, then --resume, until it is done; the weights are those of an unbroken run."""
-    import random
-
-    e = experiment(
-        model={"name": "bireal_resnet20", "width": 0.25, "hidden": None, "depth": None, "dropout": 0.1},
-        train={"precision": precision},
-    )
+def test_ten_kills(tmp_path: Path, precision: str, record_property: Callable[[str, object], None]) -> None:
+    """kill -9 at ten random moments inside training, then --resume; the weights are those of an unbroken run."""
+    e = experiment(train={"precision": precision})
     table = e.model_dump(exclude_none=True)
     table["model"] = {"name": "bireal_resnet20", "width": 0.25, "dropout": 0.1}
     for stage in table["stage"]:
@@ -434,28 +430,52 @@ def test_ten_kills(tmp_path: Path, precision: str) -> None:
     e = Experiment.model_validate(table)
     file = tmp_path / "toy.toml"
     file.write_text(to_toml(e))
-    begin = time.monotonic()
     subprocess.run(command(file, tmp_path / "a"), check=True, capture_output=True, timeout=300)
-    whole = time.monotonic() - begin
-    moments = random.Random(0 if precision == "fp32" else 1)
-    for kill in range(10):
-        process = subprocess.Popen(
-            command(file, tmp_path / "b", "--resume"), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-        )
-        time.sleep(moments.uniform(0.4 * whole, 0.75 * whole) if kill else 1.0)
-        process.kill()
-        process.wait()
-        left = tmp_path / "b" / "last.ckpt"
-        if left.exists():
-            from bitwright.training.checkpoint import read_checkpoint
-
-            read_checkpoint(left)
+    per_stage = 6 * 7
+    draw = random.Random(0 if precision == "fp32" else 1)
+    kills = []
+    for wanted in sorted(draw.sample(range(1, 2 * per_stage - 7), 10)):
+        kills.append(kill_at(command(file, tmp_path / "b", "--resume"), tmp_path / "b", wanted, draw.uniform(0, 0.2)))
+    record_property("kills", kills)
+    print(f"\n{precision}: kills landed at (stage, epoch, step of the epoch) {kills}")
+    inside = [k for k in kills if k is not None]
+    assert len(inside) >= 8, f"too many kills came when no step was being done: {kills}"
+    assert inside == sorted(inside), f"a checkpoint was lost: {kills}"
+    assert {stage for stage, _, _ in inside} == {0, 1} and len(set(inside)) >= 6, kills
     done = subprocess.run(command(file, tmp_path / "b", "--resume"), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
     assert same_weights(tmp_path / "a", tmp_path / "b")
     assert rows(tmp_path / "a") == rows(tmp_path / "b")
     assert rows(tmp_path / "a", "health.csv") == rows(tmp_path / "b", "health.csv")
     assert not list((tmp_path / "b").rglob(".bitwright-*"))
+
+
+def kill_at(words: list[str], run: Path, wanted: int, delay: float) -> tuple[int, int, int] | None:
+    """Kills the training `delay` s after the first checkpoint that it wrote itself with so many steps done in all.
+
+    Returns where its last checkpoint then stands: (stage, epoch, batch); it is whole, else reading it fails.
+    None where the process was not between its first and its last step.
+    """
+    from bitwright.training.checkpoint import read_checkpoint
+
+    path = run / "last.ckpt"
+    before, wrote = path.stat().st_ino if path.exists() else None, False
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    end = time.monotonic() + 100
+    while process.poll() is None and time.monotonic() < end:
+        if path.exists() and path.stat().st_ino != before:  # each writing is a new file
+            wrote = True
+            state = read_checkpoint(path)["bitwright"]["state"]
+            if state["stage"] * 42 + state["step"] >= wanted:
+                time.sleep(delay)
+                break
+        time.sleep(0.01)
+    process.kill()
+    killed = process.wait() == -signal.SIGKILL
+    state = read_checkpoint(path)["bitwright"]["state"]
+    over = json.loads((run / "state.json").read_text())["status"] == "done"
+    last = state["stage"] == 1 and state["step"] == 42
+    return (state["stage"], state["epoch"], state["batch"]) if killed and wrote and not (over or last) else None
 
 
 @pytest.mark.slow

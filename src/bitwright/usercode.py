@@ -30,7 +30,8 @@ def find(spec: str, where: str, folder: Path | None = None) -> Any:
     if not hasattr(module, name):
         names = [n for n in vars(module) if callable(getattr(module, n)) and not n.startswith("_")]
         raise InputError(
-            f"{where} {spec}: {place} has no {name!r}.{nearest(name, names)} Callables: {', '.join(names[:20])}",
+            f"{where} {spec}: {place} has no {name!r}.{nearest(name, names)} "
+            f"Callables: {', '.join(names[:20]) or 'none'}",
             code="own-unknown",
             given=name,
             possible=", ".join(names[:20]),
@@ -57,6 +58,8 @@ def call(spec: str, where: str, folder: Path | None = None, **arguments: Any) ->
 def _import(place: str, spec: str, where: str, folder: Path) -> Any:
     path = folder / place
     is_file = place.endswith(".py")
+    if not place:
+        raise InputError(f"{where} {spec}: no file or module before the colon, e.g. file.py:fn", code="own-unknown")
     if is_file and not path.is_file():
         raise InputError(f"{where} {spec}: no file {path}", code="own-unknown", given=str(path))
     root = str((path.parent if is_file else folder).resolve())
@@ -72,7 +75,11 @@ def _import(place: str, spec: str, where: str, folder: Path) -> Any:
         assert loader is not None and loader.loader is not None
         module = importlib.util.module_from_spec(loader)
         sys.modules[path.stem] = module
-        loader.loader.exec_module(module)
+        try:
+            loader.loader.exec_module(module)
+        except BaseException:  # half a module must not pass for a whole one the next time
+            del sys.modules[path.stem]
+            raise
         return module
     except InputError:
         raise

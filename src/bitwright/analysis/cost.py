@@ -92,11 +92,12 @@ class CostTable:
         return out.getvalue()
 
     def to_markdown(self) -> str:
-        head, *body = list(self._cells())
+        head, *body = self.cells()
         rule = ["---", "---", "---", "---", *["---:"] * 6, "---"]
         return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *body])
 
-    def _cells(self) -> Iterator[list[str]]:
+    def cells(self) -> Iterator[list[str]]:
+        """Head, layers, total, as text; the numbers are columns 4 to 9."""
         numbers = ["MACs", "BOPs", "weights", "activations", "energy", "density"]
         yield ["layer", "kind", "w/x", "bits", *numbers, "note"]
         for r in self.rows:
@@ -105,7 +106,7 @@ class CostTable:
         yield ["total", f"{len(self.rows)} layers", "", "", *_numbers(self.totals), ""]
 
     def __str__(self) -> str:
-        rows = list(self._cells())
+        rows = list(self.cells())
         widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
         right = range(4, 10)
         lines = []
@@ -113,10 +114,13 @@ class CostTable:
             cells = zip(row, widths, strict=True)
             padded = [c.rjust(n) if i in right else c.ljust(n) for i, (c, n) in enumerate(cells)]
             lines.append("  ".join(padded).rstrip())
-        lines.append(f"one sample; computed, not measured; energy: {self.energy.name} ({self.energy.source})")
+        return "\n".join([*lines, *self.notes()])
+
+    def notes(self) -> Iterator[str]:
+        """What stands below the table."""
+        yield f"one sample; computed, not measured; energy: {self.energy.name} ({self.energy.source})"
         if unknown := self.totals["unknown"]:
-            lines.append(f"unknown bits, counted as float: {', '.join(unknown)}")
-        return "\n".join(lines)
+            yield f"unknown bits, counted as float: {', '.join(unknown)}"
 
 
 def cost(model: nn.Module, example: Any, energy: str | Path = "horowitz45") -> CostTable:

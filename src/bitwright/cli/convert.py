@@ -9,7 +9,7 @@ import typer
 
 from bitwright.cli.complete import complete_model, complete_run
 from bitwright.cli.output import Output
-from bitwright.cli.target import looks_like_run, only_for_files, quoted
+from bitwright.cli.target import check_finite, looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
 
 
@@ -37,7 +37,7 @@ def convert(
     data: Annotated[str | None, typer.Option(help="Verify on the test images of this data set, e.g. cifar10.")] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies. [default: BITWRIGHT_DATA]")] = None,
     backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
-    threads: Annotated[int | None, typer.Option(min=1, help="For the times per layer. [default: 1]")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, max=1024, help="For the times per layer. [default: 1]")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write the file even if nothing is gained; never if its answers differ.")
     ] = False,
@@ -65,6 +65,8 @@ def convert(
 
         convert_run(out, file, data_root, backend, threads, force, None if all else 2, details)
         return
+    if not Path(file).is_file():
+        raise InputError(f"convert: no file {file}", code="file-missing", given=file)
     if model is None:
         raise InputError(
             f"convert {file}: needs the model its weights belong to: --model resnet20 or --model file.py:fn. "
@@ -87,6 +89,7 @@ def convert(
     x = example(shape)
     try_input(net, x, "convert", model)
     net = bw.load(file, net).eval()
+    check_finite(net, "convert", file)
     if batches:
         x = batches[0][0][:1]
     converted = bw.convert(
@@ -107,6 +110,4 @@ def _target(file: str, output: str | None, overwrite: bool) -> Path:
         )
     if not target.parent.is_dir():
         raise InputError(f"convert: no folder {target.parent}", code="file-folder", given=str(target.parent))
-    if not Path(file).is_file():
-        raise InputError(f"convert: no file {file}", code="file-missing", given=file)
     return target

@@ -13,6 +13,8 @@ from bitwright.cli.target import experiment_of, float_net, looks_like_run, open_
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
+DROP = ("kind", "activations", "bits", "density")
+
 
 def cost(
     ctx: typer.Context,
@@ -33,7 +35,10 @@ def cost(
     classes: Annotated[int, typer.Option(min=1, help="Outputs of a model by name.")] = 10,
     energy: Annotated[str, typer.Option(help="Energy table.")] = "horowitz45",
 ) -> None:
-    """Count what a model costs per layer and in total, with or without a recipe."""
+    """Count what a model costs per layer and in total, with or without a recipe.
+
+    Narrow terminals lose kind, activations, bits and density, in this order.
+    """
     out: Output = ctx.obj
     net, x, is_run = _net(out, model, recipe, input, classes)
     from bitwright.analysis import cost as count
@@ -43,7 +48,10 @@ def cost(
         apply(net, recipe, x)
     table = count(net, x, energy=energy)
     out.data["cost"] = {"model": model, "recipe": recipe, "input": list(x.shape[1:]), **table.to_dict()}
-    out.lines(str(table).splitlines())
+    head, *rows = table.cells()
+    out.table(head, rows, right=range(4, 10), drop=DROP)
+    for line in table.notes():
+        out.prose(line, 6)
     if is_run:
         out.next(f"bitwright convert {quoted(model)}", "packed and verified")
     elif experiment_of(model) is not None:

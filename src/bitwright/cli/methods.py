@@ -11,6 +11,9 @@ from bitwright.cli.complete import complete_part
 from bitwright.cli.output import Output, clip
 from bitwright.cli.registry import stored
 from bitwright.errors import InputError, nearest
+from bitwright.measure.layout import wrap
+
+ENTRY = 10  # columns of an entry's name in a part's docstring
 
 
 def methods(
@@ -33,9 +36,13 @@ def methods(
         )
     rows = [info for info in parts.values() if slot is None or slot in info["slots"]]
     out.data["parts"] = rows
+    head = ("name", "bits", "packs", "slots", "what it does", "source")
+    cells = [_cells(info) for info in rows]
+    rest = sum(max(len(row[i]) for row in (head, *cells)) for i in (0, 1, 2, 3, 5)) + 2 * (len(head) - 1)
+    room = max(30, min(42, out.width - rest))  # each part stays on one line
     out.table(
-        ("name", "bits", "packs", "slots", "what it does", "source"),
-        [_cells(info) for info in rows],
+        head,
+        [[*row[:4], clip(row[4], room), row[5]] for row in cells],
         right=(1,),
         drop=("slots", "source"),
     )
@@ -54,7 +61,8 @@ def _one(out: Output, name: str, parts: dict[str, dict[str, Any]]) -> None:
         )
     info = parts[name]
     out.data["part"] = info
-    out.result(info["doc"])
+    for line in _fitting(info["doc"], out.width):
+        out.result(line)
     out.result()
     options = ", ".join(f"{key}={value!r}" for key, value in info["options"].items()) or "none"
     out.result(f"slots     {' '.join(info['slots'])}")
@@ -64,9 +72,28 @@ def _one(out: Output, name: str, parts: dict[str, dict[str, Any]]) -> None:
     out.result(f"recipe    {info['slots'][0]} = {_recipe_value(name, info['options'])}")
 
 
+def _fitting(doc: str, width: int) -> list[str]:
+    """The lines of a docstring; an entry with a line that is too long is filled anew.
+
+    >>> _fitting("value     a\\n          b\\nshape     any shape that a weight\\n          may have", 30)
+    ['value     a', '          b', 'shape     any shape that a', '          weight may have']
+    """
+    entries: list[list[str]] = []
+    for line in doc.splitlines():
+        if line.startswith(" " * ENTRY) and entries:
+            entries[-1].append(line)
+        else:
+            entries.append([line])
+    lines: list[str] = []
+    for entry in entries:
+        whole = " ".join([entry[0], *(line.strip() for line in entry[1:])])
+        lines += entry if all(len(line) <= width for line in entry) else wrap(whole, width, ENTRY)
+    return lines
+
+
 def _cells(info: dict[str, Any]) -> list[str]:
     packs = "yes" if info["packs"] else "no"
-    return [info["name"], info["bits"] or "-", packs, " ".join(info["slots"]), clip(info["summary"], 42), _cite(info)]
+    return [info["name"], info["bits"] or "-", packs, " ".join(info["slots"]), info["summary"], _cite(info)]
 
 
 def _cite(info: dict[str, Any]) -> str:

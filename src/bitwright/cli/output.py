@@ -91,9 +91,10 @@ class Output:
             _put(text, sys.stderr)
 
     def next(self, command: str, why: str = "") -> None:
-        """A command that can be pasted, and what it shows."""
+        """A command that can be pasted, and what it shows where there is room for it."""
         self.data.setdefault("next", []).append(command)
-        self.note(f"next:   {command}" + (f"        {why}" if why else ""))
+        line = f"next:   {command}        {why}"
+        self.note(line if why and len(line) <= self.width else f"next:   {command}")
 
     def warn(self, text: str) -> None:
         """Something that does not stop the work."""
@@ -149,6 +150,7 @@ class Output:
 
 
 def _put(text: str, stream: TextIO, end: str = "\n") -> None:
+    text = text.encode("utf-8", "backslashreplace").decode()  # names of files need not be UTF-8
     print(text if _takes_unicode(stream) else in_ascii(text), end=end, file=stream, flush=True)
 
 

@@ -76,6 +76,9 @@ def plan(
         raise error.reworded(str(error).replace(f"plan {type(net).__name__}:", f"plan {model}:", 1)) from None
     out.data["plan"] = {"model": model, "recipe": recipe, "input": list(shape), **table.to_dict()}
     _show(out, table, None if all else LIMIT)
+    if table.warnings:  # `apply`, and so `bench`, would refuse
+        out.next("bitwright help sign-after-relu", "why, and what to write instead")
+        return
     more = f" --input {input}" if input else ""
     out.next(f"bitwright bench {quoted(model)} --recipe {quoted(recipe)}{more}", "is it faster here?")
 
@@ -109,7 +112,7 @@ def _experiment(
     for i, stage in enumerate(experiment.stage):
         own = recipe_of_stage(experiment, i)
         name = stage.recipe or ("own rules" if own.rules else "no recipe")
-        out.result(f"\nstage {i}  {name}, {stage.epochs} epochs")
+        out.result(f"\nstage {i}  {name}, {stage.epochs} epoch{'s' if stage.epochs != 1 else ''}")
         table = make_plan(net, own, x)
         stages.append({"stage": i, "recipe": name, "epochs": stage.epochs, **table.to_dict()})
         if own.rules or i == 0:

@@ -62,7 +62,8 @@ def _one(out: Output, given: str, output: str | None, interactive: bool, overwri
     out.status = said.word
     out.data["verdict"] = {"word": said.word, "sentence": said.sentence}
     out.data["findings"] = [str(f) for f in findings(run)]
-    out.result("\n".join(str(f) for f in findings(run)) or "nothing was measured yet")
+    for line in [str(f) for f in findings(run)] or ["nothing was measured yet"]:
+        out.prose(line, 6)
     out.verdict(f"{said.word}  {said.sentence}")
     _next(out, run)
 

@@ -21,6 +21,8 @@ FLAGS = {
     "-v": "verbose", "--no-color": "no_color",
 }  # fmt: skip
 
+STOPPED = 130
+
 
 def main(argv: Sequence[str] | None = None) -> NoReturn:
     """The `bitwright` command."""
@@ -62,8 +64,12 @@ def _dispatch(argv: list[str], out: Output) -> None:
 
     try:
         code = command().main(args=argv, prog_name="bitwright", standalone_mode=False, obj=out)
-    except SystemExit as done:  # how shell completion ends
+    except SystemExit as done:  # how shell completion ends, and how click ends where the reader has gone
+        if isinstance(done.__context__, BrokenPipeError):
+            raise done.__context__ from None
         code = done.code
+    if code == STOPPED:  # what typer makes of Ctrl-C
+        raise KeyboardInterrupt
     if isinstance(code, int) and code:
         out.exit_code = code
 
@@ -90,7 +96,7 @@ def _stdout_of(out: Output) -> Iterator[None]:
 def _explain(error: BaseException, argv: list[str], out: Output) -> None:
     """One line for every kind of end."""
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
-        out.fail(f"{out.command}: stopped", 130, _error("stopped", f"{out.command}: stopped"))
+        out.fail(f"{out.command}: stopped", STOPPED, _error("stopped", f"{out.command}: stopped"))
     elif isinstance(error, InputError):
         out.fail(str(error), 1 if isinstance(error, Negative) else 2, dict(error.to_dict()))
     elif hasattr(error, "format_message"):  # usage errors of typer, whichever click it carries
@@ -104,8 +110,8 @@ def _explain(error: BaseException, argv: list[str], out: Output) -> None:
         name = f"{error.filename}: " if error.filename else ""
         text = f"{out.command}: {name}{error.strerror or error}"
         out.fail(text, 2, {**_error("file", text), "given": error.filename})
-    elif isinstance(error, MemoryError):
-        text = f"{out.command}: out of memory. Try a smaller --batch or --input"
+    elif isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error)):
+        text = f"{out.command}: out of memory. Try a smaller batch, input or model"
         out.fail(text, 2, _error("memory", text))
     else:
         path = _write_details(error, argv, out.folder)
@@ -127,10 +133,10 @@ def _write_details(error: BaseException, argv: list[str], folder: Path | None) -
     text = f"bitwright {' '.join(argv)}\n\n{trace}\n{facts}\n"
     if folder is not None:
         with suppress(OSError):  # a read-only run still gets its details somewhere
-            (folder / "error.txt").write_text(text, encoding="utf-8")
+            (folder / "error.txt").write_text(text, encoding="utf-8", errors="backslashreplace")
             return folder / "error.txt"
     path = Path(tempfile.mkdtemp(prefix="bitwright-")) / "error.txt"
-    path.write_text(text, encoding="utf-8")
+    path.write_text(text, encoding="utf-8", errors="backslashreplace")
     return path
 
 

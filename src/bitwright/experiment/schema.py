@@ -156,7 +156,7 @@ class Train(Table):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     device: Literal["auto", "cpu", "cuda"] = "auto"
     devices: PositiveInt = 1
-    threads: PositiveInt | None = None
+    threads: Annotated[int | None, Field(ge=1, le=1024)] = None  # OpenMP ends the process when it cannot start them
     channels_last: bool = True
     checkpoint_every: PositiveInt = 200
 

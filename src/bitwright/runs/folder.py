@@ -43,7 +43,10 @@ class Run:
     def open(cls, path: str | os.PathLike[str], command: str) -> Run:
         """An existing run; anything else is one line."""
         if not is_run(path):
-            what = "no such folder" if not Path(path).is_dir() else "no experiment.toml in it, so it is not a run"
+            what = (
+                "no experiment.toml in it, so it is not a run" if Path(path).is_dir()
+                else "a file, not a run directory" if Path(path).exists() else "no such folder"
+            )  # fmt: skip
             raise InputError(
                 f"{command} {path}: {what}. Runs are made by: bitwright train", code="run-missing", given=str(path)
             )
@@ -79,7 +82,11 @@ class Run:
         return load(self.file(weights), build_model(self.experiment, weights=False)).eval()
 
     def read_text(self, name: str) -> str:
-        return self.file(name).read_text(encoding="utf-8") if self.has(name) else ""
+        """Empty where the file is not there."""
+        try:
+            return self.file(name).read_text(encoding="utf-8") if self.has(name) else ""
+        except UnicodeDecodeError:
+            raise InputError(f"run {self.path}: {name} is damaged", code="run-damaged", given=name) from None
 
     def write_text(self, name: str, text: str) -> Path:
         """Beside the target, flushed, renamed."""

@@ -143,6 +143,12 @@ def accelerator(experiment: Experiment) -> str:
             "try: train.devices=1, or train.device=cpu",
             code="device",
         )
+    cores = max(2, os.cpu_count() or 1)
+    if chosen == "cpu" and experiment.train.devices > cores:
+        raise InputError(
+            f"train: devices {experiment.train.devices}: a process each, but {cores} CPU cores here. try: train.devices=1",
+            code="device",
+        )
     return chosen
 
 

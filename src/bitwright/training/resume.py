@@ -28,6 +28,13 @@ MADE = (
 def prepare(run: Run, experiment: Experiment, *, resume: bool, force: bool) -> None:
     """Makes the folder, or says what to type where there is one already; `force` removes what a run left there."""
     path = run.path
+    if not _is_utf8(path):
+        raise InputError(
+            f"train: the name of {str(path)!r} is not UTF-8 text, which the weights' format needs. "
+            "Give another folder: --out DIR",
+            code="run-name",
+            given=str(path),
+        )
     if path.exists() and not path.is_dir():
         raise InputError(f"train: {path} is a file. Give another folder: --out DIR", code="run-exists", given=str(path))
     there = path.is_dir() and any(not p.name.startswith(".bitwright-") for p in path.iterdir())
@@ -47,6 +54,14 @@ def prepare(run: Run, experiment: Experiment, *, resume: bool, force: bool) -> N
     if there and force and not resume:
         _remove(path)
     path.mkdir(parents=True, exist_ok=True)
+
+
+def _is_utf8(path: Path) -> bool:
+    try:
+        str(path).encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def _remove(path: Path) -> None:

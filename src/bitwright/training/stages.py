@@ -25,6 +25,8 @@ from bitwright.transforms.project import parts_of
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
 
+    from bitwright.experiment import Experiment
+
 
 def run_stage(job: Job, checkpoint: Path | None) -> None:
     """Trains stage `job.state.stage` to its end; from `checkpoint` where a stage was left in the middle.
@@ -113,14 +115,13 @@ def make_teacher(job: Job) -> tuple[nn.Module | None, Teacher | None]:
     spec = job.experiment.stage[index].teacher
     if spec is None:
         return None, None
-    rule = Teacher(source=spec) if isinstance(spec, str) else spec
+    rule = _rule(spec)
     if rule.source == "previous":
         if index == 0:
             raise InputError("stage 0: teacher = previous, but there is no stage before it", code="teacher")
         path = job.run.file(f"stages/{index - 1}.safetensors")
     else:
-        path = Path(rule.source)
-        path = path / "model.safetensors" if is_run(path) else path
+        path = _teacher_file(rule.source)
     net = build_model(job.experiment, job.test, weights=False)
     tensors, metadata = read_tensors(path)
     if "bitwright" in metadata:
@@ -134,6 +135,27 @@ def make_teacher(job: Job) -> tuple[nn.Module | None, Teacher | None]:
     if job.experiment.train.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False), rule
+
+
+def check_teachers(experiment: Experiment) -> None:
+    """Before any work: a later stage must not find that its teacher is not there."""
+    for index, stage in enumerate(experiment.stage):
+        source = "previous" if stage.teacher is None else _rule(stage.teacher).source
+        if source != "previous" and not _teacher_file(source).is_file():
+            raise InputError(
+                f"stage {index}: teacher {source}: no such file, and no run with a trained net",
+                code="teacher",
+                given=source,
+                possible='"previous", a run, or a file of weights',
+            )
+
+
+def _rule(teacher: str | Teacher) -> Teacher:
+    return Teacher(source=teacher) if isinstance(teacher, str) else teacher
+
+
+def _teacher_file(source: str) -> Path:
+    return Path(source) / "model.safetensors" if is_run(source) else Path(source)
 
 
 def freeze(net: nn.Module, globs: list[str], index: int) -> list[nn.Parameter]:
@@ -227,4 +249,4 @@ def _word(tensor: torch.Tensor) -> str:
     return "nan" if torch.isnan(tensor).any() else "inf"
 
 
-__all__ = ["StopRequest", "begin_stage", "run_stage"]
+__all__ = ["StopRequest", "begin_stage", "check_teachers", "run_stage"]

@@ -13,6 +13,7 @@ import torch
 
 from bitwright.errors import InputError
 from bitwright.experiment import to_toml
+from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
 from bitwright.runs import Run, build_model
 from bitwright.training.finish import Result, finish
@@ -20,7 +21,7 @@ from bitwright.training.job import Job, accelerator, is_normalized, open_data, r
 from bitwright.training.progress import Screen
 from bitwright.training.resume import check_same, prepare
 from bitwright.training.signals import Signals, Stopped, StopRequest
-from bitwright.training.stages import begin_stage, run_stage
+from bitwright.training.stages import begin_stage, check_teachers, run_stage
 from bitwright.training.state import State
 
 if TYPE_CHECKING:
@@ -54,6 +55,7 @@ def train(
     run, screen = Run(out), screen or Screen(echo)
     main = rank_of(experiment) == 0
     accelerator(experiment)  # its errors before any work
+    check_teachers(experiment)
     with Signals() as signals, _as_it_was(experiment.train.threads):
         if main:
             prepare(run, experiment, resume=resume, force=force)
@@ -193,10 +195,11 @@ def _describe(job: Job) -> None:
     parameters = sum(p.numel() for p in job.net.parameters())
     device = torch.cuda.get_device_name() if accelerator(experiment) == "gpu" else cpu_name()
     stages = len(experiment.stage)
-    job.screen.line(
+    head = (
         f"{experiment.data.name} {len(job.train):,} train / {len(job.test):,} test | {experiment.model.name}, "
-        f"{parameters / 1e6:.2f} M weights | {stages} stage{'s' if stages > 1 else ''} | seed {experiment.seed} | {device}"
+        f"{parameters / 1e6:.2f} M weights | {stages} stage{'s' if stages > 1 else ''} | seed {experiment.seed} | "
     )
+    job.screen.line(head + shorten(device, max(12, 100 - len(head))))
     curves = f"       curves: tensorboard --logdir {run.path.parent}" if experiment.log.tensorboard else ""
     job.screen.line(f"run: {run.path}{curves}")
 
