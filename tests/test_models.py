@@ -17,11 +17,16 @@ SMALL: dict[str, dict[str, Any]] = {
     "lenet5": {"size": 16, "width": 0.5},
     "lenet300": {"size": 8, "width": 0.25},
     "nin": {"size": 8, "width": 0.05},
+    "cifarnet": {"size": 15, "width": 0.25},
+    "m_cifarnet": {"size": 9, "width": 0.0625},
     "vgg_small": {"size": 8, "width": 0.0625},
+    "vgg15": {"size": 32, "width": 0.03125},
     "resnet20": {"size": 8, "width": 0.25},
     "resnet32": {"size": 8, "width": 0.25},
     "resnet44": {"size": 8, "width": 0.25},
     "resnet56": {"size": 8, "width": 0.25},
+    "resnet20_postact": {"size": 8, "width": 0.25},
+    "resnet20_plain": {"size": 8, "width": 0.25},
     "bireal_resnet20": {"size": 8, "width": 0.25},
     "bireal_resnet32": {"size": 8, "width": 0.25},
     "resnet18": {"size": 33, "width": 0.0625},
@@ -138,6 +143,34 @@ def test_macs_vgg_small():
     assert macs("vgg_small", 10) == convs + 512 * 4 * 4 * 10 == 607_600_640
 
 
+def test_macs_vgg15():
+    convs = (3 * 64 + 64 * 64) * 9 * 32 * 32
+    convs += (64 * 128 + 128 * 128) * 9 * 16 * 16
+    convs += (128 * 256 + 2 * 256 * 256) * 9 * 8 * 8
+    convs += (256 * 512 + 2 * 512 * 512) * 9 * 4 * 4
+    convs += 3 * 512 * 512 * 9 * 2 * 2
+    assert macs("vgg15", 100) == convs + 512 * 1024 + 1024 * 100 == 313_823_232
+
+
+def test_macs_of_the_relatives_of_resnet20():
+    """The same convs; a 1x1 shortcut costs its MACs, a stem of stride 3 on 96 pixels is ResNet-20 on 32."""
+    assert macs("resnet20_postact", 10) == macs("resnet20_plain", 10) == 40_551_040
+    shortcuts = 16 * 32 * 16 * 16 + 32 * 64 * 8 * 8
+    assert macs("resnet20", 10, shortcut="conv") == 40_551_040 + shortcuts
+    with torch.device("meta"):
+        stl = models.create("resnet20", stem_stride=3, size=96)
+        assert stl.get_submodule("conv1")(torch.empty(1, 3, 96, 96)).shape == (1, 16, 32, 32)
+
+
+def test_macs_of_the_cifarnets():
+    convs = (3 * 32 * 32 * 32 + 32 * 32 * 15 * 15 + 32 * 64 * 7 * 7) * 25
+    assert macs("cifarnet", 10) == convs + 576 * 64 + 64 * 10 == 10_763_904
+    convs = (3 * 64 + 64 * 64) * 9 * 30 * 30
+    convs += (64 * 128 + 2 * 128 * 128) * 9 * 15 * 15
+    convs += (128 * 192 + 2 * 192 * 192) * 9 * 8 * 8
+    assert macs("m_cifarnet", 10) == convs + 192 * 10 == 174_301_824  # "174.30 M" in the paper's code
+
+
 def test_macs_nin():
     stage1 = (3 * 192 * 25 + 192 * 160 + 160 * 96) * 32 * 32
     stage2 = (96 * 192 * 25 + 192 * 192 + 192 * 192) * 16 * 16
@@ -158,6 +191,14 @@ def test_macs_of_the_gray_models():
         ("resnet56", 10, 853_018),
         ("resnet18", 1000, 11_689_512),  # torchvision's
         ("lenet300", 10, 266_610),
+        ("resnet20_postact", 10, 269_722),
+        ("resnet20_plain", 10, 269_722),
+        ("cifarnet", 10, 3 * 32 * 25 + 32 + 32 * 32 * 25 + 32 + 32 * 64 * 25 + 64 + 576 * 64 + 64 + 64 * 10 + 10),
+        (
+            "m_cifarnet",
+            10,
+            9 * (3 * 64 + 64 * 64 + 64 * 128 + 2 * 128 * 128 + 128 * 192 + 2 * 192 * 192) + 2 * 1088 + 1930,
+        ),
         ("bireal_resnet20", 10, 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64),  # two 1x1 convs, norms
     ],
 )
@@ -204,6 +245,27 @@ def test_residual_blocks_by_hand():
     shortcut[:, 2:6] = h[:, :, ::2, ::2]
     torch.testing.assert_close(block(h), torch.relu(y + shortcut))
 
+    for name, shape in (("resnet20_postact", torch.relu(y) + shortcut), ("resnet20_plain", torch.relu(y))):
+        model, _ = small(name)
+        other: Any = model.get_submodule("layer2.0")
+        other.load_state_dict(block.state_dict())
+        torch.testing.assert_close(other(h), shape)
+
+    model, _ = small("resnet20", shortcut="conv")
+    block = model.get_submodule("layer2.0")
+    y = block.bn2(block.conv2(torch.relu(block.bn1(block.conv1(h)))))
+    around = block.downsample[1](torch.nn.functional.conv2d(h, block.downsample[0].weight, stride=2))
+    torch.testing.assert_close(block(h), torch.relu(y + around))
+
+    model, _ = small("bireal_resnet20", rprelu=True)
+    block = model.get_submodule("layer1.1")
+    with torch.no_grad():
+        for p in (*block.rprelu1.parameters(), *block.rprelu2.parameters()):
+            p.normal_()
+    h = torch.randn(2, 4, 8, 8) * 2
+    mid = block.rprelu1(h + block.bn1(block.conv1(h.clamp(-1, 1))))
+    torch.testing.assert_close(block(h), block.rprelu2(mid + block.bn2(block.conv2(mid.clamp(-1, 1)))))
+
     model, _ = small("bireal_resnet20")
     block = model.get_submodule("layer1.1")
     h = torch.randn(2, 4, 8, 8) * 2
@@ -241,6 +303,9 @@ def test_dropout_only_in_training():
         (lambda: models.create("nin", dropout=1), "models: nin: dropout=1; possible: 0 up to"),
         (lambda: models.create("lenet5", size=12), "models: lenet5: size=12; possible: at least 16"),
         (lambda: models.create("bireal_resnet20", size=30), "size=30; possible: a multiple of 4"),
+        (lambda: models.create("nin", norm_last="yes"), "models: nin: norm_last='yes'; possible: true, false"),
+        (lambda: models.create("resnet20", shortcut="cnv"), "resnet20: unknown shortcut 'cnv'; did you mean 'conv'?"),
+        (lambda: models.create("resnet20", stem_stride=0), "stem_stride=0; possible: an integer of at least 1"),
         (lambda: models.create("mlp", num_classes=0), "models: mlp: num_classes=0; possible: an integer"),
     ],
 )
@@ -252,7 +317,10 @@ def test_errors_are_one_line(call: Any, text: str):
 
 def test_smallest_sizes_run():
     """What the error messages call possible is possible."""
-    for name, size in {"lenet5": 16, "vgg_small": 8, "alexnet": 67, "bireal_resnet18": 32, "nin": 1}.items():
+    for name, size in {
+        "lenet5": 16, "vgg_small": 8, "alexnet": 67, "bireal_resnet18": 32, "nin": 1,
+        "cifarnet": 15, "m_cifarnet": 3, "vgg15": 32,
+    }.items():  # fmt: skip
         channels = NATIVE.get(name, (3, 32))[0]
         model = models.create(name, width=0.05, size=size).eval()
         assert model(torch.zeros(1, channels, size, size)).shape == (1, 10)

@@ -12,7 +12,7 @@ Where our model is written differently, the same function is written in our term
     another epsilon       the difference is added to the running variance
     gain of a norm        at least 0.01 (LeNet-5, NIN clip it in every forward)
 
-NIN has a norm before and a ReLU behind its last conv, which `bw.models` has not: `nin` here builds it.
+NIN has a norm before and a ReLU behind its last conv: `bw.models.create("nin", norm_last=True)`, here `nin`.
 """
 
 from __future__ import annotations
@@ -36,22 +36,13 @@ FLOAT = [{"match": edge, "w": "float", "x": "float"} for edge in ("first", "last
 
 
 def nin(num_classes: int = 10, in_channels: int = 3, width: float = 1) -> nn.Sequential:
-    """The NIN of `bw.models`, with their norm before the last conv (bn9) and their ReLU behind it (act9).
+    """The NIN of `bw.models` in their form, for commands that take a model without options (`--model`).
 
     >>> [name for name, _ in nin().named_children()][-5:]
     ['bn9', 'conv9', 'act9', 'pool3', 'flatten']
     """
-    steps: dict[str, nn.Module] = {}
-    for name, step in models.create("nin", num_classes, in_channels=in_channels, width=width).named_children():
-        if name == "conv9":
-            assert isinstance(step, nn.Conv2d)
-            steps["bn9"] = nn.BatchNorm2d(step.in_channels)
-        steps[name] = step
-        if name == "conv9":
-            steps["act9"] = nn.ReLU()
-    net = nn.Sequential()
-    for name, step in steps.items():
-        net.add_module(name, step)
+    net = models.create("nin", num_classes, in_channels=in_channels, width=width, norm_last=True)
+    assert isinstance(net, nn.Sequential)
     return net
 
 

@@ -8,7 +8,7 @@ import inspect
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 
@@ -16,13 +16,14 @@ from bitwright.errors import InputError
 
 from .alexnet import alexnet
 from .bireal import bireal_cifar, bireal_resnet18
+from .cifarnet import cifarnet, m_cifarnet
 from .common import ACTIVATIONS
 from .lenet import lenet5
 from .mlp import lenet300, mlp
 from .nin import nin
 from .resnet import resnet18
-from .resnet_cifar import resnet_cifar
-from .vgg import vgg_small
+from .resnet_cifar import Shortcut, resnet20_plain, resnet20_postact, resnet_cifar
+from .vgg import vgg15, vgg_small
 
 __all__ = ["create", "list"]
 
@@ -39,11 +40,16 @@ _MODELS: dict[str, _Entry] = {
     "lenet5": _Entry(lenet5, min_size=16),
     "lenet300": _Entry(lenet300),
     "nin": _Entry(nin),
+    "cifarnet": _Entry(cifarnet, min_size=15),
+    "m_cifarnet": _Entry(m_cifarnet, min_size=3),
     "vgg_small": _Entry(vgg_small, min_size=8),
+    "vgg15": _Entry(vgg15, min_size=32),
     "resnet20": _Entry(partial(resnet_cifar, 20)),
     "resnet32": _Entry(partial(resnet_cifar, 32)),
     "resnet44": _Entry(partial(resnet_cifar, 44)),
     "resnet56": _Entry(partial(resnet_cifar, 56)),
+    "resnet20_postact": _Entry(resnet20_postact),
+    "resnet20_plain": _Entry(resnet20_plain),
     "bireal_resnet20": _Entry(partial(bireal_cifar, 20), multiple=4),
     "bireal_resnet32": _Entry(partial(bireal_cifar, 32), multiple=4),
     "resnet18": _Entry(resnet18),
@@ -65,7 +71,8 @@ def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     """A new float model with random weights.
 
     options   in_channels, size (image side), activation ("relu", "identity", "hardtanh", "prelu"),
-              width (multiplies channels or hidden units, say 0.5 or 2), dropout; `mlp` has hidden, depth too.
+              width (multiplies channels or hidden units, say 0.5 or 2), dropout; `mlp` has hidden, depth too,
+              `nin` norm_last, `resnet20` to `resnet56` shortcut and stem_stride, `bireal_*` rprelu.
               Defaults are the model's published ones; `size` changes only what it must (a Linear's inputs).
 
     >>> import torch
@@ -98,7 +105,7 @@ def _known(given: object, known: Iterable[str]) -> str:
 
 def _check(name: str, entry: _Entry, options: dict[str, Any]) -> None:
     """Values of the options, so that a slip is one line here and not a traceback from deep inside torch."""
-    for key in ("num_classes", "in_channels", "size", "hidden", "depth"):
+    for key in ("num_classes", "in_channels", "size", "hidden", "depth", "stem_stride"):
         value = options.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"models: {name}: {key}={value!r}; possible: an integer of at least 1")
@@ -110,6 +117,12 @@ def _check(name: str, entry: _Entry, options: dict[str, Any]) -> None:
         raise InputError(f"models: {name}: width={width!r}; possible: a number above 0")
     if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
         raise InputError(f"models: {name}: dropout={dropout!r}; possible: 0 up to, not including, 1")
+    for key in ("norm_last", "rprelu"):
+        if not isinstance(options.get(key, False), bool):
+            raise InputError(f"models: {name}: {key}={options[key]!r}; possible: true, false")
+    shortcut = options.get("shortcut", "zeros")
+    if shortcut not in get_args(Shortcut):
+        raise InputError(f"models: {name}: unknown shortcut {shortcut!r}{_known(shortcut, get_args(Shortcut))}")
     kind = options["activation"]
     if kind not in ACTIVATIONS:
         raise InputError(f"models: {name}: unknown activation {kind!r}{_known(kind, ACTIVATIONS)}")

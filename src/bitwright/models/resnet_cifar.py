@@ -1,4 +1,6 @@
-"""ResNet-20/32/44/56 for CIFAR with parameter-free shortcuts (option A)."""
+"""ResNet-20/32/44/56 for CIFAR with parameter-free shortcuts (option A), and three relatives of the same layers."""
+
+from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -19,23 +21,42 @@ def option_a(x: Tensor, channels: int, stride: int) -> Tensor:
     return F.pad(x, (0, 0, 0, 0, extra // 2, extra - extra // 2)) if extra else x
 
 
-class BasicBlock(nn.Module):
-    """act(shortcut(x) + BN(conv(act(BN(conv(x)))))), two 3x3 convs; the shortcut has no parameters."""
+Form = Literal["basic", "postact", "plain"]
+Shortcut = Literal["zeros", "conv"]
 
-    def __init__(self, fan_in: int, channels: int, stride: int, activation: Activation):
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convs and a shortcut.
+
+    form      "basic"    act(shortcut(x) + BN(conv(act(BN(conv(x)))))
+              "postact"  shortcut(x) + act(BN(conv(act(BN(conv(x))))): each conv is followed by an activation
+              "plain"    act(BN(conv(act(BN(conv(x)))))
+    shortcut  "zeros": without parameters, see `option_a`; "conv": where the shape changes, a 1x1 conv and a norm
+              (downsample.0, .1)
+    """
+
+    def __init__(self, fan_in: int, channels: int, stride: int, activation: Activation, form: Form, shortcut: Shortcut):
         super().__init__()
-        self.channels, self.stride = channels, stride
+        self.channels, self.stride, self.form = channels, stride, form
         self.conv1 = nn.Conv2d(fan_in, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = make_activation(activation, channels)
         self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(channels)
         self.act2 = make_activation(activation, channels)
+        self.downsample: nn.Module | None = None
+        if shortcut == "conv" and form != "plain" and (stride != 1 or fan_in != channels):
+            self.downsample = nn.Sequential(
+                nn.Conv2d(fan_in, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         y = self.act1(self.bn1(self.conv1(x)))
         y = self.bn2(self.conv2(y))
-        return self.act2(y + option_a(x, self.channels, self.stride))
+        if self.form == "plain":
+            return self.act2(y)
+        around = option_a(x, self.channels, self.stride) if self.downsample is None else self.downsample(x)
+        return self.act2(y) + around if self.form == "postact" else self.act2(y + around)
 
 
 class ResNetCifar(nn.Module):
@@ -48,16 +69,17 @@ class ResNetCifar(nn.Module):
 
     def __init__(
         self, blocks: int, num_classes: int, in_channels: int, activation: Activation, width: float,
-        dropout: float,
+        dropout: float, form: Form = "basic", shortcut: Shortcut = "zeros", stem_stride: int = 1,
     ):  # fmt: skip
         super().__init__()
         c1, c2, c3 = (scaled(c, width) for c in (16, 32, 64))
-        self.conv1 = nn.Conv2d(in_channels, c1, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(in_channels, c1, 3, stride=stem_stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(c1)
         self.act1 = make_activation(activation, c1)
-        self.layer1 = _stage(c1, c1, blocks, 1, activation)
-        self.layer2 = _stage(c1, c2, blocks, 2, activation)
-        self.layer3 = _stage(c2, c3, blocks, 2, activation)
+        kind = (activation, form, shortcut)
+        self.layer1 = _stage(c1, c1, blocks, 1, *kind)
+        self.layer2 = _stage(c1, c2, blocks, 2, *kind)
+        self.layer3 = _stage(c2, c3, blocks, 2, *kind)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -70,9 +92,12 @@ class ResNetCifar(nn.Module):
         return self.fc(self.dropout(self.flatten(self.pool(x))))
 
 
-def _stage(fan_in: int, channels: int, blocks: int, stride: int, activation: Activation) -> nn.Sequential:
-    first = BasicBlock(fan_in, channels, stride, activation)
-    return nn.Sequential(first, *(BasicBlock(channels, channels, 1, activation) for _ in range(blocks - 1)))
+def _stage(
+    fan_in: int, channels: int, blocks: int, stride: int, activation: Activation, form: Form, shortcut: Shortcut
+) -> nn.Sequential:
+    first = BasicBlock(fan_in, channels, stride, activation, form, shortcut)
+    rest = (BasicBlock(channels, channels, 1, activation, form, shortcut) for _ in range(blocks - 1))
+    return nn.Sequential(first, *rest)
 
 
 def resnet_cifar(
@@ -84,6 +109,8 @@ def resnet_cifar(
     activation: Activation = "relu",
     width: float = 1,
     dropout: float = 0.0,
+    shortcut: Shortcut = "zeros",
+    stem_stride: int = 1,
 ) -> ResNetCifar:
     """ResNet of depth 6n + 2 for CIFAR. Depth 20 has 40,551,040 MACs at 32x32 and 269,722 parameters.
 
@@ -91,6 +118,54 @@ def resnet_cifar(
     source    He et al. 2015, arXiv 1512.03385, section 4.2
     shapes    x [N, in_channels, size, size] -> [N, num_classes]; any size, the pooling is global
     width     multiplies 16, 32 and 64
+    shortcut  "zeros" (option A) or "conv": 1x1 convs where the shape changes (option B)
+    stem_stride   3 brings the 96 pixels of STL-10 to 32
     """
     del size  # global pooling: no weight depends on it
-    return ResNetCifar((depth - 2) // 6, num_classes, in_channels, activation, width, dropout)
+    kind = (shortcut, stem_stride)
+    return ResNetCifar((depth - 2) // 6, num_classes, in_channels, activation, width, dropout, "basic", *kind)
+
+
+def resnet20_postact(
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    size: int = 32,
+    activation: Activation = "relu",
+    width: float = 1,
+    dropout: float = 0.0,
+) -> ResNetCifar:
+    """ResNet-20 whose second activation stands before the addition: behind every conv of a block comes a ReLU.
+
+    So a gate that skips what the ReLU would clip can sit on both convs; block outputs are sums of non-negative maps.
+    names     as `resnet20`, with the same MACs and parameters
+    source    Hua et al. 2019, arXiv 1805.12549 (channel gating), its public CIFAR net
+
+    >>> import torch
+    >>> bool((resnet20_postact(10).layer1(torch.rand(1, 16, 4, 4)) >= 0).all())
+    True
+    """
+    del size
+    return ResNetCifar(3, num_classes, in_channels, activation, width, dropout, "postact")
+
+
+def resnet20_plain(
+    num_classes: int,
+    *,
+    in_channels: int = 3,
+    size: int = 32,
+    activation: Activation = "relu",
+    width: float = 1,
+    dropout: float = 0.0,
+) -> ResNetCifar:
+    """ResNet-20 without shortcuts, for PCA: the width of a layer's outputs is then its own.
+
+    names     as `resnet20`, so a recipe found here fits there; with the same MACs and parameters
+    source    Chakraborty et al. 2020, arXiv 1906.01493 (Hybrid-Net), which measures on nets without shortcuts
+    differs   their classifier has a norm before and behind it
+
+    >>> sum(p.numel() for p in resnet20_plain(10).parameters())
+    269722
+    """
+    del size
+    return ResNetCifar(3, num_classes, in_channels, activation, width, dropout, "plain")
