@@ -18,9 +18,13 @@ if TYPE_CHECKING:
 def import_(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="The old checkpoint, .pth or .pth.tar.")],
-    source: Annotated[str, typer.Option("--from", help="The code that wrote it: xnor-net.")],
+    source: Annotated[str, typer.Option("--from", help="The code that wrote it: xnor-net, network-compression.")],
     model: Annotated[
-        str | None, typer.Option(help="Which net it is: lenet5, nin or alexnet. [default: told from the keys]")
+        str | None,
+        typer.Option(
+            help="Which net it is: lenet5, nin, alexnet; or how it is quantized: bwn, bwn-f, dorefa-1 to dorefa-8, ttq, "
+            "float. [default: told from the keys]"
+        ),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="[default: FILE's name, .safetensors]")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the output file.")] = False,
@@ -68,10 +72,11 @@ def _show(out: Output, done: Imported) -> None:
     facts = ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in done.facts.items()
     )
-    out.result(f"{done.name}: {len(done.rows)} keys, all used; binary layers held {done.weights}")
+    held = "float weights" if done.weights == "float" else f"low-bit layers held {done.weights}"
+    out.result(f"{done.name}: {len(done.rows)} keys, all used; {held}")
     if facts:
         out.result(f"the file says: {facts} (not measured here)")
-    if done.weights != "latents":
+    if done.weights not in ("latents", "float"):
         out.warn(
             "import: the file holds binarized weights, without the latents behind them: good for convert and eval; "
             "training on would start from their signs"
@@ -83,13 +88,14 @@ def _facts(done: Imported) -> dict[str, Any]:
 
 
 def _next(out: Output, done: Imported, target: Path) -> None:
-    """The command that packs it, where the model has its usual width and so can be built by name."""
-    if done.options.get("width", 1) != 1:
-        return
+    """The command that packs it, where there is something to pack and the model can be built by name."""
     classes = done.options.get("num_classes", 10)
+    own = ":" in done.spec  # a function that is called without arguments
+    if done.weights == "float" or done.options.get("width", 1) != 1 or (own and classes != 10):
+        return
     words = ["bitwright", "convert", shlex.quote(str(target)), "--model", done.spec]
-    if ":" in done.spec:
-        words += ["--input", "3,32,32"]
+    if own:
+        words += ["--input", ",".join(map(str, done.shape))]
     elif classes != 10:
         words += ["--classes", str(classes)]
     out.next(" ".join(words), "pack and verify it")

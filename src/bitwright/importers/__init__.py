@@ -15,23 +15,23 @@ from bitwright.importers.mapping import Imported, Row
 
 __all__ = ["Imported", "Row", "import_checkpoint", "sources"]
 
-LATER = ("dnn-gating", "network-compression", "pca-hybrid")
+LATER = ("dnn-gating", "pca-hybrid")
 
 
 def sources() -> tuple[str, ...]:
     """Codes whose checkpoints can be read.
 
     >>> sources()
-    ('xnor-net',)
+    ('xnor-net', 'network-compression')
     """
-    return ("xnor-net",)
+    return ("xnor-net", "network-compression")
 
 
 def import_checkpoint(path: str | os.PathLike[str], source: str, model: str | None = None) -> Imported:
     """Reads an old checkpoint and returns our model with its weights, in eval mode.
 
     source   one of `sources()`
-    model    which net of that code it is; guessed from the keys where not given
+    model    which net (xnor-net) or method (network-compression) of that code it is; told from the keys where not given
 
     Nothing in the file is run. Errors: `InputError` for a file that is missing, damaged or asks to run code,
     and for every key or shape that does not belong to the net.
@@ -52,6 +52,7 @@ def import_checkpoint(path: str | os.PathLike[str], source: str, model: str | No
             given=source,
             possible=", ".join(sources()),
         )
-    from bitwright.importers import xnor_net
+    from bitwright.importers import network_compression, xnor_net
 
-    return xnor_net.from_checkpoint(read_checkpoint(path), where, model)
+    reader = xnor_net if source == "xnor-net" else network_compression
+    return reader.from_checkpoint(read_checkpoint(path), where, model)

@@ -34,8 +34,9 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Checkpoint:
     found = _load(target)
     if not isinstance(found, Mapping):
         raise _damaged(target, f"holds a {type(found).__name__}, not a dict of weights")
-    facts = {str(k): f for k, v in found.items() if (f := _fact(v)) is not None}
     inner = next((found[k] for k in WRAPPERS if isinstance(found.get(k), Mapping)), found)
+    beside = {} if inner is found else found  # in a bare state dict, single numbers are weights and counters
+    facts = {str(k): f for k, v in beside.items() if (f := _fact(v)) is not None}
     named = {str(k): v for k, v in inner.items() if isinstance(v, Tensor)}
     if not named or (inner is not found and len(named) < len(inner)):
         what = next((f"{k!r} is a {type(v).__name__}" for k, v in inner.items() if not isinstance(v, Tensor)), "")

@@ -58,7 +58,9 @@ class Imported:
 
     name     the net, e.g. "nin"; `spec` is what `--model` takes to build it again, `options` what
              `bw.models.create` would need beside the name
-    weights  "latents" or "binarized": what the file held for its binary layers
+    weights  what the file held for its low-bit layers: "latents", "binarized" (signs times scales) or, where it has
+             no such layer, "float"
+    shape    of one input, where `spec` does not tell it
     rows     a row per old key
     recipe   what was applied to the model
     facts    numbers and texts saved beside the weights: epoch, accuracy
@@ -72,6 +74,7 @@ class Imported:
     options: Mapping[str, Any] = field(default_factory=dict)
     facts: Mapping[str, float | str] = field(default_factory=dict)
     weights: str = ""
+    shape: tuple[int, ...] = ()
 
 
 def carry_out(

@@ -78,7 +78,8 @@ def from_checkpoint(checkpoint: Checkpoint, where: str, model: str | None) -> Im
     _check_zeros(checkpoint.tensors, values, where)
     kinds = set(values.binarized.values())
     weights = "latents" if kinds == {False} else "binarized" if kinds == {True} else "latents and binarized"
-    return Imported(ours.eval(), rows, recipe, name, net.spec, options, checkpoint.facts, weights)
+    shape = (3, 32, 32) if name == "nin" else ()
+    return Imported(ours.eval(), rows, recipe, name, net.spec, options, checkpoint.facts, weights, shape)
 
 
 def _check_zeros(tensors: dict[str, Tensor], values: Values, where: str) -> None:
