@@ -26,9 +26,10 @@ def experiments(
     if name is None:
         rows = [_facts(key, text) for key, text in texts.items()]
         out.data["experiments"] = rows
+        room = 100 - max(len(r["name"]) + 2 + len("+".join(map(str, r["epochs"]))) for r in rows) - 4
         out.table(
             ("name", "epochs", "what it is"),
-            [(r["name"], "+".join(map(str, r["epochs"])), clip(_what(r["comment"]), 54)) for r in rows],
+            [(r["name"], "+".join(map(str, r["epochs"])), clip(_what(r["comment"]), room)) for r in rows],
             right=(1,),
         )
         first = next(iter(texts), "NAME")

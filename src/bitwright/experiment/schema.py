@@ -57,7 +57,7 @@ class Data(Table):
 class Model(Table):
     """name and arguments of `bw.models.create`, or "file.py:fn" and the arguments of fn.
 
-    init       "default", "kaiming", "xavier", "orthogonal" or "normal:0.02"
+    init       "default", "kaiming", "xavier", "orthogonal", "xnor" (std 2 / fan_in) or "normal:0.02"
     weights    a safetensors file or a run to start from (float or trained)
     """
 

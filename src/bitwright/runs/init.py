@@ -14,6 +14,7 @@ _SCHEMES: dict[str, Callable[[Tensor], object]] = {
     "kaiming": lambda w: nn.init.kaiming_normal_(w, mode="fan_out", nonlinearity="relu"),
     "xavier": lambda w: nn.init.xavier_uniform_(w),
     "orthogonal": lambda w: nn.init.orthogonal_(w),
+    "xnor": lambda w: nn.init.normal_(w, std=2 / max(1, w[0].numel())),
 }
 POSSIBLE = f"default, {', '.join(_SCHEMES)}, normal:STD"
 
@@ -25,6 +26,7 @@ def initialize(model: nn.Module, scheme: str) -> None:
              "kaiming"      normal, std sqrt(2 / fan_out)                       arXiv 1502.01852
              "xavier"       uniform on +-sqrt(6 / (fan_in + fan_out))           Glorot and Bengio 2010
              "orthogonal"   orthogonal rows (columns, if there are more rows)   arXiv 1312.6120
+             "xnor"         normal, std 2 / fan_in: the ImageNet script of XNOR-Net-PyTorch
              "normal:STD"   normal, std STD
     A weight that two layers share is drawn once. Draws from torch's global generator: seed it before.
 
