@@ -34,10 +34,14 @@ class Data(Table):
     augment      shift, and mirror where that makes sense
     normalize    mean and deviation; None: off where the first layer reads pixels as codes (`input8`), else on
     limit        first n training images;   limit_test   first n test images
-    workers      threads that prepare batches ahead; the order of images does not depend on it
+    workers      above 0: a thread prepares batches ahead, and so many decode pictures of imagenet or a streamed
+                 folder; the order of images does not depend on it
     val          training images held out to pick `best.safetensors`
     binarize     pixels to 0 and 1, for circuits
-    size         side to which the images of a folder are resized
+    size         side to which the images of a folder in memory are resized
+    transform    of imagenet, or of a folder that is read batch by batch: "squash256-crop227", "resize256-crop224",
+                 "random-sized224", or these with other sides
+    format       "folder", or "lmdb" as `bitwright data pack` or Caffe writes it
     """
 
     name: str = "digits"
@@ -52,6 +56,8 @@ class Data(Table):
     val: NonNegativeInt = 0
     binarize: bool = False
     size: PositiveInt = 32
+    transform: str | None = None
+    format: Literal["folder", "lmdb"] = "folder"
 
 
 class Model(Table):
