@@ -381,7 +381,8 @@ def test_two_different_parts_on_one_weight_are_refused() -> None:
     with pytest.raises(InputError, match="0 and 1 share one weight, but slot w wants bwn and ttq"):
         apply(net, [{"match": "0", "w": "bwn"}, {"match": "1", "w": "ttq"}])
     assert type(net[0]) is nn.Linear
-    apply(net, [{"match": "0", "w": "bwn"}])
+    with pytest.warns(BitwrightWarning, match="0 shares its weight with 1, which reads it as a float"):
+        apply(net, [{"match": "0", "w": "bwn"}])
     with pytest.raises(InputError, match="share one weight"):
         apply(net, [{"match": "1", "w": {"part": "bwn", "granularity": "layer"}}])
     apply(net, [{"match": "1", "w": "bwn"}])

@@ -57,6 +57,22 @@ def test_ranges_by_hand() -> None:
     assert (net[0].x.low.item(), net[0].x.high.item(), net[0].x.seen.item()) == (-2.0, 3.0, 2)
 
 
+def test_layers_that_evaluate_on_whole_numbers_are_seen_too() -> None:
+    """Weight and input on integer grids: evaluation multiplies the integers and would pass both parts by."""
+    lsq = {"part": "lsq", "bits": 4}
+    net: Any = nn.Sequential(bw.nn.Linear(2, 1, w=lsq, x={**lsq, "signed": True}))
+    x = torch.cat(BATCHES)
+    calibrate(net, [x])
+    torch.testing.assert_close(net[0].x.step, 2 * x.abs().mean() / 7**0.5)
+    with torch.no_grad():
+        net[0].weight.mul_(10)
+    calibrate(net, [x])
+    torch.testing.assert_close(net[0].w.step, 2 * net[0].weight.abs().mean() / 7**0.5)
+    pair: Any = nn.Sequential(bw.nn.Linear(2, 1, w="bwn", x={"part": "pact", "bits": 4}))
+    calibrate(pair, [x])
+    assert pair[0].x.alpha.item() < 10
+
+
 def test_chain_shows_the_link_what_it_sees() -> None:
     net: Any = nn.Sequential(bw.nn.Linear(2, 1, x=["norm", {"part": "uniform", "bits": 8, "signed": True}]))
     with torch.no_grad():

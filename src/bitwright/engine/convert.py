@@ -103,6 +103,13 @@ def _example(example: Any) -> Tensor:
     if not isinstance(example, Tensor) or example.dim() < 2 or example.shape[0] < 1:
         what = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise InputError(f"convert: the example is one batch of inputs [N, ...], got {what}", code="convert-example")
+    if example.dtype != torch.uint8 and not example.is_floating_point():
+        raise InputError(
+            f"convert: the example holds {str(example.dtype).removeprefix('torch.')}, packed nets read floats or uint8 "
+            "pixels. Convert the part of the model behind its embedding, with that part's input",
+            code="convert-example",
+            given=str(example.dtype),
+        )
     return example.float() / 255 if example.dtype == torch.uint8 else example.float()
 
 

@@ -90,10 +90,13 @@ class SlotLayer(nn.Module):
     def exact(self, raw: Tensor, op: Callable[..., Tensor]) -> Tensor | None:
         """Evaluation of a layer whose weight and input are both whole numbers times a unit: the product of the whole
         numbers (exact below 2^24 in float32), one multiply by the units, one add. So the trained net itself gives
-        what the packed one will, not a sum of rounded products. None where the slots do not allow it.
+        what the packed one will, not a sum of rounded products. None where the slots do not allow it, and where
+        somebody watches a part (`bw.calibrate` does): only a call of the part reaches its hooks.
         """
         x_whole, w_whole = moment(self.x, "whole"), moment(self.w, "whole")
         if x_whole is None or w_whole is None or self.gate is not None:
+            return None
+        if any(part is not None and (part._forward_pre_hooks or part._forward_hooks) for part in (self.x, self.w)):
             return None
         x, x_unit = x_whole(raw)
         w, w_unit = w_whole(self.slot_weight())

@@ -23,6 +23,7 @@ class Ttq(nn.Module):
     shape     w any; p, n scalars (no weight decay: see `bw.param_groups`)
     options   init: "mean" starts p and n at the mean size of the weights they stand for (read from the layer),
               "one" at 1 as the authors' code
+    moments   observe (`bw.calibrate`): with init="mean" reads p and n again, for weights that were loaded after `bw.apply`
     source    Zhu et al. 2017, arXiv 1612.01064, section 3
     differs   the paper prints dn without its minus, so n would walk uphill; latents are not divided by max|w| first
               (no public code does it). compat="seed": p and n start at random in 0..1, their gradients are means over all
@@ -44,7 +45,7 @@ class Ttq(nn.Module):
             raise InputError(f"part ttq: init={init!r} is neither mean nor one", code="option")
         if not 0 <= threshold < 1:  # below 0 the regions overlap, from 1 on both are empty
             raise InputError(f"part ttq: threshold={threshold!r}; it lies in 0..1, below 1", code="option")
-        self.threshold = threshold
+        self.threshold, self.init = threshold, init
         self.seed = check_compat("ttq", compat)
         start = torch.rand(2) if self.seed else torch.ones(2)
         self.p, self.n = nn.Parameter(start[0].clone()), nn.Parameter(start[1].clone())
@@ -55,12 +56,18 @@ class Ttq(nn.Module):
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
             new.to(weight.device)
-            if init == "mean" and not new.seed and weight.device.type != "meta" and weight.numel():
-                with torch.no_grad():
-                    for scale, region in zip((new.p, new.n), new.regions(weight), strict=True):
-                        if region.any():
-                            scale.copy_(weight[region].float().abs().mean())
+            if weight.device.type != "meta":
+                new.observe(weight)
         return new
+
+    @torch.no_grad()
+    def observe(self, w: Tensor) -> None:
+        """Sets p and n from weights; a side without weights keeps its value."""
+        if self.init != "mean" or self.seed or not w.numel():
+            return
+        for scale, region in zip((self.p, self.n), self.regions(w), strict=True):
+            if region.any():
+                scale.copy_(w[region].float().abs().mean())
 
     def regions(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         fixed = kept_only(w.detach(), keep)

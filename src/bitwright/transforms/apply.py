@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any, TypeVar
 
 import torch
 from torch import nn
 
-from bitwright.errors import InputError
+from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.registry import SLOTS
 from bitwright.transforms.facts import links_of, part_text, signed_first
@@ -24,6 +25,7 @@ from bitwright.transforms.resolve import (
     check_tied,
     exact,
     resolve,
+    shared_with_float,
     slot_layers,
     warn_skipped,
 )
@@ -69,6 +71,13 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
         undo.run()
         torch.set_rng_state(rng)
         raise
+    for text in shared_with_float(model, {d.name: new for d, new in built if "w" in d.slots}):
+        warnings.warn(
+            f"apply: {text}: what {text.split(' ')[0]}'s part clips or centers changes there too. "
+            'Leave it float (w = "float"), or untie the two',
+            BitwrightWarning,
+            stacklevel=2,
+        )
     project(model, only={id(p) for d, new in built for s in d.slots if (p := getattr(new, s)) is not None})
     before = getattr(model, ATTRIBUTE, Recipe())
     setattr(model, ATTRIBUTE, before + resolved.recipe)

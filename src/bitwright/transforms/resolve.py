@@ -12,6 +12,7 @@ from torch import nn
 
 from bitwright.errors import BitwrightWarning, InputError, nearest
 from bitwright.nn.layers import SlotLayer, replace_layer
+from bitwright.parts.moments import moment
 from bitwright.transforms.layers import Candidate, candidates
 from bitwright.transforms.recipe import Recipe
 from bitwright.transforms.walk import Seen, run_forward
@@ -195,6 +196,23 @@ def check_tied(layers: dict[str, SlotLayer], verb: str) -> None:
                 code="tied",
                 layer=name,
             )
+
+
+def shared_with_float(model: nn.Module, layers: dict[str, SlotLayer]) -> list[str]:
+    """In words: weights that a part will clip or center while a module without that part reads them as they are."""
+    owners: dict[int, list[str]] = {}
+    mine = {id(layer) for layer in layers.values()}
+    names = {name for name, layer in layers.items() if layer.w is not None}
+    for name, module in model.named_modules():
+        for value in () if id(module) in mine or name in names else module._parameters.values():
+            owners.setdefault(id(value), []).append(name)
+    found = []
+    for name, layer in layers.items():
+        step = None if layer.w is None else moment(layer.w, "after_step")
+        others = owners.get(id(layer._parameters.get("weight")), [])
+        if step is not None and others:
+            found.append(f"{name} shares its weight with {', '.join(others)}, which reads it as a float")
+    return found
 
 
 def slot_layers(model: nn.Module) -> dict[str, SlotLayer]:
