@@ -42,7 +42,8 @@ def rows() -> dict[str, str]:
         flags, typed = re.findall(r"`([^`]*)`", line.split("|")[1]), re.findall(r"`([^`]*)`", line.split("|")[2])
         assert len(typed) == 1
         assert len({SHORT.get(flag, flag) for flag in flags}) == 1, line
-        found[SHORT.get(flags[0], flags[0])] = typed[0]
+        name: str = flags[0]
+        found[SHORT.get(name, name)] = typed[0]
     return found
 
 

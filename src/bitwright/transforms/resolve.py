@@ -201,10 +201,10 @@ def check_tied(layers: dict[str, SlotLayer], verb: str) -> None:
 def shared_with_float(model: nn.Module, layers: dict[str, SlotLayer]) -> list[str]:
     """In words: weights that a part will clip or center while a module without that part reads them as they are."""
     owners: dict[int, list[str]] = {}
-    mine = {id(layer) for layer in layers.values()}
-    names = {name for name, layer in layers.items() if layer.w is not None}
+    mine = {name for name, layer in layers.items() if layer.w is not None}
     for name, module in model.named_modules():
-        for value in () if id(module) in mine or name in names else module._parameters.values():
+        coded = name in mine or (isinstance(module, SlotLayer) and module.w is not None)
+        for value in () if coded else module._parameters.values():
             owners.setdefault(id(value), []).append(name)
     found = []
     for name, layer in layers.items():
