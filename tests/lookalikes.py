@@ -221,7 +221,7 @@ class SqueezeExcite(nn.Module):
     def __init__(self, width: int) -> None:
         super().__init__()
         self.fc1, self.fc2 = nn.Conv2d(width, 4, 1), nn.Conv2d(4, width, 1)
-        self.act, self.gate = nn.ReLU(inplace=True), nn.Sigmoid()
+        self.act, self.gate = nn.SiLU(inplace=True), nn.Sigmoid()
 
     def forward(self, x: Tensor) -> Tensor:
         s = self.fc2(self.act(self.fc1(x.mean((2, 3), keepdim=True))))

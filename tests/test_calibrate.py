@@ -73,6 +73,33 @@ def test_layers_that_evaluate_on_whole_numbers_are_seen_too() -> None:
     assert pair[0].x.alpha.item() < 10
 
 
+def test_norms_of_a_net_whose_weights_grew() -> None:
+    """dorefa_w on a float net: with its running statistics ranges explode from layer to layer, and the net is dead."""
+    torch.manual_seed(0)
+    layers: list[nn.Module] = []
+    for _ in range(4):
+        layers += [nn.Linear(32, 32, bias=False), nn.BatchNorm1d(32), nn.ReLU()]
+    net = nn.Sequential(*layers, nn.Linear(32, 2))
+    x = torch.randn(256, 32)
+    with torch.no_grad():
+        for _ in range(20):
+            net.train()(x)
+    rule = {"match": "*", "w": {"part": "dorefa_w", "bits": 4}, "x": {"part": "pact", "bits": 4}}
+    bw.apply(net, [rule, {"match": "0", "x": "float"}])
+    state = {key: value.clone() for key, value in net.state_dict().items()}
+    for norms, alive in (("running", False), ("batch", True)):
+        net.load_state_dict(state)
+        calibrate(net, [x], norms=norms)
+        changed = {key for key, value in net.state_dict().items() if not torch.equal(value, state[key])}
+        assert changed and all(key.endswith((".x.alpha", ".x.seen")) for key in changed)
+        net.train()(x).square().mean().backward()
+        grads = [p.grad for name, p in net.named_parameters() if name.endswith(".weight") and p.dim() == 2]
+        assert (min(float(g.abs().sum()) for g in grads if g is not None) > 0) is alive
+        net.zero_grad(set_to_none=False)
+    with pytest.raises(InputError, match="norms='eval' is neither running nor batch"):
+        calibrate(net, [x], norms="eval")
+
+
 def test_chain_shows_the_link_what_it_sees() -> None:
     net: Any = nn.Sequential(bw.nn.Linear(2, 1, x=["norm", {"part": "uniform", "bits": 8, "signed": True}]))
     with torch.no_grad():

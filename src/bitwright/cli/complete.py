@@ -9,8 +9,9 @@ from typing import Any, Literal, get_args, get_origin
 
 # the names of `bw.models.list()`, which needs torch; a test compares the two
 MODELS = (
-    "mlp", "lenet5", "lenet300", "nin", "vgg_small", "resnet20", "resnet32", "resnet44", "resnet56",
-    "bireal_resnet20", "bireal_resnet32", "resnet18", "bireal_resnet18", "alexnet",
+    "mlp", "lenet5", "lenet300", "nin", "cifarnet", "m_cifarnet", "vgg_small", "vgg15", "resnet20", "resnet32",
+    "resnet44", "resnet56", "resnet20_postact", "resnet20_plain", "bireal_resnet20", "bireal_resnet32", "resnet18",
+    "bireal_resnet18", "alexnet",
 )  # fmt: skip
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder")
 STAGES = 3  # offered as stage.0 to stage.2; more can be typed

@@ -192,7 +192,7 @@ def _calibrate(job: Job, batches: int) -> None:
             job.signals.check()
             yield pair
 
-    calibrate(job.net, some())
+    calibrate(job.net, some(), norms="batch")
 
 
 def not_finite(job: Job, what: str, images: torch.Tensor | None) -> Negative:

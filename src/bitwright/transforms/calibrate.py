@@ -2,22 +2,44 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitwright.errors import InputError
 from bitwright.parts.moments import moment
+from bitwright.parts.norm import Norm
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.project import parts_of
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
+@contextmanager
+def _kept(model: nn.Module, batch: bool) -> Iterator[None]:
+    """Norms in training mode, whose running statistics are put back: torch's kernel moves them unseen by autograd."""
+    found = [m for m in model.modules() if isinstance(m, (_BatchNorm, Norm))] if batch else []
+    saved = [(buffer, buffer.clone()) for module in found for buffer in module.buffers()]
+    for module in found:
+        module.train()
+    try:
+        yield
+    finally:
+        for buffer, value in saved:
+            buffer.copy_(value)
+
+
+def calibrate(model: nn.Module, batches: Iterable[Any], norms: str = "running") -> None:
     """Runs eval forwards over `batches` (inputs, or (input, target) pairs) and feeds `observe` of the parts.
 
     A part observes a batch just before it quantizes it, so later layers see inputs that are already in range.
     Weights are observed once. Nothing else changes: no running statistics, no training flags.
+
+    norms   "running": norms use their running statistics, as the net will after training or packing as it is;
+            "batch": those of each batch, as training will. Before training take "batch": where the parts change the
+            size of weights (dorefa_w puts them on [-1, 1]), the running statistics of the float net do not fit, the
+            activations grow from layer to layer, and ranges read off them leave every later input at zero
 
     >>> import bitwright as bw, torch
     >>> net = nn.Sequential(bw.nn.Linear(2, 1, x={"part": "uniform", "bits": 8}))
@@ -25,6 +47,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
     >>> net[0].x.high.item()
     3.0
     """
+    if norms not in ("running", "batch"):
+        raise InputError(f"calibrate: norms={norms!r} is neither running nor batch", code="option", given=norms)
     observers = [(slot, part) for _, _, slot, part in parts_of(model) if moment(part, "observe") is not None]
     counted, done = 0, set[int]()
 
@@ -42,7 +66,8 @@ def calibrate(model: nn.Module, batches: Iterable[Any]) -> None:
 
     handles = [part.register_forward_pre_hook(watch(slot)) for slot, part in observers]
     try:
-        with evaluating(model, leave=[m for _, part in observers for m in part.modules()]):
+        leave = [m for _, part in observers for m in part.modules() if not isinstance(m, (_BatchNorm, Norm))]
+        with evaluating(model, leave=leave), _kept(model, norms == "batch"):
             for batch in batches:
                 counted += 1
                 run_model(model, batch[0] if isinstance(batch, (tuple, list)) else batch)
