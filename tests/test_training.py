@@ -287,9 +287,9 @@ def test_ctrl_c_while_calibrating(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     original = stages.calibrate
 
-    def interrupted(net: Any, batches: Any) -> None:
+    def interrupted(net: Any, batches: Any, **options: Any) -> None:
         signal.raise_signal(signal.SIGINT)
-        original(net, batches)
+        original(net, batches, **options)
 
     monkeypatch.setattr(stages, "calibrate", interrupted)
     with pytest.raises(Stopped, match=r"stopped at stage 1, epoch 0, step 0 of 7; saved"):
