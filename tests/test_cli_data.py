@@ -256,8 +256,9 @@ def test_unknown_set(tmp_path: Path):
 
 def test_the_tables_agree_with_what_load_reads():
     """Every file that is checked is fetched, under the same digest, from an encrypted address first."""
-    assert set(get.SOURCES) == set(files.LAYOUTS)
-    for name, archives in get.SOURCES.items():
+    assert set(get.SOURCES) == {*files.LAYOUTS, "svhn-extra"}
+    for name in files.LAYOUTS:
+        archives = (*get.SOURCES[name], *get.SOURCES.get(f"{name}-extra", ()))
         fetched = {file: digest for archive in archives for file, digest in archive.members.items()}
         assert files.LAYOUTS[name].md5.items() <= fetched.items()
         assert all(a.addresses[0].startswith("https://") and len(a.md5) == 32 for a in archives)
@@ -295,6 +296,7 @@ def test_check_command(server: Server, tmp_path: Path, capsys: pytest.CaptureFix
     found = {row["name"]: row["status"] for row in answer["sets"]}
     assert found == {
         "digits": "ok", "mnist": "missing", "fashion-mnist": "missing", "cifar10": "missing", "cifar100": "damaged",
+        "svhn": "missing", "stl10": "missing", "imagenet": "missing",
     }  # fmt: skip
     assert answer["status"] == "damaged" and answer["next"][0] == "bitwright data get cifar100"
     (tmp_path / FOLDER / "test").unlink()

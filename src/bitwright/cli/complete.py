@@ -13,7 +13,7 @@ MODELS = (
     "resnet44", "resnet56", "resnet20_postact", "resnet20_plain", "bireal_resnet20", "bireal_resnet32", "resnet18",
     "bireal_resnet18", "alexnet",
 )  # fmt: skip
-DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "folder")
+DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "imagenet", "folder")
 STAGES = 3  # offered as stage.0 to stage.2; more can be typed
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
 
 NEEDED = (
     "torch", "numpy", "safetensors", "pydantic", "typer", "rich", "scikit-learn", "lightning", "torchmetrics",
-    "tensorboard", "jinja2",
+    "tensorboard", "jinja2", "scipy",
 )  # fmt: skip
 EXTRAS = {
-    "data": ("pillow",),
+    "data": ("pillow", "lmdb"),
     "interactive": ("plotly",),
     "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "docs": ("mkdocs", "mkdocs-material"),

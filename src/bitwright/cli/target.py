@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from bitwright.cli.resolve import Shape
-    from bitwright.data import Dataset
+    from bitwright.data import Dataset, Images
     from bitwright.experiment import Experiment
     from bitwright.runs import Run
 
@@ -59,7 +59,7 @@ def experiment_of(target: str) -> Experiment | None:
     return None
 
 
-def test_images(experiment: Experiment, data_root: str | None = None) -> Dataset:
+def test_images(experiment: Experiment, data_root: str | None = None) -> Images:
     """The test images of an experiment; `data_root` where its data lies on this machine."""
     from bitwright.runs import dataset
 
@@ -114,7 +114,7 @@ def quoted(path: str | Path) -> str:
     return shlex.quote(str(path))
 
 
-def trained_net(run: Run, images: Dataset) -> nn.Module:
+def trained_net(run: Run, images: Images) -> nn.Module:
     """The run's trained net in eval mode, sized by these images; an unfinished run is `Run.model`'s one line."""
     from bitwright.engine.files import load
     from bitwright.runs import build_model

@@ -2,11 +2,13 @@
 
 `digits` is always there; the others are looked for below the root argument, else BITWRIGHT_DATA (a path
 list), else ~/.cache/bitwright. Nothing is downloaded here. Own data is a "folder" of pictures or "file.py:fn".
+`imagenet`, and a folder with a transform, are read and decoded batch by batch; all others are held in memory.
 """
 
 import difflib
 import os
 from dataclasses import dataclass
+from typing import overload
 
 from bitwright import usercode
 from bitwright.errors import InputError
@@ -18,8 +20,16 @@ from .files import LAYOUTS, find, folders, md5, member
 from .folder import read_folder
 from .function import read_function
 from .idx import read_pair
+from .imagenet import open_streamed
+from .imagenet_check import FileStatus, check_imagenet
+from .images import Images
+from .stl10 import SPLITS as STL10_SPLITS
+from .stl10 import files_of, read_stl10
+from .streamed import Streamed
+from .svhn import FILES as SVHN_FILES
+from .svhn import read_svhn
 
-__all__ = ["Batches", "Dataset", "FileStatus", "check", "load", "loader_rate", "names"]
+__all__ = ["Batches", "Dataset", "FileStatus", "Images", "Streamed", "check", "load", "loader_rate", "names"]
 
 Root = str | os.PathLike[str] | None
 
@@ -51,6 +61,11 @@ _FACTS = {
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
     "cifar100": _Facts((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), pad=4, flip=True),  # names: meta
+    "svhn": _Facts((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), pad=4, flip=False, classes=_DIGITS),
+    "stl10": _Facts(
+        (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), pad=12, flip=True,
+        classes=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
+    ),
 }  # fmt: skip
 _CIFAR10_FILES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 
@@ -59,28 +74,69 @@ def names() -> tuple[str, ...]:
     """Sets that `load` knows.
 
     >>> names()
-    ('digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100')
+    ('digits', 'mnist', 'fashion-mnist', 'cifar10', 'cifar100', 'svhn', 'stl10', 'imagenet')
     """
-    return tuple(_FACTS)
+    return (*_FACTS, "imagenet")
 
 
-def load(name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32) -> Dataset:
-    """One split ("train" or "test") of a set, in memory as uint8; CIFAR-100 with its 100 fine labels.
+def splits(name: str) -> tuple[str, ...]:
+    """The splits of a set. Those beyond train and test are for the Python interface.
 
-    name     one of `names()`; "folder": pictures below `root`, see `folder.read_folder`; "file.py:fn": what the
-             user's fn(split) gives, see `function.read_function`
-    verify   also compare the MD5 of each file of a named set with the published one (about 0.3 s for CIFAR)
-    size     side in pixels to which the pictures of a folder are resized
+    >>> splits("svhn")
+    ('train', 'test', 'extra', 'train+extra')
+    """
+    return {"svhn": tuple(SVHN_FILES), "stl10": STL10_SPLITS}.get(name, ("train", "test"))
+
+
+@overload
+def load(
+    name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0
+) -> Dataset: ...
+@overload
+def load(
+    name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0,
+    transform: str | None, format: str = "folder",
+) -> Images: ...  # fmt: skip
+
+
+def load(
+    name: str,
+    root: Root = None,
+    split: str = "train",
+    *,
+    verify: bool = False,
+    size: int = 32,
+    workers: int = 0,
+    transform: str | None = None,
+    format: str = "folder",
+) -> Images:
+    """One split ("train" or "test", see `splits`) of a set, in memory as uint8; CIFAR-100 with its 100 fine labels.
+
+    name       one of `names()`; "folder": pictures below `root`, see `folder.read_folder`; "file.py:fn": what the
+               user's fn(split) gives, see `function.read_function`
+    verify     also compare the MD5 of each file of a named set with the published one (about 0.3 s for CIFAR)
+    size       side in pixels to which the pictures of a folder in memory are resized
+    transform  for "imagenet" [default: random-sized224], or for a folder that is to be read batch by batch: see
+               `transform.Transform`; then also format "folder" or "lmdb", and `workers`, threads that decode. The
+               result is a `Streamed`, which has everything of a `Dataset` but the pixels
 
     >>> d = load("digits", split="test")
     >>> len(d), d.images.shape, d.images.dtype
     (360, torch.Size([360, 1, 8, 8]), torch.uint8)
     """
+    streamed = name == "imagenet" or transform is not None or format != "folder"
+    if streamed and name not in ("imagenet", "folder"):
+        raise InputError(
+            f"data {name}: transform and format are for imagenet and folder; {name} is held in memory",
+            code="data-transform",
+        )
     own = name == "folder" or usercode.is_own(name)
     if not own:
         _check_name(name)
-    if split not in ("train", "test"):
-        raise InputError(f"data {name}: unknown split {split!r}; possible: train, test")
+    if split not in splits(name):
+        raise InputError(f"data {name}: unknown split {split!r}; possible: {', '.join(splits(name))}")
+    if streamed:
+        return open_streamed(name, root, split, transform, format, workers)
     if size < 1:
         raise InputError(f"data {name}: size={size}; possible: at least 1")
     if own:
@@ -99,6 +155,12 @@ def load(name: str, root: Root = None, split: str = "train", *, verify: bool = F
                 paths = [member(name, folder, split), member(name, folder, "meta")]
                 images, labels = read_batches(paths[:1], b"fine_labels", 100)
                 classes = read_names(paths[1], b"fine_label_names", 100)
+            elif name == "svhn":
+                paths = [member(name, folder, f"{file}_32x32.mat") for file in SVHN_FILES[split]]
+                images, labels = read_svhn(paths)
+            elif name == "stl10":
+                paths = [member(name, folder, file) for file in files_of(split)]
+                images, labels = read_stl10(paths, split)
             else:
                 stem = "train" if split == "train" else "t10k"
                 parts = ("-images-idx3-ubyte", "-labels-idx1-ubyte")
@@ -117,16 +179,6 @@ def load(name: str, root: Root = None, split: str = "train", *, verify: bool = F
     return Dataset(name, images, labels, classes, facts.mean, facts.std, facts.pad, facts.flip)
 
 
-@dataclass(frozen=True)
-class FileStatus:
-    """A row of `check`. status: "ok", "missing" or "damaged"; detail is empty when ok."""
-
-    name: str
-    path: str
-    status: str
-    detail: str = ""
-
-
 def check(name: str, root: Root = None) -> list[FileStatus]:
     """Whether each file of a set is there and has the published MD5. Raises only for an unknown name.
 
@@ -136,6 +188,8 @@ def check(name: str, root: Root = None) -> list[FileStatus]:
     _check_name(name)
     if name == "digits":
         return [FileStatus(name, "(scikit-learn)", "ok")]
+    if name == "imagenet":
+        return check_imagenet(root)
     try:
         folder = find(name, root)
     except InputError:
@@ -146,6 +200,8 @@ def check(name: str, root: Root = None) -> list[FileStatus]:
         try:
             path = member(name, folder, file)
         except InputError:
+            if file in LAYOUTS[name].optional:
+                continue
             rows.append(FileStatus(name, str(folder / file), "missing", f"get it: bitwright data get {name}"))
             continue
         found = md5(path)
@@ -157,7 +213,7 @@ def check(name: str, root: Root = None) -> list[FileStatus]:
 
 
 def _check_name(name: str) -> None:
-    if name not in _FACTS:
+    if name not in names():
         close = difflib.get_close_matches(str(name), names(), 1)
         hint = f"; did you mean {close[0]!r}?" if close else ";"
         own = "own data: folder, file.py:fn"

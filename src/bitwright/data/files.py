@@ -14,12 +14,16 @@ DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # apt-get install da
 
 @dataclass(frozen=True)
 class Layout:
-    """A folder below a root (as torchvision downloads it) and the MD5 of each file's content, unpacked."""
+    """A folder below a root (as torchvision downloads it; "" is the root itself), the MD5 of each file's content, unpacked.
+
+    optional   files that the usual splits do without: their absence is no fault
+    """
 
     folder: str
     md5: dict[str, str]
     zipped: bool = False  # the files may also be there as .gz
     fallback: Path | None = None  # a system folder that is read in place when no root has the set
+    optional: tuple[str, ...] = ()
 
 
 LAYOUTS = {
@@ -63,6 +67,27 @@ LAYOUTS = {
             "meta": "7973b15100ade9c7d40fb424638fde48",
         },
     ),
+    "svhn": Layout(
+        "",
+        {
+            "train_32x32.mat": "e26dedcc434d2e4c54c9b2d4a06d8373",
+            "test_32x32.mat": "eb5a983be6a315427106f1b164d9cef3",
+            "extra_32x32.mat": "a93ce644f1a588dc4d68dda5feec44a7",
+        },
+        optional=("extra_32x32.mat",),
+    ),
+    "stl10": Layout(
+        "stl10_binary",
+        {
+            "train_X.bin": "918c2871b30a85fa023e0c44e0bee87f",
+            "train_y.bin": "5a34089d4802c674881badbb80307741",
+            "test_X.bin": "7f263ba9f9e0b06b93213547f721ac82",
+            "test_y.bin": "36f9794fa4beb8a2c72628de14fa638e",
+            "unlabeled_X.bin": "5242ba1fed5e4be9e1e742405eb56ca4",
+            "fold_indices.txt": "4bbf8cd098ab9f87fe03fbcb37c06b28",
+        },
+        optional=("unlabeled_X.bin", "fold_indices.txt"),
+    ),
 }
 
 
@@ -82,10 +107,13 @@ def folders(name: str, root: str | os.PathLike[str] | None) -> list[Path]:
 
 
 def find(name: str, root: str | os.PathLike[str] | None) -> Path:
-    """The first of `folders` that exists and is not empty."""
+    """The first of `folders` that exists and is not empty; without a folder of its own, the first with a file of the set."""
     tried = folders(name, root)
+    layout = LAYOUTS[name]
     for folder in tried:
-        if folder.is_dir() and any(folder.iterdir()):
+        if folder.is_dir() and (
+            any(folder.iterdir()) if layout.folder else any((folder / file).is_file() for file in layout.md5)
+        ):
             return folder
     raise InputError(
         f"data {name}: not found in {', '.join(map(str, tried))}. "

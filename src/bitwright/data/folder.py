@@ -33,7 +33,12 @@ def read_folder(root: str | os.PathLike[str] | None, split: str, size: int) -> D
     classes = tuple(train)
     train_rows = _rows(train)
     rows = train_rows if split == "train" else _rows(test)
-    check_memory(f"data folder {folder}", len(rows), (3, size, size), f"Try data.size={max(1, size // 2)}")
+    check_memory(
+        f"data folder {folder}",
+        len(rows),
+        (3, size, size),
+        f"Try data.size={max(1, size // 2)}, or data.transform, which reads them batch by batch",
+    )
     # what was read may not have changed since: place, size in bytes and time of each training picture
     key = (size, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for _, path in train_rows))
     pictures = [read_picture(path, size) for _, path in rows]

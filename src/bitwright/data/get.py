@@ -21,14 +21,15 @@ from .files import LAYOUTS, md5, roots
 
 Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all (0: not told)
 TIMEOUT = 30  # seconds without a byte
-LARGEST = 1 << 30  # bytes of one unpacked file; the largest of the sets has 155 million
+LARGEST = 4 << 30  # bytes of one unpacked file; the largest of the sets has 2.8 billion
 
 
 @dataclass(frozen=True)
 class Archive:
     """One file to download: its name, its MD5, the addresses to try in order.
 
-    members   files to take out of it -> their MD5, name in the archive as in the set's folder; a .gz holds one
+    members   files to take out of it -> their MD5, name in the archive as in the set's folder; a .gz holds one,
+              and what is no archive is the file itself
     """
 
     name: str
@@ -48,6 +49,20 @@ def _gz(name: str, folders: tuple[str, ...], digests: dict[str, str]) -> tuple[A
 def _tar(name: str, file: str, digest: str, more: dict[str, str]) -> tuple[Archive, ...]:
     folders = ("https://www.cs.toronto.edu/~kriz/", "https://cave.cs.toronto.edu/kriz/")
     return (Archive(file, digest, tuple(f + file for f in folders), {**LAYOUTS[name].md5, **more}),)
+
+
+_SVHN = ("https://ufldl.stanford.edu/housenumbers/", "http://ufldl.stanford.edu/housenumbers/")
+_STL10 = ("https://cs.stanford.edu/~acoates/stl10/", "http://ai.stanford.edu/~acoates/stl10/")
+
+
+def _mat(*splits: str) -> tuple[Archive, ...]:
+    """Files of SVHN, which are not packed."""
+    found = []
+    for split in splits:
+        file = f"{split}_32x32.mat"
+        digest = LAYOUTS["svhn"].md5[file]
+        found.append(Archive(file, digest, tuple(f + file for f in _SVHN), {file: digest}))
+    return tuple(found)
 
 
 SOURCES: dict[str, tuple[Archive, ...]] = {
@@ -79,17 +94,30 @@ SOURCES: dict[str, tuple[Archive, ...]] = {
         {"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
     ),
     "cifar100": _tar("cifar100", "cifar-100-python.tar.gz", "eb9058c3a382ffc7106e4002c42a8d85", {}),
+    "svhn": _mat("train", "test"),
+    "svhn-extra": _mat("extra"),  # 1.3 GB that most trainings do without
+    "stl10": (Archive(
+        "stl10_binary.tar.gz", "91f7769df0f17e558f3565bffb0c7dfb",
+        tuple(f + "stl10_binary.tar.gz" for f in _STL10), LAYOUTS["stl10"].md5,
+    ),),
 }  # fmt: skip
 
 
 def get(name: str, root: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
-    """Downloads a set below `root` (else the first folder of BITWRIGHT_DATA, else ~/.cache/bitwright).
+    """Downloads a set below `root` (else the last folder of BITWRIGHT_DATA, else ~/.cache/bitwright).
 
     Returns the folder of the set, laid out as torchvision's. What is there and whole is not fetched again; what
     was broken off goes on where it stopped, if the server can. Files get their names only after their MD5 and
     that of their archive were right; nothing else of the archive is unpacked.
     Errors: `InputError`, in one line, without a network, with a wrong MD5, or on a full disk.
     """
+    if name == "imagenet":
+        raise InputError(
+            "data get imagenet: its terms allow no download without an account: get the archives of ILSVRC 2012 from "
+            "image-net.org and unpack them into ROOT/imagenet/train/WNID/*.JPEG and ROOT/imagenet/val/WNID/*.JPEG",
+            code="data-manual",
+            given=name,
+        )
     if name not in SOURCES:
         raise InputError(
             f"data get: cannot get {name!r}.{nearest(name, SOURCES)} Possible: {', '.join(SOURCES)}",
@@ -97,11 +125,11 @@ def get(name: str, root: str | os.PathLike[str] | None = None, progress: Progres
             given=name,
             possible=", ".join(SOURCES),
         )
-    base = roots(root)[0]
+    base, archives, name = roots(root)[-1], SOURCES[name], name.removesuffix("-extra")
     folder = base / LAYOUTS[name].folder
     try:
         base.mkdir(parents=True, exist_ok=True)
-        for archive in SOURCES[name]:
+        for archive in archives:
             if not all(_whole(name, folder, file, digest) for file, digest in archive.members.items()):
                 _fetch(name, archive, base, folder, progress or (lambda file, done, size: None))
     except OSError as error:
@@ -197,9 +225,12 @@ def _unpack(name: str, archive: Archive, part: Path, base: Path, folder: Path) -
                         file = member.name.removeprefix("./").removeprefix(f"{folder.name}/")
                         if file in archive.members and member.isreg() and (source := tar.extractfile(member)):
                             _copy(source, Path(temporary) / file)  # type: ignore[arg-type]
-            else:
+            elif archive.name.endswith(".gz"):
                 with gzip.open(part) as source:
                     _copy(source, Path(temporary) / next(iter(archive.members)))  # type: ignore[arg-type]
+            else:
+                with open(part, "rb") as source:
+                    _copy(source, Path(temporary) / next(iter(archive.members)))
         except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
             raise _bad(name, archive, f"cannot be unpacked ({' '.join(str(error).split())})") from None
         for file, digest in archive.members.items():

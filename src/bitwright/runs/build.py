@@ -13,14 +13,22 @@ from bitwright.runs.init import initialize
 from bitwright.transforms import Recipe, apply, recipe_of
 
 if TYPE_CHECKING:
-    from bitwright.data import Dataset
+    from bitwright.data import Images
     from bitwright.experiment import Experiment
 
 
-def dataset(experiment: Experiment, split: str) -> Dataset:
+def dataset(experiment: Experiment, split: str) -> Images:
     """ "train", "test", or "val" (the last `data.val` training images, which "train" then lacks)."""
     spec = experiment.data
-    found = data.load(spec.name, spec.root, "test" if split == "test" else "train", size=spec.size)
+    found = data.load(
+        spec.name,
+        spec.root,
+        "test" if split == "test" else "train",
+        size=spec.size,
+        transform=spec.transform,
+        format=spec.format,
+        workers=spec.workers,
+    )
     if split == "test":
         found = found.limit(spec.limit_test) if spec.limit_test else found
     else:
@@ -39,12 +47,12 @@ def normalized(experiment: Experiment) -> bool:
     return not any("input8" in repr(rule.slots.get("x", "")) for rule in rules)
 
 
-def example_of(experiment: Experiment, images: Dataset, batch: int = 2) -> Tensor:
+def example_of(experiment: Experiment, images: Images, batch: int = 2) -> Tensor:
     """The first images, as the model gets them."""
     return next(iter(images.limit(batch).batches(batch, normalize=normalized(experiment))))[0]
 
 
-def build_model(experiment: Experiment, images: Dataset | None = None, *, weights: bool = True) -> nn.Module:
+def build_model(experiment: Experiment, images: Images | None = None, *, weights: bool = True) -> nn.Module:
     """The float model, before any stage. Sizes that the file leaves open come from the data.
 
     weights   False: no init scheme and no start weights, for a model whose weights are read anyway
@@ -57,7 +65,7 @@ def build_model(experiment: Experiment, images: Dataset | None = None, *, weight
             raise InputError(f"model {spec.name}: gave {type(model).__name__}, not a torch module", code="own-call")
     else:
         images = images if images is not None else dataset(experiment, "test")
-        sizes = {"in_channels": images.images.shape[1], "size": images.images.shape[-1]}
+        sizes = {"in_channels": images.shape[0], "size": images.shape[-1]}
         classes = arguments.pop("num_classes", len(images.classes))
         model = models.create(spec.name, classes, **{**sizes, **arguments})
     if weights:

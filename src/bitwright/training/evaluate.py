@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from bitwright.transforms.forward import evaluating
 
 if TYPE_CHECKING:
-    from bitwright.data import Dataset
+    from bitwright.data import Images
     from bitwright.training.losses import Loss
 
 
@@ -33,7 +33,7 @@ class Evaluation:
 
 def evaluate(
     model: nn.Module,
-    images: Dataset,
+    images: Images,
     loss: Loss | None = None,
     *,
     batch: int = 500,

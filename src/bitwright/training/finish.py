@@ -16,7 +16,7 @@ from bitwright.training.evaluate import Evaluation, evaluate
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bitwright.data import Dataset
+    from bitwright.data import Images
     from bitwright.experiment import Experiment
     from bitwright.runs import Run
     from bitwright.training.job import Job
@@ -66,7 +66,7 @@ def float_answers(job: Job) -> Tensor:
     return evaluate(net, job.test, batch=job.experiment.data.eval_batch, check=job.signals.check, **job.feed()).said
 
 
-def write_predictions(run: Run, test: Dataset, found: Evaluation, floats: Tensor | None) -> None:
+def write_predictions(run: Run, test: Images, found: Evaluation, floats: Tensor | None) -> None:
     """predictions.csv, and worst.safetensors: the wrong answers that were given with most confidence."""
     true, said, sure = test.labels.tolist(), found.said.tolist(), found.confidence.tolist()
     other = [None] * len(true) if floats is None else floats.tolist()
@@ -79,7 +79,7 @@ def write_predictions(run: Run, test: Dataset, found: Evaluation, floats: Tensor
     )
     wrong = (found.said != test.labels).nonzero().flatten()
     order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)][:WORST]
-    write_tensors(run.file("worst.safetensors"), {"images": test.images[order], "index": order}, {})
+    write_tensors(run.file("worst.safetensors"), {"images": test.pictures(order), "index": order}, {})
 
 
 def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:

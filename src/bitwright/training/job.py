@@ -20,7 +20,7 @@ from bitwright.training.signals import Signals, StopRequest
 from bitwright.training.state import State
 
 if TYPE_CHECKING:
-    from bitwright.data import Dataset
+    from bitwright.data import Images
     from bitwright.experiment import Experiment
 
 
@@ -32,9 +32,9 @@ class Job:
     run: Run
     screen: Screen
     signals: Signals
-    train: Dataset
-    test: Dataset
-    val: Dataset | None
+    train: Images
+    test: Images
+    val: Images | None
     normalize: bool
     net: nn.Module
     state: State = field(default_factory=State)
@@ -73,7 +73,7 @@ class Job:
         """How pixels become inputs."""
         return {"normalize": self.normalize, "channels_last": self.experiment.train.channels_last}
 
-    def evaluate(self, images: Dataset, loss: Loss | None, device: Any = "cpu", shared: bool = False) -> Evaluation:
+    def evaluate(self, images: Images, loss: Loss | None, device: Any = "cpu", shared: bool = False) -> Evaluation:
         """shared: each process takes its slice; only while all of them are here."""
         world = self.world if shared else 1
         if world > 1:  # the net that is judged is the one that is saved: running statistics of process 0
@@ -110,7 +110,7 @@ class Job:
         return next(iter(self.train.limit(2).batches(2, normalize=self.normalize)))[0]
 
 
-def open_data(experiment: Experiment) -> tuple[Dataset, Dataset, Dataset | None]:
+def open_data(experiment: Experiment) -> tuple[Images, Images, Images | None]:
     """Training, test and (with `data.val`) held-out images."""
     train, test = dataset(experiment, "train"), dataset(experiment, "test")
     if not len(train):

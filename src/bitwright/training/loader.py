@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from bitwright.data import Dataset
+    from bitwright.data import Images
 
 Pair = tuple[Tensor, Tensor]
 
@@ -21,7 +21,7 @@ class EpochLoader:
 
     epoch     of the whole training, so that no stage repeats the order of another
     start     batches that were already used
-    workers   above 0: one thread prepares up to that many batches ahead
+    workers   above 0: one thread prepares up to two batches ahead (large sets also decode in that many threads)
     rank      of `world` processes: each gets its slice of every batch of `batch` images
 
     After an epoch: `waited` seconds that the caller waited for data, `made` seconds that making them took, `images`.
@@ -29,7 +29,7 @@ class EpochLoader:
 
     def __init__(
         self,
-        dataset: Dataset,
+        dataset: Images,
         batch: int,
         *,
         seed: int = 0,
@@ -92,7 +92,7 @@ class EpochLoader:
 
     def _ahead(self) -> Iterator[Pair]:
         """The same batches, made by a thread; it ends with the iterator, also when that is left early."""
-        ready: queue.Queue[Any] = queue.Queue(self.workers)
+        ready: queue.Queue[Any] = queue.Queue(min(self.workers, 2))
         left = threading.Event()
 
         def put(item: Any) -> bool:

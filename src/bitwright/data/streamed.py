@@ -1,0 +1,134 @@
+"""A data set that is too large for the memory: pictures are read and decoded as the batches need them."""
+
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from bitwright.errors import InputError
+
+from .augment import crop_flip
+from .images import Images, Place
+from .transform import Item, Transform
+
+AHEAD = 2  # batches being decoded while one is used
+_TASK = 8  # pictures of one task of a worker
+
+
+class Source(Protocol):
+    """Where pictures lie; read from several threads at once."""
+
+    def read(self, i: int) -> Item:
+        """A picture as it lies there. Errors: `InputError` naming it."""
+        ...
+
+    def where(self, i: int) -> str:
+        """Its name, for messages."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Streamed(Images):
+    """As `Dataset` for everything that training asks; made by `bw.data.load`.
+
+    rows      place of each image in `source`
+    workers   threads that decode; Pillow lets the others run meanwhile. 0: none. Batches do not depend on it
+    average   mean of every pixel, float32 [3, stage, stage] in units where 255 is 1, instead of one per channel
+    """
+
+    name: str
+    source: Source
+    rows: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    transform: Transform
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    workers: int = 0
+    average: Tensor | None = None
+    flip: bool = True
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return 3, self.transform.size, self.transform.size
+
+    @property
+    def room(self) -> int:
+        return self.transform.side() - self.transform.size
+
+    @property
+    def augmentation(self) -> str:
+        return f"{self.transform.name}, mirror"
+
+    def pictures(self, index: Tensor) -> Tensor:
+        found = list(self.stream(index.split(64), False, 0))
+        return torch.cat([self.put(x, None)[0] for x in found]) if found else torch.empty(0, *self.shape).byte()
+
+    def binarized(self) -> "Streamed":
+        raise InputError(
+            f"data {self.name}: binarize is for sets in memory (circuits need small pictures); possible: binarize = false",
+            code="data-transform",
+        )
+
+    def chosen(self, index: Tensor) -> "Streamed":
+        return replace(self, rows=self.rows[index], labels=self.labels[index])
+
+    def put(self, x: Tensor, place: Place | None) -> tuple[Tensor, Tensor | None]:
+        size, edge = self.transform.size, self.room // 2
+        average = None if self.average is None else self.average.to(x.device)
+        if place is None:
+            crop = (..., slice(edge, edge + size), slice(edge, edge + size))
+            return x[crop], None if average is None else average[crop]
+        cut = crop_flip(x, *place, 0, size)
+        if average is None:
+            return cut, None
+        return cut, crop_flip(average.expand(len(x), -1, -1, -1), *place, 0, size)
+
+    def stream(self, places: Sequence[Tensor], augment: bool, key: int) -> Iterator[Tensor]:
+        chance = key if augment else None
+
+        def fill(out: np.ndarray, index: list[int], rows: list[int]) -> None:
+            for k, (place, row) in enumerate(zip(index, rows, strict=True)):
+                out[k] = self.transform.pixels(self.source.read(row), self.source.where(row), chance, place)
+
+        side = self.transform.side()
+        for out in _made(places, self.rows, side, fill, self.workers):
+            yield torch.from_numpy(out).permute(0, 3, 1, 2)
+
+
+Fill = Callable[[np.ndarray, list[int], list[int]], None]
+
+
+def _made(places: Sequence[Tensor], rows: Tensor, side: int, fill: Fill, workers: int) -> Iterator[np.ndarray]:
+    """The batches in order; with workers, the next ones are being made while one is used."""
+    if not workers:
+        for index in places:
+            out = np.empty((len(index), side, side, 3), np.uint8)
+            fill(out, index.tolist(), rows[index].tolist())
+            yield out
+        return
+    pool = ThreadPoolExecutor(workers, "bitwright-decode")
+    waiting: deque[tuple[np.ndarray, list[Future[None]]]] = deque()
+
+    def begin(index: Tensor) -> None:
+        out = np.empty((len(index), side, side, 3), np.uint8)
+        where, which = index.tolist(), rows[index].tolist()
+        cuts = [slice(k, k + _TASK) for k in range(0, len(where), _TASK)]
+        waiting.append((out, [pool.submit(fill, out[cut], where[cut], which[cut]) for cut in cuts]))
+
+    try:
+        for k in range(len(places) + AHEAD):
+            if k < len(places):
+                begin(places[k])
+            if k >= AHEAD:
+                out, tasks = waiting.popleft()
+                for task in tasks:
+                    task.result()
+                yield out
+    finally:  # also when a pass is left early
+        pool.shutdown(cancel_futures=True)
