@@ -7,6 +7,7 @@ import hashlib
 import http.server
 import io
 import json
+import os
 import tarfile
 import threading
 from collections.abc import Callable, Iterator
@@ -263,6 +264,32 @@ def test_the_tables_agree_with_what_load_reads():
         assert files.LAYOUTS[name].md5.items() <= fetched.items()
         assert all(a.addresses[0].startswith("https://") and len(a.md5) == 32 for a in archives)
         assert all(address.endswith(a.name) for a in archives for address in a.addresses)
+
+
+def test_files_that_are_not_packed_go_to_the_last_root(
+    server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    """SVHN: a file is its own archive; the large part has a name of its own."""
+    contents = {f"{s}_32x32.mat": s.encode() * 900 for s in ("train", "test", "extra")}
+    digests = {name: md5(content) for name, content in contents.items()}
+    monkeypatch.setitem(files.LAYOUTS, "svhn", files.Layout("", digests, optional=("extra_32x32.mat",)))
+    for key, names in (("svhn", ("train_32x32.mat", "test_32x32.mat")), ("svhn-extra", ("extra_32x32.mat",))):
+        archives = tuple(get.Archive(n, digests[n], (server.address + n,), {n: digests[n]}) for n in names)
+        monkeypatch.setitem(get.SOURCES, key, archives)
+    server.contents |= contents
+    first, last = tmp_path / "first", tmp_path / "last"
+    monkeypatch.setenv("BITWRIGHT_DATA", f"{first}{os.pathsep}{last}")
+    assert run(["data", "get", "svhn"]) == 0
+    assert everything(last) == {n: contents[n] for n in ("train_32x32.mat", "test_32x32.mat")} and not first.exists()
+    assert run(["data", "check", "svhn"]) == 0
+    assert run(["data", "get", "svhn-extra"]) == 0
+    assert everything(last) == contents
+    assert len(data.check("svhn")) == 3
+    server.contents["train_32x32.mat"] = b"another"
+    (last / "train_32x32.mat").unlink()
+    assert run(["data", "get", "svhn"]) == 2
+    assert "its MD5 is not the published one" in capsys.readouterr().err and not (last / "train_32x32.mat").exists()
+    assert run(["data", "get", "imagenet"]) == 2 and "image-net.org" in capsys.readouterr().err
 
 
 # ---- the commands ----

@@ -32,7 +32,7 @@ def test_svhn(tmp_path: Path, compressed: bool):
         s: write_mat(tmp_path / f"{s}_32x32.mat", n, compressed) for s, n in (("train", 12), ("test", 3), ("extra", 4))
     }
     found = data.load("svhn", tmp_path)
-    x, y = parts["train"]
+    x, _ = parts["train"]
     assert found.images.shape == (12, 3, 32, 32) and found.images.dtype == torch.uint8
     assert all(np.array_equal(found.images[i].numpy(), x[:, :, :, i].transpose(2, 0, 1)) for i in range(12))
     assert found.labels.tolist() == [1, 2, 3, 4, 5, 6, 7, 8, 9, 0, 1, 2]  # 10 is the digit 0
@@ -148,6 +148,6 @@ def test_a_wrong_stl10_file_is_one_line(tmp_path: Path, file: str, content: byte
 def test_get_knows_the_new_sets(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     assert {a.name for a in SOURCES["svhn"]} == {"train_32x32.mat", "test_32x32.mat"}
     assert [a.name for a in SOURCES["svhn-extra"]] == ["extra_32x32.mat"]
-    with pytest.raises(InputError, match="image-net.org") as caught:
+    with pytest.raises(InputError, match=r"image-net\.org") as caught:
         get.get("imagenet", tmp_path)
     assert caught.value.code == "data-manual"

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +15,7 @@ import torch
 
 from bigdata import blob, caffe_record, number, piece, write_folders, write_lmdb
 from bitwright import data
+from bitwright.cli.run import run
 from bitwright.data import datum, index, lmdb_read, transform
 from bitwright.data.images import Images
 from bitwright.data.pack import pack
@@ -342,7 +345,8 @@ def test_pack_says_what_does_not_fit(folders: Path, tmp_path: Path):
     with pytest.raises(InputError) as caught:
         pack(folders, tmp_path / "other")
     one_line(caught, "an LMDB that pack did not write")
-    for wrong in ({"raw": True}, {"quality": 90}, {"size": 0}, {"size": 8, "quality": 101}):
+    wrongs: list[dict[str, Any]] = [{"raw": True}, {"quality": 90}, {"size": 0}, {"size": 8, "quality": 101}]
+    for wrong in wrongs:
         with pytest.raises(InputError) as caught:
             pack(folders, tmp_path / "new", **wrong)
         one_line(caught, "data pack: --")
@@ -553,3 +557,35 @@ def test_imagenet_is_looked_for_in_order_and_counted(tmp_path: Path, monkeypatch
     rows = data.check("imagenet")
     assert [r.status for r in rows] == ["partial", "partial"]
     assert rows[0].detail == "12 of 1,281,167 train images; 2 of 1,000 classes, no b"
+
+
+def test_the_pack_command(folders: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    out = tmp_path / "out"
+    assert run(["data", "pack", str(folders), str(out), "--json"]) == 0
+    packed = json.loads(capsys.readouterr().out)["pack"]
+    assert [(p["images"], p["written"]) for p in packed] == [(18, 18), (9, 9)] and packed[0]["bytes"] > 0
+    assert run(["data", "pack", str(folders), str(out)]) == 0
+    shown = capsys.readouterr()
+    assert "train_lmdb  18 images" in shown.out and "was there already" in shown.out
+    assert run(["data", "pack", str(folders), str(out), "--raw"]) == 2
+    assert capsys.readouterr().err.splitlines()[-1] == "error: data pack: --raw needs --size, e.g. --size 256"
+    assert run(["data", "show", "folder", "--root", str(out), "--transform", TRANSFORM, "--seconds", "0.02"]) == 0
+    assert "img/s, lmdb, 0 workers" in capsys.readouterr().out
+    assert run(["data", "check", "imagenet", "--root", str(out)]) == 1  # 27 pictures are not ImageNet
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "partial" in shown and "18 of 1,281,167" in shown
+
+
+def test_the_experiment_chooses_transform_and_format(folders: Path, tmp_path: Path):
+    from bitwright.experiment import parse
+    from bitwright.runs import dataset, example_of
+
+    pack(folders, folders)
+    text = f'[data]\nname = "folder"\nroot = "{folders}"\ntransform = "{TRANSFORM}"\nlimit = 12\nval = 4\n[[stage]]\nepochs = 1\n'
+    one, other = parse(text), parse(text, ["data.format=lmdb", "data.workers=2"])
+    assert same(passes(dataset(one, "train")), passes(dataset(other, "train")))
+    assert len(dataset(one, "train")) == 8 and len(dataset(other, "val")) == 4
+    assert example_of(one, dataset(one, "test")).shape == (2, 3, 32, 32)
+    with pytest.raises(InputError) as caught:
+        dataset(parse(text, ["data.binarize=true"]), "test")
+    one_line(caught, "binarize = false")
