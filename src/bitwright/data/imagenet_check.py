@@ -50,7 +50,8 @@ def _row(base: Path, split: str, part: Path | None, format: str) -> FileStatus:
         index = folder_index(part) if format == "folder" else lmdb_index(part)
         facts = sidecar(part) if format == "lmdb" else {}
     except InputError as error:
-        return FileStatus("imagenet", str(part), "damaged", str(error))
+        status = "partial" if error.code == "extra-missing" else "damaged"
+        return FileStatus("imagenet", str(part), status, str(error))
     count, classes = len(index.labels), len(np.unique(index.labels))
     if facts and not facts.get("done"):
         return FileStatus("imagenet", str(part), "partial", f"{count:,} of {facts['images']:,} images packed")

@@ -23,7 +23,7 @@ from bitwright.errors import InputError
 from . import datum
 from .imagenet import SIDECAR, FolderSource, find_root, open_streamed, part_of, sidecar
 from .lmdb_read import close, environment, module
-from .transform import Item, parse
+from .transform import Item, parse, quiet
 
 BATCH = 256  # records of one transaction: what a kill costs
 _FIRST = 1 << 28  # bytes of the map; it doubles when it is full
@@ -94,6 +94,7 @@ def pack(
     form = Form(size, quality, raw)
     form.check()
     module()
+    quiet()
     named = str(source) == "imagenet" and not Path(source).is_dir()
     base = find_root("imagenet" if named else "folder", None if named else source, "folder")
     done = []

@@ -14,7 +14,7 @@ from bitwright.errors import InputError
 
 from .augment import crop_flip
 from .images import Images, Place
-from .transform import Item, Transform
+from .transform import Item, Transform, quiet
 
 AHEAD = 2  # batches being decoded while one is used
 _TASK = 8  # pictures of one task of a worker
@@ -91,6 +91,7 @@ class Streamed(Images):
 
     def stream(self, places: Sequence[Tensor], augment: bool, key: int) -> Iterator[Tensor]:
         chance = key if augment else None
+        quiet()
 
         def fill(out: np.ndarray, index: list[int], rows: list[int]) -> None:
             for k, (place, row) in enumerate(zip(index, rows, strict=True)):

@@ -125,6 +125,12 @@ def parse(name: str) -> Transform:
     return Transform(name, kind, first, side)
 
 
+def quiet() -> None:
+    """No warnings of Pillow on odd EXIF data, of which ImageNet has some. For the whole process, since its threads share
+    one list of filters: called before a pass, not for each picture."""
+    warnings.filterwarnings("ignore", message="(Possibly c|C)orrupt EXIF", category=UserWarning)
+
+
 def _wrong(name: str, what: str) -> InputError:
     possible = f"{', '.join(NAMES)}, or these with other sides"
     return InputError(
@@ -139,8 +145,6 @@ def _open(item: Item) -> "Image":
     opener = pillow()
     if isinstance(item, np.ndarray):
         return opener.fromarray(item)
-    # Warnings of Pillow on odd EXIF data, of which ImageNet has some; a filter, since threads share the list of them.
-    warnings.filterwarnings("ignore", message="(Possibly c|C)orrupt EXIF", category=UserWarning)
     image = opener.open(io.BytesIO(item))
     if image.size[0] * image.size[1] > LARGEST:
         raise ValueError(f"{image.size[0]}x{image.size[1]} pixels, more than {LARGEST:,}")

@@ -133,7 +133,11 @@ class TrainingCallback(pl.Callback):
             return
         self.job.told_rate = True
         alone, training = (images - had) / (made - spent), (images - had) / (now - begin)
-        verdict = "is not the bottleneck" if alone > 2 * training else "slows it down, try: data.workers=1"
+        verdict = (
+            "is not the bottleneck"
+            if alone > 2 * training
+            else f"slows it down, try: data.workers={loader.workers + 1}"
+        )
         self.job.screen.note(
             f"loader alone {significant(alone)} img/s, training {significant(training)} img/s: the loader {verdict}"
         )
