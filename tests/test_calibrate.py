@@ -155,3 +155,15 @@ def test_hooks_leave_after_an_error() -> None:
     with pytest.raises(RuntimeError):
         calibrate(net, [torch.zeros(1, 7)])
     assert net.training and not net[0].x._forward_pre_hooks
+
+
+def test_only_the_named_parts_are_fed():
+    net = nn.Sequential(
+        bw.nn.Linear(2, 2, x={"part": "uniform", "bits": 8}), bw.nn.Linear(2, 1, x={"part": "uniform", "bits": 8})
+    )
+    second = net[1].x
+    assert isinstance(second, nn.Module)
+    before = {key: value.clone() for key, value in net[0].x.state_dict().items()}
+    bw.calibrate(net, [torch.tensor([[3.0, 5.0]])], parts=[second])
+    assert all(torch.equal(value, before[key]) for key, value in net[0].x.state_dict().items())
+    assert float(second.high) > 0

@@ -530,3 +530,20 @@ def test_metrics_are_plain_csv_and_json(unbroken: Path) -> None:
         table = list(csv.reader(f))
     assert len({len(row) for row in table}) == 1 and table[0][:4] == ["stage", "epoch", "step", "loss"]
     assert json.loads((unbroken / "classes.json").read_text()) == {"classes": list("0123456789")}
+
+
+def test_a_stage_calibrates_what_it_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stage 0 learned of its steps is not read off the data again when stage 1 adds weights."""
+    seen: list[list[str]] = []
+
+    def watch(model: torch.nn.Module, batches: Any, norms: str, parts: Any) -> None:
+        names = {id(m): name for name, m in model.named_modules()}
+        seen.append(sorted(names[id(part)] for part in parts))
+
+    monkeypatch.setattr("bitwright.training.stages.calibrate", watch)
+    stages = [
+        {"epochs": 1, "rule": [{"match": "fc2", "x": {"part": "lsq", "bits": 2, "signed": False}}]},
+        {"epochs": 1, "rule": [{"match": "fc3", "x": {"part": "pact", "bits": 2}}]},
+    ]
+    train(experiment(stage=stages), tmp_path / "run")
+    assert seen == [["fc2.x"], ["fc3.x"]]

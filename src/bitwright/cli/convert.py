@@ -9,7 +9,7 @@ import typer
 
 from bitwright.cli.complete import complete_model, complete_run
 from bitwright.cli.output import Output
-from bitwright.cli.target import check_finite, looks_like_run, only_for_files, quoted
+from bitwright.cli.target import looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
 
 
@@ -89,7 +89,6 @@ def convert(
     x = example(shape)
     try_input(net, x, "convert", model)
     net = bw.load(file, net).eval()
-    check_finite(net, "convert", file)
     if batches:
         x = batches[0][0][:1]
     converted = bw.convert(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.cli.convert_text import show
 from bitwright.cli.output import Output
-from bitwright.cli.target import check_finite, open_run, quoted, test_images, trained_net
+from bitwright.cli.target import open_run, quoted, test_images, trained_net
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +40,6 @@ def convert_run(
     experiment = run.experiment
     images = test_images(experiment, data_root)
     net = trained_net(run, images)
-    check_finite(net, "convert", target)
     batches = images.batches(min(BATCH, experiment.data.eval_batch), normalize=normalized(experiment))
     before = _digest(run.file(PACKED))
     if before:

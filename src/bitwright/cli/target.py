@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright.cli.output import Output
-from bitwright.errors import InputError, Negative
+from bitwright.errors import InputError
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -122,19 +122,3 @@ def trained_net(run: Run, images: Images) -> nn.Module:
     if not run.has("model.safetensors"):
         return run.model()
     return load(run.file("model.safetensors"), build_model(run.experiment, images, weights=False)).eval()
-
-
-def check_finite(net: nn.Module, command: str, target: str) -> None:
-    """One line where a weight is nan or infinite: such a net has no codes."""
-    import torch
-
-    for name, value in net.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            word = "nan" if torch.isnan(value).any() else "inf"
-            raise Negative(
-                f"{command} {target}: {name} holds {word}, so there is nothing to pack. Its training went wrong; "
-                "train it again with a smaller learning rate, or clip=1.0",
-                code="weights-not-finite",
-                layer=name.rpartition(".")[0],
-                given=word,
-            )

@@ -39,6 +39,7 @@ class Job:
     net: nn.Module
     state: State = field(default_factory=State)
     left: TimeLeft = field(default_factory=TimeLeft)
+    fresh: list[nn.Module] = field(default_factory=list)  # parts that the stage at hand made
     told_rate: bool = False
     save_seconds: float = 0.0
 

@@ -102,9 +102,12 @@ def make_trainer(job: Job, callback: Any) -> Trainer:
 
 
 def begin_stage(job: Job, index: int) -> None:
-    """The recipe of a stage on the weights as they are."""
+    """The recipe of a stage on the weights as they are; what earlier stages learned of their parts stays."""
     reseed(job.experiment.seed, index)
+    before = [part for _, _, _, part in parts_of(job.net)]  # kept alive, so that ids stay theirs
+    old = {id(part) for part in before}
     apply_stage(job.net, job.experiment, index, job.example())
+    job.fresh = [part for _, _, _, part in parts_of(job.net) if id(part) not in old]
     if job.experiment.train.channels_last:
         job.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
@@ -178,8 +181,8 @@ def freeze(net: nn.Module, globs: list[str], index: int) -> list[nn.Parameter]:
 
 
 def _calibrate(job: Job, batches: int) -> None:
-    """If any part observes: the first training batches, not augmented."""
-    if not batches or not any(moment(part, "observe") for _, _, _, part in parts_of(job.net)):
+    """If any part that the stage made observes: the first training batches, not augmented."""
+    if not batches or not any(moment(part, "observe") for part in job.fresh):
         return
     source = job.train.batches(
         min(job.experiment.data.batch, len(job.train)), shuffle=True, seed=job.experiment.seed, **job.feed()
@@ -192,7 +195,7 @@ def _calibrate(job: Job, batches: int) -> None:
             job.signals.check()
             yield pair
 
-    calibrate(job.net, some(), norms="batch")
+    calibrate(job.net, some(), norms="batch", parts=job.fresh)
 
 
 def not_finite(job: Job, what: str, images: torch.Tensor | None) -> Negative:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -30,7 +30,9 @@ def _kept(model: nn.Module, batch: bool) -> Iterator[None]:
             buffer.copy_(value)
 
 
-def calibrate(model: nn.Module, batches: Iterable[Any], norms: str = "running") -> None:
+def calibrate(
+    model: nn.Module, batches: Iterable[Any], norms: str = "running", parts: Collection[nn.Module] | None = None
+) -> None:
     """Runs eval forwards over `batches` (inputs, or (input, target) pairs) and feeds `observe` of the parts.
 
     A part observes a batch just before it quantizes it, so later layers see inputs that are already in range.
@@ -40,6 +42,7 @@ def calibrate(model: nn.Module, batches: Iterable[Any], norms: str = "running") 
             "batch": those of each batch, as training will. Before training take "batch": where the parts change the
             size of weights (dorefa_w puts them on [-1, 1]), the running statistics of the float net do not fit, the
             activations grow from layer to layer, and ranges read off them leave every later input at zero
+    parts   only these; None: all of the model
 
     >>> import bitwright as bw, torch
     >>> net = nn.Sequential(bw.nn.Linear(2, 1, x={"part": "uniform", "bits": 8}))
@@ -49,7 +52,12 @@ def calibrate(model: nn.Module, batches: Iterable[Any], norms: str = "running") 
     """
     if norms not in ("running", "batch"):
         raise InputError(f"calibrate: norms={norms!r} is neither running nor batch", code="option", given=norms)
-    observers = [(slot, part) for _, _, slot, part in parts_of(model) if moment(part, "observe") is not None]
+    wanted = None if parts is None else {id(part) for part in parts}
+    observers = [
+        (slot, part)
+        for _, _, slot, part in parts_of(model)
+        if moment(part, "observe") is not None and (wanted is None or id(part) in wanted)
+    ]
     counted, done = 0, set[int]()
 
     def watch(slot: str) -> Callable[..., None]:
