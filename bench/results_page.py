@@ -91,6 +91,30 @@ def training() -> str:
     return table([*cells, "step ms (quartiles)", "step / float step (quartiles)", "clock"], rows)
 
 
+def newcomer() -> str:
+    rows = [
+        [
+            r["net"],
+            r["precision"],
+            f"{100 * float(r['accuracy']):.2f}" if r["accuracy"] else "",
+            f"{int(r['bytes']) / 1000:.1f}" if r["bytes"] else "",
+            number(r["latency_ms"]) if r["latency_ms"] else "",
+            f"{float(r['ratio']):.2f}" if r["ratio"] else "",
+            r["note"],
+        ]
+        for r in read("newcomer_results.csv")
+    ]
+    return table(["net", "precision", "test %", "kB", "ms", "ms / ours", "note"], rows)
+
+
+def epochs() -> str:
+    rows = [
+        [r["stage"], r["epoch"], *[f"{100 * float(r[k]):.1f}" for k in ("top1", "test_top1")], number(r["seconds"])]
+        for r in read("newcomer_metrics.csv")
+    ]
+    return table(["stage", "epoch", "train %", "test %", "s"], rows)
+
+
 def machine(file: str = "speed.csv") -> str:
     found = read(file)
     if not found:
@@ -151,6 +175,17 @@ Batch 1, one thread, medians of one interleaved run per row; the peers are the f
 Images whose class differs from the trained net's, with the margin between its two best outputs:
 
 {disagreements()}
+
+## A shipped experiment, as README tells it
+
+    python bench/newcomer.py --data DIR
+
+`cifar10-bireal_resnet20-bireal` with six epochs a stage, one seed, one thread, on a machine shared with other work: the
+times of the epochs vary with it. The training was once killed from outside and resumed. Batch 1, medians of one interleaved run.
+
+{newcomer()}
+
+{epochs()}
 
 ## Speed
 

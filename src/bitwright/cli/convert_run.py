@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.cli.convert_text import show
 from bitwright.cli.output import Output
+from bitwright.cli.progress import Shown
 from bitwright.cli.target import open_run, quoted, test_images, trained_net
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def convert_run(
         out.note(f"convert {target}: replaces {PACKED}, convert.json and layers.csv of this run")
     out.detail(f"convert {target}: {len(images):,} test images of {images.name}, batches of {batches.batch_size}")
     x = next(iter(batches))[0][:1]
-    converted = bw.convert(net, x, backend=backend, threads=threads, verify=batches, force=force)
+    converted = bw.convert(net, x, backend=backend, threads=threads, verify=Shown(out, "verify", batches), force=force)
     show(out, converted, run.file(PACKED), "test images", limit=limit, details=details)
     _write(out, run, converted, images.labels, batches, x, before)
     if out.exit_code == 0:

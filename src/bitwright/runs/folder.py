@@ -132,11 +132,17 @@ class Run:
         return self.write_text(name, text.getvalue())
 
     def put_results(self, rows: Iterable[Mapping[str, Any]]) -> Path:
-        """Into results.csv: a row per net; a row with the same `net` and `batch` is replaced, cell by cell."""
-        kept: dict[tuple[str, str], dict[str, Any]] = {
-            (r["net"], r.get("batch", "")): dict(r) for r in self.read_csv("results.csv")
-        }
+        """Into results.csv: a row with the same `net` and `batch` is replaced, cell by cell.
+
+        A row without `batch` says something of the net (its accuracy), not of a measurement: into all rows of the net.
+        """
+        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv("results.csv")]
         for row in rows:
-            key = (str(row["net"]), str(row.get("batch") or ""))
-            kept[key] = kept.get(key, {}) | dict(row)
-        return self.write_csv("results.csv", kept.values())
+            batch = str(row.get("batch") or "")
+            same = [r for r in kept if r["net"] == row["net"]]
+            found = [r for r in same if not batch or r.get("batch") in (batch, "", None)]
+            for old in found:
+                old.update({key: str(value) if key == "batch" else value for key, value in row.items()})
+            if not found:
+                kept.append({key: str(value) if key == "batch" else value for key, value in row.items()})
+        return self.write_csv("results.csv", kept)
