@@ -107,16 +107,18 @@ def test_the_page_typed_at_tiny_size(
 
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
-    """`train.devices=2` in a process of its own; the images come from a file, so that both processes have them."""
+    """`train.devices=2` in a process of its own, on pictures that both processes find."""
     import subprocess
     import sys
 
-    (tmp_path / "own.py").write_text(
-        "import torch\n"
-        "def images(split):\n"
-        f"    return torch.randint(256, (8, 3, 67, 67), dtype=torch.uint8), torch.arange(8) % {CLASSES}\n"
-    )
-    words = ["train", NAME, rows()["--world-size"], rows()["--dist-backend"], *TINY, "data.name=own.py:images"]
+    image = pytest.importorskip("PIL.Image")
+    for split in ("train", "val"):
+        for i in range(8):
+            folder = tmp_path / "pictures" / split / f"class{i % 4}"
+            folder.mkdir(parents=True, exist_ok=True)
+            image.effect_noise((80, 70), 90).convert("RGB").save(folder / f"{i}.jpg")
+    words = ["train", NAME, rows()["--world-size"], rows()["--dist-backend"], *TINY]
+    words += ["data.name=folder", "data.root=pictures"]
     program = [sys.executable, "-m", "bitwright", *words, "--out", "run"]
     done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
