@@ -319,6 +319,9 @@ def test_the_shell_asks_and_is_answered(monkeypatch: pytest.MonkeyPatch, call: A
     assert shell("bitwright recipes xno", monkeypatch, call) == ["xnor"]
     assert shell("bitwright methods tt", monkeypatch, call) == ["ttq"]
     assert shell("bitwright plan resnet5", monkeypatch, call) == ["resnet56"]
+    assert shell("bitwright train digits-mlp-b", monkeypatch, call) == ["digits-mlp-bwn"]
+    assert "stage.0.optimizer.lr=" in shell("bitwright train digits-mlp-bwn stage.0.opt", monkeypatch, call)
+    assert shell("bitwright experiments digits-mlp-b", monkeypatch, call) == ["digits-mlp-bwn"]
 
 
 def test_completion_script_can_be_shown(call: Any, monkeypatch: pytest.MonkeyPatch):

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitwright.cli.complete import complete_run
 from bitwright.cli.output import Output
 
 if TYPE_CHECKING:
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 
 def eval(
     ctx: typer.Context,
-    run: Annotated[Path, typer.Argument(help="A run directory (bitwright train).")],
+    run: Annotated[Path, typer.Argument(help="A run directory (bitwright train).", autocompletion=complete_run)],
     packed: Annotated[bool, typer.Option("--packed", help="Only the packed net.")] = False,
     weights: Annotated[
         Path | None, typer.Option(help="Another file of weights of the same model, trained or float, or a packed net.")

@@ -8,8 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from bitwright.cli.complete import complete_experiment
 from bitwright.cli.output import Output, clip
-from bitwright.cli.recipes import _comment as comment_of
+from bitwright.cli.recipes import comment_of
 from bitwright.errors import InputError, nearest
 
 # read here as plain TOML: the schema is needed to run an experiment, not to show it
@@ -18,7 +19,9 @@ FOLDER = Path(__file__).parents[1] / "experiment" / "shipped"
 
 def experiments(
     ctx: typer.Context,
-    name: Annotated[str | None, typer.Argument(help="An experiment, to print its TOML.")] = None,
+    name: Annotated[
+        str | None, typer.Argument(help="An experiment, to print its TOML.", autocompletion=complete_experiment)
+    ] = None,
 ) -> None:
     """List the shipped experiments, or print one."""
     out: Output = ctx.obj

@@ -27,7 +27,7 @@ def recipes(
         path.stem: path.read_text(encoding="utf-8") for path in sorted(FOLDER.glob("*.toml"), key=lambda p: p.stem)
     }
     if name is None:
-        heads = {key: _comment(text) for key, text in texts.items()}
+        heads = {key: comment_of(text) for key, text in texts.items()}
         out.data["recipes"] = [{"name": key, "comment": "\n".join(lines)} for key, lines in heads.items()]
         out.table(
             ("name", "what it does"), [(key, clip(lines[0] if lines else "", 84)) for key, lines in heads.items()]
@@ -43,12 +43,12 @@ def recipes(
             possible=", ".join(texts),
             remedy="bitwright recipes",
         )
-    out.data["recipe"] = {"name": name, "comment": "\n".join(_comment(texts[name])), "toml": texts[name]}
+    out.data["recipe"] = {"name": name, "comment": "\n".join(comment_of(texts[name])), "toml": texts[name]}
     out.result(texts[name].rstrip())
     out.next(f"bitwright plan resnet20 {name}", "what it would do to a model")
 
 
-def _comment(text: str) -> list[str]:
+def comment_of(text: str) -> list[str]:
     """The lines of the comment at the head of the file."""
     lines = []
     for line in text.splitlines():

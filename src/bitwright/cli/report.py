@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from bitwright.cli.complete import complete_run
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
 
@@ -19,7 +20,12 @@ SUFFIXES = {"html": "html", "markdown": "md", "csv": "csv", "latex": "tex"}
 
 def report(
     ctx: typer.Context,
-    runs: Annotated[list[str], typer.Argument(help="A run directory; with --compare several, or folders of runs.")],
+    runs: Annotated[
+        list[str],
+        typer.Argument(
+            help="A run directory; with --compare several, or folders of runs.", autocompletion=complete_run
+        ),
+    ],
     output: Annotated[
         str | None, typer.Option("--output", "-o", "--out", help="[default: RUN/report.html, or compare.html]")
     ] = None,

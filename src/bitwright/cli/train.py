@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from bitwright.cli.complete import complete_experiment, complete_override
 from bitwright.cli.output import Output
 
 if TYPE_CHECKING:
@@ -24,9 +25,19 @@ _COMPARABLE = (
 
 def train(
     ctx: typer.Context,
-    experiment: Annotated[str, typer.Argument(help="A shipped name (bitwright experiments), a TOML file, or a run.")],
+    experiment: Annotated[
+        str,
+        typer.Argument(
+            help="A shipped name (bitwright experiments), a TOML file, or a run.", autocompletion=complete_experiment
+        ),
+    ],
     overrides: Annotated[
-        list[str] | None, typer.Argument(metavar="[key=value]...", help="E.g. seed=3 stage.0.epochs=2 data.limit=1000.")
+        list[str] | None,
+        typer.Argument(
+            metavar="[key=value]...",
+            help="E.g. seed=3 stage.0.epochs=2 data.limit=1000.",
+            autocompletion=complete_override,
+        ),
     ] = None,
     out: Annotated[Path | None, typer.Option("--out", help="The run's folder. [default: runs/NAME]")] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stands.")] = False,
