@@ -91,6 +91,22 @@ def training() -> str:
     return table([*cells, "step ms (quartiles)", "step / float step (quartiles)", "clock"], rows)
 
 
+def methods() -> str:
+    """A table per group of bench/methods.py that has rows."""
+    parts = []
+    for group in ("mnist", "fashion", "cifar10", "short"):
+        found = read(f"methods_{group}.csv")
+        rows = [
+            [r["row"], r["model"], f"`{r['recipe']}`", r["epochs"], r["images"], r["seed"],
+             f"{100 * float(r['accuracy']):.2f}", r["seconds"]]
+            for r in found
+        ]  # fmt: skip
+        if rows:
+            head = ["row", "model", "recipe", "epochs", "images", "seed", "test %", "s"]
+            parts.append(f"    python bench/methods.py {group} --data DIR\n\n{table(head, rows)}")
+    return "\n\n".join(parts)
+
+
 def newcomer() -> str:
     rows = [
         [
@@ -175,6 +191,12 @@ Batch 1, one thread, medians of one interleaved run per row; the peers are the f
 Images whose class differs from the trained net's, with the margin between its two best outputs:
 
 {disagreements()}
+
+## Quantizers from one float net
+
+Rows of one topology start from the same float net of their seed; accuracy of the last epoch on all test images.
+
+{methods()}
 
 ## A shipped experiment, as README tells it
 
