@@ -11,6 +11,7 @@ import bitwright
 
 ROOT = Path(bitwright.__file__).parent
 FLOORS = {
+    "atomic": 0,
     "errors": 0,
     "types": 0,
     "version": 0,

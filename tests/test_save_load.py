@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import pickle
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from safetensors import SafetensorError, safe_open
 from torch import nn
 
 import bitwright as bw
+from bitwright import atomic
 from bitwright.engine import files
 from bitwright.engine.files import read_tensors, write_tensors
 from bitwright.errors import InputError
@@ -88,7 +90,7 @@ def test_the_file_is_plain(saved: tuple[Any, Path]) -> None:
         "3",
     )
     assert json.loads(metadata["accuracy"]) == [0.5, 0.25] and 'w = "ttq"' in metadata["recipe"]
-    assert path.stat().st_mode & 0o777 == 0o666 & ~files._umask()
+    assert path.stat().st_mode & 0o777 == 0o666 & ~atomic._umask()
 
 
 def test_a_float_model_without_a_recipe(tmp_path: Path) -> None:
@@ -238,7 +240,7 @@ def test_folders_that_cannot_be_written(tmp_path: Path, monkeypatch: pytest.Monk
     def denied(**kw: Any) -> Any:
         raise PermissionError(errno.EACCES, "Permission denied")
 
-    monkeypatch.setattr(files.tempfile, "mkstemp", denied)
+    monkeypatch.setattr(tempfile, "mkstemp", denied)
     with pytest.raises(InputError, match="Permission denied"):
         bw.save(floats(), tmp_path / "a")
     with pytest.raises(InputError):

@@ -7,7 +7,6 @@ write, the list is made each time.
 import hashlib
 import json
 import os
-import tempfile
 import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.atomic import replacing
 from bitwright.errors import InputError
 
 from .pictures import SUFFIXES
@@ -92,9 +92,8 @@ def _write(path: Path, index: Index) -> None:
     blob = np.frombuffer(index.names.blob, np.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=path.parent, prefix=".index-", suffix=".npz", delete=False) as file:
+        with replacing(path) as beside, open(beside, "wb") as file:
             np.savez(file, facts=facts, blob=blob, ends=index.names.ends, labels=index.labels.astype(np.int32))
-        os.replace(file.name, path)
     except OSError:
         pass  # only a cache
 

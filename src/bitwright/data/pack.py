@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import os
-import tempfile
 import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from bitwright.atomic import replacing
 from bitwright.errors import InputError
 
 from . import datum
@@ -157,11 +157,8 @@ def _same(target: Path, plan: dict[str, Any]) -> dict[str, Any]:
 
 
 def _note(target: Path, facts: dict[str, Any]) -> None:
-    with tempfile.NamedTemporaryFile("w", dir=target, prefix=".bitwright-", delete=False, encoding="utf-8") as file:
-        json.dump(facts, file, indent=1)
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(file.name, target / SIDECAR)
+    with replacing(target / SIDECAR) as beside:
+        beside.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
 def _write(

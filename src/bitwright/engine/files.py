@@ -7,7 +7,6 @@ import hashlib
 import json
 import os
 import shlex
-import tempfile
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -16,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from bitwright.atomic import replacing
 from bitwright.engine.check import light
 from bitwright.engine.ir import Graph
 from bitwright.engine.packed import PackedModel
@@ -48,22 +48,13 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
             kept[key] = value
     if aliases:
         metadata = {**metadata, "aliases": json.dumps(aliases, separators=(",", ":"))}
-    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bitwright-")
-        os.close(handle)
-        save_file(kept, temporary, metadata)
-        with open(temporary, "rb+") as f:
-            _sort_metadata(f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o666 & ~_umask())
-        os.replace(temporary, target)
+        with replacing(target) as beside:
+            save_file(kept, str(beside), metadata)
+            with open(beside, "rb+") as f:
+                _sort_metadata(f)
     except (OSError, SafetensorError) as error:
         raise InputError(f"save {target}: {error}", code="file-write") from None
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
     return target.stat().st_size
 
 
@@ -76,12 +67,6 @@ def _sort_metadata(f: BinaryIO) -> None:
     if len(text) <= size:
         f.seek(8)
         f.write(text.ljust(size))
-
-
-def _umask() -> int:
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
 
 
 def _digest(value: Tensor) -> str:

@@ -6,12 +6,12 @@ import base64
 import hashlib
 import os
 import shlex
-import tempfile
 from collections.abc import Mapping
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from bitwright.atomic import replacing
 from bitwright.errors import InputError
 from bitwright.reporting import data, run_charts, speed_view, words
 from bitwright.reporting.gaps import gaps
@@ -149,14 +149,7 @@ def _hash(text: str) -> str:
 
 
 def write(target: Path, text: str) -> Path:
-    """Beside the target, then renamed: a reader never sees half a page."""
-    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bitwright-")
-    try:
-        with open(handle, "w", encoding="utf-8", newline="\n") as f:
-            f.write(text)
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, target)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+    """Whole or not at all: a reader never sees half a page."""
+    with replacing(target) as beside:
+        beside.write_text(text, encoding="utf-8", newline="\n")
     return target

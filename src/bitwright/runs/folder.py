@@ -6,12 +6,12 @@ import csv
 import io
 import json
 import os
-import tempfile
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright import experiment
+from bitwright.atomic import replacing
 from bitwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -92,17 +92,8 @@ class Run:
         """Beside the target, flushed, renamed."""
         target = self.file(name)
         target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".bitwright-")
-        try:
-            with open(handle, "w", encoding="utf-8", newline="") as f:
-                f.write(text)
-                f.flush()
-                os.fsync(f.fileno())
-            os.chmod(temporary, 0o644)
-            os.replace(temporary, target)
-        except BaseException:
-            os.unlink(temporary)
-            raise
+        with replacing(target) as beside:
+            beside.write_text(text, encoding="utf-8", newline="")
         return target
 
     def read_json(self, name: str) -> dict[str, Any]:

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import pickle
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.fabric.plugins.io.checkpoint_io import CheckpointIO
 
+from bitwright.atomic import PREFIX, replacing
 from bitwright.errors import InputError
-
-PREFIX = ".bitwright-"  # of temporary files; what a killed process leaves is removed by the next one
 
 
 class AtomicCheckpointIO(CheckpointIO):
@@ -31,24 +28,15 @@ class AtomicCheckpointIO(CheckpointIO):
 
 def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
     """Errors: `InputError` (disk full, no permission); the file that was there stays whole, nothing else is left."""
-    temporary = ""
     try:
-        handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=PREFIX)
-        with open(handle, "wb") as f:
+        with replacing(path) as beside, open(beside, "wb") as f:
             torch.save(checkpoint, f)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-        _sync_folder(path.parent)
     except (OSError, RuntimeError) as error:  # torch's own writer turns a short write into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _root(error)
         kept = " The checkpoint before it is whole." if path.exists() else ""
         raise InputError(
             f"save {path}: {reason}.{kept} Make room, then go on with: --resume", code="file-write", given=str(path)
         ) from None
-    finally:
-        if temporary and os.path.exists(temporary):
-            os.unlink(temporary)
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -73,16 +61,6 @@ def remove_leftovers(folder: Path) -> None:
     for place in (folder, folder / "stages"):
         for path in place.glob(f"{PREFIX}*"):
             path.unlink(missing_ok=True)
-
-
-def _sync_folder(folder: Path) -> None:
-    """So that the rename itself survives a power cut; not every system can open a folder."""
-    if os.name == "posix":
-        handle = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(handle)
-        finally:
-            os.close(handle)
 
 
 def _root(error: BaseException) -> str:
