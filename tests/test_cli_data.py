@@ -51,7 +51,7 @@ class Server(http.server.ThreadingHTTPServer):
     def __init__(self) -> None:
         super().__init__(("127.0.0.1", 0), Handler)
         self.contents: dict[str, bytes] = {}
-        self.ranges, self.cut, self.asked = True, 0, []  # type: ignore[var-annotated]
+        self.ranges, self.cut, self.asked = True, 0, []
 
     @property
     def address(self) -> str:

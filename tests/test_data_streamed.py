@@ -154,7 +154,7 @@ def test_workers_slices_and_starts_change_nothing(folders: Path, name: str):
         assert same(whole[2:], passes(opened(folders, name=name, workers=workers), start=2))
     train = opened(folders, name=name)
     options = {"shuffle": True, "augment": True, "seed": 3, "epoch": 2, "world": 2}
-    both = [list(train.batches(6, rank=rank, **options)) for rank in (0, 1)]  # type: ignore[arg-type]
+    both = [list(train.batches(6, rank=rank, **options)) for rank in (0, 1)]
     alone = list(train.batches(6, shuffle=True, augment=True, seed=3, epoch=2))
     joined = [(torch.cat([a, c]), torch.cat([b, d])) for (a, b), (c, d) in zip(*both, strict=True)]
     assert same(alone, joined)
@@ -251,7 +251,7 @@ def test_a_damaged_index_is_made_anew(folders: Path, home: Path):
         (lambda root: (root / "train").rename(root / "other"), "not found in"),
     ],
 )
-def test_wrong_folders_are_one_line(folders: Path, change, why: str):  # type: ignore[no-untyped-def]
+def test_wrong_folders_are_one_line(folders: Path, change, why: str):
     change(folders)
     with pytest.raises(InputError) as caught:
         opened(folders, "test")

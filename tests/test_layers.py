@@ -92,11 +92,11 @@ def operator(layer: SlotLayer, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor
             x,
             w,
             b,
-            layer.stride,  # type: ignore[arg-type]
+            layer.stride,
             layer.padding,  # type: ignore[arg-type]
-            layer.output_padding,  # type: ignore[arg-type]
+            layer.output_padding,
             layer.groups,
-            layer.dilation,  # type: ignore[arg-type]
+            layer.dilation,
         )
     run: Callable[..., Tensor] = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[w.dim()]
     assert isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d))

@@ -23,7 +23,7 @@ def made(step: float | list[float], **options: Any) -> nn.Module:
 
 
 def own(part: nn.Module) -> Tensor:
-    grad = part.step.grad  # type: ignore[union-attr]
+    grad = part.step.grad
     assert isinstance(grad, Tensor)
     return grad
 

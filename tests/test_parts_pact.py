@@ -17,7 +17,7 @@ from oracles.compare import close, layouts, special
 
 
 def own(part: nn.Module) -> float:
-    grad = part.alpha.grad  # type: ignore[union-attr]
+    grad = part.alpha.grad
     assert isinstance(grad, Tensor)
     return grad.item()
 

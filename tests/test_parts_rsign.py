@@ -39,7 +39,7 @@ def test_equals_the_sign_of_the_moved_input() -> None:
 
 def test_a_linear_layer_shifts_its_last_axis() -> None:
     layer = bw.nn.Linear(3, 2, x="rsign")
-    assert layer.x is not None and layer.x.shift.shape == (3,)  # type: ignore[union-attr]
+    assert layer.x is not None and layer.x.shift.shape == (3,)
     assert layer(torch.randn(2, 5, 3)).shape == (2, 5, 2)
 
 

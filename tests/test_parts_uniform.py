@@ -210,7 +210,7 @@ def test_observers_work_in_a_net_of_another_dtype(observer: str, dtype: torch.dt
     for _ in range(2):
         assert part(torch.rand(4, 3).to(dtype)).dtype == dtype
         part.observe(torch.rand(4, 3).to(dtype))  # type: ignore[operator]
-    assert part.high.dtype == dtype  # type: ignore[union-attr]
+    assert part.high.dtype == dtype
 
 
 def test_channels_of_a_linear_layer_are_its_last_axis() -> None:

@@ -160,3 +160,10 @@ def test_recipe_of_needs_specs() -> None:
 
     with pytest.raises(InputError, match="slot w of 0 holds Own, built by hand"):
         recipe_of(nn.Sequential(bw.nn.Linear(2, 2, w=Own())))
+
+
+def test_a_file_without_rules_is_a_mistake(tmp_path: Path):
+    path = tmp_path / "empty.toml"
+    path.write_text("# nothing yet\n", encoding="utf-8")
+    with pytest.raises(InputError, match=r"empty\.toml: has no \[\[rule\]\], so it would change nothing"):
+        Recipe.load(path)

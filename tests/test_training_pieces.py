@@ -175,7 +175,7 @@ def test_a_full_disk_leaves_the_old_checkpoint_whole(
         class Short(io.FileIO):
             """A disk that is full after 1,000 bytes."""
 
-            def write(self, data: Any) -> int:  # type: ignore[override]
+            def write(self, data: Any) -> int:
                 if self.tell() > 1000:
                     full()
                 return super().write(bytes(data)[:1000])

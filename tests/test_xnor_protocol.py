@@ -62,7 +62,7 @@ def ours(compat: str | None = None) -> nn.Sequential:
     net = plain()
     options = {} if compat is None else {"compat": compat}
     rules = [{"match": name, "w": {"part": "xnor", **options}} for name in BINARY]
-    return bw.apply(net, rules)  # type: ignore[arg-type, return-value]
+    return bw.apply(net, rules)
 
 
 def batches() -> list[tuple[Tensor, Tensor]]:

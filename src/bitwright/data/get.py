@@ -13,7 +13,7 @@ import zlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Protocol
 
 from bitwright.errors import InputError, nearest
 
@@ -224,10 +224,10 @@ def _unpack(name: str, archive: Archive, part: Path, base: Path, folder: Path) -
                     for member in tar:
                         file = member.name.removeprefix("./").removeprefix(f"{folder.name}/")
                         if file in archive.members and member.isreg() and (source := tar.extractfile(member)):
-                            _copy(source, Path(temporary) / file)  # type: ignore[arg-type]
+                            _copy(source, Path(temporary) / file)
             elif archive.name.endswith(".gz"):
                 with gzip.open(part) as source:
-                    _copy(source, Path(temporary) / next(iter(archive.members)))  # type: ignore[arg-type]
+                    _copy(source, Path(temporary) / next(iter(archive.members)))
             else:
                 with open(part, "rb") as source:
                     _copy(source, Path(temporary) / next(iter(archive.members)))
@@ -242,7 +242,13 @@ def _unpack(name: str, archive: Archive, part: Path, base: Path, folder: Path) -
             os.replace(Path(temporary) / file, folder / file)
 
 
-def _copy(source: BinaryIO, target: Path) -> None:
+class _Readable(Protocol):
+    """A member of an archive, whichever module opened it."""
+
+    def read(self, size: int, /) -> bytes: ...
+
+
+def _copy(source: _Readable, target: Path) -> None:
     left = LARGEST
     with open(target, "wb") as file:
         while left > 0 and (block := source.read(1 << 20)):

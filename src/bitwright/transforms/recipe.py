@@ -159,9 +159,16 @@ class Recipe:
                 remedy="bitwright recipes",
             )
         try:
-            return cls.from_toml(path.read_text(encoding="utf-8"), path.stem)
+            found = cls.from_toml(path.read_text(encoding="utf-8"), path.stem)
         except UnicodeDecodeError:
             raise InputError(f"recipe {text}: not readable as TOML: not UTF-8 text", code="recipe-toml") from None
+        if not found.rules:
+            raise InputError(
+                f'recipe {text}: has no [[rule]], so it would change nothing. Give at least one: match = "*" and a slot',
+                code="recipe-form",
+                given=text,
+            )
+        return found
 
     def to_toml(self) -> str:
         """TOML text that `from_toml` reads back to an equal recipe."""
