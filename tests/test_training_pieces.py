@@ -263,6 +263,20 @@ def test_health_of_a_step_by_hand() -> None:
     assert not layer.x._forward_pre_hooks  # type: ignore[union-attr]
 
 
+@pytest.mark.parametrize(
+    ("part", "flips"), [("bwn", 0.5), ("ttq", 0.5), ({"part": "uniform", "bits": 4}, None), (None, None)]
+)
+def test_flips_are_told_of_weights_of_one_or_two_bits(part: Any, flips: float | None) -> None:
+    """Finer levels change in nearly every step, which says nothing."""
+    layer = bw.nn.Linear(2, 1, bias=False, w=part, x="sign")
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.9, -0.9]]))
+    probe = health.Probe({"0": layer}, {})
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[0.9, 0.9]]))
+    assert probe.read()["0"]["flips"] == flips
+
+
 def test_a_probe_changes_neither_observers_nor_the_random_stream() -> None:
     net = nn.Sequential(bw.nn.Linear(4, 4, w="binaryconnect" if "binaryconnect" in bw.parts() else "bwn",
                                      x={"part": "uniform", "bits": 4, "observer": "ema"}))  # fmt: skip
@@ -326,6 +340,7 @@ def test_constant_sign() -> None:
     first, second = told(state)
     assert "100.0 % of its inputs are at or above zero" in first and 'x = ["norm", "sign"]' in first
     assert "99.9 % of its inputs are below zero" in second
+    assert told(state) == [], "once per layer and stage"
     state.told = []
     assert told(state, signed=False) == [], "a grid from 0 up is meant to see no negative input"
 
