@@ -5,8 +5,9 @@
     python bench/methods.py cifar10 --data DIR     ten rows of the literature on all 50,000 images, 8 epochs each
     python bench/methods.py short   --data DIR     the other methods: 3 epochs on 10,000 CIFAR-10 images, no ranking meant
 
-Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its checkpoint. Accuracy is that
-of the last epoch, never of the best. Every row is an ordinary run directory below --runs.
+Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its checkpoint; several processes
+may share one CSV when their --rows differ and the float rows exist. Accuracy is that of the last epoch, never of the
+best. Every row is an ordinary run directory below --runs.
 """
 
 from __future__ import annotations
@@ -180,14 +181,15 @@ def main() -> None:
     args = parser.parse_args()
     data, rows = GROUPS[args.group]
     path = Path(args.out) / f"methods_{args.group}.csv"
+    named = [row for row in rows if args.rows is None or row.name in args.rows]
+    wanted = [*named, *(float_row(row, rows) for row in named)]
     for seed in args.seeds:
         for row in rows:
-            done = read(path)
-            there = any(r["row"] == row.name and r["seed"] == str(seed) for r in done)
-            wanted = args.rows is None or row.name in args.rows or not row.low_bit
-            if there or not wanted:
+            there = any(r["row"] == row.name and r["seed"] == str(seed) for r in read(path))
+            if there or row not in wanted:
                 continue
-            write(path, [*done, run_row(row, args.group, data, rows, seed, args)])
+            record = run_row(row, args.group, data, rows, seed, args)
+            write(path, [*read(path), record])  # read again: another process may have written its rows meanwhile
 
 
 if __name__ == "__main__":
