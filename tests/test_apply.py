@@ -304,7 +304,13 @@ def test_the_error_names_the_module_of_the_relu() -> None:
 
 
 @pytest.mark.parametrize(
-    "x", [["norm", "sign"], {"part": "dorefa_a", "bits": 2}, {"part": "uniform", "bits": 8, "signed": True}]
+    "x",
+    [
+        ["norm", "sign"],
+        {"part": "dorefa_a", "bits": 2},
+        {"part": "uniform", "bits": 8, "signed": True},
+        {"part": "sign_magnitude", "bits": 2},
+    ],
 )
 def test_no_error_with_a_norm_or_an_unsigned_part(x: Any) -> None:
     apply(Net(), [{"match": "conv2", "x": x}], X)

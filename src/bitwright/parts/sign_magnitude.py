@@ -41,6 +41,9 @@ class SignMagnitude(nn.Module):
     seen: Tensor
     bits_range = "1-8"
     signed = True
+    fits_nonnegative = (
+        True  # behind a ReLU all 2^b magnitudes are in use, only the sign bit lies idle: dnn-gating's case
+    )
 
     def __init__(self, bits: int = 4, scale: str = "max", compat: str | None = None, *, slot: str = "w") -> None:
         super().__init__()

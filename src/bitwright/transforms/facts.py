@@ -121,13 +121,14 @@ def part_text(part: nn.Module | None) -> str:
 def signed_first(part: nn.Module | None) -> nn.Module | None:
     """The signed quantizer of an x slot if it sees the raw input (first, or after dropout only), else None.
 
-    8 bits and more do not count: half of such a grid still resolves a non-negative input.
+    8 bits and more do not count: half of such a grid still resolves a non-negative input. Nor does a part that says
+    `fits_nonnegative`: its levels above zero are its stated bits.
     """
     for link in links_of(part):
         if getattr(link, "part_name", "") == "dropout":
             continue
         bits: Any = getattr(link, "bits", None)
-        few = bits is None or bits < 8
+        few = (bits is None or bits < 8) and not getattr(link, "fits_nonnegative", False)
         return link if getattr(link, "signed", None) is True and few else None
     return None
 
