@@ -330,7 +330,6 @@ def owner() -> Iterator[None]:
         """Toy gate. source: none"""
 
         owns_norm = True
-        norm_keys = {k: f"norm.{k}" for k in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked")}
 
         def __init__(self) -> None:
             super().__init__()
@@ -338,6 +337,10 @@ def owner() -> Iterator[None]:
 
         def take_norm(self, norm: nn.Module) -> None:
             self.norm = norm
+
+        @staticmethod
+        def norm_state(state: dict[str, Tensor]) -> dict[str, Tensor]:
+            return {f"norm.{key}": value for key, value in state.items()}
 
         def forward(self, op: Any, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
             return self.norm(op(x, w, b))

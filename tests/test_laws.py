@@ -32,8 +32,14 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "bwn": [{"granularity": "layer"}, {"compat": "seed"}],
     "bireal": [{"clip": False}],
+    "channel_gate": [
+        {"splits": 2, "group": False, "unit": "raw", "sparse_backprop": False},
+        {"shuffle": True, "init": -9.0},
+        {"compat": "seed"},
+    ],
     "dorefa_g": [{"bits": 1}],
     "dropout": [{"p": 0.2}],
+    "fbs": [{"keep": 1.0}, {"keep": 0.25, "channel_block": 2, "l1": 1e-3}, {"compat": "seed"}],
     "input8": [{"mean": 0.5, "std": 0.25}, {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]}],
     "kbit": [
         {"bits": 1},
@@ -45,6 +51,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "lsq": [{"bits": 1, "signed": False}, {"bits": 3, "per_channel": True}, {"bits": 8, "signed": True}],
     "pact": [{"bits": 1, "alpha": 1.0}, {"bits": 8, "alpha": 0.7}, {"compat": "seed"}],
+    "precision_gate": [
+        {"bits": 3, "top": 1, "unit": "normalized", "penalty": "sq"},
+        {"bits": 8, "top": 4, "sparse_backprop": False},
+        {"scale": "batch_max"},
+        {"compat": "seed"},
+    ],
     "rsign": [],
     "sign_magnitude": [{"bits": 1}, {"bits": 3, "scale": "static"}, {"bits": 2, "compat": "seed"}],
     "sign": [

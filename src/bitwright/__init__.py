@@ -14,7 +14,7 @@ from bitwright.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from bitwright import data, experiment, importers, models, nn, testing
-    from bitwright.analysis import CostTable, cost
+    from bitwright.analysis import CostTable, MacCount, cost, count_macs
     from bitwright.engine.convert import Converted, convert
     from bitwright.engine.files import load, save
     from bitwright.errors import BitwrightWarning, InputError
@@ -42,7 +42,9 @@ if TYPE_CHECKING:
 # public name -> the module that defines it
 _HOME = {
     "CostTable": "analysis",
+    "MacCount": "analysis",
     "cost": "analysis",
+    "count_macs": "analysis",
     "Converted": "engine.convert",
     "convert": "engine.convert",
     "load": "engine.files",
@@ -81,6 +83,7 @@ __all__ = [
     "CostTable",
     "InputError",
     "LayerInfo",
+    "MacCount",
     "PartInfo",
     "Plan",
     "Recipe",
@@ -91,6 +94,7 @@ __all__ = [
     "calibrate",
     "convert",
     "cost",
+    "count_macs",
     "data",
     "experiment",
     "importers",

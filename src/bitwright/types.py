@@ -89,6 +89,53 @@ class LayerInfo:
     notes: tuple[str, ...] = field(default=())
 
 
+@dataclass(frozen=True)
+class Site:
+    """One call of a layer, as accounting sees it; multiply-accumulates of it follow from these numbers alone.
+
+    positions   outputs per channel and sample (a transposed convolution: inputs)
+    taps        weights of one filter per input channel (kernel area)
+    w_bits, x_bits   factors of the bit operations: planes of the codes, 32 for floats
+    """
+
+    positions: int
+    taps: int
+    groups: int
+    inputs: int
+    outputs: int
+    w_bits: int = 32
+    x_bits: int = 32
+
+    @property
+    def fan(self) -> int:
+        """Inputs that one output channel reads."""
+        return self.inputs // self.groups
+
+    @property
+    def dense(self) -> int:
+        """Multiply-accumulates for one sample with nothing left out."""
+        return self.positions * self.taps * self.fan * self.outputs
+
+    def active(self, mask: Tensor | None, samples: int) -> Tensor:
+        """Inputs that can be non-zero, float64 [samples, groups, fan]; None: all. Sums of it stay whole numbers."""
+        if mask is None:
+            return torch.ones(samples, self.groups, self.fan, dtype=torch.float64)
+        return mask.reshape(samples, self.groups, self.fan).double()
+
+
+@dataclass(frozen=True)
+class Spent:
+    """Work of one call, per sample, int64 [samples]; overhead is part of macs and bops.
+
+    comparisons   what the decisions themselves cost: one compare per output, no multiply
+    """
+
+    macs: Tensor
+    bops: Tensor
+    overhead: Tensor
+    comparisons: Tensor
+
+
 def scalar(value: float, like: Tensor) -> Tensor:
     """A 0-d tensor with the dtype and device of `like`."""
     return torch.tensor(value, dtype=like.dtype, device=like.device)

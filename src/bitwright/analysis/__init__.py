@@ -1,5 +1,6 @@
 """Floor 5: what a model costs, and analyses."""
 
 from bitwright.analysis.cost import CostRow, CostTable, cost
+from bitwright.analysis.count import MacCount, count_macs
 
-__all__ = ["CostRow", "CostTable", "cost"]
+__all__ = ["CostRow", "CostTable", "MacCount", "cost", "count_macs"]

@@ -21,7 +21,8 @@ class SlotLayer(nn.Module):
 
     w, b   weight and bias go through them           x      so does the input
     g      so does the output (identity forward: a gradient quantizer)
-    gate   decides how the linear operator `op(x, w, b)` is evaluated; gets what the quantizer of x reads too if `needs_raw_input`
+    gate   decides how the linear operator `op(x, w, b)` is evaluated; gets what the quantizer of x reads too if
+           `needs_raw_input`, its whole numbers and their unit (None: no code) if `needs_code`
 
     Checkpoint keys stay `weight` and `bias`; parts add theirs, e.g. `w.p`.
     """
@@ -69,9 +70,10 @@ class SlotLayer(nn.Module):
         exact = None if self.training else self.exact(raw, op)
         if exact is not None and not (torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)):
             return exact if self.g is None else self.g(exact)
-        seen = raw
-        if isinstance(self.x, Chain) and getattr(self.gate, "needs_raw_input", False):
-            seen = self.x.before(raw)  # a norm in front of the quantizer runs once, and the gate reads behind it
+        seen, quantizer = raw, self.x
+        wants = {key for key in ("needs_raw_input", "needs_code") if getattr(self.gate, key, False)}
+        if isinstance(self.x, Chain) and wants:
+            seen, quantizer = self.x.before(raw), self.x.quantizer  # a norm in front of the quantizer runs once
             x = self.x.rest(seen)
         else:
             x = raw if self.x is None else self.x(raw)
@@ -79,7 +81,10 @@ class SlotLayer(nn.Module):
         b = self.bias if self.b is None or self.bias is None else self.b(self.bias)
         if self.gate is None:
             y = op(x, w, b)
-        elif getattr(self.gate, "needs_raw_input", False):
+        elif "needs_code" in wants:
+            whole = moment(quantizer, "whole")
+            y = self.gate(op, x, w, b, None if whole is None else whole(seen.detach()))
+        elif wants:
             y = self.gate(op, x, w, b, seen)
         else:
             y = self.gate(op, x, w, b)
@@ -120,6 +125,15 @@ class SlotLayer(nn.Module):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
+def grouped(layer: Any, x: Tensor, w: Tensor, b: Tensor | None, groups: int) -> Tensor:
+    """The layer's convolution in other groups than its own: what a gate's base path is."""
+    padding = layer.padding
+    if layer.padding_mode != "zeros":
+        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
+    conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[w.dim()]
+    return conv(x, w, b, layer.stride, padding, layer.dilation, groups)
+
+
 def _init(layer: SlotLayer, w: Any, b: Any, x: Any, g: Any, gate: Any) -> None:
     for slot in SLOTS:
         layer.register_module(slot, None)
@@ -153,8 +167,8 @@ class Conv1d(SlotLayer, nn.Conv1d):
         nn.Conv1d.__init__(self, *args, **kwargs)
         _init(self, w, b, x, g, gate)
 
-    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return self._conv_forward(x, w, b)
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None, groups: int | None = None) -> Tensor:
+        return self._conv_forward(x, w, b) if groups is None else grouped(self, x, w, b, groups)
 
 
 class Conv2d(SlotLayer, nn.Conv2d):
@@ -170,8 +184,8 @@ class Conv2d(SlotLayer, nn.Conv2d):
         nn.Conv2d.__init__(self, *args, **kwargs)
         _init(self, w, b, x, g, gate)
 
-    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return self._conv_forward(x, w, b)
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None, groups: int | None = None) -> Tensor:
+        return self._conv_forward(x, w, b) if groups is None else grouped(self, x, w, b, groups)
 
 
 class Conv3d(SlotLayer, nn.Conv3d):
@@ -183,8 +197,8 @@ class Conv3d(SlotLayer, nn.Conv3d):
         nn.Conv3d.__init__(self, *args, **kwargs)
         _init(self, w, b, x, g, gate)
 
-    def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        return self._conv_forward(x, w, b)
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None, groups: int | None = None) -> Tensor:
+        return self._conv_forward(x, w, b) if groups is None else grouped(self, x, w, b, groups)
 
 
 def _ints(padding: object) -> tuple[int, ...]:

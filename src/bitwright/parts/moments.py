@@ -9,7 +9,8 @@ from torch import nn
 
 # encode    the value as bits and tables (`Coded`)                     whole     the value as (whole numbers, one unit)
 # after_step, penalty, observe, density, bind: see contract of a part in ARCHITECTURE.md
-MOMENTS = ("encode", "whole", "after_step", "penalty", "observe", "density", "bind")
+# succeed   take over from a part of the same kind that sat here before          spent   work of one call of a gate
+MOMENTS = ("encode", "whole", "after_step", "penalty", "observe", "density", "bind", "succeed", "spent")
 
 
 def moment(part: nn.Module | None, name: str) -> Callable[..., Any] | None:

@@ -15,7 +15,7 @@ from bitwright.parts.registry import SLOTS
 from bitwright.transforms.facts import links_of, part_text, signed_first
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.layers import Candidate
-from bitwright.transforms.norms import give_norms, owner_of, plan_norms
+from bitwright.transforms.norms import give_norms, inherit, owner_of, plan_norms
 from bitwright.transforms.project import project
 from bitwright.transforms.recipe import Recipe, RecipeLike, Rule, as_recipe
 from bitwright.transforms.resolve import (
@@ -54,6 +54,9 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     rng = torch.get_rng_state()
     try:
         built = [(d, build(d, "apply", share=True)) for d in wanted]
+        for decision, new in built:
+            if isinstance(decision.layer.module, SlotLayer):
+                inherit(decision.layer.module, new)
         _check(model, built, example)
         norms = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example)
         undo = Undo()

@@ -9,6 +9,7 @@ from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer
+from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS
 from bitwright.transforms.facts import links_of
 from bitwright.transforms.flow import Flow, trace_flow
@@ -28,20 +29,21 @@ class Take:
 
 
 class NormKeys:
-    """Load hook that renames keys of norms taken over: `bn1.weight` -> `conv1.gate.norm.weight`. Picklable.
+    """Load hook: the state of a norm that was taken over becomes the state of the part that took it. Picklable.
 
-    moves   old key -> new key, or None for a key that the part does not keep
+    rows   (name of the norm, prefix of the part), where the part says by `norm_state` what it makes of such a state
     """
 
-    def __init__(self, moves: dict[str, str | None]) -> None:
-        self.moves = moves
+    def __init__(self, rows: list[tuple[str, str]]) -> None:
+        self.rows = rows
 
     def __call__(self, module: nn.Module, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
-        for old, new in self.moves.items():
-            if prefix + old in state_dict:
-                value = state_dict.pop(prefix + old)
-                if new is not None:
-                    state_dict.setdefault(prefix + new, value)
+        for norm, part in self.rows:
+            head = f"{prefix}{norm}."
+            found = {key[len(head) :]: state_dict.pop(key) for key in list(state_dict) if key.startswith(head)}
+            owner: Any = module.get_submodule(part)
+            for key, value in owner.norm_state(found).items() if found else ():
+                state_dict.setdefault(f"{prefix}{part}.{key}", value)
 
 
 def plan_norms(
@@ -79,12 +81,7 @@ def plan_norms(
 
 def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
     """Hands the norms over, puts Identity in their places, maps their keys on load."""
-    moves: dict[str, str | None] = {}
     for take in takes:
-        keys = dict(getattr(take.part, "norm_keys", {}))
-        for key in take.module.state_dict():
-            kept = keys.get(key)
-            moves[f"{take.norm}.{key}"] = None if kept is None else take.prefix + kept
         take.part.take_norm(take.module)
         setattr(take.part, OWNED, take.norm)
         for name, module in list(model.named_modules(remove_duplicate=False)):
@@ -95,9 +92,22 @@ def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
                     continue  # the part itself may hold the very module
                 undo.add(lambda h=holder, c=child, m=module: h._modules.__setitem__(c, m))
                 holder._modules[child] = nn.Identity()
-    if moves:
-        handle = model.register_load_state_dict_pre_hook(NormKeys(moves))
+    if takes:
+        rows = [(take.norm, take.prefix.rstrip(".")) for take in takes]
+        handle = model.register_load_state_dict_pre_hook(NormKeys(rows))
         undo.add(handle.remove)
+
+
+def inherit(old: SlotLayer, new: SlotLayer) -> None:
+    """A part put in the place of one of its own kind goes on with what that one learned, where it says how (`succeed`)."""
+    for slot in SLOTS:
+        before, after = getattr(old, slot), getattr(new, slot)
+        succeed = moment(after, "succeed")
+        if before is None or before is after or type(before) is not type(after) or succeed is None:
+            continue
+        succeed(before)
+        if isinstance(getattr(before, OWNED, None), str) and getattr(after, "owns_norm", False):
+            setattr(after, OWNED, getattr(before, OWNED))
 
 
 def owner_of(layer: SlotLayer) -> str:

@@ -1,0 +1,218 @@
+"""Feature boosting and suppression: the input chooses which output channels are worth computing."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitwright.errors import BitwrightWarning, InputError
+from bitwright.parts.gate_norm import FreeNorm, autocast_off
+from bitwright.parts.options import check_compat
+from bitwright.parts.registry import part
+from bitwright.parts.scale import wide
+from bitwright.parts.split_gate import spent_of
+from bitwright.types import Site, Spent
+
+LEAST = 1e-4  # a gain below this counts as this: the shift is divided by it
+
+
+class Remembered:
+    """A tensor of the last forward that copies and checkpoints do not take along."""
+
+    def __init__(self) -> None:
+        self.value: Tensor | None = None
+
+    def __deepcopy__(self, memo: Any) -> Remembered:
+        return Remembered()
+
+    def __reduce__(self) -> Any:
+        return (Remembered, ())
+
+
+@part("fbs", "gate")
+class FBS(nn.Module):
+    """A small predictor scales every output channel; the channels it finds least salient are not computed.
+
+    value     A g (f norm(op(x, w)) + shift);  g = relu(predictor(mean |x|)) [N, O],  A = 1 for the ceil(keep O) largest g
+              of a sample where g > 0, else 0; f = +1 or -1 per channel, norm: BatchNorm without gain. A ReLU follows
+    gradient  A is a constant: only winners learn; g through the predictor and mean |x|
+    shape     that of the layer
+    options   keep: share of channels; 1 only boosts. channel_block: neighbors that win or lose together, by their mean g.
+              l1: weight of the mean over a batch of the sum of g, a penalty that makes channels unimportant
+    moments   takes over the BatchNorm that alone reads the layer. With keep=1 nothing changes by it: the predictor starts as
+              the norm's gain (its sign becomes f, its shift is divided by it). A new norm (no step made yet): shift 0.1,
+              predictor bias 1. A later recipe with the same part changes keep and keeps what was learned
+    source    Gao et al. 2019, arXiv 1810.05331; deep-fry/mayo, the authors' code
+    differs   the authors start from bias 1 also for a trained net, and gate by the signed mean; the published ratio counts
+              all inputs of a layer as sparse: here only those that can really be zero. compat="seed": the code of
+              network-compression, which keeps k - 1 channels (k rounded to even), takes |predictor| and gates in front of the affine
+              BatchNorm, so that nothing behind it is zero
+
+    >>> import bitwright as bw
+    >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+    >>> _ = bw.apply(net, [{"match": "0", "gate": {"part": "fbs", "keep": 0.5}}], torch.zeros(1, 3, 8, 8))
+    >>> out = net.eval()(torch.rand(2, 3, 8, 8))
+    >>> (out.amax((2, 3)) > 0).sum(1).max().item() <= 4
+    True
+    """
+
+    inputs: int
+    outputs: int
+    last: bool
+    flip: Tensor
+    predictor: nn.Linear
+    norm: FreeNorm
+    shift: nn.Parameter
+    needs_raw_input = True
+
+    def __init__(self, keep: float = 0.5, channel_block: int = 1, l1: float = 1e-8, compat: str | None = None) -> None:
+        super().__init__()
+        if not 0 < keep <= 1:
+            raise InputError(f"part fbs: keep={keep!r}; a share above 0 and up to 1", code="option")
+        if not isinstance(channel_block, int) or channel_block < 1:
+            raise InputError(f"part fbs: channel_block={channel_block!r}; a whole number from 1", code="option")
+        if not l1 >= 0:
+            raise InputError(f"part fbs: l1={l1!r}; it is 0 or more", code="option")
+        self.keep, self.block, self.l1 = float(keep), channel_block, float(l1)
+        self.seed = check_compat("fbs", compat)
+        self.owns_norm = not self.seed
+        self.saliency = Remembered()
+        self.watchers: tuple[Callable[[FBS, Tensor], None], ...] = ()
+
+    @classmethod
+    def for_layer(cls, layer: nn.Module, **options: Any) -> FBS:
+        new = cls(**options)
+        inputs = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+        outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
+        like = next(layer.parameters(), None)
+        if inputs is None or outputs is None or like is None:
+            raise InputError(f"part fbs: {type(layer).__name__} has no channels to gate", code="gate-layer")
+        if outputs % new.block:
+            raise InputError(
+                f"part fbs: {outputs} output channels do not divide by channel_block={new.block}", code="gate-layer"
+            )
+        groups = int(getattr(layer, "groups", 1))
+        if groups > 1 and groups == inputs:
+            raise InputError(
+                "part fbs: a depthwise layer has one input per output; gate the pointwise layer in front of it, whose "
+                "zero channels it then passes on",
+                code="gate-layer",
+            )
+        if outputs // new.block == 1 and new.keep < 1:
+            warnings.warn(
+                "fbs: one output channel (or block) is always kept: nothing is gated", BitwrightWarning, stacklevel=2
+            )
+        new.inputs, new.outputs, new.last = int(inputs), int(outputs), isinstance(layer, nn.Linear)
+        new.predictor = nn.Linear(new.inputs, new.outputs)
+        if not new.seed:
+            nn.init.trunc_normal_(new.predictor.weight, std=0.05, a=-0.1, b=0.1)
+            nn.init.ones_(new.predictor.bias)
+            new.norm = FreeNorm(new.outputs, new.last)
+            new.shift = nn.Parameter(torch.full((new.outputs,), 0.1))
+            new.register_buffer("flip", torch.ones(new.outputs))
+        return new.to(like.device)
+
+    # -- the norm behind the layer ------------------------------------------------------------------------------------
+    def take_norm(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        self.norm.eps, self.norm.momentum = norm.eps, norm.momentum
+        state = {key: value.detach().clone() for key, value in norm.state_dict().items()}
+        fresh = int(state.get("num_batches_tracked", torch.tensor(1))) == 0
+        if "running_mean" not in state:
+            raise InputError("part fbs: the BatchNorm keeps no running statistics", code="norm-none")
+        taken = self.norm_state(state)
+        if fresh and all(torch.equal(taken[k], v) for k, v in (("flip", self.flip), ("shift", 0 * self.shift))):
+            return  # a net that never trained: the paper's start
+        own = dict(self.named_parameters()) | dict(self.named_buffers())
+        with torch.no_grad():
+            for key, value in taken.items():
+                own[key].copy_(value)
+
+    def norm_state(self, state: dict[str, Tensor]) -> dict[str, Tensor]:
+        """State of a BatchNorm -> the state with which this part computes the same at keep=1."""
+        out = {f"norm.{key}": value for key, value in state.items() if key not in ("weight", "bias")}
+        mean = state["running_mean"]
+        gain, bias = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
+        size = gain.abs().clamp_min(LEAST)
+        out["flip"] = torch.where(gain < 0, -torch.ones_like(gain), torch.ones_like(gain))
+        out["shift"] = bias / size
+        out["predictor.bias"] = size
+        out["predictor.weight"] = torch.zeros_like(self.predictor.weight)  # only the gain speaks at first
+        return out
+
+    def succeed(self, old: FBS) -> None:
+        """The same part with another keep: what was learned goes on."""
+        for name in ("predictor", "norm", "shift", "flip"):
+            if hasattr(old, name):
+                setattr(self, name, getattr(old, name))
+
+    # -- the gate -----------------------------------------------------------------------------------------------------
+    def winners(self, g: Tensor) -> Tensor:
+        """1 for channels that are computed, else 0; [N, O], no gradient."""
+        g = g.detach()
+        if self.seed:
+            k = max(1, round(self.keep * self.outputs))
+            return (g > g.topk(k, 1).values[:, -1:]).to(g.dtype)
+        blocks = g.unflatten(1, (self.outputs // self.block, self.block)).mean(2)
+        k = max(1, math.ceil(self.keep * blocks.shape[1] - 1e-9))
+        if k < blocks.shape[1]:
+            chosen = torch.zeros_like(blocks).scatter(1, blocks.topk(k, 1).indices, 1.0)
+        else:
+            chosen = torch.ones_like(blocks)
+        return chosen.repeat_interleave(self.block, 1) * (g > 0)
+
+    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor) -> Tensor:
+        y = op(x, w, b)
+        with autocast_off(y):
+            size = wide(raw).abs()
+            if self.last:
+                size = size.unsqueeze(1).flatten(1, -2).mean(1)
+            else:
+                size = size.unsqueeze(-1).flatten(2).mean(2)
+            g = F.linear(size, self.predictor.weight.to(size.dtype), self.predictor.bias.to(size.dtype))
+            g = g.abs() if self.seed else g.relu()
+            on = self.winners(g)
+        for watcher in self.watchers:
+            watcher(self, on)
+        self.saliency.value = g.sum(1).mean() if self.training and self.l1 and torch.is_grad_enabled() else None
+        scale = self._as_channels(g * on, y)
+        if self.seed:
+            return y * scale.to(y.dtype)
+        z = self.norm(y) * self._as_channels(self.flip, y) + self._as_channels(self.shift, y)
+        return (z * scale).to(y.dtype)
+
+    def _as_channels(self, t: Tensor, y: Tensor) -> Tensor:
+        """[N, O] or [O] beside an output: [N, O, 1, 1], or [N, 1, O] for Linear."""
+        rows = t if t.dim() == 2 else t[None]
+        if self.last:
+            return rows.reshape(len(rows), *[1] * (y.dim() - 2), self.outputs)
+        return rows.reshape(len(rows), self.outputs, *[1] * (y.dim() - 2))
+
+    def penalty(self) -> Tensor:
+        last, self.saliency.value = self.saliency.value, None
+        return self.predictor.bias.new_zeros(()) if last is None else self.l1 * last
+
+    def density(self) -> float:
+        """Share of output channels that are computed at most."""
+        if self.seed:
+            return max(0, max(1, round(self.keep * self.outputs)) - 1) / self.outputs
+        blocks = self.outputs // self.block
+        return max(1, math.ceil(self.keep * blocks - 1e-9)) / blocks
+
+    def fires(self, on: Tensor) -> Tensor:
+        """Channels that are computed, int64 [N, O]."""
+        return on.detach().long()
+
+    def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
+        present = site.active(active, len(fires)).to(fires.device)
+        on = fires.double().reshape(len(fires), site.groups, -1)
+        macs = site.taps * site.positions * (present.sum(2) * on.sum(2)).sum(1)
+        # the predictor reads the active inputs; each output is scaled once, and whoever computes none pays for it too
+        overhead = present.sum((1, 2)) * site.outputs + float(site.outputs * site.positions)
+        bops = macs * site.w_bits * site.x_bits + overhead * 32 * 32
+        return spent_of(macs + overhead, bops, overhead, site.outputs)

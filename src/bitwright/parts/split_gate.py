@@ -1,0 +1,104 @@
+"""What channel gating and precision gating share: a cheap partial sum decides where the rest is added."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.fn.gate import gate
+from bitwright.parts.gate_norm import FreeNorm, FullPrecision, autocast_off, channels_first
+from bitwright.parts.options import check_word
+from bitwright.parts.scale import wide
+from bitwright.types import Site, Spent
+
+
+class SplitGate(FullPrecision):
+    """y = base + on rest, on = 1 where z > threshold: z the base, as it is ("raw") or normalized per channel.
+
+    A subclass splits the operator into base and rest (`split`) and prices them (`spent`). The decision is made in
+    float32 whatever the type of the layer, and thresholds stay float32 in a half-precision net.
+
+    watchers   called in forward with (part, on): how counting (`bw.count_macs`) and budgets look on. Not state
+    """
+
+    outputs: int
+    last: bool
+    threshold: nn.Parameter
+    norm: FreeNorm | None
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        init: float,
+        target: float,
+        weight: float,
+        slope: float,
+        unit: str,
+        sparse_backprop: bool,
+    ) -> None:
+        super().__init__()
+        if not weight >= 0:
+            raise InputError(f"part {name}: weight={weight!r}; it is 0 or more", code="option")
+        if not 0 < slope < float("inf"):
+            raise InputError(f"part {name}: slope={slope!r}; it is above 0", code="option")
+        self.unit = check_word(name, "unit", unit, ("raw", "normalized"))
+        self.init, self.target, self.weight = float(init), float(target), float(weight)
+        self.slope, self.sparse = float(slope), sparse_backprop
+        self.watchers: tuple[Callable[[SplitGate, Tensor], None], ...] = ()
+
+    def fit(self, name: str, layer: nn.Module) -> None:
+        """Sizes of the layer: one threshold per output channel."""
+        outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
+        like = next(layer.parameters(), None)
+        if outputs is None or like is None:
+            raise InputError(f"part {name}: {type(layer).__name__} has no output channels to gate", code="gate-layer")
+        self.outputs, self.last = int(outputs), isinstance(layer, nn.Linear)
+        self.threshold = nn.Parameter(torch.full((self.outputs,), self.init))
+        self.norm = FreeNorm(self.outputs, self.last) if self.unit == "normalized" else None
+        self.to(like.device)
+
+    def succeed(self, old: SplitGate) -> None:
+        """The same part with other options: thresholds and statistics go on."""
+        if old.threshold.shape == self.threshold.shape:
+            self.threshold = nn.Parameter(old.threshold.detach().clone(), self.threshold.requires_grad)
+        if self.norm is not None and old.norm is not None:
+            self.norm = old.norm
+
+    # -- what a subclass says -----------------------------------------------------------------------------------------
+    def split(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, code: Any) -> Any:
+        """(base, rest): their sum is the full result."""
+        raise NotImplementedError
+
+    def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
+        """Work for a call: `fires` int64 [N, O] outputs with the rest, `active` inputs that can be non-zero."""
+        raise NotImplementedError
+
+    # -- the decision -------------------------------------------------------------------------------------------------
+    def distance(self, base: Tensor) -> Tensor:
+        """z - threshold: positive is on."""
+        z = wide(base) if self.norm is None else self.norm(base)
+        threshold = self.threshold if self.last else self.threshold.reshape(-1, *[1] * (base.dim() - 2))
+        return z - threshold
+
+    def decide(self, base: Tensor) -> Tensor:
+        with autocast_off(base):
+            on = gate(self.distance(base), self.slope, self.sparse)
+        for watcher in self.watchers:
+            watcher(self, on)
+        return on.to(base.dtype)
+
+    def fires(self, on: Tensor) -> Tensor:
+        """How many outputs of each channel are on, int64 [N, O]."""
+        return (channels_first(on.detach(), self.last) > 0).sum(2)
+
+
+def spent_of(macs: Tensor, bops: Tensor, overhead: Tensor | None, comparisons: int) -> Spent:
+    """Whole numbers from exact float64 sums."""
+    extra = torch.zeros_like(macs) if overhead is None else overhead
+    many = torch.full_like(macs, float(comparisons))
+    return Spent(macs.long(), bops.long(), extra.long(), many.long())
