@@ -14,7 +14,7 @@ from bitwright.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from bitwright import data, experiment, importers, models, nn, testing
-    from bitwright.analysis import CostTable, MacCount, cost, count_macs
+    from bitwright.analysis import Budget, CostTable, MacCount, cost, count_macs
     from bitwright.engine.convert import Converted, convert
     from bitwright.engine.files import load, save
     from bitwright.errors import BitwrightWarning, InputError
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 # public name -> the module that defines it
 _HOME = {
+    "Budget": "analysis",
     "CostTable": "analysis",
     "MacCount": "analysis",
     "cost": "analysis",
@@ -78,6 +79,7 @@ _MODULES = ("data", "experiment", "importers", "models", "nn", "testing")
 __all__ = [
     "BenchTable",
     "BitwrightWarning",
+    "Budget",
     "Coded",
     "Converted",
     "CostTable",

@@ -1,6 +1,7 @@
 """Floor 5: what a model costs, and analyses."""
 
+from bitwright.analysis.budget import Budget
 from bitwright.analysis.cost import CostRow, CostTable, cost
 from bitwright.analysis.count import MacCount, count_macs
 
-__all__ = ["CostRow", "CostTable", "MacCount", "cost", "count_macs"]
+__all__ = ["Budget", "CostRow", "CostTable", "MacCount", "cost", "count_macs"]

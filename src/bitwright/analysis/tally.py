@@ -9,7 +9,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def _spread() -> bool:
+def spread() -> bool:
+    """Whether several processes count."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
@@ -36,6 +37,7 @@ class Tally:
         self.layers = layers
         self.tables: dict[str, list[Tensor]] = {}
         self.seen = 0
+        self.alone = False
         self.lock = threading.Lock()  # DataParallel runs replicas in threads
 
     def begin(self, samples: int, limit: int) -> Batch:
@@ -61,7 +63,7 @@ class Tally:
     def rows(self, key: str) -> Tensor:
         """int64 [samples, layers] of all processes, in their order."""
         own = self._own(key)
-        if not _spread():
+        if self.alone or not spread():
             return own
         parts: list[Tensor | None] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, own)
@@ -72,16 +74,15 @@ class Tally:
 
     def sums(self, key: str) -> list[int]:
         total = self._own(key).sum(0)
-        return _reduced(total).tolist()
+        return self._reduced(total).tolist()
 
     def samples(self) -> int:
-        return int(_reduced(torch.tensor([self.seen])))
+        return int(self._reduced(torch.tensor([self.seen])))
 
-
-def _reduced(t: Tensor) -> Tensor:
-    if not _spread():
-        return t
-    device = "cuda" if dist.get_backend() == "nccl" else "cpu"
-    copy = t.clone().to(device)
-    dist.all_reduce(copy)
-    return copy.cpu()
+    def _reduced(self, t: Tensor) -> Tensor:
+        if self.alone or not spread():
+            return t
+        device = "cuda" if dist.get_backend() == "nccl" else "cpu"
+        copy = t.clone().to(device)
+        dist.all_reduce(copy)
+        return copy.cpu()

@@ -126,6 +126,18 @@ def _source(teacher: Any) -> Any:
     return {"source": teacher} if isinstance(teacher, str) else teacher
 
 
+class Budget(Table):
+    """Work of a gated net: a share of its dense work up to 1, or operations per image; see `bw.Budget`.
+
+    macs, bops   one of them: multiply-accumulates, or these times the bits of weight and input
+    weight       of the term in the loss
+    """
+
+    macs: PositiveFloat | None = None
+    bops: PositiveFloat | None = None
+    weight: NonNegativeFloat = 1.0
+
+
 class Stage(Table):
     """One recipe trained for some epochs. Stages build on each other: recipes add up, weights go on.
 
@@ -134,6 +146,7 @@ class Stage(Table):
     clip         largest norm of the gradient
     freeze       globs on parameter names that do not learn in this stage
     calibrate    batches that parts with an observer see before the first step
+    budget       of work, for nets with gates: { macs = 0.5 }; thresholds follow it in place of their targets
     """
 
     epochs: PositiveInt
@@ -147,6 +160,7 @@ class Stage(Table):
     freeze: list[str] = []
     teacher: Annotated[Teacher | None, BeforeValidator(_source)] = None
     calibrate: NonNegativeInt = 4
+    budget: Budget | None = None
 
 
 class Train(Table):

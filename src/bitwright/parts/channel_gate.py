@@ -151,7 +151,7 @@ class ChannelGate(SplitGate):
         return z
 
     def penalty(self) -> Tensor:
-        if self.splits == 1:
+        if self.splits == 1 or self.governed:
             return self.threshold.new_zeros(())
         return self.weight * (self.threshold - self.target).square().sum()
 

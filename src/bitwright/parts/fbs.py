@@ -151,6 +151,12 @@ class FBS(nn.Module):
             if hasattr(old, name):
                 setattr(self, name, getattr(old, name))
 
+    def set_keep(self, keep: float) -> None:
+        """Another share of channels, also in the recipe that is saved with the net."""
+        self.keep = keep
+        if isinstance(spec := self.__dict__.get("spec"), dict):
+            self.__dict__["spec"] = {**spec, "keep": keep}
+
     # -- the gate -----------------------------------------------------------------------------------------------------
     def winners(self, g: Tensor) -> Tensor:
         """1 for channels that are computed, else 0; [N, O], no gradient."""

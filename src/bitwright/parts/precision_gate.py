@@ -126,6 +126,8 @@ class PrecisionGate(SplitGate):
         return torch.addcmul(base, self.decide(base), rest)
 
     def penalty(self) -> Tensor:
+        if self.governed:
+            return self.threshold.new_zeros(())
         gap = self.threshold - self.target
         if self.form == "sq":
             return self.weight * gap.square().sum()

@@ -29,6 +29,7 @@ class SplitGate(FullPrecision):
     last: bool
     threshold: nn.Parameter
     norm: FreeNorm | None
+    size: Tensor | None  # raw units: running standard deviation of the base, what a step of a threshold is measured in
 
     def __init__(
         self,
@@ -50,6 +51,7 @@ class SplitGate(FullPrecision):
         self.init, self.target, self.weight = float(init), float(target), float(weight)
         self.slope, self.sparse = float(slope), sparse_backprop
         self.watchers: tuple[Callable[[SplitGate, Tensor], None], ...] = ()
+        self.governed = False  # a budget moves the thresholds: no pull to the target
 
     def fit(self, name: str, layer: nn.Module) -> None:
         """Sizes of the layer: one threshold per output channel."""
@@ -60,6 +62,7 @@ class SplitGate(FullPrecision):
         self.outputs, self.last = int(outputs), isinstance(layer, nn.Linear)
         self.threshold = nn.Parameter(torch.full((self.outputs,), self.init))
         self.norm = FreeNorm(self.outputs, self.last) if self.unit == "normalized" else None
+        self.register_buffer("size", torch.ones(()) if self.norm is None else None)
         self.to(like.device)
 
     def succeed(self, old: SplitGate) -> None:
@@ -82,6 +85,9 @@ class SplitGate(FullPrecision):
     def distance(self, base: Tensor) -> Tensor:
         """z - threshold: positive is on."""
         z = wide(base) if self.norm is None else self.norm(base)
+        if self.size is not None and self.training and base.numel() > 1:
+            with torch.no_grad():
+                self.size.lerp_(z.std(correction=0).to(self.size.dtype), 0.1)
         threshold = self.threshold if self.last else self.threshold.reshape(-1, *[1] * (base.dim() - 2))
         return z - threshold
 
@@ -91,6 +97,10 @@ class SplitGate(FullPrecision):
         for watcher in self.watchers:
             watcher(self, on)
         return on.to(base.dtype)
+
+    def deviation(self) -> Tensor | float:
+        """One standard deviation of the base in the unit of the thresholds."""
+        return 1.0 if self.size is None else self.size
 
     def fires(self, on: Tensor) -> Tensor:
         """How many outputs of each channel are on, int64 [N, O]."""

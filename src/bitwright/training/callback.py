@@ -66,6 +66,8 @@ class TrainingCallback(pl.Callback):
         if self.probe is not None:
             self.probe.remove()
         self.probe = None
+        if self.module.budget is not None:
+            self.module.budget.remove()
 
     # -- a step -------------------------------------------------------------------------------------------------------
     def on_train_batch_start(
@@ -92,6 +94,8 @@ class TrainingCallback(pl.Callback):
         if self.probe is not None:
             health.add(state.health, self.probe.read())
             self.probe = None
+        if self.module.budget is not None:
+            self.module.budget.step()
         state.step += 1
         state.batch += 1
         if self.watch is not None:
@@ -155,6 +159,7 @@ class TrainingCallback(pl.Callback):
         job, state = self.job, self.job.state
         before, device = time.perf_counter(), pl_module.device
         self.module.check_net()
+        self.module.refit()
         try:
             job.check(device, shared=True)
             test, val = self.evaluations(device, shared=True)

@@ -106,9 +106,9 @@ class Job:
         if self.stopping(device, shared):
             raise StopRequest
 
-    def example(self) -> Tensor:
+    def example(self, images: int = 2) -> Tensor:
         """The first training images, as the net gets them."""
-        return next(iter(self.train.limit(2).batches(2, normalize=self.normalize)))[0]
+        return next(iter(self.train.limit(images).batches(images, normalize=self.normalize)))[0]
 
 
 def open_data(experiment: Experiment) -> tuple[Images, Images, Images | None]:

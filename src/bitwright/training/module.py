@@ -8,12 +8,15 @@ import lightning.pytorch as pl
 import torch
 from torch import Tensor, nn
 
+from bitwright.analysis import Budget
 from bitwright.experiment.schema import Teacher
 from bitwright.training.job import Job
 from bitwright.training.loader import EpochLoader
 from bitwright.training.losses import Loss, distilled
 from bitwright.training.optimizers import make_optimizer
 from bitwright.transforms import penalty
+
+BUDGET_IMAGES = 128  # on which evaluation is made to spend the budget at the end of each epoch
 
 
 class NotFinite(Exception):
@@ -35,6 +38,13 @@ class TrainingModule(pl.LightningModule):
         self.net = job.net
         self.job, self.loss = job, loss
         self.teacher = (teacher, rule) if teacher is not None and rule is not None else None  # a tuple hides it
+        stage = job.experiment.stage[job.state.stage]
+        self.budget: Budget | None = None  # no module either
+        if stage.budget is not None:
+            spec = stage.budget
+            self.budget = Budget(
+                job.net, job.example(BUDGET_IMAGES), macs=spec.macs, bops=spec.bops, weight=spec.weight
+            )
         self.loader: EpochLoader | None = None
         self.resumed: dict[str, Any] | None = None  # what `on_load_checkpoint` found, until the first batch
         self.sums: Tensor | None = None  # loss, top1, top5, images of the epoch, on the device
@@ -83,6 +93,8 @@ class TrainingModule(pl.LightningModule):
                 goal = teacher(x).float()
             loss = distilled(loss, outputs, goal, rule.weight, rule.temperature)
         loss = loss + penalty(self.net)
+        if self.budget is not None:
+            loss = loss + self.budget.penalty()
         self._check(loss, x)
         self._count(loss.detach(), outputs.detach(), y)
         if self.job.world > 1:  # the mean over processes is to be the mean over images, also of an uneven last batch
@@ -105,6 +117,11 @@ class TrainingModule(pl.LightningModule):
         bad = torch.stack([~torch.isfinite(value.detach()).all() for value in values]).any()
         if self._any_process(bad):
             raise NotFinite("weights became infinite or nan")
+
+    def refit(self) -> None:
+        """At the end of an epoch: evaluation, with its running statistics, is to spend the budget too."""
+        if self.budget is not None:
+            self.budget.refit(self.job.example(BUDGET_IMAGES).to(self.device))
 
     def _any_process(self, bad: Tensor) -> bool:
         flag = bad.float()
@@ -133,10 +150,13 @@ class TrainingModule(pl.LightningModule):
             "state": self.job.state.to_dict(),
             "ranks": ranks,
             "experiment": self.job.run.read_text("experiment.toml"),
+            "budget": {} if self.budget is None else self.budget.state_dict(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         self.resumed = checkpoint["bitwright"]
+        if self.budget is not None:
+            self.budget.load_state_dict(checkpoint["bitwright"]["budget"])
 
     def restore_random(self) -> None:
         """Right before the first batch: nothing between start and here may matter."""
