@@ -47,11 +47,11 @@ def test_calibrated_inputs_equal_the_oracle_beyond_their_range_too() -> None:
 
 def test_where_the_scale_of_inputs_comes_from() -> None:
     one, two = torch.tensor([[1.0]]), torch.tensor([[-2.0]])
-    for scale, after_two, after_calibration in (("max", 2.0, 4.0), ("static", 1.0, 4.0)):
+    for scale, after_two, after_calibration in (("max", 1.1, 4.0), ("static", 1.0, 4.0)):
         part: Any = bw.make_part("sign_magnitude", slot="x", scale=scale).train()
         part(one)
         part(two)
-        assert part.high.item() == after_two
+        assert part.high.item() == pytest.approx(after_two)  # a tenth of the way from 1 to 2
         part.observe(2 * two)
         part.eval()(100 * two)
         part(torch.tensor([[torch.nan]]))

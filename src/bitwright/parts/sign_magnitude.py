@@ -15,6 +15,8 @@ from bitwright.parts.registry import part
 from bitwright.parts.scale import kept_only, weight_of, wide
 from bitwright.types import Coded, scalar
 
+FOLLOW = 0.1  # share of the way to the maximum of each training batch
+
 
 @part("sign_magnitude", "w", "x")
 class SignMagnitude(nn.Module):
@@ -24,9 +26,10 @@ class SignMagnitude(nn.Module):
     gradient  g where |t| <= s, else 0
     shape     any; s one number per tensor
     options   scale: where s comes from. Weights: "max" is read off the weight each time, "static" is kept from the start or
-              the last calibration. Inputs: "max" grows with every training and calibration batch, "static" is set by
-              calibration alone (the first training batch, if nobody calibrated). "batch_max" is the maximum of the very
-              tensor, in evaluation too: a result then depends on its batch, so inputs have no codes
+              the last calibration. Inputs: "max" follows the maxima of training batches (a tenth of the way each), since
+              one outlier would leave two bits nothing but zeros; "static" is set by calibration alone (the first training
+              batch, if nobody calibrated). "batch_max" is the maximum of the very tensor, in evaluation too: a result
+              then depends on its batch, so inputs have no codes
     moments   observe: the largest magnitude of calibration batches
     source    cornell-zhang/dnn-gating, utils: the quantizer under precision gating (Zhang et al. 2020, arXiv 2002.07136)
     differs   bits is the paper's b; planes and storage_bits are b + 1. compat="seed": s has 1e-7 added, the gradient is g
@@ -80,15 +83,17 @@ class SignMagnitude(nn.Module):
     # -- the scale ------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def observe(self, t: Tensor) -> None:
-        self._note(t, again=True)
+        self._note(t, 1.0)
 
-    def _note(self, t: Tensor, again: bool) -> None:
-        """Widens s; without `again` only if nothing was seen before. Not finite: says nothing. No branch on data."""
+    def _note(self, t: Tensor, rate: float) -> None:
+        """Moves s towards the peak of t by `rate`; 1 only widens, 0 only if nothing was seen before. Not finite: says
+        nothing. No branch on data."""
         if not self.kept or not t.numel():
             return
         peak = t.detach().abs().amax().to(self.high.dtype)
         fresh = (self.seen == 0) | (self.slot == "w")
-        wider = torch.where(fresh, peak, torch.maximum(self.high, peak) if again else self.high)
+        later = torch.maximum(self.high, peak) if rate == 1 else self.high + rate * (peak - self.high)
+        wider = torch.where(fresh, peak, later)
         fits = torch.isfinite(peak)
         self.high.copy_(torch.where(fits, wider, self.high))
         self.seen.add_(fits.to(self.seen.dtype))
@@ -111,7 +116,7 @@ class SignMagnitude(nn.Module):
     # -- the value ------------------------------------------------------------------------------------------------
     def forward(self, t: Tensor, keep: Tensor | None = None) -> Tensor:
         if self.training and self.slot == "x":
-            self._note(t, again=self.scale == "max")
+            self._note(t, FOLLOW if self.scale == "max" else 0.0)
         if self.binary:
             plus = torch.where(t.detach() > 0, 1.0, -1.0).to(t.dtype) + 0 * t.detach().clamp(-1, 1)  # NaN stays
             return ste(t, plus * self._one_bit(t))
