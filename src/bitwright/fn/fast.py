@@ -101,11 +101,11 @@ def clip_round_composed(x: Tensor, high: Tensor | float, levels: int) -> Tensor:
 
 
 def lsq(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor: float = 1.0) -> Tensor:
-    """Learned step size: step * round(clip(x / step, low, high)).
+    """Learned step size: s * round(clip(x / s, low, high)), s = |step|, never 0.
 
     step      one element, or one per index of `axis` of x, in any shape
-    gradient  x: g where low <= x / step <= high
-              step: factor * sum of g times low (x / step <= low), high (x / step >= high), else round(v) - v
+    gradient  x: g where low <= x / s <= high
+              step: its sign * factor * sum of g times low (x / s <= low), high (x / s >= high), else round(v) - v
 
     >>> lsq(torch.tensor([-9.0, 0.8, 2.6]), torch.tensor(0.5), -2, 1).tolist()
     [-1.0, 0.5, 0.5]
@@ -120,6 +120,7 @@ def lsq(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor:
 def lsq_composed(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor: float = 1.0) -> Tensor:
     """The definition of `lsq`."""
     spread = fused.along(step, x, axis)
+    spread = ste(spread, fused.size_of(spread), plain_sign(spread.detach()))
     fixed, size = _wide(x.detach()), _wide(spread.detach())
     value = (fixed / size).clamp(low, high).round() * size
     slope_x, slope_step = fused.lsq_slopes(fixed, size, low, high)

@@ -310,6 +310,12 @@ def along(step: Tensor, x: Tensor, axis: int) -> Tensor:
     return step.reshape(shape)
 
 
+def size_of(step: Tensor) -> Tensor:
+    """|step| without a graph, never 0: the smallest normal number changes no other value."""
+    fixed = step.detach()
+    return fixed.abs().clamp_min(torch.finfo(fixed.dtype).tiny)
+
+
 def lsq_slopes(x: Tensor, step: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
     """Of the value in x (a mask) and in the step."""
     v = x / step
@@ -319,7 +325,7 @@ def lsq_slopes(x: Tensor, step: Tensor, low: float, high: float) -> tuple[Tensor
 
 def lsq_value(x: Tensor, step: Tensor, low: float, high: float, axis: int) -> tuple[Tensor, Tensor]:
     x, y = _dense(x)
-    outer, channels, inner, steps = _runs(x, step, axis)
+    outer, channels, inner, steps = _runs(x, size_of(step), axis)
     call(
         "bw_lsq_forward", x.data_ptr(), steps.data_ptr(), y.data_ptr(), outer, channels, inner, low, high,
         _DTYPES[x.dtype], _threads(x.numel()),
@@ -343,21 +349,26 @@ class Lsq(torch.autograd.Function):
         (grad,) = grad_outputs
         x, step = ctx.saved_tensors
         low, high, axis, factor = ctx.options
+        size = size_of(step)
         if not _takes_gradient(grad):
-            slope_x, slope_step = lsq_slopes(x.float(), along(step.float(), x, axis), low, high)
-            to_step = (grad.float() * slope_step * factor).sum_to_size(along(step, x, axis).shape)
-            return grad * slope_x, to_step.to(step.dtype).reshape(step.shape), None, None, None, None
-        grad = _in_order_of(grad, x.stride())
-        to_x = torch.empty_like(x)
-        outer, channels, inner, steps = _runs(x, step, axis)
-        to_step = torch.empty_like(steps)
-        call(
-            "bw_lsq_backward", grad.data_ptr(), x.data_ptr(), steps.data_ptr(), to_x.data_ptr(), to_step.data_ptr(),
-            outer, channels, inner, low, high, factor, _DTYPES[x.dtype], _threads(x.numel()),
-        )  # fmt: skip
-        if channels != step.numel():
-            to_step = to_step.view(step.numel(), -1).sum(1)
-        return to_x, to_step.to(step.dtype).reshape(step.shape), None, None, None, None
+            slope_x, slope_step = lsq_slopes(x.float(), along(size.float(), x, axis), low, high)
+            to_step = (grad.float() * slope_step * factor).sum_to_size(along(size, x, axis).shape)
+            to_x = grad * slope_x
+        else:
+            grad = _in_order_of(grad, x.stride())
+            to_x = torch.empty_like(x)
+            outer, channels, inner, steps = _runs(x, size, axis)
+            to_step = torch.empty_like(steps)
+            call(
+                "bw_lsq_backward", grad.data_ptr(), x.data_ptr(), steps.data_ptr(), to_x.data_ptr(),
+                to_step.data_ptr(), outer, channels, inner, low, high, factor, _DTYPES[x.dtype], _threads(x.numel()),
+            )  # fmt: skip
+            if channels != step.numel():
+                to_step = to_step.view(step.numel(), -1).sum(1)
+        to_step = to_step.to(step.dtype).reshape(step.shape)
+        if bool((step < 0).any()):  # hardly ever: a step begins positive
+            to_step = torch.where(step < 0, -to_step, to_step)
+        return to_x, to_step, None, None, None, None
 
 
 # -- weights

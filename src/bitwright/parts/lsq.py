@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn import fast
 from bitwright.fn.coded import uint_code
-from bitwright.fn.ste import sign, ste
+from bitwright.fn.fused import size_of
 from bitwright.parts.bits import check_bits
 from bitwright.parts.registry import part
 from bitwright.parts.scale import kept_only, weight_of, wide
@@ -108,21 +108,15 @@ class Lsq(nn.Module):
         self.step.copy_(torch.where(found > 0, mixed, self.step))
         self.seen.add_(1)
 
-    def _size(self) -> Tensor:
-        """|step|, never 0: the smallest normal number changes no other value."""
-        step = wide(self.step)
-        fixed = step.detach()
-        return ste(step, fixed.abs().clamp_min(torch.finfo(fixed.dtype).tiny), sign(fixed))
-
     # -- the grid -------------------------------------------------------------------------------------------------
     def _code(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(t / s, its integer, s), all without a graph."""
-        size = self._spread(self._size().detach(), t)
+        size = self._spread(size_of(wide(self.step)), t)
         place = wide(t.detach()) / size
         return place, place.clamp(self.floor, self.top).round(), size
 
     def forward(self, t: Tensor, keep: Tensor | None = None) -> Tensor:
-        return fast.lsq(kept_only(t, keep), self._size(), self.floor, self.top, self._axis(t), self._rate(t))
+        return fast.lsq(kept_only(t, keep), wide(self.step), self.floor, self.top, self._axis(t), self._rate(t))
 
     def encode(self, t: Tensor, keep: Tensor | None = None) -> Coded:
         _, code, size = self._code(kept_only(t, keep))
