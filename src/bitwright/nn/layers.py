@@ -22,7 +22,7 @@ class SlotLayer(nn.Module):
     w, b   weight and bias go through them           x      so does the input
     g      so does the output (identity forward: a gradient quantizer)
     gate   decides how the linear operator `op(x, w, b)` is evaluated; gets what the quantizer of x reads too if
-           `needs_raw_input`, its whole numbers and their unit (None: no code) if `needs_code`
+           `needs_raw_input`; whole numbers and unit of input and weight (None: no code) if `needs_code`
 
     Checkpoint keys stay `weight` and `bias`; parts add theirs, e.g. `w.p`.
     """
@@ -82,8 +82,9 @@ class SlotLayer(nn.Module):
         if self.gate is None:
             y = op(x, w, b)
         elif "needs_code" in wants:
-            whole = moment(quantizer, "whole")
-            y = self.gate(op, x, w, b, None if whole is None else whole(seen.detach()))
+            x_whole, w_whole = moment(quantizer, "whole"), moment(self.w, "whole")
+            code = None if x_whole is None else x_whole(seen.detach())
+            y = self.gate(op, x, w, b, code, None if w_whole is None else w_whole(self.slot_weight()), self.from_slot)
         elif wants:
             y = self.gate(op, x, w, b, seen)
         else:

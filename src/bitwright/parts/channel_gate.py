@@ -117,7 +117,8 @@ class ChannelGate(SplitGate):
         kept = {key: value for key, value in state.items() if value.dim()}
         return {f"output_norm.{kind}.{key}": value for kind in ("on", "off") for key, value in kept.items()}
 
-    def split(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, code: Any = None) -> Any:
+    def split(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(base, rest): their sum is the full result."""
         base = self.base
         if self.transposed:
             base = base.transpose(0, 1)
@@ -158,11 +159,11 @@ class ChannelGate(SplitGate):
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         present = site.active(active, len(fires)).to(fires.device)
         if self.order is not None and active is not None:
-            present = present.reshape(len(fires), -1)[:, self.order].reshape(present.shape)
+            present = present.flatten(1)[:, self.order].reshape(present.shape)
         mask = self.base.double().reshape(site.groups, -1, site.fan)
         full = present.sum(2, keepdim=True)  # [N, groups, 1]
         base = torch.einsum("ngi,goi->ngo", present, mask)
-        on = fires.double().reshape(len(fires), site.groups, -1)
+        on = fires.double().unflatten(1, (site.groups, -1))
         macs = site.taps * (site.positions * base + on * (full - base)).sum((1, 2))
         decided = site.positions * site.outputs if self.splits > 1 else 0
         return spent_of(macs, macs * site.w_bits * site.x_bits, None, decided)

@@ -40,7 +40,7 @@ class FBS(nn.Module):
     """A small predictor scales every output channel; the channels it finds least salient are not computed.
 
     value     A g (f norm(op(x, w)) + shift);  g = relu(predictor(mean |x|)) [N, O],  A = 1 for the ceil(keep O) largest g
-              of a sample where g > 0, else 0; f = +1 or -1 per channel, norm: BatchNorm without gain. A ReLU follows
+              of a sample where g > 0, else 0; f = +1, or the sign of the gain it replaced, norm: BatchNorm without gain. A ReLU follows
     gradient  A is a constant: only winners learn; g through the predictor and mean |x|
     shape     that of the layer
     options   keep: share of channels; 1 only boosts. channel_block: neighbors that win or lose together, by their mean g.
@@ -139,7 +139,7 @@ class FBS(nn.Module):
         mean = state["running_mean"]
         gain, bias = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
         size = gain.abs().clamp_min(LEAST)
-        out["flip"] = torch.where(gain < 0, -torch.ones_like(gain), torch.ones_like(gain))
+        out["flip"] = gain / size  # the sign, or what is left of a gain too small to divide by
         out["shift"] = bias / size
         out["predictor.bias"] = size
         out["predictor.weight"] = torch.zeros_like(self.predictor.weight)  # only the gain speaks at first
@@ -216,7 +216,7 @@ class FBS(nn.Module):
 
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         present = site.active(active, len(fires)).to(fires.device)
-        on = fires.double().reshape(len(fires), site.groups, -1)
+        on = fires.double().unflatten(1, (site.groups, -1))
         macs = site.taps * site.positions * (present.sum(2) * on.sum(2)).sum(1)
         # the predictor reads the active inputs; each output is scaled once, and whoever computes none pays for it too
         overhead = present.sum((1, 2)) * site.outputs + float(site.outputs * site.positions)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from bitwright.parts.registry import part
 from bitwright.parts.sign_magnitude import SignMagnitude
 from bitwright.parts.split_gate import SplitGate, spent_of
 from bitwright.types import Site, Spent
+
+Code: TypeAlias = tuple[Tensor, Tensor]  # whole numbers and their unit
 
 
 @part("precision_gate", "gate")
@@ -105,24 +107,43 @@ class PrecisionGate(SplitGate):
         if self.quantizer is not None:
             self.quantizer.observe(x)
 
-    def coded(self, x: Tensor, code: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
-        """(quantized input with its gradient, the value of its high bits, that of its low bits)."""
+    def coded(self, x: Tensor, code: Code | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """(quantized input with its gradient, whole numbers of the high bits, of the low bits, their unit)."""
         if self.quantizer is not None:
             x = self.quantizer(x)
-            numbers, unit = self.quantizer.whole(x.detach())
-        else:
-            assert code is not None
-            numbers, unit = code
-        numbers = numbers.to(unit.dtype)
+            code = self.quantizer.whole(x.detach())
+        assert code is not None
+        numbers, unit = code[0].to(code[1].dtype), code[1]
         low = torch.fmod(numbers, float(2 ** (self.code_bits - self.top)))  # keeps the sign: magnitudes are cut
-        return x, ((numbers - low) * unit).to(x.dtype), (low * unit).to(x.dtype)
+        return x, numbers - low, low, unit
 
-    def split(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, code: Any = None) -> Any:
-        x, high, low = self.coded(x, code)
-        return op(ste(x, high), w, b), op(low, w, None)
-
-    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, code: Any = None) -> Tensor:
-        base, rest = self.split(op, x, w, b, code)
+    def forward(
+        self,
+        op: Callable[..., Tensor],
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        code: Code | None = None,
+        w_code: Code | None = None,
+        from_slot: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
+        x, high, low, unit = self.coded(x, code)
+        exact = w_code is not None and from_slot is not None and not self.training and unit.numel() == 1
+        learns = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
+        sums: list[Tensor] = []
+        if not exact or learns:
+            sums = [op(ste(x, (high * unit).to(x.dtype)), w, b), op((low * unit).to(x.dtype), w, None)]
+        if exact and w_code is not None and from_slot is not None:
+            # whole numbers: the sums are exact, so no decision hangs on the order of additions
+            axes = [1] * (w.dim() - 2)
+            w_int = from_slot(w_code[0]).to(x.dtype)
+            size = (w_code[1].double() * unit.double()).to(x.dtype).reshape(-1, *axes)
+            values = [op(part.to(x.dtype), w_int, None) * size for part in (high, low)]
+            if b is not None:
+                values[0] = values[0] + b.to(values[0].dtype).reshape(-1, *axes)
+            # with a gradient to pass on: the exact value, the slope of training
+            sums = [s + (v - s).detach() for s, v in zip(sums, values, strict=True)] if sums else values
+        base, rest = sums
         return torch.addcmul(base, self.decide(base), rest)
 
     def penalty(self) -> Tensor:
@@ -135,7 +156,7 @@ class PrecisionGate(SplitGate):
 
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         fan = site.active(active, len(fires)).to(fires.device).sum(2, keepdim=True)  # [N, groups, 1]
-        on = fires.double().reshape(len(fires), site.groups, -1)
+        on = fires.double().unflatten(1, (site.groups, -1))
         macs = site.taps * site.positions * (fan * on.shape[2]).sum((1, 2))
         bits = self.top * site.positions + (self.code_bits - self.top) * on
         bops = site.taps * site.w_bits * (fan * bits).sum((1, 2))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,7 +18,7 @@ from bitwright.types import Site, Spent
 class SplitGate(FullPrecision):
     """y = base + on rest, on = 1 where z > threshold: z the base, as it is ("raw") or normalized per channel.
 
-    A subclass splits the operator into base and rest (`split`) and prices them (`spent`). The decision is made in
+    A subclass splits the operator into base and rest and prices them (`spent`). The decision is made in
     float32 whatever the type of the layer, and thresholds stay float32 in a half-precision net.
 
     watchers   called in forward with (part, on): how counting (`bw.count_macs`) and budgets look on. Not state
@@ -73,10 +72,6 @@ class SplitGate(FullPrecision):
             self.norm = old.norm
 
     # -- what a subclass says -----------------------------------------------------------------------------------------
-    def split(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, code: Any) -> Any:
-        """(base, rest): their sum is the full result."""
-        raise NotImplementedError
-
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         """Work for a call: `fires` int64 [N, O] outputs with the rest, `active` inputs that can be non-zero."""
         raise NotImplementedError
