@@ -14,7 +14,7 @@ from bitwright.version import __version__ as __version__
 
 if TYPE_CHECKING:
     from bitwright import data, experiment, importers, models, nn, testing
-    from bitwright.analysis import Budget, CostTable, MacCount, cost, count_macs
+    from bitwright.analysis import Budget, CostTable, MacCount, analyze, cost, count_macs
     from bitwright.engine.convert import Converted, convert
     from bitwright.engine.files import load, save
     from bitwright.errors import BitwrightWarning, InputError
@@ -90,6 +90,7 @@ __all__ = [
     "Plan",
     "Recipe",
     "Rule",
+    "analyze",
     "apply",
     "attach",
     "bench",
@@ -121,6 +122,8 @@ __all__ = [
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"bitwright.{name}")
+    if name == "analyze":  # a module inside analysis, under its public name
+        return importlib.import_module("bitwright.analysis.analyze")
     if name not in _HOME:
         raise AttributeError(f"module 'bitwright' has no attribute {name!r}")
     found = getattr(importlib.import_module(f"bitwright.{_HOME[name]}"), name)

@@ -1,0 +1,98 @@
+"""The covariance of a layer's outputs over any number of batches and processes, in float64."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+class Spread:
+    """Count, mean and scatter matrix of rows that come in pieces; two pieces merge exactly (Chan et al. 1983).
+
+    scatter   sum (x - mean)(x - mean)^T = X^T X - n mean mean^T, [C, C], kept centered so that a large mean costs no digits
+
+    >>> s = Spread(1)
+    >>> s.add(torch.tensor([[1.0], [2.0]])); s.add(torch.tensor([[6.0]]))
+    >>> s.count, s.mean.tolist(), s.scatter.tolist()
+    (3, [3.0], [[14.0]])
+    """
+
+    def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
+        self.count = 0
+        self.mean = torch.zeros(channels, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+
+    def add(self, rows: Tensor) -> None:
+        """More rows, [n, C]."""
+        if rows.shape[0]:
+            rows = rows.detach().to(torch.float64)
+            mean = rows.mean(0)
+            centered = rows - mean
+            self._merge(rows.shape[0], mean, centered.T @ centered)
+
+    def merged(self, other: Spread) -> Spread:
+        """Both together; neither is changed."""
+        new = Spread(self.mean.numel(), self.mean.device)
+        for piece in (self, other):
+            if piece.count:
+                new._merge(piece.count, piece.mean, piece.scatter)
+        return new
+
+    def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+        total = self.count + count
+        apart = mean - self.mean
+        self.scatter = self.scatter + scatter + torch.outer(apart, apart) * (self.count * count / total)
+        self.mean = self.mean + apart * (count / total)
+        self.count = total
+
+    def spectrum(self) -> Tensor:
+        """Variances along the principal axes, [C], largest first, on the CPU; rounding below zero becomes zero."""
+        found = torch.linalg.eigvalsh(self.scatter.cpu()).flip(0).clamp_min(0)
+        return found / max(1, self.count)
+
+
+def gathered(pieces: Sequence[Spread]) -> list[Spread]:
+    """The pieces of all processes together, the same on each; as they are where there is one process."""
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
+        return list(pieces)
+    world = dist.get_world_size()
+    out = []
+    for piece in pieces:
+        flat = torch.cat([piece.mean.new_tensor([piece.count]), piece.mean, piece.scatter.flatten()])
+        ranks = [torch.empty_like(flat) for _ in range(world)]
+        dist.all_gather(ranks, flat)
+        whole = Spread(piece.mean.numel(), piece.mean.device)
+        n = piece.mean.numel()
+        for found in ranks:
+            if found[0] > 0:
+                whole._merge(int(found[0]), found[1 : n + 1], found[n + 1 :].reshape(n, n))
+        out.append(whole)
+    return out
+
+
+def everywhere(here: bool) -> bool:
+    """Whether it is true in every process; all must ask."""
+    dist = torch.distributed
+    if not (dist.is_available() and dist.is_initialized()):
+        return here
+    least = torch.tensor(int(here))
+    dist.all_reduce(least, dist.ReduceOp.MIN)
+    return bool(least)
+
+
+def halves_of(x: Tensor) -> Tensor:
+    """Which of two disjoint subsets each sample belongs to, bool [N]: by its values, so that neither the order of the
+    samples nor the batches nor the process that sees them matters.
+
+    >>> x = torch.rand(1000, 3)
+    >>> bool((halves_of(x)[::2] == halves_of(x[::2])).all()), 400 < halves_of(x).sum().item() < 600
+    (True, True)
+    """
+    flat = x.detach().to(torch.float32).contiguous().flatten(1).view(torch.int32).to(torch.int64)
+    place = torch.arange(1, flat.shape[1] + 1, device=x.device) * 0x9E3779B1 + 1  # odd multipliers of a fixed mixer
+    mixed = (flat * place).sum(1)
+    mixed = (mixed ^ (mixed >> 29)) * 0x5851F42D4C957F2D
+    return ((mixed >> 40) & 1).bool()
