@@ -6,13 +6,14 @@ import csv
 import io
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from bitwright.analysis.energy import EnergyTable, load_energy
+from bitwright.analysis.versus import REFERENCES, as_binary, as_float, bias_bytes, outside_bytes
 from bitwright.transforms.plan import kb_text, macs_text
 from bitwright.transforms.walk import batch_of, walk
 from bitwright.types import LayerInfo
@@ -60,20 +61,41 @@ class CostTable:
     """Rows in execution order and their totals; prints as text.
 
     `.rows`, `.totals`, `.to_markdown()`, `.to_csv()`, `.to_dict()`
+
+    outside_bytes   floats outside the layers, norms with their statistics: part of the storage
+    references      "float": the rows of the same net without parts; "binary": with one bit wherever it has few
     """
 
     rows: tuple[CostRow, ...]
     energy: EnergyTable
+    outside_bytes: float = 0.0
+    references: dict[str, tuple[CostRow, ...]] = field(default_factory=dict)
 
     @property
     def totals(self) -> dict[str, Any]:
-        """Sums over the layers; density is the share of all MACs that masks and gates leave."""
+        """Sums over the layers; density is the share of all MACs that masks and gates leave.
+
+        storage_bytes       all that is stored: weights at their bits, scales, biases, thresholds, masks, norms
+        energy_efficiency   energy of the float net / energy of this one; compression: the same of storage_bytes;
+                            with binary_ in front: of the all-binary net, to compare with
+        """
         totals: dict[str, Any] = {key: sum(getattr(r, key) for r in self.rows) for key in SUMS}
         left = sum(r.macs * r.density for r in self.rows)
         totals["density"] = left / totals["macs"] if totals["macs"] else 1.0
         totals["layers"] = len(self.rows)
+        totals["storage_bytes"] = self._storage(self.rows)
+        for name in REFERENCES if self.references else ():
+            totals[f"{name}_energy_pj"] = sum(r.energy_pj for r in self.references[name])
+            totals[f"{name}_storage_bytes"] = self._storage(self.references[name])
+        for name in ("", "binary_") if self.references else ():
+            energy, size = totals[f"{name}energy_pj"], totals[f"{name}storage_bytes"]
+            totals[f"{name}energy_efficiency"] = totals["float_energy_pj"] / energy if energy else 1.0
+            totals[f"{name}compression"] = totals["float_storage_bytes"] / size if size else 1.0
         totals["unknown"] = [r.name for r in self.rows if r.w_bits is None or r.x_bits is None]
         return totals
+
+    def _storage(self, rows: tuple[CostRow, ...]) -> float:
+        return sum(r.weight_bytes + r.float_bytes for r in rows) + self.outside_bytes
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values in base units."""
@@ -102,8 +124,13 @@ class CostTable:
         yield ["layer", "kind", "w/x", "bits", *numbers, "note"]
         for r in self.rows:
             bits = f"{_bits(r.w_bits)}/{_bits(r.x_bits)}"
-            yield [r.name or "(model)", r.kind, f"{r.w}/{r.x}", bits, *_numbers(asdict(r)), r.note]
-        yield ["total", f"{len(self.rows)} layers", "", "", *_numbers(self.totals), ""]
+            yield [r.name or "(model)", r.kind, f"{r.w}/{r.x}", bits, *self._numbers(asdict(r)), r.note]
+        yield ["total", f"{len(self.rows)} layers", "", "", *self._numbers(self.totals), ""]
+
+    def _numbers(self, v: dict[str, Any]) -> list[str]:
+        energy = f"{v['energy_pj'] / 1e6:.3g} uJ" if self.energy.unit == "pJ" else macs_text(round(v["energy_pj"]))
+        sizes = (kb_text(v["weight_bytes"]), kb_text(v["activation_bytes"]))
+        return [macs_text(v["macs"]), macs_text(v["bops"]), *sizes, energy, f"{v['density']:.3g}"]
 
     def __str__(self) -> str:
         rows = list(self.cells())
@@ -119,6 +146,14 @@ class CostTable:
     def notes(self) -> Iterator[str]:
         """What stands below the table."""
         yield f"one sample; computed, not measured; energy: {self.energy.name} ({self.energy.source})"
+        if self.references:
+            t = self.totals
+            what = "energy" if self.energy.unit == "pJ" else self.energy.unit
+            yield (
+                f"float / this net: {what} {ratio(t['energy_efficiency'])}, storage {ratio(t['compression'])} "
+                f"({kb_text(t['storage_bytes'])} with scales, norms, masks); float / all-binary net of this form: "
+                f"{what} {ratio(t['binary_energy_efficiency'])}, storage {ratio(t['binary_compression'])}"
+            )
         if unknown := self.totals["unknown"]:
             yield f"unknown bits, counted as float: {', '.join(unknown)}"
 
@@ -133,7 +168,17 @@ def cost(model: nn.Module, example: Any, energy: str | Path = "horowitz45") -> C
     """
     table = load_energy(energy)
     batch = batch_of(model, example)
-    return CostTable(tuple(_row(info, batch, table) for info in walk(model, example)), table)
+    infos = walk(model, example)
+
+    def rows(infos: list[LayerInfo]) -> tuple[CostRow, ...]:
+        return tuple(_row(info, batch, table) for info in infos)
+
+    biases = bias_bytes(model)
+    references = {
+        "float": rows([as_float(info, biases.get(info.name, 0)) for info in infos]),
+        "binary": rows([as_binary(info) for info in infos]),
+    }
+    return CostTable(rows(infos), table, outside_bytes(model), references)
 
 
 def _row(info: LayerInfo, batch: int, table: EnergyTable) -> CostRow:
@@ -143,7 +188,8 @@ def _row(info: LayerInfo, batch: int, table: EnergyTable) -> CostRow:
     inputs, outputs = math.prod(info.x_shape), math.prod(info.y_shape)
     moved = (inputs * x_bits / 8 + outputs * 4) * info.calls / batch
     compute = info.macs * table.mac_pj(w_bits, x_bits)
-    memory = (info.weight_bytes + info.float_bytes + moved) * table.byte_pj
+    stored = info.weight_bytes + info.float_bytes
+    memory = table.memory_pj(stored + moved, inputs * info.calls / batch + info.weights, w_bits, x_bits)
     return CostRow(
         name=info.name,
         kind=info.kind,
@@ -171,16 +217,14 @@ def _planes(planes: int | None, bits: int | None) -> int:
     return planes if planes is not None else bits if bits is not None else 32
 
 
+def ratio(value: float) -> str:
+    """One decimal.
+
+    >>> ratio(12.34)
+    '12.3x'
+    """
+    return f"{value:,.1f}x" if value >= 0.95 else f"{value:.2f}x"
+
+
 def _bits(bits: int | None) -> str:
     return "unknown" if bits is None else str(bits)
-
-
-def _numbers(v: dict[str, Any]) -> list[str]:
-    return [
-        macs_text(v["macs"]),
-        macs_text(v["bops"]),
-        kb_text(v["weight_bytes"]),
-        kb_text(v["activation_bytes"]),
-        f"{v['energy_pj'] / 1e6:.3g} uJ",
-        f"{v['density']:.3g}",
-    ]

@@ -70,7 +70,7 @@ class Pca:
     @property
     def stable(self) -> bool | None:
         """Whether both halves of the samples choose the same layers as all of them; None: too few rows to say."""
-        return None if self.halves is None else all(h == self.significant for h in self.halves or ((), ()))
+        return None if self.halves is None else all(h == self.significant for h in (self.halves or ([], [])))
 
     def rise(self, name: str) -> int | None:
         """Components more than in the layer before; None where there is none."""
