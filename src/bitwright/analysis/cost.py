@@ -146,15 +146,20 @@ class CostTable:
     def notes(self) -> Iterator[str]:
         """What stands below the table."""
         yield f"one sample; computed, not measured; energy: {self.energy.name} ({self.energy.source})"
-        if self.references:
-            t = self.totals
+        t = self.totals
+        if self.references and any(r.w_bits != 32 or r.x_bits != 32 for r in self.rows):
             what = "energy" if self.energy.unit == "pJ" else self.energy.unit
-            yield (
+            text = (
                 f"float / this net: {what} {ratio(t['energy_efficiency'])}, storage {ratio(t['compression'])} "
-                f"({kb_text(t['storage_bytes'])} with scales, norms, masks); float / all-binary net of this form: "
-                f"{what} {ratio(t['binary_energy_efficiency'])}, storage {ratio(t['binary_compression'])}"
+                f"({kb_text(t['storage_bytes'])} with scales, norms, masks)"
             )
-        if unknown := self.totals["unknown"]:
+            if t["binary_energy_pj"] != t["energy_pj"] or t["binary_storage_bytes"] != t["storage_bytes"]:
+                text += (
+                    f"; float / this net with 1 bit in all its low-bit layers: {what} "
+                    f"{ratio(t['binary_energy_efficiency'])}, storage {ratio(t['binary_compression'])}"
+                )
+            yield text
+        if unknown := t["unknown"]:
             yield f"unknown bits, counted as float: {', '.join(unknown)}"
 
 

@@ -184,7 +184,7 @@ class Pca:
 
     def unstable(self) -> str:
         """What either half chooses, where they differ."""
-        a, b = (", ".join(h) or "none" for h in self.halves)
+        a, b = (", ".join(chosen) or "none" for chosen in self.halves or ([], []))
         return f"NOT STABLE: half of the images choose {a}; the other half {b}. Analyze more images"
 
     def recipe_text(self, recipe: Recipe) -> str:

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 
 from bitwright.cli import (
+    analyze,
     bench,
     convert,
     cost,
@@ -42,6 +43,7 @@ _COMMANDS = (
     (plan.plan, "plan", "What a recipe would do to a model, layer by layer."),
     (train.train, "train", "Run an experiment into a run directory."),
     (eval.eval, "eval", "Accuracy of the trained and of the packed net."),
+    (analyze.analyze, "analyze", "Which layers of a trained net deserve more bits."),
     (convert.convert, "convert", "Pack a trained net, with proof, or say why not."),
     (bench.bench, "bench", "Speed beside the best fp32, bf16 and int8 here."),
     (cost.cost, "cost", "MACs, bit operations, bytes and energy, computed."),

@@ -1,0 +1,92 @@
+"""`bitwright analyze`: what a trained net says about where bits are needed; a recipe that follows from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from bitwright.cli.complete import complete_model, complete_recipe, complete_run
+from bitwright.cli.output import Output
+from bitwright.errors import InputError, nearest
+
+JUDGES = ("pca",)
+
+
+def analyze(
+    ctx: typer.Context,
+    run: Annotated[str, typer.Argument(help="A trained run directory.", autocompletion=complete_run)],
+    judge: Annotated[str, typer.Option(help="What decides: pca.")] = "pca",
+    output: Annotated[
+        str | None, typer.Option("--output", "-o", "--out", help="The recipe. [default: RUN/hybrid.toml]")
+    ] = None,
+    threshold: Annotated[float, typer.Option(help="Share of the variance that counted components hold.")] = 0.99,
+    delta: Annotated[float, typer.Option(help="Components more than in the layer before, at least.")] = 2,
+    relative: Annotated[float | None, typer.Option(help="Instead of delta: rise of components / channels.")] = None,
+    budget: Annotated[
+        float | None, typer.Option(help="Instead of delta: the largest rises, up to this share of the weights.")
+    ] = None,
+    bits: Annotated[str, typer.Option(help="Bits of the chosen layers: weights, inputs.")] = "2,2",
+    shortcut: Annotated[str, typer.Option(help="1x1 shortcut convs: fp, kbit or binary.")] = "fp",
+    target: Annotated[
+        str | None,
+        typer.Option("--for", help="The model to be trained, if it is another one.", autocompletion=complete_model),
+    ] = None,
+    base: Annotated[
+        str | None,
+        typer.Option(help="Recipe of the binary layers. [default: as trained]", autocompletion=complete_recipe),
+    ] = None,
+    weight_scale: Annotated[str, typer.Option(help="Of kbit weights: none, max, std or lsq.")] = "std",
+    faithful: Annotated[
+        bool, typer.Option("--faithful", help="kbit as in the public code: unbounded inputs; cannot be packed.")
+    ] = False,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Training images. [default: 1,000, more where layers are wide]")
+    ] = None,
+    random: Annotated[int, typer.Option(min=0, help="Random choices to compare with.")] = 3,
+    seed: Annotated[int, typer.Option(min=0, help="Of the random choices.")] = 0,
+    baselines: Annotated[
+        str | None, typer.Option(help="Folder for the recipes of all choices that it is compared with.")
+    ] = None,
+    energy: Annotated[str, typer.Option(help="Energy table of the comparison.")] = "hybrid45",
+    data_root: Annotated[str | None, typer.Option("--data-root", help="Where the run's data set lies here.")] = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing recipes.")] = False,
+) -> None:
+    """Count the dimensions that each layer of a trained binary net uses; give k bits to the layers where they rise.
+
+    Writes a recipe to read, edit and train with, and pca.json into the run for its report. Beside it stands what
+    else the same bits could buy: no layer, all layers, random ones, one end of the net.
+    """
+    out: Output = ctx.obj
+    if judge not in JUDGES:
+        raise InputError(
+            f"analyze: --judge {judge!r}.{nearest(judge, JUDGES)} Possible: {', '.join(JUDGES)}",
+            code="option",
+            given=judge,
+            possible=", ".join(JUDGES),
+        )
+    from bitwright.cli.analyze_pca import Wanted, analyze_pca
+
+    wanted = Wanted(
+        bits=_bits(bits), shortcut=shortcut, target=target, base=base, random=random, seed=seed, energy=energy,
+        weight_scale="none" if faithful else weight_scale, clip=not faithful, compat="seed" if faithful else None,
+        recipe=Path(output) if output else Path(run) / "hybrid.toml", folder=Path(baselines) if baselines else None,
+        overwrite=overwrite, replace=output is None,
+    )  # fmt: skip
+    analyze_pca(out, run, wanted, images, data_root, threshold, delta, relative=relative, budget=budget)
+
+
+def _bits(text: str) -> tuple[int, int]:
+    """
+    >>> _bits("2,3"), _bits("2")
+    ((2, 3), (2, 2))
+    """
+    pieces = text.split(",")
+    if len(pieces) > 2 or not all(p.strip() in "12345678" and p.strip() for p in pieces):
+        raise InputError(
+            f"analyze: --bits {text!r}; possible: weights,inputs, each 1 to 8, e.g. --bits 2,2",
+            code="option",
+            given=text,
+        )
+    return int(pieces[0]), int(pieces[-1])
