@@ -34,6 +34,7 @@ def _load(run: Run) -> RunData:
     if not layers and converted:
         found = Cells(converted, "convert.json").items("rows")
         layers = tuple(parse.report_layer(row) for row in found)
+    analyzed = run.read_json("pca.json")
     training = parse.training(
         rows(run.read_csv("metrics.csv"), "metrics.csv"),
         rows(run.read_csv("health.csv"), "health.csv"),
@@ -49,6 +50,7 @@ def _load(run: Run) -> RunData:
         training=training,
         histograms=histograms(run.file("model.safetensors"), coded),
         errors=errors_of(run),
+        bits=parse.bits(Cells(analyzed, "pca.json")) if analyzed else None,
     )
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
-from bitwright.reporting import data, run_charts, speed_view, words
+from bitwright.reporting import bits_view, data, run_charts, speed_view, words
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.sections import RunData
@@ -86,6 +86,9 @@ def view(run: RunData) -> dict[str, Any]:
         "shown_histograms": HISTOGRAMS_SHOWN,
         "matrix": errors is not None and len(errors.classes) <= MATRIX_CLASSES,
         "most_wrong": max((n for (true, said), n in counts.items() if true != said), default=1),
+        "spectra": bits_view.spectra(run.bits) if run.bits else None,
+        "depth": bits_view.depth(run.bits) if run.bits else None,
+        "choices": bits_view.choices(run.bits) if run.bits else None,
         "commands": commands(run),
         "data": data.block(data.as_dict(run)),
     }
@@ -107,6 +110,7 @@ def commands(run: RunData) -> list[str]:
         if not run.origin.command:
             again = shlex.quote(f"{run.origin.path}/experiment.toml")
             lines.append(f"bitwright train {again} --out {shlex.quote(run.origin.path + '-again')}")
+        lines += [f"bitwright analyze {path} --images {run.bits.images}"] if run.bits and run.bits.images else []
         lines += [f"bitwright convert {path}"] if run.conversion else []
         if run.speed:
             threads, batch = run.speed.machine.get("threads", 1), run.speed.batch

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 from bitwright.reporting.sections import (
+    Bits,
     Candidate,
+    Choice,
     Conversion,
+    Dimension,
     Disagreement,
     Epoch,
     Health,
@@ -130,3 +133,38 @@ def epoch(row: Cells) -> Epoch:
 def health_row(row: Cells) -> Health:
     numbers = {key: row.number(key) for key in ("flips", "dead", "scale", "saturation", "positive")}
     return Health(row.integer("stage") or 0, row.integer("epoch") or 0, row.text("layer"), **numbers)
+
+
+def bits(found: Cells) -> Bits:
+    """pca.json."""
+    rows = found.items("layers")
+    counts = {row.text("name"): row.integer("components") or 0 for row in rows}
+    before = {str(k): str(v) for k, v in found.table("before").items()}
+    chosen = set(found.texts("significant"))
+    layers = []
+    for row in rows:
+        name = row.text("name")
+        shares = row.values.get("shares")
+        curve = [Cells({"share": v}, row.where).number("share") for v in shares] if isinstance(shares, list) else []
+        layers.append(
+            Dimension(
+                name, row.integer("channels") or len(curve), counts[name], name in chosen, before.get(name, ""),
+                counts.get(before.get(name, "")), tuple(round(v, 6) for v in curve if v is not None),
+            )
+        )  # fmt: skip
+    plain = found.number("relative") is None and found.number("budget") is None
+    pair = found.values.get("bits")
+    return Bits(
+        tuple(layers),
+        found.number("threshold") or 0.0,
+        found.number("delta") if plain else None,
+        found.integer("images"),
+        "/".join(map(str, pair)) if isinstance(pair, list) else "",
+        found.flag("stable") if found.values.get("stable") is not None else None,
+        tuple(choice(row) for row in found.items("compared")),
+    )
+
+
+def choice(row: Cells) -> Choice:
+    numbers = {key: row.number(key) for key in ("share", "storage_bytes", "compression", "energy_efficiency")}
+    return Choice(row.text("choice"), row.texts("layers"), **numbers)

@@ -209,6 +209,48 @@ class Errors:
 
 
 @dataclass(frozen=True)
+class Dimension:
+    """A layer of pca.json: its components, those of the layer it is compared with, and its cumulative variance."""
+
+    layer: str
+    channels: int
+    components: int
+    chosen: bool
+    before: str = ""
+    before_components: int | None = None
+    shares: tuple[float, ...] = ()
+
+    @property
+    def rise(self) -> int | None:
+        return None if self.before_components is None else self.components - self.before_components
+
+
+@dataclass(frozen=True)
+class Choice:
+    """Layers of k bits that stand beside the PCA choice; everything in it is computed."""
+
+    name: str
+    layers: tuple[str, ...] = ()
+    share: float | None = None
+    storage_bytes: float | None = None
+    compression: float | None = None
+    energy_efficiency: float | None = None
+
+
+@dataclass(frozen=True)
+class Bits:
+    """What `bitwright analyze` found. delta None: chosen by another rule than a least rise."""
+
+    layers: tuple[Dimension, ...]
+    threshold: float
+    delta: float | None = None
+    images: int | None = None
+    bits: str = ""
+    stable: bool | None = None
+    choices: tuple[Choice, ...] = ()
+
+
+@dataclass(frozen=True)
 class Origin:
     """Where the figures are from and how to get them again.
 
@@ -237,6 +279,7 @@ class RunData:
     training: Training | None = None
     histograms: tuple[Histogram, ...] = ()
     errors: Errors | None = None
+    bits: Bits | None = None
 
     def net(self, name: str) -> Net | None:
         return next((n for n in self.nets if n.name == name), None)
