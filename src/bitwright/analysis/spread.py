@@ -7,6 +7,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+ROUNDING = 1e-13  # square of what float32 rounds off
+
 
 class Spread:
     """Count, mean and scatter matrix of rows that come in pieces; two pieces merge exactly (Chan et al. 1983).
@@ -48,7 +50,12 @@ class Spread:
         self.count = total
 
     def spectrum(self) -> Tensor:
-        """Variances along the principal axes, [C], largest first, on the CPU; rounding below zero becomes zero."""
+        """Variances along the principal axes, [C], largest first, on the CPU; rounding below zero becomes zero.
+
+        All zero where they sum to less than what float32 rounds off outputs of this mean: nothing varies there.
+        """
+        if self.scatter.trace() <= ROUNDING * self.count * self.mean.square().sum():
+            return torch.zeros(len(self.mean), dtype=torch.float64)
         found = torch.linalg.eigvalsh(self.scatter.cpu()).flip(0).clamp_min(0)
         return found / max(1, self.count)
 
