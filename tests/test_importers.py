@@ -326,7 +326,7 @@ def test_zeros_among_signs_have_no_bit(tmp_path: Path):
 
 
 def test_sources():
-    assert importers.sources() == ("xnor-net", "network-compression")
+    assert importers.sources() == ("xnor-net", "network-compression", "pca-hybrid")
     for source in importers.LATER:
         fails(lambda source=source: import_checkpoint("x.pth", source), "import-source", "not there yet", "xnor-net")
     fails(lambda: import_checkpoint("x.pth", "xnornet"), "import-source", "Nearest: xnor-net.")

@@ -18,12 +18,14 @@ if TYPE_CHECKING:
 def import_(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="The old checkpoint, .pth or .pth.tar.")],
-    source: Annotated[str, typer.Option("--from", help="The code that wrote it: xnor-net, network-compression.")],
+    source: Annotated[
+        str, typer.Option("--from", help="The code that wrote it: xnor-net, network-compression, pca-hybrid.")
+    ],
     model: Annotated[
         str | None,
         typer.Option(
             help="Which net it is: lenet5, nin, alexnet; or how it is quantized: bwn, bwn-f, dorefa-1 to dorefa-8, ttq, "
-            "float. [default: told from the keys]"
+            "float; or which convs have 2 bits: hybrid, hybrid:12,13,22-24, binary. [default: told from the keys]"
         ),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="[default: FILE's name, .safetensors]")] = None,
@@ -91,7 +93,7 @@ def _next(out: Output, done: Imported, target: Path) -> None:
     """The command that packs it, where there is something to pack and the model can be built by name."""
     classes = done.options.get("num_classes", 10)
     own = ":" in done.spec  # a function that is called without arguments
-    if done.weights == "float" or done.options.get("width", 1) != 1 or (own and classes != 10):
+    if done.weights == "float" or done.options.get("width", 1) != 1 or (own and classes != _classes(done.spec)):
         return
     words = ["bitwright", "convert", shlex.quote(str(target)), "--model", done.spec]
     if own:
@@ -99,6 +101,11 @@ def _next(out: Output, done: Imported, target: Path) -> None:
     elif classes != 10:
         words += ["--classes", str(classes)]
     out.next(" ".join(words), "pack and verify it")
+
+
+def _classes(spec: str) -> int:
+    """Outputs of the model that this function gives when it is called without arguments."""
+    return 100 if ".pca_nets:" in spec else 10
 
 
 def _stem(file: str) -> str:

@@ -15,23 +15,24 @@ from bitwright.importers.mapping import Imported, Row
 
 __all__ = ["Imported", "Row", "import_checkpoint", "sources"]
 
-LATER = ("dnn-gating", "pca-hybrid")
+LATER = ("dnn-gating",)
 
 
 def sources() -> tuple[str, ...]:
     """Codes whose checkpoints can be read.
 
     >>> sources()
-    ('xnor-net', 'network-compression')
+    ('xnor-net', 'network-compression', 'pca-hybrid')
     """
-    return ("xnor-net", "network-compression")
+    return ("xnor-net", "network-compression", "pca-hybrid")
 
 
 def import_checkpoint(path: str | os.PathLike[str], source: str, model: str | None = None) -> Imported:
     """Reads an old checkpoint and returns our model with its weights, in eval mode.
 
     source   one of `sources()`
-    model    which net (xnor-net) or method (network-compression) of that code it is; told from the keys where not given
+    model    which net (xnor-net), method (network-compression) or choice of layers (pca-hybrid) of that code it is;
+             told from the keys where not given
 
     Nothing in the file is run. Errors: `InputError` for a file that is missing, damaged or asks to run code,
     and for every key or shape that does not belong to the net.
@@ -52,7 +53,7 @@ def import_checkpoint(path: str | os.PathLike[str], source: str, model: str | No
             given=source,
             possible=", ".join(sources()),
         )
-    from bitwright.importers import network_compression, xnor_net
+    from bitwright.importers import network_compression, pca_hybrid, xnor_net
 
-    reader = xnor_net if source == "xnor-net" else network_compression
-    return reader.from_checkpoint(read_checkpoint(path), where, model)
+    readers = {"xnor-net": xnor_net, "network-compression": network_compression, "pca-hybrid": pca_hybrid}
+    return readers[source].from_checkpoint(read_checkpoint(path), where, model)
