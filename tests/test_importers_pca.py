@@ -55,19 +55,25 @@ def test_counters_of_newer_torch_are_dropped(tmp_path: Path) -> None:
     assert done.name == "plain19-binary" and len(done.rows) == len(state) + len(more)
 
 
-def test_saved_loaded_converted(tmp_path: Path) -> None:
-    """2-bit weights are packed; their unbounded inputs run as float, and the row says so."""
-    done = read(tmp_path, oracle.make_state("resnet", 31), "hybrid:22")
+@pytest.mark.parametrize("deep", [True, False])
+def test_saved_loaded_converted(deep: bool, tmp_path: Path) -> None:
+    """Binary nets pack; 2-bit inputs without ends are refused in one line that says why."""
+    done = read(tmp_path, oracle.make_state("resnet", 19), "hybrid:8" if deep else "binary")
     bw.save(done.model, tmp_path / "a.safetensors")
     from bitwright.importers import pca_nets
 
-    again = bw.load(tmp_path / "a.safetensors", pca_nets.UnrolledResNet(31, width=0.25))
+    again = bw.load(tmp_path / "a.safetensors", pca_nets.resnet19(width=0.25))
     x = torch.randn(8, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(again.eval()(x), done.model(x))
+    if deep:
+        with pytest.raises(InputError, match="convert: conv8: kbit in slot x has clip = false") as caught:
+            bw.convert(done.model, x[:1])
+        assert caught.value.code == "convert-unbounded"
+        return
     report: Any = bw.convert(done.model, x[:1], verify=[x]).report
     rows = {row.layer: row for row in report.rows}
-    assert rows["conv2"].runs_as == "bits" and rows["conv22"].runs_as != "bits" and rows["conv22"].why
+    assert rows["conv2"].runs_as == rows["resconv1.0"].runs_as == "bits"
     assert report.same == report.images == 8
 
 

@@ -93,6 +93,9 @@ def _next(out: Output, done: Imported, target: Path) -> None:
     """The command that packs it, where there is something to pack and the model can be built by name."""
     classes = done.options.get("num_classes", 10)
     own = ":" in done.spec  # a function that is called without arguments
+    if "clip = false" in done.recipe.to_toml():
+        out.prose("2-bit inputs of this code have no ends, so the net is for eval and training, not for convert", 6)
+        return
     if done.weights == "float" or done.options.get("width", 1) != 1 or (own and classes != _classes(done.spec)):
         return
     words = ["bitwright", "convert", shlex.quote(str(target)), "--model", done.spec]

@@ -26,6 +26,7 @@ from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
+from bitwright.transforms.facts import links_of
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
 _library.define(
@@ -144,6 +145,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
     for n, m in work.named_modules(remove_duplicate=False):
         places.setdefault(id(m), []).append(n)
     for name, layer in layers.items():
+        _check_ends(name, layer)
         found = packing_of(layer, ranks.get(name, 4))
         if isinstance(found, str):
             if layer.w is not None or layer.x is not None:
@@ -162,6 +164,22 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
             setattr(parents[parent], child, new)
     graph, frames = _lower(_export(work, example), layers, packings, inputs)
     return Traced(graph, refused, frames)
+
+
+def _check_ends(name: str, layer: SlotLayer) -> None:
+    """A grid without ends has no finite set of codes, and no operator of the graph."""
+    for slot in ("w", "x"):
+        for link in links_of(getattr(layer, slot)):
+            if getattr(link, "clip", True) is False and moment(link, "encode") is None:
+                part = getattr(link, "part_name", type(link).__name__)
+                raise InputError(
+                    f"convert: {name}: {part} in slot {slot} has clip = false: its levels have no end, so no number of bits "
+                    "holds them. Train with clip = true",
+                    code="convert-unbounded",
+                    layer=name,
+                    given="clip = false",
+                    possible="clip = true",
+                )
 
 
 def _note_rank(found: dict[str, int], name: str) -> Callable[..., None]:

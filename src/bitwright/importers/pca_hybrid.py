@@ -7,7 +7,8 @@ once more, and so does the import. Nothing in the file says which layers have 2 
     hybrid:12,13,22-24  2 bits in these convs, counted from 1 as in the names; a shortcut follows the conv beside it
     binary              1 bit in all layers but the first and the last; plain nets are always binary
 
-2-bit inputs there are not clipped, so they have more than four levels: such layers pack their weights alone.
+2-bit inputs there are not clipped, so they have more than four levels: such a net can be evaluated and trained on, but not
+packed. The binary ones pack.
 """
 
 from __future__ import annotations
