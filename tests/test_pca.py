@@ -306,7 +306,7 @@ def test_too_few_rows_are_refused() -> None:
 def test_no_variance_counts_nothing_and_says_so() -> None:
     net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 4), nn.Linear(4, 2))
     with torch.no_grad():
-        net[2].weight.zero_()
+        next(net[2].parameters()).zero_()
     for convention in ("below", "needed"):
         with pytest.warns(BitwrightWarning, match="pca: 2 gives the same output for every input"):
             found = bw.analyze.pca(net, [torch.randn(100, 4)], count=convention)

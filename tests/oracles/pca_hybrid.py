@@ -78,8 +78,8 @@ def evaluate(net: str, state: State, x: Tensor, two_bits: set[int]) -> Tensor:
     x = x.double()
 
     def norm(name: str, t: Tensor, eps: float = 1e-5) -> Tensor:
-        v = [s[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias")]
-        return F.batch_norm(t, *v, eps=eps)
+        mean, var, gain, shift = (s[f"{name}.{key}"] for key in ("running_mean", "running_var", "weight", "bias"))
+        return F.batch_norm(t, mean, var, gain, shift, eps=eps)
 
     def low(name: str, t: Tensor, deep: bool, **options: int) -> Tensor:
         t = norm(f"{name}.bn", t, 1e-4)

@@ -44,7 +44,7 @@ class UnrolledResNet(nn.Module):
         setattr(self, self.heads[1], nn.BatchNorm1d(num_classes))
 
     def forward(self, x: Tensor) -> Tensor:
-        x = F.relu(self.bn1(self.conv1(x)))
+        x = F.relu(self.get_submodule("bn1")(self.get_submodule("conv1")(x)))
         for i in range(2, self.convs + 1):
             y = getattr(self, f"conv{i}")(x)
             if self.plain:
