@@ -107,6 +107,42 @@ def methods() -> str:
     return "\n\n".join(parts)
 
 
+def hybrid() -> str:
+    """The section of bench/hybrid.py, once it has rows."""
+    found = read("hybrid.csv")
+    rows = [
+        [r["row"], r["model"], r["epochs"], r["images"], r["seed"], len(r["layers"].split()), f"{100 * float(r['accuracy']):.2f}",
+         f"{int(r['bytes']) / 1000:.1f}" if r["bytes"] else "-", r["energy_efficiency"], number(r["ms"]), r["verdict"]]
+        for r in found
+    ]  # fmt: skip
+    if not rows:
+        return ""
+    head = [
+        "row",
+        "model",
+        "epochs",
+        "images",
+        "seed",
+        "2-bit layers",
+        "test %",
+        "file kB",
+        "energy: float / it",
+        "ms",
+        "verdict",
+    ]
+    kernels = ", ".join(dict.fromkeys(r["kernels"] for r in found))
+    return f"""## Which layers get two bits? CIFAR-100
+
+    python bench/hybrid.py --data DIR
+
+All rows on one schedule and seed, from scratch; random rows have as many extra weight bits as the PCA choice. Energy is computed
+by the formula of the hybrid-net papers (`hybrid45`); ms is one image on one thread, kernels {kernels}.
+
+{table(head, rows)}
+
+"""
+
+
 def newcomer() -> str:
     rows = [
         [
@@ -198,7 +234,7 @@ Rows of one topology start from the same float net of their seed; accuracy of th
 
 {methods()}
 
-## A shipped experiment, as README tells it
+{hybrid()}## A shipped experiment, as README tells it
 
     python bench/newcomer.py --data DIR
 

@@ -1,0 +1,167 @@
+"""Does PCA choose the right layers? CIFAR-100, one schedule for all: binary, all 2-bit, hybrid by PCA, random hybrids.
+
+    python bench/hybrid.py --data DIR               # all rows, 8 epochs each
+    python bench/hybrid.py --data DIR --epochs 15 --rows "plain 1/1" "hybrid 2/2"
+
+Rows, in their order: `plain 1/1` trains resnet20_plain with one bit, `bitwright analyze` on it writes hybrid.toml and the random
+choices beside it (equal extra weight bits, shortcuts float);
+then bireal_resnet20 is trained with each recipe, from
+scratch, on the same schedule and seed: `1/1`, `2/2`, `hybrid 2/2`, `random-0` ... Each row is converted, checked on test
+images and timed, and then committed to docs/results/hybrid.csv: accuracy of the last epoch, bytes of the packed file,
+energy efficiency and compression as `bitwright cost --energy hybrid45` counts them, ms of one image on one thread with the
+kernels that ran. Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its checkpoint.
+"""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import bitwright as bw
+from bitwright.cli.run import run as command
+from bitwright.experiment import Experiment
+from bitwright.measure.machine import machine
+from bitwright.runs import Run, dataset, example_of
+from bitwright.runs.build import normalized
+from methods import read, write
+
+ROOT = Path(__file__).resolve().parent.parent
+PLAIN = "plain 1/1"
+VERIFIED = 2000  # test images on which the packed net is compared with the trained one
+
+
+@dataclass(frozen=True)
+class Row:
+    """One result. recipe: the choice of layers, as `bitwright analyze --baselines` names its file."""
+
+    name: str
+    model: str
+    recipe: str
+
+
+def rows(random: int) -> list[Row]:
+    net = "bireal_resnet20"
+    return [
+        Row(PLAIN, "resnet20_plain", "xnor"), Row("1/1", net, "binary"), Row("2/2", net, "kbit"),
+        Row("hybrid 2/2", net, "pca"), *(Row(f"random-{i}", net, f"random-{i}") for i in range(random)),
+    ]  # fmt: skip
+
+
+def experiment_of(row: Row, recipe: str, args: argparse.Namespace) -> Experiment:
+    model: dict[str, Any] = {"name": row.model}
+    if row.name != PLAIN:
+        model["activation"] = "identity"  # the norm and the quantizer of the slot stand there
+    return Experiment.model_validate(
+        {
+            "seed": args.seed,
+            "data": {"name": "cifar100", "root": args.data, "limit": args.images, "limit_test": args.test_images},
+            "model": model,
+            "stage": [
+                {
+                    "recipe": recipe,
+                    "epochs": args.epochs,
+                    "optimizer": {"name": "adam", "lr": args.lr},
+                    "schedule": {"name": "cosine", "warmup": 0.5},
+                }
+            ],
+            "train": {"threads": args.threads, "precision": args.precision, "device": args.device},
+            "log": {"tensorboard": False, "histograms_every": 0, "health_every": 100},
+        }
+    )
+
+
+def choices(plain: Run, args: argparse.Namespace) -> Path:
+    """The recipes of all choices, once the plain net is trained."""
+    folder = plain.file("choices")
+    if not plain.has("hybrid.toml") or len(list(folder.glob("random-*.toml"))) < args.random:
+        shutil.rmtree(folder, ignore_errors=True)
+        words = ["analyze", str(plain.path), "--judge", "pca", "--for", "bireal_resnet20", "--baselines", str(folder)]
+        words += ["--random", str(args.random), "--seed", str(args.seed), "--delta", str(args.delta), "--plain"]
+        if command(words) != 0:
+            raise SystemExit("the analysis failed")
+    return folder
+
+
+def run_row(row: Row, plain: Run, folder: Path, args: argparse.Namespace) -> dict[str, Any]:
+    recipe = row.recipe
+    if row.name != PLAIN:
+        if not plain.has("model.safetensors"):
+            raise SystemExit(f"row {row.name!r} needs row {PLAIN!r} first")
+        recipe = (choices(plain, args) / f"{row.recipe}.toml").as_posix()
+    experiment = experiment_of(row, recipe, args)
+    run = plain if row.name == PLAIN else Run(folder / row.name.replace(" ", "-").replace("/", ""))
+    print(f"== {row.name}, seed {args.seed}", flush=True)
+    result = bw.train(experiment, run.path, resume=run.has("experiment.toml"), echo=lambda t: print(t, flush=True))
+    chosen = plain_choice(plain, row)
+    return {
+        "row": row.name, "model": row.model, "seed": args.seed, "epochs": args.epochs, "images": args.images or "all",
+        "layers": " ".join(chosen), "accuracy": round(result.top1, 4), "test_images": result.images,
+        **packed(run, experiment, args), "lr": args.lr, "seconds": round(result.seconds),
+    }  # fmt: skip
+
+
+def plain_choice(plain: Run, row: Row) -> list[str]:
+    """Layers of 2 bits, from the analysis kept in the run of the plain net."""
+    found = [c for c in plain.read_json("pca.json").get("compared", []) if c["choice"] == row.recipe]
+    return list(found[0]["layers"]) if found else []
+
+
+def packed(run: Run, experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
+    """Bytes, equality and time of the packed net; what it costs on paper."""
+    torch.set_num_threads(1)
+    images = dataset(experiment, "test").limit(VERIFIED)
+    net, x = run.model(), example_of(experiment, images, 1)
+    batches = images.batches(200, normalize=normalized(experiment))
+    converted = bw.convert(net, x, verify=batches, threads=1)
+    report, facts = converted.report, machine(1)
+    if converted.model is not None:
+        converted.save(run.file("packed.safetensors"))
+    runs_as = [r.runs_as for r in report.rows]
+    totals = bw.cost(net, x, energy="hybrid45").totals
+    ms = bw.bench(converted, x, threads=1, against=()).rows[0] if converted.model is not None else None
+    return {
+        "verdict": report.status, "same": f"{report.same} of {report.images}", "bytes": report.file_bytes,
+        "storage_bytes": round(totals["storage_bytes"]), "compression": round(totals["compression"], 2),
+        "energy_efficiency": round(totals["energy_efficiency"], 2), "bops": totals["bops"],
+        "ms": ms and ms.median_ms and round(ms.median_ms, 4),
+        "runs_as": ", ".join(f"{runs_as.count(kind)} {kind}" for kind in dict.fromkeys(runs_as)),
+        **{key: facts[key] for key in ("kernels", "isa", "cpu", "torch", "bitwright", "date")},
+    }  # fmt: skip
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+    parser.add_argument("--data", default=None, help="where cifar-100-python lies (default: BITWRIGHT_DATA)")
+    parser.add_argument("--rows", nargs="*", default=None)
+    parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--random", type=int, default=3, help="random choices of layers")
+    parser.add_argument("--delta", type=float, default=2)
+    parser.add_argument("--lr", type=float, default=2e-3)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--images", type=int, default=None, help="fewer training images, to try the script")
+    parser.add_argument("--test-images", type=int, default=None)
+    parser.add_argument("--threads", type=int, default=1)
+    parser.add_argument("--precision", default="bf16", choices=["bf16", "fp32"])
+    parser.add_argument("--device", default="cpu", choices=["cpu", "cuda"])
+    parser.add_argument("--runs", default=str(ROOT / "runs" / "hybrid"), help="run directories")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "hybrid.csv"))
+    args = parser.parse_args()
+    path, folder = Path(args.out), Path(args.runs) / f"seed{args.seed}-epochs{args.epochs}"
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = Run(folder / "plain")
+    for row in rows(args.random):
+        key = {"row": row.name, "seed": str(args.seed), "epochs": str(args.epochs)}
+        there = any(all(r[k] == v for k, v in key.items()) for r in read(path))
+        if there or (args.rows is not None and row.name not in args.rows):
+            continue
+        record = run_row(row, plain, folder, args)
+        write(path, [*read(path), record])  # read again: another process may have written its rows meanwhile
+
+
+if __name__ == "__main__":
+    main()
