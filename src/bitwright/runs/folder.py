@@ -33,6 +33,7 @@ class Run:
     model.safetensors   last epoch;  best.safetensors  best on data.val;  stages/K.safetensors  end of stage K
     last.ckpt           everything to go on from;  state.json  status, stage, epoch, test accuracy, warnings
     predictions.csv     a row per test image;  worst.safetensors  the images it is surest and wrong about
+    pca.json, hybrid.toml   what `analyze` found, and the recipe that follows
     packed.safetensors, convert.json, layers.csv, bench.json, results.csv, report.html
     """
 
