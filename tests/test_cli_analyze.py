@@ -103,6 +103,7 @@ def _x() -> Any:
     return torch.zeros(2, 1, 8, 8)
 
 
+@pytest.mark.slow
 def test_the_command_it_ends_with_trains_the_hybrid_net(
     trained: Run, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
