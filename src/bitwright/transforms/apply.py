@@ -12,6 +12,7 @@ from torch import nn
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.registry import SLOTS
+from bitwright.transforms.clips import idle_clips
 from bitwright.transforms.facts import links_of, part_text, signed_first
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.layers import Candidate
@@ -70,6 +71,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
         _fast_paths_off(model, undo)
         if example is not None:
             _check_called(model, built, example)
+        idle_clips(model, example, undo)
     except BaseException:
         undo.run()
         torch.set_rng_state(rng)

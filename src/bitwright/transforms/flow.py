@@ -23,10 +23,12 @@ class Flow:
 
     nonneg   layer name -> (module, operator) that made its input non-negative, in every call
     reader   layer name -> name of the BatchNorm that alone reads its output, if there is one
+    clip_readers   name of a Hardtanh -> the layers that read its output, where nobody else does
     """
 
     nonneg: dict[str, Mark] = field(default_factory=dict)
     reader: dict[str, str] = field(default_factory=dict)
+    clip_readers: dict[str, set[str]] = field(default_factory=dict)
 
 
 def _names(text: str) -> frozenset[str]:
@@ -126,6 +128,7 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
     inputs: dict[str, list[Mark | None]] = {}
     layers = {id(c.module): c.name for c in candidates(model)}
     norms: dict[str, int] = {}
+    clips = {name for name, module in model.named_modules() if isinstance(module, nn.Hardtanh)}
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -141,7 +144,7 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
     def leave(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
             watch.stack.pop()
-            if id(module) in layers:
+            if id(module) in layers or name in clips:
                 for t in _tensors(output):
                     watch.made_by[t] = name
 
@@ -162,6 +165,11 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
         first = marks[0] if marks else None
         if first is not None and all(m is not None for m in marks):
             flow.nonneg[name] = first
+    names = set(layers.values())
+    for name in clips & set(watch.readers):
+        owners = {_layer_of(reader, names) for reader in watch.readers[name]}
+        if "" not in owners and name not in returned:
+            flow.clip_readers[name] = owners
     for name, who in watch.readers.items():
         only = set(who)
         calls = len(inputs.get(name, ()))
@@ -170,6 +178,13 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
             if norms.get(reader) == calls:
                 flow.reader[name] = reader
     return flow
+
+
+def _layer_of(reader: str, layers: set[str]) -> str:
+    """The layer in whose forward, or in whose parts, something was read; "" outside of all."""
+    while reader and reader not in layers:
+        reader = reader.rpartition(".")[0]
+    return reader
 
 
 def _tensors(value: Any) -> list[Tensor]:
