@@ -86,6 +86,28 @@ def test_bireal_nets_have_nothing_but_idle_clips_and_convert() -> None:
     assert bw.convert(model.eval(), X).report.status in ("PASS", "WARN")
 
 
+@pytest.mark.parametrize(
+    "x", [{"part": "lsq", "bits": 2}, {"part": "pact", "bits": 2}, {"part": "dorefa_a", "bits": 2}], ids=str
+)
+def test_a_relu_in_front_of_a_grid_that_begins_at_zero(x: Any) -> None:
+    torch.manual_seed(0)
+    model: Any = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 4, 3), nn.ReLU())
+    bw.apply(model, [{"match": "3", "w": {"part": "lsq", "bits": 2}, "x": x}], X)
+    assert [m.idle for m in model.modules() if isinstance(m, nn.ReLU) and hasattr(m, "idle")] == [True]
+    full = copy.deepcopy(model)
+    full[2].idle = False
+    for one in (model, full):
+        bw.calibrate(one, [X])  # an observer sees what comes out of the ReLU
+        one.train()(X).square().sum().backward()
+    assert torch.equal(model.eval()(X), full.eval()(X))
+    for one, two in zip(model.parameters(), full.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, two.grad)
+    with pytest.raises(bw.InputError, match="never negative"):  # still known to be a ReLU
+        bw.apply(model, [{"match": "3", "x": "sign"}], X)
+    bw.apply(model, [{"match": "3", "x": "float"}])
+    assert not model[2].idle
+
+
 def test_an_error_puts_the_clip_back() -> None:
     model = bw.apply(net(), SIGNS, X)
     with pytest.raises(bw.InputError):

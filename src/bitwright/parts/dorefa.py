@@ -91,6 +91,7 @@ class DorefaA(nn.Module):
 
     bits_range = "1-8"
     signed = False
+    begins_at_zero = True  # a ReLU in front changes nothing
 
     def __init__(self, bits: int = 2) -> None:
         super().__init__()

@@ -50,6 +50,7 @@ class Lsq(nn.Module):
             raise InputError("part lsq: bits=1 signed has no positive level; use bwn or sign", code="bits", given="1")
         if per_channel:
             raise InputError("part lsq: per_channel=True needs a layer to read its channels from", code="option")
+        self.begins_at_zero = not self.signed  # a ReLU in front changes nothing
         self.floor = -(2 ** (bits - 1)) if self.signed else 0
         self.top = self.floor + 2**bits - 1
         self.slot, self.per_channel, self.last = slot, False, False

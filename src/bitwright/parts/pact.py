@@ -42,6 +42,7 @@ class Pact(nn.Module):
     seen: Tensor
     bits_range = "1-8"
     signed = False
+    begins_at_zero = True  # a ReLU in front changes nothing
 
     def __init__(self, bits: int = 4, alpha: float = 10.0, decay: float = 1e-4, compat: str | None = None) -> None:
         super().__init__()

@@ -12,7 +12,7 @@ from torch import nn
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.registry import SLOTS
-from bitwright.transforms.clips import idle_clips
+from bitwright.transforms.clips import awake, idle_clips
 from bitwright.transforms.facts import links_of, part_text, signed_first
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.layers import Candidate
@@ -118,7 +118,9 @@ def _check(model: nn.Module, built: list[tuple[Decision, SlotLayer]], example: A
         layers[decision.name] = new
     check_tied(layers, "apply")
     if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
-        for text, layer in constant_inputs(trace_flow(model, example), built):
+        with awake(model):
+            flow = trace_flow(model, example)
+        for text, layer in constant_inputs(flow, built):
             raise InputError(f"apply: {text}", code="sign-after-relu", layer=layer, remedy='x = ["norm", "sign"]')
 
 

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from bitwright.errors import InputError
 from bitwright.parts.moments import moment
 from bitwright.parts.norm import Norm
+from bitwright.transforms.clips import awake
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.project import parts_of
 
@@ -75,7 +76,7 @@ def calibrate(
     handles = [part.register_forward_pre_hook(watch(slot)) for slot, part in observers]
     try:
         leave = [m for _, part in observers for m in part.modules() if not isinstance(m, (_BatchNorm, Norm))]
-        with evaluating(model, leave=leave), _kept(model, norms == "batch"):
+        with evaluating(model, leave=leave), _kept(model, norms == "batch"), awake(model):
             for batch in batches:
                 counted += 1
                 run_model(model, batch[0] if isinstance(batch, (tuple, list)) else batch)

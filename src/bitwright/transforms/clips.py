@@ -1,7 +1,9 @@
-"""A hardtanh whose output only signs read is work for nothing: it changes no sign, and their gradient ends where its does."""
+"""An activation whose output only quantizers read, each of which clips no less, is work for nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor, nn
@@ -11,53 +13,88 @@ from bitwright.transforms.facts import links_of
 from bitwright.transforms.flow import trace_flow
 
 
-class IdleHardtanh(nn.Hardtanh):
-    """nn.Hardtanh that passes its input on while all its readers, layers by name, take the sign of it.
+class IdleClip(nn.Module):
+    """An activation that passes its input on while all its readers, layers by name, would clip it themselves.
 
-    Two of the memory-bound operations of a binary block less, forward and backward. (Where an input is exactly +1 or -1
-    the hardtanh would have stopped the gradient; the sign's surrogate decides there alone.)
+    Two of the memory-bound operations of a low-bit block less, forward and backward; no value changes. (Where an input is
+    exactly at the edge, the activation would have stopped the gradient; the quantizer's rule decides there alone.)
     """
 
+    readers: tuple[str, ...]
+    idle: bool
+
+
+class IdleHardtanh(nn.Hardtanh, IdleClip):
+    """A hardtanh in front of signs whose gradient ends at 1."""
+
     def __init__(self, like: nn.Hardtanh, readers: tuple[str, ...]) -> None:
-        super().__init__(like.min_val, like.max_val, like.inplace)
+        nn.Hardtanh.__init__(self, like.min_val, like.max_val, like.inplace)
         self.readers, self.idle = readers, False
 
     def forward(self, input: Tensor) -> Tensor:
         return input if self.idle else super().forward(input)
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (", idle: only signs read it" if self.idle else "")
+
+class IdleReLU(nn.ReLU, IdleClip):
+    """A ReLU in front of grids that begin at 0."""
+
+    def __init__(self, like: nn.ReLU, readers: tuple[str, ...]) -> None:
+        nn.ReLU.__init__(self, like.inplace)
+        self.readers, self.idle = readers, False
+
+    def forward(self, input: Tensor) -> Tensor:
+        return input if self.idle else super().forward(input)
 
 
-def takes_sign(layer: nn.Module) -> bool:
-    """Whether nothing but signs of the input, with a gradient that vanishes beyond 1, leaves this layer's x slot."""
-    links = links_of(layer.x) if isinstance(layer, SlotLayer) else []
-    first = next((m for m in links if getattr(m, "part_name", "") != "dropout"), None)
-    raw = isinstance(layer, SlotLayer) and bool(getattr(layer.gate, "needs_raw_input", False))
-    return not raw and bool(links) and links[0] is first and bool(getattr(first, "local_gradient", False))
+def clips_itself(layer: nn.Module, clip: nn.Module) -> bool:
+    """Whether the first thing that this layer does to its input makes the activation in front of it needless."""
+    if not isinstance(layer, SlotLayer) or getattr(layer.gate, "needs_raw_input", False):
+        return False
+    first = next(iter(links_of(layer.x)), None)
+    return bool(getattr(first, "local_gradient" if isinstance(clip, nn.Hardtanh) else "begins_at_zero", False))
 
 
 def idle_clips(model: nn.Module, example: Any, undo: Any) -> None:
-    """Hardtanh modules that only layers with a sign read become `IdleHardtanh`; needs an example to know the readers."""
-    if example is not None and any(takes_sign(m) for m in model.modules()):
-        candidates = {
-            name: m for name, m in model.named_modules() if type(m) is nn.Hardtanh and (m.min_val, m.max_val) == (-1, 1)
-        }
-        found = trace_flow(model, example).clip_readers if candidates else {}
-        for name, module in candidates.items():
-            readers = tuple(sorted(found.get(name, ())))
-            if readers and all(takes_sign(model.get_submodule(reader)) for reader in readers):
-                parent, _, child = name.rpartition(".")
-                holder = model.get_submodule(parent)
-                undo.add(lambda h=holder, c=child, m=module: h._modules.__setitem__(c, m))
-                holder._modules[child] = IdleHardtanh(module, readers).train(module.training)
-    settle_clips(model, undo)
-
-
-def settle_clips(model: nn.Module, undo: Any) -> None:
-    """After a change of slots: a hardtanh is idle exactly while its readers take signs."""
+    """Activations that only such layers read become `IdleClip`s; needs an example to know the readers."""
+    found = {n: m for n, m in model.named_modules() if type(m) is nn.ReLU or _is_hardtanh(m)}
+    if example is not None and any(clips_itself(layer, m) for layer in model.modules() for m in found.values()):
+        with awake(model):
+            read_by = trace_flow(model, example).clip_readers
+        for name, module in found.items():
+            readers = tuple(sorted(read_by.get(name, ())))
+            if readers and all(clips_itself(model.get_submodule(reader), module) for reader in readers):
+                if isinstance(module, nn.Hardtanh):
+                    _replace(model, name, IdleHardtanh(module, readers), undo)
+                elif isinstance(module, nn.ReLU):
+                    _replace(model, name, IdleReLU(module, readers), undo)
     for module in model.modules():
-        if isinstance(module, IdleHardtanh):
+        if isinstance(module, IdleClip):
             before = module.idle
             undo.add(lambda m=module, b=before: setattr(m, "idle", b))
-            module.idle = all(takes_sign(model.get_submodule(reader)) for reader in module.readers)
+            module.idle = all(clips_itself(model.get_submodule(reader), module) for reader in module.readers)
+
+
+def _is_hardtanh(module: nn.Module) -> bool:
+    return type(module) is nn.Hardtanh and (module.min_val, module.max_val) == (-1, 1)
+
+
+def _replace(model: nn.Module, name: str, new: nn.Module, undo: Any) -> None:
+    parent, _, child = name.rpartition(".")
+    holder = model.get_submodule(parent)
+    old = model.get_submodule(name)
+    new.train(old.training)
+    undo.add(lambda: holder._modules.__setitem__(child, old))
+    holder._modules[child] = new
+
+
+@contextmanager
+def awake(model: nn.Module) -> Iterator[None]:
+    """All activations work inside: whoever looks at what layers read sees what they would read."""
+    sleeping = [m for m in model.modules() if isinstance(m, IdleClip) and m.idle]
+    for module in sleeping:
+        module.idle = False
+    try:
+        yield
+    finally:
+        for module in sleeping:
+            module.idle = True

@@ -23,7 +23,7 @@ class Flow:
 
     nonneg   layer name -> (module, operator) that made its input non-negative, in every call
     reader   layer name -> name of the BatchNorm that alone reads its output, if there is one
-    clip_readers   name of a Hardtanh -> the layers that read its output, where nobody else does
+    clip_readers   name of a Hardtanh or ReLU -> the layers that read its output, where nobody else does
     """
 
     nonneg: dict[str, Mark] = field(default_factory=dict)
@@ -128,7 +128,7 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
     inputs: dict[str, list[Mark | None]] = {}
     layers = {id(c.module): c.name for c in candidates(model)}
     norms: dict[str, int] = {}
-    clips = {name for name, module in model.named_modules() if isinstance(module, nn.Hardtanh)}
+    clips = {name for name, module in model.named_modules() if isinstance(module, (nn.Hardtanh, nn.ReLU))}
 
     def enter(name: str) -> Callable[..., None]:
         def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

@@ -13,6 +13,7 @@ from torch import nn
 
 from bitwright.nn.layers import SlotLayer
 from bitwright.transforms.apply import constant_inputs
+from bitwright.transforms.clips import awake
 from bitwright.transforms.facts import part_text, signed_first
 from bitwright.transforms.flow import trace_flow
 from bitwright.transforms.norms import plan_norms
@@ -172,7 +173,9 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     _check_tied(model, built)
     warnings, switched = [], _fused(model, built)
     if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
-        warnings = _grouped(list(constant_inputs(trace_flow(model, example), built)))
+        with awake(model):
+            flow = trace_flow(model, example)
+        warnings = _grouped(list(constant_inputs(flow, built)))
     takes = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example, "plan")
     taken = {t.layer: f"takes over {t.norm}" for t in takes}
     ran = resolved.seen is not None
