@@ -185,7 +185,8 @@ class FBS(nn.Module):
             on = self.winners(g)
         for watcher in self.watchers:
             watcher(self, on)
-        self.saliency.value = g.sum(1).mean() if self.training and self.l1 and torch.is_grad_enabled() else None
+        learns = self.training and self.l1 and torch.is_grad_enabled() and len(g)  # an empty batch has no mean
+        self.saliency.value = g.sum(1).mean() if learns else None
         scale = self._as_channels(g * on, y)
         if self.seed:
             return y * scale.to(y.dtype)
