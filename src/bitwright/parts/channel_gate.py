@@ -158,13 +158,13 @@ class ChannelGate(SplitGate):
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         present = site.active(active, len(fires)).to(fires.device)
         if self.order is not None and active is not None:
-            present = present.reshape(len(fires), -1)[:, self.order].reshape(present.shape)
+            present = present.flatten(1)[:, self.order].reshape(present.shape)
         mask = self.base.double().reshape(site.groups, -1, site.fan)
         full = present.sum(2, keepdim=True)  # [N, groups, 1]
         base = torch.einsum("ngi,goi->ngo", present, mask)
-        on = fires.double().reshape(len(fires), site.groups, -1)
-        macs = site.taps * (site.positions * base + on * (full - base)).sum((1, 2))
-        decided = site.positions * site.outputs if self.splits > 1 else 0
+        on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
+        macs = site.taps * (site.positions * base.sum((1, 2)) + site.share((on * (full - base)).sum((1, 2))))
+        decided = site.places * site.outputs if self.splits > 1 else 0
         return spent_of(macs, macs * site.w_bits * site.x_bits, None, decided)
 
 

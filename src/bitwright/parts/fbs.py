@@ -217,7 +217,7 @@ class FBS(nn.Module):
 
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         present = site.active(active, len(fires)).to(fires.device)
-        on = fires.double().reshape(len(fires), site.groups, -1)
+        on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
         macs = site.taps * site.positions * (present.sum(2) * on.sum(2)).sum(1)
         # the predictor reads the active inputs; each output is scaled once, and whoever computes none pays for it too
         overhead = present.sum((1, 2)) * site.outputs + float(site.outputs * site.positions)

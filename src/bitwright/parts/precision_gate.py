@@ -135,8 +135,8 @@ class PrecisionGate(SplitGate):
 
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         fan = site.active(active, len(fires)).to(fires.device).sum(2, keepdim=True)  # [N, groups, 1]
-        on = fires.double().reshape(len(fires), site.groups, -1)
+        on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
         macs = site.taps * site.positions * (fan * on.shape[2]).sum((1, 2))
-        bits = self.top * site.positions + (self.code_bits - self.top) * on
-        bops = site.taps * site.w_bits * (fan * bits).sum((1, 2))
-        return spent_of(macs, bops, None, site.positions * site.outputs)
+        low = site.taps * site.w_bits * site.share((fan * on).sum((1, 2)))
+        bops = self.top * site.w_bits * macs + (self.code_bits - self.top) * low
+        return spent_of(macs, bops, None, site.places * site.outputs)
