@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.parts.gate_norm import FreeNorm, autocast_off
-from bitwright.parts.options import check_compat
+from bitwright.parts.options import check_compat, check_number
 from bitwright.parts.registry import part
 from bitwright.parts.scale import wide
-from bitwright.parts.split_gate import spent_of
+from bitwright.parts.split_gate import Watched, spent_of
 from bitwright.types import Site, Spent
 
 LEAST = 1e-4  # a gain below this counts as this: the shift is divided by it
@@ -36,7 +36,7 @@ class Remembered:
 
 
 @part("fbs", "gate")
-class FBS(nn.Module):
+class FBS(Watched):
     """A small predictor scales every output channel; the channels it finds least salient are not computed.
 
     value     A g (f norm(op(x, w)) + shift);  g = relu(predictor(mean |x|)) [N, O],  A = 1 for the ceil(keep O) largest g
@@ -73,17 +73,15 @@ class FBS(nn.Module):
 
     def __init__(self, keep: float = 0.5, channel_block: int = 1, l1: float = 1e-8, compat: str | None = None) -> None:
         super().__init__()
-        if not 0 < keep <= 1:
-            raise InputError(f"part fbs: keep={keep!r}; a share above 0 and up to 1", code="option")
+        self.keep = check_number("fbs", "keep", keep, "a share above 0 and up to 1", lambda v: 0 < v <= 1)
         if not isinstance(channel_block, int) or channel_block < 1:
             raise InputError(f"part fbs: channel_block={channel_block!r}; a whole number from 1", code="option")
-        if not l1 >= 0:
-            raise InputError(f"part fbs: l1={l1!r}; it is 0 or more", code="option")
-        self.keep, self.block, self.l1 = float(keep), channel_block, float(l1)
+        self.l1 = check_number("fbs", "l1", l1, "0 or more", lambda v: 0 <= v < math.inf)
+        self.block = channel_block
         self.seed = check_compat("fbs", compat)
         self.owns_norm = not self.seed
         self.saliency = Remembered()
-        self.watchers: tuple[Callable[[FBS, Tensor], None], ...] = ()
+        self.watchers = ()
 
     @classmethod
     def for_layer(cls, layer: nn.Module, **options: Any) -> FBS:
@@ -122,11 +120,9 @@ class FBS(nn.Module):
     def take_norm(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         self.norm.eps, self.norm.momentum = norm.eps, norm.momentum
         state = {key: value.detach().clone() for key, value in norm.state_dict().items()}
-        fresh = int(state.get("num_batches_tracked", torch.tensor(1))) == 0
-        if "running_mean" not in state:
-            raise InputError("part fbs: the BatchNorm keeps no running statistics", code="norm-none")
         taken = self.norm_state(state)
-        if fresh and all(torch.equal(taken[k], v) for k, v in (("flip", self.flip), ("shift", 0 * self.shift))):
+        as_made = nn.BatchNorm1d(self.outputs).state_dict()
+        if all(torch.equal(state[key].to("cpu", value.dtype), value) for key, value in as_made.items() if key in state):
             return  # a net that never trained: the paper's start
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         with torch.no_grad():

@@ -29,8 +29,8 @@ class PrecisionGate(SplitGate):
     shape     that of the layer; threshold [O]
     options   bits, top: code and high bits, 1 <= top < bits. The code is that of the layer's x part, whose bits must be
               the same; where it has none (empty, or a clipping without a grid) the gate quantizes like sign_magnitude,
-              with scale="static": the largest magnitude of calibration, or of training so far; "batch_max": of the very
-              batch, in evaluation too. init, target: where thresholds start and are pulled to, by weight times the
+              with scale="static": the largest magnitude of calibration, then a mean that follows those of training batches;
+              "batch_max": of the very batch, in evaluation too. init, target: where thresholds start and are pulled to, by weight times the
               norm ("norm") of the difference or its square ("sq"); unit: "raw" outputs, or "normalized": one target
               then means the same share in every layer
     source    Zhang et al. 2020, arXiv 2002.07136; its public code, cornell-zhang/dnn-gating
@@ -66,6 +66,8 @@ class PrecisionGate(SplitGate):
             sparse_backprop=sparse_backprop,
         )  # fmt: skip
         self.code_bits, self.top = check_bits("precision_gate", bits), top
+        if not 2 <= bits <= 8:
+            raise InputError(f"part precision_gate: bits={bits}; 2 to 8, to have high and low ones", code="option")
         if not isinstance(top, int) or not 1 <= top < bits:
             raise InputError(f"part precision_gate: top={top!r} of bits={bits}; 1 to {bits - 1}", code="option")
         self.seed = check_compat("precision_gate", compat)
@@ -83,6 +85,12 @@ class PrecisionGate(SplitGate):
 
         reads = getattr(layer, "x", None)
         if isinstance(reads, Chain):
+            if moment(reads.quantizer, "whole") and reads.code_at + 1 < len(reads.links):
+                raise InputError(
+                    f"part precision_gate: it splits the code of the x part, and in {reads.part_name} something comes "
+                    "behind the code; put it in front",
+                    code="gate-layer",
+                )
             reads = reads.quantizer
         has_code = moment(reads, "whole") is not None
         theirs = getattr(reads, "bits", None)
