@@ -40,7 +40,8 @@ class FBS(Watched):
     """A small predictor scales every output channel; the channels it finds least salient are not computed.
 
     value     A g (f norm(op(x, w)) + shift);  g = relu(predictor(mean |x|)) [N, O],  A = 1 for the ceil(keep O) largest g
-              of a sample where g > 0, else 0; f = +1 or -1 per channel, norm: BatchNorm without gain. A ReLU follows
+              of a sample where g > 0, else 0; f = +1 or -1 per channel (nearer 0 where a gain taken over was below
+              1e-4), norm: BatchNorm without gain. A ReLU follows
     gradient  A is a constant: only winners learn; g through the predictor and mean |x|
     shape     that of the layer
     options   keep: share of channels; 1 only boosts. channel_block: neighbors that win or lose together, by their mean g.
@@ -135,7 +136,8 @@ class FBS(Watched):
         mean = state["running_mean"]
         gain, bias = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
         size = gain.abs().clamp_min(LEAST)
-        out["flip"] = torch.where(gain < 0, -torch.ones_like(gain), torch.ones_like(gain))
+        factor = (gain.abs() / size).clamp_min(0.01)  # below LEAST: what is missing; never 0, or the channel were dead
+        out["flip"] = torch.where(gain < 0, -factor, factor)
         out["shift"] = bias / size
         out["predictor.bias"] = size
         out["predictor.weight"] = torch.zeros_like(self.predictor.weight)  # only the gain speaks at first

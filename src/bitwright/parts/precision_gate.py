@@ -108,6 +108,12 @@ class PrecisionGate(SplitGate):
             new.quantizer.to(new.threshold.device)
         return new
 
+    def succeed(self, old: SplitGate) -> None:
+        super().succeed(old)
+        before = old.quantizer if isinstance(old, PrecisionGate) else None
+        if self.quantizer is not None and before is not None and self.quantizer.kept and before.kept:
+            self.quantizer.high, self.quantizer.seen = before.high, before.seen  # a range has no bits
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         if self.quantizer is not None:
@@ -116,8 +122,8 @@ class PrecisionGate(SplitGate):
     def coded(self, x: Tensor, code: tuple[Tensor, Tensor] | None) -> tuple[Tensor, Tensor, Tensor]:
         """(quantized input with its gradient, the value of its high bits, that of its low bits)."""
         if self.quantizer is not None:
-            x = self.quantizer(x)
-            numbers, unit = self.quantizer.whole(x.detach())
+            raw, x = x.detach(), self.quantizer(x)
+            numbers, unit = self.quantizer.whole(raw)
         else:
             assert code is not None
             numbers, unit = code
