@@ -94,6 +94,7 @@ class Site:
     """One call of a layer, as accounting sees it; multiply-accumulates of it follow from these numbers alone.
 
     positions   outputs per channel and sample (a transposed convolution: inputs)
+    places      outputs per channel and sample, always: what a gate decides on
     taps        weights of one filter per input channel (kernel area)
     w_bits, x_bits   factors of the bit operations: planes of the codes, 32 for floats
     """
@@ -105,6 +106,18 @@ class Site:
     outputs: int
     w_bits: int = 32
     x_bits: int = 32
+    places: int = -1
+
+    def __post_init__(self) -> None:
+        if self.places < 0:
+            object.__setattr__(self, "places", self.positions)
+
+    def share(self, products: Tensor) -> Tensor:
+        """Products counted once per output -> products done: outputs of a transposed convolution get the mean number,
+        though those between two inputs meet fewer taps. Whole numbers, rounded down."""
+        if self.places == self.positions:
+            return products
+        return (products.long() * self.positions // max(1, self.places)).to(products.dtype)
 
     @property
     def fan(self) -> int:

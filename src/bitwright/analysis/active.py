@@ -28,6 +28,13 @@ _VIEWS = _names(
 )
 
 
+# in place, these leave zeros in every view of the tensor
+_STILL = frozenset(name.rstrip("_") for name in _SAME) | {"mul", "div"}
+
+
+_BROADCAST = frozenset({"mul", "div", "add", "sub", "expand"})
+
+
 class Mask:
     """bool [N, C], and how many channels the sparsest of the tensors added into this one had (int64 [N])."""
 
@@ -64,16 +71,26 @@ class ActiveChannels(TorchDispatchMode):
         first = out[0] if isinstance(out, (tuple, list)) and out else out
         if isinstance(first, Tensor):
             name = func.overloadpacket.__name__
+            if func._schema.is_mutable and name.rstrip("_") not in _STILL:
+                self._written(first)
             self.put(first, self._mask(name, args, kwargs, first))
         return out
+
+    def _written(self, t: Tensor) -> None:
+        """Whatever shares memory with a tensor that was written to is known no longer."""
+        place = t.untyped_storage().data_ptr()
+        for other in [o for o in self.masks if o.untyped_storage().data_ptr() == place]:
+            if other is not t:
+                del self.masks[other]
 
     def _mask(self, name: str, args: tuple[Any, ...], kwargs: dict[str, Any], out: Tensor) -> Mask | None:
         plain = name.rstrip("_")
         if plain == "cat":
             return self._cat(args, kwargs)
-        first = args[0] if args and isinstance(args[0], Tensor) else None
+        first, second = (a if isinstance(a, Tensor) else None for a in (*args[:2], None, None)[:2])
+        if any(t is not None and t.dim() not in (0, out.dim()) for t in (first, second)) and plain in _BROADCAST:
+            return None  # axes move: [N, C] beside [N, C, H, W] lies along H and W
         mine = None if first is None else self.of(first)
-        second = args[1] if len(args) > 1 and isinstance(args[1], Tensor) else None
         if plain in ("mul", "div"):
             other = self.of(second) if second is not None and plain == "mul" else None
             return _both(mine, other)
@@ -86,13 +103,8 @@ class ActiveChannels(TorchDispatchMode):
             return None
         if name in _SAME:
             return mine
-        if plain in ("clamp", "hardtanh", "clamp_min", "clamp_max", "threshold"):
-            bounds = [b for b in args[1:3] if isinstance(b, (int, float))]
-            ok = {
-                "clamp_min": lambda: bounds[0] <= 0,
-                "clamp_max": lambda: bounds[0] >= 0,
-            }.get(plain, lambda: all(b <= 0 for b in bounds[:1]) and all(b >= 0 for b in bounds[1:]))
-            return mine if plain != "threshold" and bounds and ok() else None
+        if plain in ("clamp", "hardtanh", "clamp_min", "clamp_max"):
+            return mine if _zero_inside(plain, args, kwargs) else None
         return _view(plain, mine, first, args, kwargs, out) if plain in _VIEWS else None
 
     def _cat(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Mask | None:
@@ -103,6 +115,19 @@ class ActiveChannels(TorchDispatchMode):
         parts = [self.of(t) or _all(t) for t in tensors]
         channels = torch.cat([p.channels for p in parts], 1)
         return Mask(channels, torch.stack([p.least for p in parts]).sum(0))
+
+
+def _zero_inside(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a clamp lets 0 be; bounds are numbers, or None for none (tensors: who knows)."""
+    if name == "clamp_max":
+        args = (args[0], None, *args[1:])
+    rest = dict(zip(("low", "high"), args[1:3], strict=False))
+    low, high = (-1, 1) if name == "hardtanh" else (None, None)  # what PyTorch leaves out of the call
+    low = rest.get("low", kwargs.get("min", kwargs.get("min_val", low)))
+    high = rest.get("high", kwargs.get("max", kwargs.get("max_val", high)))
+    if any(isinstance(bound, Tensor) for bound in (low, high)):
+        return False
+    return (low is None or low <= 0) and (high is None or high >= 0)
 
 
 def _all(t: Tensor) -> Mask:
@@ -145,6 +170,6 @@ def _view(
         return None
     if out.dim() >= 2 and out.shape[0] == n and out.shape[1] == c:
         return mine
-    if out.dim() == 2 and out.shape[0] == n and out.shape[1] == source[0].numel():
+    if out.dim() == 2 and out.shape[0] == n and out.shape[1] % c == 0 and out.numel() == source.numel():
         return Mask(mine.channels.repeat_interleave(out.shape[1] // c, 1), mine.least * (out.shape[1] // c))
     return None

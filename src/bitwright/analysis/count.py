@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from bitwright.analysis.active import ActiveChannels, Mask
 from bitwright.analysis.tally import Tally
@@ -37,7 +38,7 @@ class MacCount:
 
     def __init__(self, layers: list[str]) -> None:
         self._tally = Tally(layers)
-        self.limit = 0  # samples that still count in the next forward passes; 0: all (see `valid`)
+        self.limit: int | None = None  # samples that count in each forward pass (see `valid`)
 
     def _sum(self, key: str) -> list[int]:
         return self._tally.sums(key)
@@ -217,18 +218,18 @@ class _Watch:
 
     # -- one forward pass -----------------------------------------------------------------------------------------------
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        first = next((a for a in (*args, *kwargs.values()) if isinstance(a, Tensor)), None)
+        first = next((a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)), None)
         samples = 1 if first is None or first.dim() == 0 else first.shape[0]
         self.at.batch, self.at.on = self.count._tally.begin(samples, self.count.limit), {}
         if self.follow:
             self.at.mode = ActiveChannels()
             self.at.mode.__enter__()
 
-    def _end(self, *_: Any) -> None:
+    def _end(self, model: nn.Module, args: Any, y: Any) -> None:
         if self.at.mode is not None:
             self.at.mode.__exit__(None, None, None)
         batch, self.at.batch, self.at.mode, self.at.on = self.at.batch, None, None, None
-        if batch is not None:
+        if batch is not None and y is not None:  # None: the pass broke off
             self.count._tally.close(batch)
 
     def _decision(self, gate: nn.Module, on: Tensor) -> None:
@@ -254,16 +255,13 @@ class _Watch:
             on = decisions[-1]
             fires = gate.fires(on)
             spent: Spent = gate.spent(site, fires, None if mask is None else mask.channels)
-            judged = torch.full_like(
-                fires[:, 0], fires.shape[1] * (1 if hasattr(gate, "predictor") else site.positions)
-            )
+            judged = torch.full_like(fires[:, 0], fires.shape[1] * (1 if hasattr(gate, "predictor") else site.places))
             batch.add(index, "fired", fires.sum(1))
             batch.add(index, "decided", judged)
             upper = spent.macs
             if mask is not None:
-                share = mask.least.double() / mask.channels.sum(1).clamp_min(1).double()
-                upper = ((spent.macs - spent.overhead).double() * share).long() + spent.overhead
-            if hasattr(gate, "predictor") and self.at.mode is not None:
+                upper = (spent.macs - spent.overhead) * mask.least // mask.channels.sum(1).clamp_min(1) + spent.overhead
+            if hasattr(gate, "predictor") and self.at.mode is not None and y.dim() == layer.weight.dim():
                 self.at.mode.put(y, Mask(fires > 0))
         else:
             spent, least = _dense(site, rows, mask, x.device)
@@ -281,13 +279,14 @@ class _Watch:
 
     def _reads(self, layer: Any, x: Tensor) -> Mask | None:
         """The mask of the layer's input, as long as its x part leaves a zero a zero."""
-        mask = None if self.at.mode is None else self.at.mode.of(x)
+        # a mask is of axis 1: not what a Linear reads of tokens
+        mask = None if self.at.mode is None or x.dim() != layer.weight.dim() else self.at.mode.of(x)
         if mask is None or not isinstance(layer, SlotLayer) or layer.x is None:
             return mask
         if id(layer) not in self.zero_kept:
             part, training = layer.x, layer.x.training
             part.eval()  # an observer must not see this probe
-            kept = bool((part(torch.zeros_like(x[:1])) == 0).all())
+            kept = bool((part(x.new_zeros(1, *x.shape[1:])) == 0).all())
             part.train(training)
             self.zero_kept[id(layer)] = kept
         return mask if self.zero_kept[id(layer)] else None
@@ -295,7 +294,7 @@ class _Watch:
     def _pass_through(self, layer: Any, mask: Mask, y: Tensor) -> None:
         """Without a bias an output channel all of whose inputs are off is off: depthwise layers pass a mask on."""
         if layer.bias is None and layer.groups > 1 and self.at.mode is not None and y.dim() > 2:
-            alive = mask.channels.reshape(len(mask.channels), layer.groups, -1).any(2)
+            alive = mask.channels.unflatten(1, (layer.groups, layer.in_channels // layer.groups)).any(2)
             self.at.mode.put(y, Mask(alive.repeat_interleave(layer.out_channels // layer.groups, 1)))
 
 
@@ -317,7 +316,8 @@ def site_of(module: Any, x: Tensor, y: Tensor) -> tuple[Site, int]:
             rows = 1  # one sample without a batch dimension
     work = call_macs(layer, x, y)
     per_position = taps * (inputs // groups) * outputs * max(1, rows)
-    return Site(work // per_position if per_position else 0, taps, groups, inputs, outputs, w_bits, x_bits), rows
+    positions, places = work // per_position if per_position else 0, y.numel() // (max(1, rows) * outputs)
+    return Site(positions, taps, groups, inputs, outputs, w_bits, x_bits, places), rows
 
 
 def _dense(site: Site, rows: int, mask: Mask | None, device: torch.device) -> tuple[Spent, Tensor]:

@@ -17,13 +17,19 @@ def spread() -> bool:
 class Batch:
     """Counts of one forward pass: key -> int64 [samples, layers]."""
 
-    def __init__(self, samples: int, layers: int, limit: int) -> None:
+    def __init__(self, samples: int, layers: int, limit: int | None) -> None:
         self.samples, self.layers, self.limit = samples, layers, limit
         self.counts: dict[str, Tensor] = {}
 
     def add(self, layer: int, key: str, values: Tensor) -> None:
-        """`values` per row of the layer; several rows of one sample (tokens) are summed."""
-        rows = values.reshape(self.samples, -1).sum(1) if values.numel() else values.new_zeros(self.samples)
+        """`values` per row of the layer; several rows of one sample (tokens) are summed. Where rows are no multiple of the
+        samples (something computed once for all of them) each sample bears its share, the first ones what is left over."""
+        n = self.samples
+        if n and values.numel() and values.numel() % n == 0:
+            rows = values.reshape(n, -1).sum(1)
+        else:
+            total, at = values.sum(), torch.arange(n, device=values.device)
+            rows = total // max(1, n) + (at < total % max(1, n)).long()
         table = self.counts.get(key)
         if table is None:
             table = self.counts[key] = rows.new_zeros(self.samples, self.layers)
@@ -40,11 +46,11 @@ class Tally:
         self.alone = False
         self.lock = threading.Lock()  # DataParallel runs replicas in threads
 
-    def begin(self, samples: int, limit: int) -> Batch:
+    def begin(self, samples: int, limit: int | None) -> Batch:
         return Batch(samples, len(self.layers), limit)
 
     def close(self, batch: Batch) -> None:
-        valid = min(batch.samples, batch.limit) if batch.limit else batch.samples
+        valid = batch.samples if batch.limit is None else min(batch.samples, batch.limit)
         with self.lock:
             for key, table in batch.counts.items():
                 rows = self.tables.setdefault(key, [])

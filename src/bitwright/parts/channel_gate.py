@@ -163,9 +163,9 @@ class ChannelGate(SplitGate):
         mask = self.base.double().reshape(site.groups, -1, site.fan)
         full = present.sum(2, keepdim=True)  # [N, groups, 1]
         base = torch.einsum("ngi,goi->ngo", present, mask)
-        on = fires.double().unflatten(1, (site.groups, -1))
-        macs = site.taps * (site.positions * base + on * (full - base)).sum((1, 2))
-        decided = site.positions * site.outputs if self.splits > 1 else 0
+        on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
+        macs = site.taps * (site.positions * base.sum((1, 2)) + site.share((on * (full - base)).sum((1, 2))))
+        decided = site.places * site.outputs if self.splits > 1 else 0
         return spent_of(macs, macs * site.w_bits * site.x_bits, None, decided)
 
 

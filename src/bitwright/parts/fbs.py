@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.parts.gate_norm import FreeNorm, autocast_off
-from bitwright.parts.options import check_compat
+from bitwright.parts.options import check_compat, check_number
 from bitwright.parts.registry import part
 from bitwright.parts.scale import wide
-from bitwright.parts.split_gate import spent_of
+from bitwright.parts.split_gate import Watched, spent_of
 from bitwright.types import Site, Spent
 
 LEAST = 1e-4  # a gain below this counts as this: the shift is divided by it
@@ -36,11 +36,12 @@ class Remembered:
 
 
 @part("fbs", "gate")
-class FBS(nn.Module):
+class FBS(Watched):
     """A small predictor scales every output channel; the channels it finds least salient are not computed.
 
     value     A g (f norm(op(x, w)) + shift);  g = relu(predictor(mean |x|)) [N, O],  A = 1 for the ceil(keep O) largest g
-              of a sample where g > 0, else 0; f = +1, or the sign of the gain it replaced, norm: BatchNorm without gain. A ReLU follows
+              of a sample where g > 0, else 0; f = +1 or -1 per channel (nearer 0 where a gain taken over was below
+              1e-4), norm: BatchNorm without gain. A ReLU follows
     gradient  A is a constant: only winners learn; g through the predictor and mean |x|
     shape     that of the layer
     options   keep: share of channels; 1 only boosts. channel_block: neighbors that win or lose together, by their mean g.
@@ -73,17 +74,15 @@ class FBS(nn.Module):
 
     def __init__(self, keep: float = 0.5, channel_block: int = 1, l1: float = 1e-8, compat: str | None = None) -> None:
         super().__init__()
-        if not 0 < keep <= 1:
-            raise InputError(f"part fbs: keep={keep!r}; a share above 0 and up to 1", code="option")
+        self.keep = check_number("fbs", "keep", keep, "a share above 0 and up to 1", lambda v: 0 < v <= 1)
         if not isinstance(channel_block, int) or channel_block < 1:
             raise InputError(f"part fbs: channel_block={channel_block!r}; a whole number from 1", code="option")
-        if not l1 >= 0:
-            raise InputError(f"part fbs: l1={l1!r}; it is 0 or more", code="option")
-        self.keep, self.block, self.l1 = float(keep), channel_block, float(l1)
+        self.l1 = check_number("fbs", "l1", l1, "0 or more", lambda v: 0 <= v < math.inf)
+        self.block = channel_block
         self.seed = check_compat("fbs", compat)
         self.owns_norm = not self.seed
         self.saliency = Remembered()
-        self.watchers: tuple[Callable[[FBS, Tensor], None], ...] = ()
+        self.watchers = ()
 
     @classmethod
     def for_layer(cls, layer: nn.Module, **options: Any) -> FBS:
@@ -122,11 +121,9 @@ class FBS(nn.Module):
     def take_norm(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         self.norm.eps, self.norm.momentum = norm.eps, norm.momentum
         state = {key: value.detach().clone() for key, value in norm.state_dict().items()}
-        fresh = int(state.get("num_batches_tracked", torch.tensor(1))) == 0
-        if "running_mean" not in state:
-            raise InputError("part fbs: the BatchNorm keeps no running statistics", code="norm-none")
         taken = self.norm_state(state)
-        if fresh and all(torch.equal(taken[k], v) for k, v in (("flip", self.flip), ("shift", 0 * self.shift))):
+        as_made = nn.BatchNorm1d(self.outputs).state_dict()
+        if all(torch.equal(state[key].to("cpu", value.dtype), value) for key, value in as_made.items() if key in state):
             return  # a net that never trained: the paper's start
         own = dict(self.named_parameters()) | dict(self.named_buffers())
         with torch.no_grad():
@@ -139,7 +136,8 @@ class FBS(nn.Module):
         mean = state["running_mean"]
         gain, bias = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
         size = gain.abs().clamp_min(LEAST)
-        out["flip"] = gain / size  # the sign, or what is left of a gain too small to divide by
+        factor = (gain.abs() / size).clamp_min(0.01)  # below LEAST: what is missing; never 0, or the channel were dead
+        out["flip"] = torch.where(gain < 0, -factor, factor)
         out["shift"] = bias / size
         out["predictor.bias"] = size
         out["predictor.weight"] = torch.zeros_like(self.predictor.weight)  # only the gain speaks at first
@@ -185,7 +183,8 @@ class FBS(nn.Module):
             on = self.winners(g)
         for watcher in self.watchers:
             watcher(self, on)
-        self.saliency.value = g.sum(1).mean() if self.training and self.l1 and torch.is_grad_enabled() else None
+        learns = self.training and self.l1 and torch.is_grad_enabled() and len(g)  # an empty batch has no mean
+        self.saliency.value = g.sum(1).mean() if learns else None
         scale = self._as_channels(g * on, y)
         if self.seed:
             return y * scale.to(y.dtype)
@@ -216,7 +215,7 @@ class FBS(nn.Module):
 
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         present = site.active(active, len(fires)).to(fires.device)
-        on = fires.double().unflatten(1, (site.groups, -1))
+        on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
         macs = site.taps * site.positions * (present.sum(2) * on.sum(2)).sum(1)
         # the predictor reads the active inputs; each output is scaled once, and whoever computes none pays for it too
         overhead = present.sum((1, 2)) * site.outputs + float(site.outputs * site.positions)

@@ -106,13 +106,11 @@ class _Kind(FullPrecision):
         mean, var = self.running_mean, self.running_var
         if training:
             share = chosen.to(rows.dtype)
-            sums = torch.stack([share.sum((0, 2)), (rows * share).sum((0, 2)), (rows.square() * share).sum((0, 2))])
-            if sync and dist.is_initialized() and dist.get_world_size() > 1:
-                sums = collective.all_reduce(sums)
-            count = sums[0]
+            count, total = _summed(torch.stack([share.sum((0, 2)), (rows * share).sum((0, 2))]), sync)
             enough, n = count >= 2, count.clamp_min(1)
-            own = sums[1] / n
-            spread = (sums[2] / n - own.square()).clamp_min(0)
+            own = total / n
+            # around the mean: a difference of two large sums of squares would leave nothing of a small variance
+            spread = _summed(((rows - own[:, None]).square() * share).sum((0, 2)), sync) / n
             with torch.no_grad():
                 unbiased = spread * (n / (n - 1).clamp_min(1))
                 for kept, value in ((self.running_mean, own), (self.running_var, unbiased)):
@@ -120,3 +118,8 @@ class _Kind(FullPrecision):
             mean, var = torch.where(enough, own, mean), torch.where(enough, spread, var)
         rate = self.weight / torch.sqrt(var + self.eps)
         return rows * rate[:, None] + (self.bias - mean * rate)[:, None]
+
+
+def _summed(sums: Tensor, sync: bool) -> Tensor:
+    """Over all processes, with its gradient."""
+    return collective.all_reduce(sums) if sync and dist.is_initialized() and dist.get_world_size() > 1 else sums

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Sequence
 
 from bitwright.errors import InputError
 
@@ -21,6 +22,19 @@ def check_word(name: str, option: str, value: str, words: Sequence[str]) -> str:
             possible=", ".join(words),
         )
     return value
+
+
+def check_number(
+    name: str, option: str, value: object, text: str = "a number", takes: Callable[[float], bool] = math.isfinite
+) -> float:
+    """`value` itself as a float, or one clear line saying `text`; never NaN.
+
+    >>> check_number("fbs", "l1", 1, "0 or more", lambda v: v >= 0)
+    1.0
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)) or math.isnan(value) or not takes(value):
+        raise InputError(f"part {name}: {option}={value!r}; {text}", code="option", given=str(value), possible=text)
+    return float(value)
 
 
 def check_compat(name: str, compat: str | None) -> bool:

@@ -31,8 +31,8 @@ class PrecisionGate(SplitGate):
     shape     that of the layer; threshold [O]
     options   bits, top: code and high bits, 1 <= top < bits. The code is that of the layer's x part, whose bits must be
               the same; where it has none (empty, or a clipping without a grid) the gate quantizes like sign_magnitude,
-              with scale="static": the largest magnitude of calibration, or of training so far; "batch_max": of the very
-              batch, in evaluation too. init, target: where thresholds start and are pulled to, by weight times the
+              with scale="static": the largest magnitude of calibration, then a mean that follows those of training batches;
+              "batch_max": of the very batch, in evaluation too. init, target: where thresholds start and are pulled to, by weight times the
               norm ("norm") of the difference or its square ("sq"); unit: "raw" outputs, or "normalized": one target
               then means the same share in every layer
     source    Zhang et al. 2020, arXiv 2002.07136; its public code, cornell-zhang/dnn-gating
@@ -68,6 +68,8 @@ class PrecisionGate(SplitGate):
             sparse_backprop=sparse_backprop,
         )  # fmt: skip
         self.code_bits, self.top = check_bits("precision_gate", bits), top
+        if not 2 <= bits <= 8:
+            raise InputError(f"part precision_gate: bits={bits}; 2 to 8, to have high and low ones", code="option")
         if not isinstance(top, int) or not 1 <= top < bits:
             raise InputError(f"part precision_gate: top={top!r} of bits={bits}; 1 to {bits - 1}", code="option")
         self.seed = check_compat("precision_gate", compat)
@@ -85,6 +87,12 @@ class PrecisionGate(SplitGate):
 
         reads = getattr(layer, "x", None)
         if isinstance(reads, Chain):
+            if moment(reads.quantizer, "whole") and reads.code_at + 1 < len(reads.links):
+                raise InputError(
+                    f"part precision_gate: it splits the code of the x part, and in {reads.part_name} something comes "
+                    "behind the code; put it in front",
+                    code="gate-layer",
+                )
             reads = reads.quantizer
         has_code = moment(reads, "whole") is not None
         theirs = getattr(reads, "bits", None)
@@ -102,6 +110,12 @@ class PrecisionGate(SplitGate):
             new.quantizer.to(new.threshold.device)
         return new
 
+    def succeed(self, old: SplitGate) -> None:
+        super().succeed(old)
+        before = old.quantizer if isinstance(old, PrecisionGate) else None
+        if self.quantizer is not None and before is not None and self.quantizer.kept and before.kept:
+            self.quantizer.high, self.quantizer.seen = before.high, before.seen  # a range has no bits
+
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
         if self.quantizer is not None:
@@ -110,8 +124,8 @@ class PrecisionGate(SplitGate):
     def coded(self, x: Tensor, code: Code | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """(quantized input with its gradient, whole numbers of the high bits, of the low bits, their unit)."""
         if self.quantizer is not None:
-            x = self.quantizer(x)
-            code = self.quantizer.whole(x.detach())
+            raw, x = x.detach(), self.quantizer(x)
+            code = self.quantizer.whole(raw)
         assert code is not None
         numbers, unit = code[0].to(code[1].dtype), code[1]
         low = torch.fmod(numbers, float(2 ** (self.code_bits - self.top)))  # keeps the sign: magnitudes are cut
@@ -156,8 +170,8 @@ class PrecisionGate(SplitGate):
 
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         fan = site.active(active, len(fires)).to(fires.device).sum(2, keepdim=True)  # [N, groups, 1]
-        on = fires.double().unflatten(1, (site.groups, -1))
+        on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
         macs = site.taps * site.positions * (fan * on.shape[2]).sum((1, 2))
-        bits = self.top * site.positions + (self.code_bits - self.top) * on
-        bops = site.taps * site.w_bits * (fan * bits).sum((1, 2))
-        return spent_of(macs, bops, None, site.positions * site.outputs)
+        low = site.taps * site.w_bits * site.share((fan * on).sum((1, 2)))
+        bops = self.top * site.w_bits * macs + (self.code_bits - self.top) * low
+        return spent_of(macs, bops, None, site.places * site.outputs)

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -10,12 +12,22 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn.gate import gate
 from bitwright.parts.gate_norm import FreeNorm, FullPrecision, autocast_off, channels_first
-from bitwright.parts.options import check_word
+from bitwright.parts.options import check_number, check_word
 from bitwright.parts.scale import wide
 from bitwright.types import Site, Spent
 
 
-class SplitGate(FullPrecision):
+class Watched(nn.Module):
+    """A part whose decisions others look at; a copy of it starts unwatched, and on its own."""
+
+    watchers: tuple[Callable[[Any, Tensor], None], ...]
+
+    def __getstate__(self) -> dict[str, Any]:
+        alone = {"watchers": (), "governed": False}
+        return {key: alone.get(key, value) for key, value in self.__dict__.items()}
+
+
+class SplitGate(Watched, FullPrecision):
     """y = base + on rest, on = 1 where z > threshold: z the base, as it is ("raw") or normalized per channel.
 
     A subclass splits the operator into base and rest and prices them (`spent`). The decision is made in
@@ -42,14 +54,13 @@ class SplitGate(FullPrecision):
         sparse_backprop: bool,
     ) -> None:
         super().__init__()
-        if not weight >= 0:
-            raise InputError(f"part {name}: weight={weight!r}; it is 0 or more", code="option")
-        if not 0 < slope < float("inf"):
-            raise InputError(f"part {name}: slope={slope!r}; it is above 0", code="option")
         self.unit = check_word(name, "unit", unit, ("raw", "normalized"))
-        self.init, self.target, self.weight = float(init), float(target), float(weight)
-        self.slope, self.sparse = float(slope), sparse_backprop
-        self.watchers: tuple[Callable[[SplitGate, Tensor], None], ...] = ()
+        self.init = check_number(name, "init", init, takes=lambda v: True)  # infinite: every gate shut, or open
+        self.target = check_number(name, "target", target)
+        self.weight = check_number(name, "weight", weight, "0 or more", lambda v: 0 <= v < math.inf)
+        self.slope = check_number(name, "slope", slope, "above 0", lambda v: 0 < v < math.inf)
+        self.sparse = sparse_backprop
+        self.watchers = ()
         self.governed = False  # a budget moves the thresholds: no pull to the target
 
     def fit(self, name: str, layer: nn.Module) -> None:
@@ -82,7 +93,8 @@ class SplitGate(FullPrecision):
         z = wide(base) if self.norm is None else self.norm(base)
         if self.size is not None and self.training and base.numel() > 1:
             with torch.no_grad():
-                self.size.lerp_(z.std(correction=0).to(self.size.dtype), 0.1)
+                now = z.std(correction=0).to(self.size.dtype)
+                self.size.lerp_(torch.where(now.isfinite(), now, self.size), 0.1)
         threshold = self.threshold if self.last else self.threshold.reshape(-1, *[1] * (base.dim() - 2))
         return z - threshold
 

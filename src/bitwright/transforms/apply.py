@@ -57,7 +57,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
         built = [(d, build(d, "apply", share=True)) for d in wanted]
         for decision, new in built:
             if isinstance(decision.layer.module, SlotLayer):
-                inherit(decision.layer.module, new)
+                inherit(decision.name, decision.layer.module, new)
         _check(model, built, example)
         norms = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example)
         undo = Undo()

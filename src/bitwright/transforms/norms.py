@@ -74,6 +74,13 @@ def plan_norms(
                         code="norm-none",
                         layer=name,
                     )
+                if norm.running_mean is None:
+                    raise InputError(
+                        f"{verb}: the {slot} part of {name} takes over the BatchNorm {wanted}, which keeps no running "
+                        "statistics; build it with track_running_stats=True",
+                        code="norm-none",
+                        layer=name,
+                    )
                 chained = len(links_of(getattr(layer, slot))) > 1
                 takes.append(Take(name, part, f"{name}.{slot}." + (f"links.{i}." if chained else ""), wanted, norm))
     return takes
@@ -98,7 +105,7 @@ def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
         undo.add(handle.remove)
 
 
-def inherit(old: SlotLayer, new: SlotLayer) -> None:
+def inherit(name: str, old: SlotLayer, new: SlotLayer) -> None:
     """A part put in the place of one of its own kind goes on with what that one learned, where it says how (`succeed`)."""
     for slot in SLOTS:
         before, after = getattr(old, slot), getattr(new, slot)
@@ -108,6 +115,13 @@ def inherit(old: SlotLayer, new: SlotLayer) -> None:
         succeed(before)
         if isinstance(getattr(before, OWNED, None), str) and getattr(after, "owns_norm", False):
             setattr(after, OWNED, getattr(before, OWNED))
+    if (norm := owner_of(old)) and not owner_of(new):
+        raise InputError(
+            f"apply: {name} holds the BatchNorm {norm} in a part that this recipe takes away, and the norm with it; "
+            "apply it to the net as it was built, and load the weights",
+            code="norm-lost",
+            layer=name,
+        )
 
 
 def owner_of(layer: SlotLayer) -> str:

@@ -1,0 +1,422 @@
+"""What all gates share: the decision and its slope, norms of gates, half types, copies, samples without a batch."""
+
+from __future__ import annotations
+
+import copy
+import io
+import math
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+import bitwright as bw
+from bitwright.errors import InputError
+from bitwright.fn.gate import gate
+from bitwright.parts.gate_norm import DualNorm, FreeNorm
+
+GATES: list[dict[str, Any]] = [
+    {"part": "fbs", "keep": 0.5},
+    {"part": "channel_gate", "splits": 2},
+    {"part": "precision_gate", "bits": 4, "top": 2},
+]
+NAMES = [str(g["part"]) for g in GATES]
+
+
+def conv(gate: dict[str, Any], **kw: Any) -> Any:
+    return bw.nn.Conv2d(8, 8, 3, padding=1, bias=False, gate=gate, **kw)
+
+
+# -- the decision
+
+
+@given(st.floats(-50, 50), st.floats(0.1, 20), st.booleans())
+@settings(max_examples=60, deadline=None)
+def test_decision_is_strict_and_its_slope_is_that_of_the_sigmoid(v: float, slope: float, sparse: bool) -> None:
+    t = torch.tensor(v, dtype=torch.float64, requires_grad=True)
+    on = gate(t, slope, sparse)
+    on.backward()
+    s = 1 / (1 + math.exp(-slope * v)) if slope * v > -700 else 0.0
+    assert on.item() == (1.0 if v > 0 else 0.0)
+    assert t.grad is not None
+    assert t.grad.item() == pytest.approx(0.0 if sparse and v < 0 else slope * s * (1 - s), rel=1e-9, abs=1e-12)
+
+
+def test_a_value_at_the_threshold_is_off_and_learns() -> None:
+    for sparse in (False, True):
+        t = torch.zeros(1, requires_grad=True)
+        on = gate(t, 2.0, sparse)
+        on.backward()
+        assert on.item() == 0.0 and t.grad is not None and t.grad.item() == 0.5  # the peak, slope / 4
+
+
+def test_values_that_are_not_finite() -> None:
+    v = torch.tensor([math.nan, math.inf, -math.inf])
+    for sparse in (False, True):
+        on = gate(v, 5.0, sparse)
+        assert on[0].isnan() and on[1:].tolist() == [1.0, 0.0]
+
+
+def test_second_derivatives_are_those_of_the_sigmoid() -> None:
+    v = torch.tensor(0.3, dtype=torch.float64, requires_grad=True)
+    (first,) = torch.autograd.grad(gate(v, 2.0), v, create_graph=True)
+    (second,) = torch.autograd.grad(first, v)
+    s = 1 / (1 + math.exp(-0.6))
+    assert second.item() == pytest.approx(4 * s * (1 - s) * (1 - 2 * s))
+
+
+# -- norms of gates
+
+
+def test_free_norm_is_batch_norm_without_gain_for_images_and_tokens() -> None:
+    x = torch.randn(3, 5, 4, 4) * 3 + 2
+    for mode in (True, False):
+        ours, theirs = FreeNorm(5).train(mode), nn.BatchNorm2d(5, affine=False).train(mode)
+        torch.testing.assert_close(ours(x), theirs(x))
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
+    tokens = torch.randn(3, 7, 5)
+    ours, theirs1 = FreeNorm(5, last=True), nn.BatchNorm1d(5, affine=False)
+    torch.testing.assert_close(ours(tokens), theirs1(tokens.flatten(0, 1)).reshape(3, 7, 5))
+
+
+def test_one_value_per_channel_uses_running_statistics() -> None:
+    norm = FreeNorm(2)
+    assert norm.running_mean is not None
+    norm.running_mean.copy_(torch.tensor([1.0, 2.0]))
+    out = norm(torch.tensor([[2.0, 2.0]]).reshape(1, 2, 1, 1))
+    torch.testing.assert_close(out.flatten(), torch.tensor([1 / math.sqrt(1 + 1e-5), 0.0]))
+    assert norm.running_mean.tolist() == [1.0, 2.0]  # nothing was learned from one value
+
+
+def test_a_constant_partial_sum_is_zero_deviations_from_its_mean() -> None:
+    layer = conv({"part": "channel_gate", "splits": 2})
+    nn.init.zeros_(layer.weight)
+    y = layer(torch.randn(2, 8, 4, 4))
+    assert y.eq(0).all()  # z = 0 / sqrt(eps), not above the threshold 0
+
+
+def dual_oracle(y: Tensor, on: Tensor, norms: list[tuple[Tensor, Tensor]], eps: float) -> Tensor:
+    """Channel by channel, kind by kind: (value - mean) / deviation * gain + shift over the chosen values alone."""
+    out = torch.zeros_like(y)
+    for c in range(y.shape[1]):
+        for kind, (gain, shift) in zip((1, 0), norms, strict=True):
+            at = on[:, c] == kind
+            values = y[:, c][at]
+            if len(values) > 1:
+                values = (values - values.mean()) / (values.var(correction=0) + eps).sqrt()
+            else:
+                values = values / math.sqrt(1 + eps)  # the running statistics as made: 0 and 1
+            out[:, c][at] = values * gain[c] + shift[c]
+    return out
+
+
+@pytest.mark.parametrize("offset", [0.0, 1000.0])
+def test_dual_norm_takes_statistics_of_each_kind_alone(offset: float) -> None:
+    y = torch.randn(3, 4, 5, 5, dtype=torch.float64) + offset
+    on = (torch.rand(3, 4, 5, 5) < 0.4).double()
+    on[:, 2], on[:, 3] = 0, 1  # a kind that never occurs
+    on[0, 2, 0, 0] = 1  # and one that occurs once: count < 2
+    like = nn.BatchNorm2d(4).double()
+    norm = DualNorm(like)
+    with torch.no_grad():
+        for kind in (norm.on, norm.off):
+            kind.weight.uniform_(0.5, 2)
+            kind.bias.normal_()
+    want = dual_oracle(y, on, [(k.weight, k.bias) for k in (norm.on, norm.off)], like.eps)
+    torch.testing.assert_close(norm(y, on), want, rtol=1e-8, atol=1e-7)
+    for c in (0, 1):
+        chosen = y[:, c][on[:, c] == 1]
+        torch.testing.assert_close(norm.on.running_mean[c], 0.1 * chosen.mean())
+        torch.testing.assert_close(norm.on.running_var[c], 0.9 + 0.1 * chosen.var())
+    assert norm.on.running_mean[2] == 0 and norm.on.running_var[2] == 1  # one value teaches nothing
+    assert norm.off.running_mean[3] == 0 and norm.off.running_var[3] == 1
+
+
+def test_dual_norm_keeps_a_small_variance_beside_a_large_mean() -> None:
+    """In float32 the difference of two sums of squares would be noise."""
+    y = torch.randn(4, 2, 8, 8) + 3000
+    norm = DualNorm(nn.BatchNorm2d(2))
+    out = norm(y, (torch.rand_like(y) < 0.5).float())
+    assert (out.std((0, 2, 3)) - 1).abs().max() < 0.01
+
+
+def test_dual_norm_in_evaluation_and_its_gradient() -> None:
+    norm = DualNorm(nn.BatchNorm1d(3)).double()
+    y = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    on = torch.tensor([[1.0, 0, 1]] * 3 + [[0.0, 1, 1]] * 3, dtype=torch.float64)
+    assert torch.autograd.gradcheck(lambda t: norm(t, on), (y,))
+    norm.eval()
+    whole = norm(y, on)
+    torch.testing.assert_close(torch.cat([norm(y[:1], on[:1]), norm(y[1:], on[1:])]), whole)
+
+
+# -- every gate
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_types_are_kept_and_decisions_stay_in_float32(gate: dict[str, Any], dtype: torch.dtype) -> None:
+    layer = conv(gate).to(dtype)
+    x = torch.rand(2, 8, 5, 5, dtype=dtype)
+    y = layer(x)
+    assert y.dtype == dtype and y.isfinite().all()
+    y.float().sum().backward()
+    part = layer.gate
+    kept = [part.threshold] if hasattr(part, "threshold") else []
+    kept += [] if getattr(part, "norm", None) is None else [part.norm.running_mean, part.norm.running_var]
+    assert kept and {t.dtype for t in kept} == {torch.float64 if dtype == torch.float64 else torch.float32}
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_half_a_net_decides_as_the_whole_one(gate: dict[str, Any]) -> None:
+    layer = conv(gate).eval()
+    x = torch.rand(4, 8, 6, 6)
+    full, half = layer(x), copy.deepcopy(layer).bfloat16()(x.bfloat16()).float()
+    close = (full - half).abs() <= 0.05 * full.abs().max()
+    assert close.float().mean() > 0.97  # but where a decision was a tie within bfloat16
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_autocast_keeps_its_type(gate: dict[str, Any]) -> None:
+    layer = conv(gate)
+    with torch.autocast("cpu", torch.bfloat16):
+        y = layer(torch.rand(2, 8, 5, 5))
+        plain = nn.Conv2d(8, 8, 3)(torch.rand(2, 8, 5, 5))
+    assert y.dtype == plain.dtype == torch.bfloat16
+    y.float().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_copies_and_states_after_a_step(gate: dict[str, Any]) -> None:
+    net = nn.Sequential(conv(gate), nn.ReLU())
+    opt = torch.optim.SGD(net.parameters(), lr=0.1)
+    x = torch.rand(4, 8, 6, 6)
+    (net(x).square().mean() + bw.penalty(net)).backward()
+    opt.step()
+    net(x)  # a graph hangs about, as right after a step
+    file = io.BytesIO()
+    torch.save(net.state_dict(), file)
+    fresh = nn.Sequential(conv(gate), nn.ReLU())
+    fresh.load_state_dict(torch.load(io.BytesIO(file.getvalue()), weights_only=True))
+    want = net.eval()(x)
+    for other in (copy.deepcopy(net), pickle.loads(pickle.dumps(net)), fresh):
+        assert torch.equal(other.eval()(x), want)
+
+
+@pytest.mark.parametrize("gate", GATES[1:], ids=NAMES[1:])
+def test_a_copy_starts_unwatched(gate: dict[str, Any]) -> None:
+    net = nn.Sequential(conv(gate))
+    budget = bw.Budget(net, torch.zeros(1, 8, 5, 5), **{"bops" if "bits" in gate else "macs": 0.75})
+    other: Any = copy.deepcopy(net)
+    assert net[0].gate.governed and net[0].gate.watchers  # pyright: ignore[reportAttributeAccessIssue]
+    assert not other[0].gate.governed and not other[0].gate.watchers
+    assert other(torch.rand(2, 8, 5, 5)).shape == (2, 8, 5, 5) and pickle.dumps(net)
+    budget.remove()
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_evaluation_does_not_depend_on_the_batch(gate: dict[str, Any]) -> None:
+    layer = conv(gate)
+    layer(torch.rand(8, 8, 6, 6))
+    layer.eval()
+    x = torch.rand(7, 8, 6, 6, dtype=torch.float64)
+    layer.double()
+    whole = layer(x)
+    for sizes in ([1] * 7, [3, 4], [6, 1]):
+        torch.testing.assert_close(torch.cat([layer(part) for part in x.split(sizes)]), whole, rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(layer(x.flip(0)).flip(0), whole, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("unit", ["raw", "normalized"])
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_one_sample_without_a_batch(gate: dict[str, Any], unit: str) -> None:
+    """Eight rows and eight channels: thresholds laid along the rows would fit as well."""
+    options = gate if gate["part"] == "fbs" else {**gate, "unit": unit}
+    layer = conv(options).eval()
+    if hasattr(layer.gate, "threshold"):
+        layer.gate.threshold.data.normal_()
+    x = torch.rand(8, 8, 8)
+    torch.testing.assert_close(layer(x), layer(x[None])[0])
+    linear = bw.nn.Linear(8, 8, gate=options).eval()
+    torch.testing.assert_close(linear(x[0, 0]), linear(x[0, :1])[0])
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_an_empty_batch(gate: dict[str, Any], training: bool) -> None:
+    for layer, x in ((conv(gate), torch.zeros(0, 8, 5, 5)), (bw.nn.Linear(8, 8, gate=gate), torch.zeros(0, 8))):
+        layer.train(training)
+        before = {key: value.clone() for key, value in layer.state_dict().items()}
+        y = layer(x)
+        assert y.shape == x.shape and bw.penalty(layer).isfinite()
+        (y.sum() + bw.penalty(layer)).backward()
+        assert all(p.grad is None or p.grad.isfinite().all() for p in layer.parameters())
+        tracked = "num_batches_tracked"
+        assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items() if tracked not in k)
+        net = nn.Sequential(layer)
+        with bw.count_macs(net) as macs:
+            net(x)
+        assert (macs.samples, macs.total, len(macs.per_sample)) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_nan_is_never_silently_a_number(gate: dict[str, Any]) -> None:
+    layer = conv(gate).eval()
+    x = torch.rand(2, 8, 5, 5)
+    clean = layer(x)
+    x[0, 3, 2, 2] = math.nan
+    y = layer(x)
+    assert y[0, :, 2, 2].isnan().all()
+    torch.testing.assert_close(y[1], clean[1])  # the other sample knows nothing of it
+
+
+@pytest.mark.parametrize("gate", GATES[:2], ids=NAMES[:2])
+def test_infinity_reaches_the_output(gate: dict[str, Any]) -> None:
+    layer = conv(gate).eval()
+    x = torch.rand(1, 8, 5, 5)
+    x[0, 3, 2, 2] = math.inf
+    assert not layer(x)[0, :, 2, 2].isfinite().all()
+
+
+def test_infinity_saturates_a_code() -> None:
+    layer = conv(GATES[2])
+    x = torch.rand(2, 8, 5, 5)
+    layer(x)
+    layer.eval()
+    high = x.clone()
+    x[0, 3, 2, 2], high[0, 3, 2, 2] = math.inf, 1e6
+    torch.testing.assert_close(layer(x), layer(high))
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_one_position_in_training(gate: dict[str, Any]) -> None:
+    y = conv(gate)(torch.rand(1, 8, 1, 1))
+    assert y.isfinite().all()
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+@pytest.mark.parametrize(
+    "slots",
+    [
+        {"w": "bwn"},
+        {"w": {"part": "dorefa_w", "bits": 2}, "x": {"part": "pact", "bits": 4}},
+        {"w": {"part": "lsq", "bits": 3}, "x": {"part": "lsq", "bits": 4}},
+        {"w": "bwn", "x": [{"part": "norm"}, {"part": "kbit", "bits": 4}]},
+        {"x": {"part": "dorefa_a", "bits": 4}},
+    ],
+    ids=str,
+)
+def test_gates_and_quantizers_compose(gate: dict[str, Any], slots: dict[str, Any]) -> None:
+    """Whatever the gate decides, what it adds up are the operator's products of the quantized weight and input."""
+    opened = dict(gate, keep=1.0) if gate["part"] == "fbs" else dict(gate, init=-math.inf)
+    layer = conv(opened, **slots).double()
+    x = torch.rand(4, 8, 5, 5, dtype=torch.float64)
+    layer(x).square().sum().backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())
+    assert layer.weight.grad.abs().max() > 0
+    layer.eval()
+    seen = x if layer.x is None else layer.x(x)
+    plain = nn.functional.conv2d(seen, layer.quantized_weight(), None, padding=1)
+    if gate["part"] == "precision_gate" and layer.x is None:
+        plain = nn.functional.conv2d(layer.gate.quantizer(x), layer.quantized_weight(), None, padding=1)
+    if gate["part"] == "fbs":
+        raw = layer.x.before(x) if isinstance(slots.get("x"), list) else x
+        g = layer.gate.predictor(raw.abs().mean((2, 3))).relu()[:, :, None, None]
+        plain = g * (layer.gate.norm(plain) + layer.gate.shift[:, None, None])
+    torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)  # units of some parts are float32
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["aot_eager", "inductor"])
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_the_compiler_takes_a_gate_whole(gate: dict[str, Any], training: bool, backend: str) -> None:
+    layer = conv(gate).train(training)
+    if hasattr(layer.gate, "quantizer"):
+        bw.calibrate(layer, [torch.rand(2, 8, 6, 6)])
+    other = copy.deepcopy(layer)
+    x = torch.rand(2, 8, 6, 6)
+    compiled = torch.compile(other, fullgraph=True, backend=backend)
+    want, got = layer(x), compiled(x)
+    torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-5)
+    want.square().sum().backward()
+    got.square().sum().backward()
+    for (name, p), q in zip(layer.named_parameters(), other.parameters(), strict=True):
+        assert (p.grad is None) == (q.grad is None), name
+        if p.grad is not None:
+            torch.testing.assert_close(q.grad, p.grad, rtol=1e-3, atol=1e-4)
+    torch._dynamo.reset()
+
+
+# -- rubbish
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"part": "fbs", "keep": 0}, "keep=0; a share above 0"),
+        ({"part": "fbs", "keep": 1.2}, "keep=1.2"),
+        ({"part": "fbs", "keep": "half"}, "keep='half'; a share above 0"),
+        ({"part": "fbs", "keep": math.nan}, "keep=nan"),
+        ({"part": "fbs", "l1": -1}, "l1=-1; 0 or more"),
+        ({"part": "fbs", "channel_block": 3}, "0: part fbs: 8 output channels do not divide by channel_block=3"),
+        ({"part": "fbs", "channel_block": 0}, "channel_block=0"),
+        ({"part": "channel_gate", "splits": 1}, "splits=1; a whole number from 2"),
+        ({"part": "channel_gate", "splits": 2.5}, "splits=2.5"),
+        ({"part": "channel_gate", "slope": 0}, "slope=0; above 0"),
+        ({"part": "channel_gate", "init": math.nan}, "init=nan; a number"),
+        ({"part": "channel_gate", "init": "a"}, "init='a'; a number"),
+        ({"part": "channel_gate", "target": None}, "target=None; a number"),
+        ({"part": "channel_gate", "weight": math.inf}, "weight=inf; 0 or more"),
+        ({"part": "channel_gate", "unit": "std"}, "unit='std' is none of raw, normalized"),
+        ({"part": "channel_gate", "output_bn": "two"}, "output_bn='two' is none of shared, dual"),
+        ({"part": "precision_gate", "bits": 4, "top": 4}, "top=4 of bits=4; 1 to 3"),
+        ({"part": "precision_gate", "bits": 4, "top": 0}, "top=0"),
+        ({"part": "precision_gate", "bits": 1, "top": 1}, "bits=1; 2 to 8"),
+        ({"part": "precision_gate", "bits": 4, "topp": 2}, "unknown option topp=2. Nearest: top"),
+        ({"part": "precision_gate", "scale": "max"}, "scale='max' is none of static, batch_max"),
+        ({"part": "precision_gate", "penalty": "abs"}, "penalty='abs' is none of norm, sq"),
+        ({"part": "precision_gate", "compat": "old"}, "compat='old' is none of seed"),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_one_clear_line(options: dict[str, Any], words: str) -> None:
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    with pytest.raises(InputError) as caught:
+        bw.apply(net, [{"match": "0", "gate": options}], torch.zeros(1, 8, 5, 5))
+    text = str(caught.value)
+    assert words in text and "\n" not in text and "rule 0" in text
+    assert type(net[0]) is nn.Conv2d
+
+
+@pytest.mark.parametrize(
+    ("tail", "gate", "words"),
+    [
+        ([nn.ReLU()], "fbs", "the gate part of 0 takes over the BatchNorm that alone reads it; there is none"),
+        ([nn.BatchNorm2d(8, track_running_stats=False)], "fbs", "part of 0 takes over the BatchNorm 1, which keeps no"),
+        ([nn.ReLU()], {"part": "channel_gate", "output_bn": "dual"}, "the gate part of 0 takes over the BatchNorm"),
+    ],
+)
+def test_a_part_that_owns_a_norm_finds_one_or_says_so(tail: list[nn.Module], gate: Any, words: str) -> None:
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), *tail)
+    with pytest.raises(InputError) as caught:
+        bw.apply(net, [{"match": "0", "gate": gate}], torch.zeros(1, 8, 5, 5))
+    assert words in str(caught.value) and caught.value.code == "norm-none"
+    with pytest.raises(InputError, match="give an example"):
+        bw.apply(net, [{"match": "0", "gate": gate}])
+
+
+@pytest.mark.parametrize("second", ["float", "channel_gate", {"part": "fbs", "compat": "seed"}])
+def test_a_norm_is_not_lost_by_a_second_recipe(second: Any) -> None:
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    example = torch.rand(2, 8, 5, 5)
+    bw.apply(net, [{"match": "0", "gate": "fbs"}], example)
+    want = net.eval()(example)
+    with pytest.raises(InputError, match="0 holds the BatchNorm 1 in a part that this recipe takes away"):
+        bw.apply(net, [{"match": "0", "gate": second}], example)
+    assert torch.equal(net(example), want)
