@@ -14,10 +14,9 @@ import pytest
 import torch
 from gated import GATES, experiment
 from safetensors.torch import load_file
-from typer.testing import CliRunner
 
 import bitwright as bw
-from bitwright.cli.app import app
+from bitwright.cli.run import run as command
 from bitwright.experiment import to_toml
 from bitwright.runs import Run
 from bitwright.runs.build import dataset
@@ -147,16 +146,18 @@ def test_neither_counts_nor_answers_depend_on_the_batch(trained: tuple[Path, lis
     assert replace(whole.work, **drop, **same).to_dict() == replace(parts.work, **drop, **same).to_dict()
 
 
-def test_eval_prints_and_gives_the_work(trained: tuple[Path, list[str]]) -> None:
+def test_eval_prints_and_gives_the_work(
+    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
+) -> None:
     run = trained[0]
-    done = CliRunner().invoke(app, ["--json", "eval", str(run)])
-    assert done.exit_code == 0, done.output
-    (net,) = json.loads(done.stdout)["eval"]["nets"]
+    assert command(["eval", str(run), "--json"]) == 0
+    (net,) = json.loads(capsys.readouterr().out)["eval"]["nets"]
     macs = sorted(int(r["macs"]) for r in rows(run, "compute.csv"))
     assert net["work"]["macs"] == sum(macs) / len(macs) and net["work"]["total_macs"] == sum(macs)
     assert net["work"]["macs_spread"]["p50"] == macs[round(0.5 * (len(macs) - 1))]
     assert net["work"]["reduction"] == pytest.approx(net["work"]["dense_macs"] / net["work"]["macs"])
-    text = CliRunner().invoke(app, ["eval", str(run)]).output
+    assert command(["eval", str(run)]) == 0
+    text = capsys.readouterr().out
     assert "MACs per image p5" in text and f"{net['work']['reduction']:.2f}x fewer" in text
 
 
@@ -235,3 +236,42 @@ def test_two_processes_count_what_one_counts(tmp_path: Path, budget: Any) -> Non
     x, y = (load_file(tmp_path / run / "model.safetensors") for run in "ab")
     assert all(torch.equal(x[key], y[key]) for key in x)
     assert rows(tmp_path / "a", "gates.csv") == rows(tmp_path / "b", "gates.csv")
+
+
+# -- lessons --------------------------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("gate", "text"),
+    [
+        ({"part": "channel_gate", "init": 50.0, "weight": 0.0}, r"6: the gate channel_gate never fires .*try: a lower target"),
+        ({"part": "channel_gate", "init": -50.0, "weight": 0.0}, r"6: the gate channel_gate always fires .*a higher target"),
+        ({"part": "fbs", "keep": 1.0}, ""),
+        ({"part": "channel_gate"}, ""),
+    ],
+)  # fmt: skip
+def test_a_gate_that_decides_nothing_is_told_once(tmp_path: Path, gate: dict[str, Any], text: str) -> None:
+    import re
+
+    e = experiment(tmp_path, {"6": gate}, data={"limit": 128})
+    told = [t for t in train(e, tmp_path / "a").warnings if "fires" in t]
+    assert len(told) == bool(text) and (not text or re.search(text, told[0]))
+
+
+def test_gates_of_one_kind_are_one_lesson() -> None:
+    from bitwright.training.lessons import lessons
+    from bitwright.training.state import State
+
+    row = {"epoch": 0, "data_ms": None, "step_ms": None, "test_top1": 0.9}
+    gate = {"stage": 0, "epoch": 0, "gate": "fbs", "rate": 0.0, "keep": 0.5, "target": None}
+    state = State(rows=[row], gate_rows=[gate | {"layer": name} for name in "abc"])
+    e = experiment_of_one_stage()
+    (told,) = lessons(e, state, lambda name: False, 10, 1000)
+    assert told.startswith("a and 2 more: the gate fbs never fires") and "l1 = 0" in told
+    state.gate_rows = [g | {"epoch": 1} for g in state.gate_rows]
+    state.rows = [row | {"epoch": 1}]
+    assert lessons(e, state, lambda name: False, 10, 1000) == [], "once per layer and stage"
+
+
+def experiment_of_one_stage() -> Any:
+    from bitwright.experiment import parse
+
+    return parse('[data]\nname = "digits"\n[model]\nname = "mlp"\n[[stage]]\nepochs = 20\n')
