@@ -24,7 +24,10 @@ def eval(
         Path | None, typer.Option(help="Another file of weights of the same model, trained or float, or a packed net.")
     ] = None,
 ) -> None:
-    """Accuracy (top-1, top-5) of the trained and the packed net; writes predictions.csv and results.csv."""
+    """Accuracy (top-1, top-5) of the trained and the packed net; writes predictions.csv and results.csv.
+
+    Of a net with gates also the work done per image: MACs, bit operations (BOPs), and their spread over the images.
+    """
     screen: Output = ctx.obj
     from bitwright.runs import Run
 
@@ -40,13 +43,23 @@ def eval(
             f"eval {run}: no packed net yet. Run: bitwright convert {shlex.quote(str(run))}", code="run-unpacked"
         )
     rows = _rows(opened, experiment, packed, weights)
-    from bitwright.measure.numbers import percent
+    from bitwright.measure.numbers import macs, percent
 
     screen.table(
         ("net", "top-1 %", "top-5 %", "right", "images"),
         [(r["net"], percent(r["accuracy"]), percent(r["top5"]), f"{r['right']:,}", f"{r['images']:,}") for r in rows],
         right=(1, 2, 3, 4),
     )
+    for row in rows:
+        if (work := row.pop("counted", None)) is not None:
+            from bitwright.training.work import spread_text
+
+            at = work.means()
+            screen.result(
+                f"{row['net']}: {macs(round(at['macs']))} of {macs(round(at['dense_macs']))} MACs and "
+                f"{macs(round(at['bops']))} of {macs(round(at['dense_bops']))} BOPs per image, counted: {work.text()}"
+            )
+            screen.result(f"{' ' * len(row['net'])}  {spread_text(work)}")
     screen.data["eval"] = {"run": str(run), "nets": rows}
 
 
@@ -57,6 +70,7 @@ def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) 
     from bitwright.runs.build import normalized
     from bitwright.training.evaluate import evaluate
     from bitwright.training.finish import write_predictions
+    from bitwright.training.work import write_work
 
     test = dataset(experiment, "test")
     nets: list[tuple[str, Any]] = []
@@ -75,8 +89,9 @@ def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) 
 
             net.to(memory_format=torch.channels_last)
         found = evaluate(
-            net.eval(), test, batch=experiment.data.eval_batch, normalize=normalized(experiment), channels_last=last
-        )
+            net.eval(), test, batch=experiment.data.eval_batch, normalize=normalized(experiment), channels_last=last,
+            count=True,
+        )  # fmt: skip
         rows.append(
             {
                 "net": name,
@@ -86,6 +101,10 @@ def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) 
                 "images": found.images,
             }
         )
+        if found.work is not None:
+            rows[-1] |= {"work": found.work.to_dict(), "counted": found.work}
+            if name == "trained":
+                write_work(run, test, found.said, found.work)
         if name == "trained":
             write_predictions(run, test, found, _float_said(run, len(test)))
     if weights is None:

@@ -106,6 +106,11 @@ def _end(screen: Output, loaded: Experiment, result: Result) -> None:
         "seconds": result.seconds, "lessons": list(result.warnings), "band": result.band,
     }  # fmt: skip
     screen.verdict(f"done: test {percent(result.top1)} % (last epoch), {clock(result.seconds)}, {words}")
+    if result.work is not None:
+        from bitwright.training.work import spread_text
+
+        screen.data["train"] |= {"work": result.work.to_dict()}
+        screen.result(f"      {result.work.text()} than with every gate open; {spread_text(result.work)}")
     band = loaded.expected
     if band is not None and result.band is not None:
         seeds = f"{band.seeds} seed{'s' if band.seeds > 1 else ''}"

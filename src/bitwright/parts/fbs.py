@@ -170,16 +170,20 @@ class FBS(Watched):
             chosen = torch.ones_like(blocks)
         return chosen.repeat_interleave(self.block, 1) * (g > 0)
 
+    def saliencies(self, raw: Tensor) -> Tensor:
+        """g of every channel, winners and losers, [N, O]."""
+        size = wide(raw).abs()
+        if self.last:
+            size = size.unsqueeze(1).flatten(1, -2).mean(1)
+        else:
+            size = size.unsqueeze(-1).flatten(2).mean(2)
+        g = F.linear(size, self.predictor.weight.to(size.dtype), self.predictor.bias.to(size.dtype))
+        return g.abs() if self.seed else g.relu()
+
     def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor) -> Tensor:
         y = op(x, w, b)
         with autocast_off(y):
-            size = wide(raw).abs()
-            if self.last:
-                size = size.unsqueeze(1).flatten(1, -2).mean(1)
-            else:
-                size = size.unsqueeze(-1).flatten(2).mean(2)
-            g = F.linear(size, self.predictor.weight.to(size.dtype), self.predictor.bias.to(size.dtype))
-            g = g.abs() if self.seed else g.relu()
+            g = self.saliencies(raw)
             on = self.winners(g)
         for watcher in self.watchers:
             watcher(self, on)

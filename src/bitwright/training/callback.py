@@ -15,6 +15,7 @@ from bitwright.training.losses import make_loss
 from bitwright.training.optimizers import set_rate
 from bitwright.training.schedules import factor
 from bitwright.training.signals import StopRequest
+from bitwright.training.work import gate_rows, work_text
 from bitwright.transforms import attach, recipe_of
 from bitwright.transforms.facts import quantizer_of
 
@@ -232,6 +233,8 @@ def finish_epoch(job: Job, sums: list[float], test: Evaluation, val: Evaluation 
     layers = logs.health_rows(state)
     state.rows.append(row)
     state.health_rows += layers
+    gates = gate_rows(job.net, test.work, state.stage, state.epoch)
+    state.gate_rows += gates
     state.plateau.update(rule, row["loss"] if val is None else val.loss)
     last = state.epoch + 1 == stage.epochs
     if last and not recipe_of(job.net).rules:
@@ -243,7 +246,7 @@ def finish_epoch(job: Job, sums: list[float], test: Evaluation, val: Evaluation 
         state.best = val.top1
     if job.main:
         if writer is not None:
-            logs.write_scalars(writer, row, layers, job.total_step)
+            logs.write_scalars(writer, row, layers, gates, job.total_step)
         job.screen.epoch(row, epoch_line(row))
         for text in new:
             job.screen.warn(text)
@@ -274,4 +277,6 @@ def epoch_line(row: dict[str, Any]) -> str:
     for key in ("flips", "dead"):
         if row[key] is not None:
             text += f"  {key} {row[key] * 100:.2g} %"
+    if row["macs"] is not None:
+        text += "  " + work_text(*(row[key] for key in ("macs", "dense_macs", "bops", "dense_bops")))
     return text

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
+from bitwright.training.work import Work, counting, gates_of
 from bitwright.transforms.forward import evaluating
 
 if TYPE_CHECKING:
@@ -21,6 +23,7 @@ class Evaluation:
     """loss, top1, top5 are means over `images`; top5 is 1 where there are at most five classes.
 
     said, confidence   per image: the class with the largest output, and its softmax probability
+    work               of a net with gates, if it was to be counted
     """
 
     loss: float
@@ -29,6 +32,7 @@ class Evaluation:
     images: int
     said: Tensor
     confidence: Tensor
+    work: Work | None = None
 
 
 def evaluate(
@@ -42,23 +46,26 @@ def evaluate(
     device: str | torch.device = "cpu",
     rank: int = 0,
     world: int = 1,
+    count: bool = False,
     check: Callable[[], None] = lambda: None,
 ) -> Evaluation:
     """In eval mode, in float32, without leaving a trace in the model.
 
     loss          (outputs, labels) -> mean. [default: cross entropy]
     rank, world   each process takes its slice; loss and accuracy are those of all, said and confidence its own
+    count         also what a net with gates computes, image by image
     check         called between batches; may raise to end it
     """
     from torchmetrics.classification import MulticlassAccuracy
 
     loss = loss or nn.functional.cross_entropy
     device = torch.device(device)
-    classes, count, total = len(images.classes), 0, torch.zeros((), dtype=torch.float64, device=device)
+    classes, seen, total = len(images.classes), 0, torch.zeros((), dtype=torch.float64, device=device)
     top1: MulticlassAccuracy | None = None
     top5: MulticlassAccuracy | None = None
     said, confidence = [torch.zeros(0, dtype=torch.int64)], [torch.zeros(0)]
-    with evaluating(model):
+    watching = counting(model) if count and gates_of(model) else nullcontext()
+    with evaluating(model), watching as ledger:
         for x, y in images.batches(
             batch, normalize=normalize, device=device, channels_last=channels_last, rank=rank, world=world
         ):
@@ -74,17 +81,18 @@ def evaluate(
             top1.update(outputs, y)
             top5.update(outputs, y)
             total += loss(outputs, y).double() * len(y)
-            count += len(y)
+            seen += len(y)
             sure, best = outputs.softmax(1).max(1)
             said.append(best.cpu())
             confidence.append(sure.cpu())
-    right = [0.0 if m is None else float(m.compute()) * count for m in (top1, top5)]
-    sums = torch.tensor([float(total), *right, float(count)], dtype=torch.float64, device=device)
+    right = [0.0 if m is None else float(m.compute()) * seen for m in (top1, top5)]
+    sums = torch.tensor([float(total), *right, float(seen)], dtype=torch.float64, device=device)
     if world > 1:
         torch.distributed.all_reduce(sums)
     loss_sum, right1, right5, n = sums.tolist()
     n = max(n, 1.0)
     # a float32 mean times the count is off by less than half an image: rounding gives the exact count back
+    work = None if ledger is None else ledger.work(alone=world == 1)
     return Evaluation(
-        loss_sum / n, round(right1) / n, round(right5) / n, int(n), torch.cat(said), torch.cat(confidence)
+        loss_sum / n, round(right1) / n, round(right5) / n, int(n), torch.cat(said), torch.cat(confidence), work
     )

@@ -12,6 +12,7 @@ from bitwright.engine.files import load, save, write_tensors
 from bitwright.measure.machine import machine
 from bitwright.runs import build_model
 from bitwright.training.evaluate import Evaluation, evaluate
+from bitwright.training.work import Work, write_work
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -29,6 +30,7 @@ class Result:
     """top1, top5 on `images` test images, of the last epoch; band: "inside", "BELOW", "above", or None.
 
     seconds   of training, over all interruptions
+    work      what a net with gates computed on the test images
     """
 
     out: Path
@@ -38,6 +40,7 @@ class Result:
     seconds: float
     warnings: tuple[str, ...]
     band: str | None = None
+    work: Work | None = None
 
 
 def finish(job: Job) -> Result:
@@ -50,11 +53,13 @@ def finish(job: Job) -> Result:
     if state.float_stage is not None and state.float_stage < len(job.experiment.stage) - 1:
         floats = float_answers(job)
     write_predictions(run, test, found, floats)
+    if found.work is not None:
+        write_work(run, test, found.said, found.work)
     run.write_json("classes.json", {"classes": list(test.classes)})
     run.put_results(result_rows(job, found))
     band = expected_band(job.experiment, found.top1)
     run.write_json("state.json", state.to_json("done", len(job.experiment.stage), len(test)))
-    return Result(run.path, found.top1, found.top5, found.images, state.seconds, tuple(state.warnings), band)
+    return Result(run.path, found.top1, found.top5, found.images, state.seconds, tuple(state.warnings), band, found.work)
 
 
 def float_answers(job: Job) -> Tensor:

@@ -75,7 +75,7 @@ class Job:
         return {"normalize": self.normalize, "channels_last": self.experiment.train.channels_last}
 
     def evaluate(self, images: Images, loss: Loss | None, device: Any = "cpu", shared: bool = False) -> Evaluation:
-        """shared: each process takes its slice; only while all of them are here."""
+        """shared: each process takes its slice; only while all of them are here. Gates are counted on the test images."""
         world = self.world if shared else 1
         if world > 1:  # the net that is judged is the one that is saved: running statistics of process 0
             for buffer in self.net.buffers():
@@ -89,6 +89,7 @@ class Job:
             device=device,
             rank=self.rank if shared else 0,
             world=world,
+            count=images is self.test,
             check=lambda: self.check(device, shared),
             **self.feed(),
         )

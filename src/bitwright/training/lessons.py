@@ -19,6 +19,7 @@ ONE_SIGN = 0.995
 DEAD = 0.5
 SHRUNK, GROWN = 0.1, 10.0  # mean |latent| against the stage's start
 DROP = 0.01  # test accuracy at the switch to a stage
+SILENT = 0.001  # of a gate's decisions: it never fires, or always
 WAITING = 0.3  # of the time of a step
 
 Lesson = tuple[str, str]  # key, text
@@ -52,6 +53,7 @@ def _all(
     yield from _constant(state, history, signed)
     yield from _layers(experiment, state, history, "dead", lambda v, *_: v > DEAD, "get no gradient", _revive)
     yield from _scale(experiment, state, history)
+    yield from _gates(state)
     yield from _switch(experiment, state)
     yield from _loader(experiment, row)
     yield from _chance(experiment, state, 1 / classes, images)
@@ -161,6 +163,39 @@ def _scale(experiment: Experiment, state: State, history: dict[str, list[dict[st
             f"{name}: its latent weights have {word} to {value:.2g} times their size since epoch {since}; "
             f"usually {cause}. try: {cure}",
         )
+
+
+def _gates(state: State) -> Iterator[Lesson]:
+    """A gate that decides nothing; several layers of one kind are one line."""
+    now = (state.stage, state.rows[-1]["epoch"])
+    rows = [row for row in state.gate_rows if (row["stage"], row["epoch"]) == now and row["keep"] != 1]
+    for word, silent in (("never", lambda r: r < SILENT), ("always", lambda r: r > 1 - SILENT)):
+        for part in dict.fromkeys(row["gate"] for row in rows):
+            found = [row for row in rows if row["gate"] == part and silent(row["rate"])]
+            fresh = [row["layer"] for row in found if f"{state.stage} {word} {row['layer']}" not in state.told]
+            if fresh:
+                more = f" and {len(fresh) - 1} more" if len(fresh) > 1 else ""
+                state.told += [f"{state.stage} {word} {name}" for name in fresh[1:]]
+                row = next(row for row in found if row["layer"] == fresh[0])
+                yield (
+                    f"{word} {fresh[0]}",
+                    f"{fresh[0]}{more}: the gate {part} {word} fires on the test images in epoch {now[1]}, "
+                    f"{_silent(row, word)}. help: bitwright methods {part}",
+                )
+
+
+def _silent(row: dict[str, Any], word: str) -> str:
+    """What that means, and what to try."""
+    if row["gate"] == "fbs":
+        if word == "never":
+            return "so its output is zero; no channel has a positive saliency left. try: l1 = 0, or a smaller learning rate"
+        return f"although keep is {row['keep']:g}; too few channels to choose from. try: gate = \"float\" for it"
+    effect = "only the cheap part is computed" if word == "never" else "nothing is saved"
+    side = "lower" if word == "never" else "higher"
+    if row["target"] is None:  # the thresholds follow a budget
+        return f"so {effect} there. try: a {'larger' if word == 'never' else 'smaller'} stage.{row['stage']}.budget"
+    at = f"target = {row['target']:g}, thresholds {row['threshold_mean']:.3g} in the mean"
+    return f"so {effect} there ({at}). try: a {side} target or init; unit = \"normalized\" makes one target fit all layers"
 
 
 def _switch(experiment: Experiment, state: State) -> Iterator[Lesson]:

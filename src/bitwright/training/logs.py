@@ -1,4 +1,4 @@
-"""metrics.csv, health.csv and TensorBoard."""
+"""metrics.csv, health.csv, gates.csv and TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bitwright.training import health
+from bitwright.training.work import GATES
 from bitwright.transforms.layers import candidates
 
 if TYPE_CHECKING:
@@ -18,6 +19,7 @@ LARGEST = 1e19
 METRICS = (
     "stage", "epoch", "step", "loss", "top1", "top5", "test_loss", "test_top1", "test_top5", "val_loss", "val_top1",
     "lr", "data_ms", "step_ms", "images_per_s", "seconds", "flips", "dead",
+    "macs", "dense_macs", "bops", "dense_bops",
 )  # fmt: skip
 
 
@@ -26,11 +28,13 @@ def metrics_row(state: State, sums: list[float], test: Evaluation, val: Evaluati
     loss, top1, top5, images = sums
     s, means = state.sums, health.means(state.health)
     busy = s.data_seconds + s.step_seconds
+    work = (None,) * 4 if test.work is None else tuple(test.work.means().values())
     values = (
         state.stage, state.epoch, state.step, loss / images, top1 / images, top5 / images,
         test.loss, test.top1, test.top5, None if val is None else val.loss, None if val is None else val.top1,
         lr, s.data_seconds / s.steps * 1e3, s.step_seconds / s.steps * 1e3, images / busy if busy else None, s.seconds,
         health.mean_of(means, "flips"), health.mean_of(means, "dead"),
+        *work,
     )  # fmt: skip
     return dict(zip(METRICS, values, strict=True))
 
@@ -43,12 +47,18 @@ def health_rows(state: State) -> list[dict[str, Any]]:
 
 
 def write_tables(run: Run, state: State) -> None:
-    """Both files whole: after a resume, rows later than the checkpoint are gone and come again."""
+    """Whole files: after a resume, rows later than the checkpoint are gone and come again."""
     run.write_csv("metrics.csv", state.rows, METRICS)
     run.write_csv("health.csv", state.health_rows, ("stage", "epoch", "layer", *health.COLUMNS))
+    if state.gate_rows:
+        run.write_csv("gates.csv", state.gate_rows, GATES)
+    else:
+        run.file("gates.csv").unlink(missing_ok=True)  # rows after the checkpoint are gone
 
 
-def write_scalars(writer: Any, row: dict[str, Any], layers: list[dict[str, Any]], step: int) -> None:
+def write_scalars(
+    writer: Any, row: dict[str, Any], layers: list[dict[str, Any]], gates: list[dict[str, Any]], step: int
+) -> None:
     """The rows of an epoch as TensorBoard scalars."""
     place = {"loss": "train/loss", "top1": "train/top1", "top5": "train/top5"}
     for key, value in row.items():
@@ -61,6 +71,10 @@ def write_scalars(writer: Any, row: dict[str, Any], layers: list[dict[str, Any]]
         for key in health.COLUMNS:
             if layer[key] is not None:
                 writer.add_scalar(f"{key}/{layer['layer']}", layer[key], step)
+    for gate in gates:
+        for key in ("rate", "threshold_mean"):
+            if gate[key] is not None:
+                writer.add_scalar(f"gate_{key}/{gate['layer']}", gate[key], step)
     writer.flush()
 
 

@@ -28,7 +28,7 @@ class State:
 
     stage, epoch   being trained, counted from 0; epoch equals the stage's `epochs` once all are done
     step, batch    steps done in the stage, in the epoch; batch equals the epoch's steps while its evaluation is due
-    rows           of metrics.csv;    health_rows   of health.csv
+    rows           of metrics.csv;    health_rows   of health.csv;    gate_rows   of gates.csv
     told           lessons that were given;   warnings   their texts
     """
 
@@ -38,6 +38,7 @@ class State:
     batch: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
     health_rows: list[dict[str, Any]] = field(default_factory=list)
+    gate_rows: list[dict[str, Any]] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
     health: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
