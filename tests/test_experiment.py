@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import tomllib
 from pathlib import Path
@@ -317,18 +318,33 @@ def signs(model: nn.Module) -> set[str]:
     return {n for n, m in layers.items() if getattr(m.w, "bits", 0) == 1 and m.x is not None}
 
 
+def gates(model: nn.Module) -> dict[str, dict[str, Any]]:
+    """Gated layers with the options of their gates; `keep` differs between the stages of one method."""
+    layers = {n: m.gate for n, m in model.named_modules() if isinstance(m, bw.nn.SlotLayer)}
+    return {n: {k: v for k, v in gate.spec.items() if k != "keep"} for n, gate in layers.items() if gate is not None}
+
+
+def width(name: str) -> str:
+    """Narrow; a net with gates has at least channels to share out."""
+    return "model.width=0.25" if GATED.search(name) else "model.width=0.0625"
+
+
+GATED = re.compile("fbs|channel_gate|precision_gate")
+
+
 @pytest.mark.parametrize("name", names())
 def test_shipped(name: str) -> None:
     """The name says what is in the file; model and recipes fit each other; it says what is known of it.
 
     Only shapes count here: models are narrow, images blank, and those of imagenet 96 pixels wide.
     """
-    experiment = load(name, ["model.width=0.0625"])
+    experiment = load(name, [width(name)])
+    gated = bool(GATED.search(name))  # their rules stand in the file, so that every option is a key
     steps = [stage.recipe or ("rules" if stage.rule else "float") for stage in experiment.stage]
     data, model = experiment.data.name, experiment.model.name
     end = name.removeprefix(f"{data}-{model}-").removesuffix("-published").removesuffix("-two-step")
     assert name.startswith(f"{data}-{model}-{end}") and end in ("float", *bw.recipes())
-    assert steps[-1] == end or (steps[-1] == "rules" and len(steps) != 2)
+    assert steps[-1] == end or (steps[-1] == "rules" and (gated or len(steps) != 2))
     assert steps.count("float") <= 1 and "float" not in steps[1:]
     text = (FOLDER / f"{name}.toml").read_text(encoding="utf-8")
     assert text.startswith("# ") and "\n# known: " in text and (end == "float" or "\n# source: " in text)
@@ -339,14 +355,20 @@ def test_shipped(name: str) -> None:
     for i in range(len(experiment.stage)):
         if recipe_of_stage(experiment, i).rules:
             rows = bw.plan(model, recipe_of_stage(experiment, i), example).rows
-            assert any((row.w, row.x) != ("float", "float") for row in rows)
+            assert any((row.w, row.x) != ("float", "float") for row in rows) or any(row.gate for row in rows)
         model = apply_stage(model, experiment, i, example)
-    if steps[-1] == "rules":  # step by step, or layer by layer: the whole is what the name says
+    if gated:
+        recipe = "channel_gate-postact" if "postact" in name else end
+        mine, named = gates(model), gates(bw.apply(build_model(experiment, images), recipe, example))
+        if "m_cifarnet" in name:  # the authors gate the first conv too
+            assert mine.pop("conv1")
+        assert mine == named and named
+    elif steps[-1] == "rules":  # step by step, or layer by layer: the whole is what the name says
         whole = apply_stage(
             build_model(experiment, images), load("cifar10-resnet20-bwn", [f"recipe={end}"]), 1, example
         )
         assert signs(model) == signs(whole)
-    assert normalized(experiment) == ("8" not in end or end == "w8a8")
+    assert normalized(experiment) == (gated or "8" not in end or end == "w8a8")
     assert model.eval()(example).shape == (2, len(images.classes))
 
 
@@ -467,10 +489,10 @@ def random_images(name: str) -> Dataset:
     return Dataset(name, images, torch.arange(4), blank.classes, blank.mean, blank.std)
 
 
-@pytest.mark.parametrize("name", AWAY)
+@pytest.mark.parametrize("name", sorted({*AWAY, *filter(GATED.search, names())}))
 def test_first_step_on_stand_ins(name: str) -> None:
     """Each stage: one step of its own optimizer and loss on a few random images; weights move, everything is finite."""
-    experiment = load(name, ["model.width=0.0625"])
+    experiment = load(name, [width(name)])
     images = random_images(experiment.data.name)
     example = example_of(experiment, images, 4)
     model = build_model(experiment, images)

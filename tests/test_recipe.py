@@ -44,6 +44,14 @@ def test_shipped_names() -> None:
         "dorefa-w1a4",
         "dorefa-w1a2g6",
         "react",
+        "fbs-keep100",
+        "fbs-keep90",
+        "fbs-keep70",
+        "fbs",
+        "channel_gate",
+        "channel_gate-postact",
+        "precision_gate-w8a3p2",
+        "precision_gate-w8a8p4",
     ]
     assert set(wanted) <= set(recipes())
 

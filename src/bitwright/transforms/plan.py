@@ -16,7 +16,7 @@ from bitwright.transforms.apply import constant_inputs
 from bitwright.transforms.clips import awake
 from bitwright.transforms.facts import part_text, signed_first
 from bitwright.transforms.flow import trace_flow
-from bitwright.transforms.norms import plan_norms
+from bitwright.transforms.norms import inherit, plan_norms
 from bitwright.transforms.recipe import RecipeLike, as_recipe
 from bitwright.transforms.resolve import Decision, build, check_skipped, check_tied, resolve, slot_layers
 from bitwright.transforms.walk import Seen, info_of, untie
@@ -170,6 +170,9 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     with torch.random.fork_rng(devices=[]):  # parts that draw their start values must not move the user's stream
         shadows = {d.name: build(d, "plan", share=False) for d in resolved.decisions if d.replaces}
     built = [(d, shadows[d.name]) for d in resolved.decisions if d.name in shadows]
+    for decision, new in built:
+        if isinstance(old := decision.layer.module, SlotLayer):
+            inherit(old, new)  # a part of the same kind has its norm already
     _check_tied(model, built)
     warnings, switched = [], _fused(model, built)
     if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):

@@ -1,0 +1,131 @@
+"""Gates on a model and images of one's own: recipe lines in an experiment, no library code."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+import bitwright as bw
+from bitwright.experiment import load
+from bitwright.parts.fbs import FBS
+
+# what a user has: a model that says nothing of gates, and images by a function
+MINE = """
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, channels: int = 8) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(3, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels), nn.ReLU())
+        self.body = nn.Conv2d(channels, 2 * channels, 3, stride=2, padding=1, bias=False)
+        self.norm = nn.BatchNorm2d(2 * channels)
+        self.tail = nn.Conv2d(2 * channels, 2 * channels, 3, padding=1, bias=False)
+        self.tail_norm = nn.BatchNorm2d(2 * channels)
+        self.head = nn.Linear(2 * channels, 3)
+
+    def forward(self, x):
+        y = self.norm(self.body(self.stem(x))).relu()
+        y = self.tail_norm(self.tail(y)).relu()
+        return self.head(y.mean((2, 3)))
+
+
+def images(split: str):
+    g = torch.Generator().manual_seed(len(split))
+    labels = torch.randint(0, 3, (48,), generator=g)
+    pixels = torch.randint(0, 64, (48, 3, 8, 8), generator=g)
+    pixels[torch.arange(48), labels] += 150
+    return pixels.to(torch.uint8), labels
+"""
+FLOAT_ENDS = """
+[[stage.rule]]
+match = "first"
+w = "float"
+x = "float"
+gate = "float"
+[[stage.rule]]
+match = "last"
+w = "float"
+x = "float"
+gate = "float"
+"""
+
+
+def stage(*rules: str) -> str:
+    text = "[[stage]]\nepochs = 2\noptimizer = { name = 'sgd', lr = 0.05, momentum = 0.9 }\n"
+    return text + "".join(f"[[stage.rule]]\n{rule}\n" for rule in rules) + (FLOAT_ENDS if rules else "")
+
+
+def fbs(keep: float) -> str:
+    return stage(f'match = "*"\nkind = "Conv2d"\ngate = {{ part = "fbs", keep = {keep} }}')
+
+
+METHODS = {
+    "fbs": stage() + fbs(1) + fbs(0.75) + fbs(0.5),
+    "channel_gate": stage('match = "*"\nkind = "Conv2d"\ngate = { part = "channel_gate", splits = 2, target = 0.5 }'),
+    "precision_gate": stage(
+        'match = "*"\nw = { part = "sign_magnitude", bits = 4 }\nx = { part = "pact", bits = 3 }',
+        'match = "body"\ngate = { part = "precision_gate", bits = 3, top = 1 }',
+    ),
+}
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine.py").write_text(MINE, encoding="utf-8")
+    return tmp_path
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")  # what small nets are told, has its own tests
+def test_own_model_and_images(method: str, folder: Path) -> None:
+    head = '[data]\nname = "mine.py:images"\nbatch = 16\naugment = false\n[model]\nname = "mine.py:Net"\n'
+    rest = '[train]\ndevice = "cpu"\nthreads = 1\n[log]\ntensorboard = false\n'
+    (folder / "mine.toml").write_text(head + METHODS[method] + rest, encoding="utf-8")
+    result = bw.train(load("mine.toml"), folder / "run")
+    assert result.images == 48
+    namespace: dict[str, type[torch.nn.Module]] = {}
+    exec(MINE, namespace)
+    net = bw.load(folder / "run" / "model.safetensors", namespace["Net"]()).eval()
+    with bw.count_macs(net) as macs:
+        net(torch.rand(6, 3, 8, 8))
+    assert macs.samples == 6 and set(macs.rates) == ({"body"} if method == "precision_gate" else {"body", "tail"})
+    if method == "precision_gate":
+        assert macs.bops < macs.dense_bops
+    else:
+        assert macs.total < macs.dense
+
+
+def test_a_stage_lowers_keep_and_goes_on_from_what_was_learned() -> None:
+    """Recipe after recipe: predictor, norm and shift are the same objects, and only the share changes."""
+    net = bw.models.create("resnet20", width=0.25)
+    example = torch.rand(2, 3, 16, 16)
+    gate: FBS | None = None
+    for recipe, keep in (("fbs-keep100", 1.0), ("fbs-keep90", 0.9), ("fbs-keep70", 0.7), ("fbs", 0.5)):
+        bw.apply(net, recipe, example)
+        new = net.get_submodule("layer2.1.conv2.gate")
+        assert isinstance(new, FBS) and new.keep == keep
+        assert gate is None or (new.predictor, new.norm, new.shift) == (gate.predictor, gate.norm, gate.shift)
+        gate = new
+    with bw.count_macs(net.eval()) as macs:
+        net(example)
+    assert max(macs.rates.values()) <= 0.5
+
+
+@pytest.mark.parametrize("recipe", ["fbs", "channel_gate", "precision_gate-w8a3p2", "precision_gate-w8a8p4"])
+def test_first_conv_and_classifier_have_no_gate_and_no_quantizer(recipe: str) -> None:
+    net = bw.apply(bw.models.create("resnet20", width=0.5), recipe, torch.rand(1, 3, 16, 16))
+    assert type(net.get_submodule("conv1")) is torch.nn.Conv2d
+    assert type(net.get_submodule("fc")) is torch.nn.Linear
+    gated = {n for n, m in net.named_modules() if getattr(m, "gate", None) is not None}
+    assert len(gated) == (18 if recipe == "fbs" else 9)
+
+
+def test_postact_gates_both_convs() -> None:
+    net = bw.models.create("resnet20_postact", width=0.5)
+    bw.apply(net, "channel_gate-postact", torch.rand(1, 3, 16, 16))
+    assert len([m for m in net.modules() if getattr(m, "gate", None) is not None]) == 18
