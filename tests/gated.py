@@ -12,7 +12,7 @@ GATES: dict[str, Any] = {
     "6": {"part": "channel_gate", "splits": 2, "target": 0.5},
     "9": {"part": "precision_gate", "bits": 4, "top": 2, "unit": "normalized"},
 }
-NET = '''
+NET = """
 from torch import nn
 
 def block(i, o, stride=1):
@@ -21,7 +21,7 @@ def block(i, o, stride=1):
 def small(num_classes=10, **kw):
     body = [*block(1, 8), *block(8, 8), *block(8, 12, 2), *block(12, 12)]
     return nn.Sequential(*body, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(12, num_classes))
-'''
+"""
 
 
 def experiment(folder: Path, gates: dict[str, Any] | None = None, **changes: Any) -> Experiment:

@@ -320,7 +320,7 @@ def signs(model: nn.Module) -> set[str]:
 
 def gates(model: nn.Module) -> dict[str, dict[str, Any]]:
     """Gated layers with the options of their gates; `keep` differs between the stages of one method."""
-    layers = {n: m.gate for n, m in model.named_modules() if isinstance(m, bw.nn.SlotLayer)}
+    layers: dict[str, Any] = {n: m.gate for n, m in model.named_modules() if isinstance(m, bw.nn.SlotLayer)}
     return {n: {k: v for k, v in gate.spec.items() if k != "keep"} for n, gate in layers.items() if gate is not None}
 
 

@@ -314,7 +314,7 @@ def test_one_position_in_training(gate: dict[str, Any]) -> None:
 def test_gates_and_quantizers_compose(gate: dict[str, Any], slots: dict[str, Any]) -> None:
     """Whatever the gate decides, what it adds up are the operator's products of the quantized weight and input."""
     opened = dict(gate, keep=1.0) if gate["part"] == "fbs" else dict(gate, init=-math.inf)
-    layer = conv(opened, **slots).double()
+    layer: Any = conv(opened, **slots).double()
     x = torch.rand(4, 8, 5, 5, dtype=torch.float64)
     layer(x).square().sum().backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in layer.parameters())

@@ -70,7 +70,8 @@ def test_gates_csv_has_a_row_per_epoch_and_gate(trained: tuple[Path, list[str]])
     run = trained[0]
     table = rows(run, "gates.csv")
     assert [(r["stage"], r["epoch"], r["layer"]) for r in table] == [("1", e, n) for e in "01" for n in GATES]
-    rates, gates = work_of(run).work, dict(Run(run).model().named_modules())
+    rates = work_of(run).work
+    gates: dict[str, Any] = dict(Run(run).model().named_modules())
     assert rates is not None
     last = {r["layer"]: r for r in table[-3:]}
     for name, rate in rates.rates.items():
@@ -83,7 +84,7 @@ def test_gates_csv_has_a_row_per_epoch_and_gate(trained: tuple[Path, list[str]])
     assert last["3"]["keep"] == "0.5" and last["3"]["threshold_mean"] == "" and float(last["3"]["rate"]) <= 0.5
     assert last["6"]["keep"] == last["6"]["saliency"] == "", "only fbs has them"
     test = dataset(Run(run).experiment, "test")
-    net = Run(run).model()
+    net: Any = Run(run).model()
     seen: list[torch.Tensor] = []
     net[3].gate.register_forward_pre_hook(lambda gate, args: seen.append(gate.saliencies(args[4]).double()))
     with torch.no_grad():
@@ -146,9 +147,7 @@ def test_neither_counts_nor_answers_depend_on_the_batch(trained: tuple[Path, lis
     assert replace(whole.work, **drop, **same).to_dict() == replace(parts.work, **drop, **same).to_dict()
 
 
-def test_eval_prints_and_gives_the_work(
-    trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_eval_prints_and_gives_the_work(trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     run = trained[0]
     assert command(["eval", str(run), "--json"]) == 0
     (net,) = json.loads(capsys.readouterr().out)["eval"]["nets"]
@@ -208,7 +207,16 @@ def test_two_processes_count_what_one_counts(tmp_path: Path, budget: Any) -> Non
     (tmp_path / "toy.toml").write_text(text)
 
     def words(out: str, *more: str) -> list[str]:
-        return [sys.executable, "-m", "bitwright", "train", str(tmp_path / "toy.toml"), "--out", str(tmp_path / out), *more]
+        return [
+            sys.executable,
+            "-m",
+            "bitwright",
+            "train",
+            str(tmp_path / "toy.toml"),
+            "--out",
+            str(tmp_path / out),
+            *more,
+        ]
 
     done = subprocess.run(words("a"), capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

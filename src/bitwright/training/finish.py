@@ -59,7 +59,9 @@ def finish(job: Job) -> Result:
     run.put_results(result_rows(job, found))
     band = expected_band(job.experiment, found.top1)
     run.write_json("state.json", state.to_json("done", len(job.experiment.stage), len(test)))
-    return Result(run.path, found.top1, found.top5, found.images, state.seconds, tuple(state.warnings), band, found.work)
+    return Result(
+        run.path, found.top1, found.top5, found.images, state.seconds, tuple(state.warnings), band, found.work
+    )
 
 
 def float_answers(job: Job) -> Tensor:

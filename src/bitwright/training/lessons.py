@@ -189,13 +189,15 @@ def _silent(row: dict[str, Any], word: str) -> str:
     if row["gate"] == "fbs":
         if word == "never":
             return "so its output is zero; no channel has a positive saliency left. try: l1 = 0, or a smaller learning rate"
-        return f"although keep is {row['keep']:g}; too few channels to choose from. try: gate = \"float\" for it"
+        return f'although keep is {row["keep"]:g}; too few channels to choose from. try: gate = "float" for it'
     effect = "only the cheap part is computed" if word == "never" else "nothing is saved"
     side = "lower" if word == "never" else "higher"
     if row["target"] is None:  # the thresholds follow a budget
         return f"so {effect} there. try: a {'larger' if word == 'never' else 'smaller'} stage.{row['stage']}.budget"
     at = f"target = {row['target']:g}, thresholds {row['threshold_mean']:.3g} in the mean"
-    return f"so {effect} there ({at}). try: a {side} target or init; unit = \"normalized\" makes one target fit all layers"
+    return (
+        f'so {effect} there ({at}). try: a {side} target or init; unit = "normalized" makes one target fit all layers'
+    )
 
 
 def _switch(experiment: Experiment, state: State) -> Iterator[Lesson]:

@@ -200,7 +200,9 @@ def write_work(run: Run, test: Images, said: Tensor, work: Work) -> None:
     rows = []
     for k in range(len(test.classes)):
         chosen = work.fired[test.labels == k].double()
-        for (name, judged), on in zip(work.judged.items(), chosen.mean(0).tolist() if len(chosen) else [], strict=False):
+        for (name, judged), on in zip(
+            work.judged.items(), chosen.mean(0).tolist() if len(chosen) else [], strict=False
+        ):
             rows.append({"layer": name, "class": k, "rate": on / judged})
     run.write_csv("gate_classes.csv", rows, ("layer", "class", "rate"))
     key = work.per_macs if bool((work.per_macs != work.per_macs[:1]).any()) else work.per_bops

@@ -172,7 +172,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     built = [(d, shadows[d.name]) for d in resolved.decisions if d.name in shadows]
     for decision, new in built:
         if isinstance(old := decision.layer.module, SlotLayer):
-            inherit(old, new)  # a part of the same kind has its norm already
+            inherit(decision.name, old, new)  # a part of the same kind has its norm already
     _check_tied(model, built)
     warnings, switched = [], _fused(model, built)
     if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
