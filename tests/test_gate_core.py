@@ -325,7 +325,8 @@ def test_gates_and_quantizers_compose(gate: dict[str, Any], slots: dict[str, Any
     if gate["part"] == "precision_gate" and layer.x is None:
         plain = nn.functional.conv2d(layer.gate.quantizer(x), layer.quantized_weight(), None, padding=1)
     if gate["part"] == "fbs":
-        raw = layer.x.before(x) if isinstance(slots.get("x"), list) else x
+        chain: Any = layer.x
+        raw = chain.before(x) if isinstance(slots.get("x"), list) else x
         g = layer.gate.predictor(raw.abs().mean((2, 3))).relu()[:, :, None, None]
         plain = g * (layer.gate.norm(plain) + layer.gate.shift[:, None, None])
     torch.testing.assert_close(layer(x), plain, rtol=1e-5, atol=1e-5)  # units of some parts are float32

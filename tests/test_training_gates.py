@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 import torch
-from gated import GATES, experiment
 from safetensors.torch import load_file
 
 import bitwright as bw
@@ -22,6 +21,7 @@ from bitwright.runs import Run
 from bitwright.runs.build import dataset
 from bitwright.training import Stopped, callback, train
 from bitwright.training.evaluate import Evaluation, evaluate
+from gated import GATES, experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
 TIMES = {"data_ms", "step_ms", "images_per_s", "seconds"}

@@ -174,7 +174,7 @@ def gate_rows(net: nn.Module, work: Work | None, stage: int, epoch: int) -> list
     gates, rows = gates_of(net), []
     for name, rate in work.rates.items():
         gate = gates[name]
-        row: dict[str, Any] = {key: None for key in GATES}
+        row: dict[str, Any] = dict.fromkeys(GATES)
         row |= {"stage": stage, "epoch": epoch, "layer": name, "gate": getattr(gate, "part_name", ""), "rate": rate}
         if (threshold := getattr(gate, "threshold", None)) is not None:
             t = threshold.detach().double()
