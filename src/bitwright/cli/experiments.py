@@ -29,7 +29,7 @@ def experiments(
     if name is None:
         rows = [_facts(key, text) for key, text in texts.items()]
         out.data["experiments"] = rows
-        room = 100 - max(len(r["name"]) + 2 + len("+".join(map(str, r["epochs"]))) for r in rows) - 4
+        room = 96 - max(len(r["name"]) for r in rows) - max(len("+".join(map(str, r["epochs"]))) for r in rows) - 2
         out.table(
             ("name", "epochs", "what it is"),
             [(r["name"], "+".join(map(str, r["epochs"])), clip(_what(r["comment"]), room)) for r in rows],
