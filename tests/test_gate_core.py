@@ -459,6 +459,14 @@ def test_a_part_that_owns_a_norm_finds_one_or_says_so(tail: list[nn.Module], gat
         bw.apply(net, [{"match": "0", "gate": gate}])
 
 
+def test_a_norm_over_tokens_is_not_that_of_the_features() -> None:
+    """Eight tokens and eight features: the BatchNorm would fit, and normalize along the wrong axis."""
+    net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
+    with pytest.raises(InputError, match="takes over the BatchNorm that alone reads it; there is none"):
+        bw.apply(net, [{"match": "0", "gate": "fbs"}], torch.zeros(2, 8, 4))
+    assert type(bw.apply(net, [{"match": "0", "gate": "fbs"}], torch.zeros(2, 4))[1]) is nn.Identity
+
+
 @pytest.mark.parametrize("second", ["float", "channel_gate", {"part": "fbs", "compat": "seed"}])
 def test_a_norm_is_not_lost_by_a_second_recipe(second: Any) -> None:
     net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))

@@ -127,6 +127,7 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
     watch = _Watch()
     inputs: dict[str, list[Mark | None]] = {}
     layers = {id(c.module): c.name for c in candidates(model)}
+    rows = {c.name for c in candidates(model) if isinstance(c.module, nn.Linear)}
     norms: dict[str, int] = {}
     clips = {name for name, module in model.named_modules() if isinstance(module, (nn.Hardtanh, nn.ReLU))}
 
@@ -137,6 +138,10 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
                 first = next(iter(_tensors((args, kwargs))), None)
                 inputs.setdefault(name, []).append(None if first is None else watch.marks.get(first))
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
+                first = next(iter(_tensors((args, kwargs))), None)
+                maker = None if first is None else watch.made_by.get(first)
+                if maker in rows and first is not None and first.dim() > 2:
+                    return  # axis 1 are tokens, not what the Linear puts out
                 norms[name] = norms.get(name, 0) + 1
 
         return hook
