@@ -79,6 +79,8 @@ class ChannelGate(SplitGate):
     def for_layer(cls, layer: nn.Module, **options: Any) -> ChannelGate:
         new = cls(**options)
         new.fit("channel_gate", layer)
+        if new.norm is not None:
+            new.norm.of_batch = new.seed
         groups = int(getattr(layer, "groups", 1))
         inputs = int(getattr(layer, "in_channels", None) or getattr(layer, "in_features", 0))
         new.transposed = bool(getattr(layer, "transposed", False))
@@ -139,17 +141,6 @@ class ChannelGate(SplitGate):
         on = self.decide(base)
         y = torch.addcmul(base, on, rest)
         return y if self.output_norm is None else self.output_norm(y, on)
-
-    def distance(self, base: Tensor) -> Tensor:
-        if not self.seed or self.norm is None or self.training or base.numel() <= self.outputs:
-            return super().distance(base)
-        self.norm.train()
-        kept = [t.clone() for t in self.norm.buffers()]
-        z = super().distance(base)
-        for old, new in zip(kept, self.norm.buffers(), strict=True):
-            new.copy_(old)
-        self.norm.eval()
-        return z
 
     def penalty(self) -> Tensor:
         if self.splits == 1 or self.governed:

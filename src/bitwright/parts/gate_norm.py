@@ -41,11 +41,12 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._BatchNorm):
     """BatchNorm without gain and shift, for outputs of every kind of layer; statistics stay in float32.
 
     One value per channel has no variance: such a batch is normalized by the running statistics.
+    of_batch   True: evaluation takes the statistics of its batch, as a public code does
     """
 
     def __init__(self, channels: int, last: bool = False, eps: float = 1e-5, momentum: float = 0.1) -> None:
         nn.modules.batchnorm._BatchNorm.__init__(self, channels, eps=eps, momentum=momentum, affine=False)
-        self.last = last
+        self.last, self.of_batch = last, False
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
@@ -54,8 +55,11 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._BatchNorm):
         x = wide(input)
         flat = x.flatten(0, -2) if self.last else x
         with autocast_off(x):
-            if self.training and flat.numel() <= flat.shape[1]:
+            several = flat.numel() > flat.shape[1]
+            if self.training and not several:
                 return F.batch_norm(flat, self.running_mean, self.running_var, eps=self.eps).reshape(x.shape)
+            if self.of_batch and not self.training and several:
+                return F.batch_norm(flat, None, None, training=True, eps=self.eps).reshape(x.shape)
             return super().forward(flat).reshape(x.shape)
 
 
