@@ -80,7 +80,8 @@ def test_an_override_sets_what_the_flag_set(script: str, flag: str) -> None:
 def value_at(name: str, overrides: list[str], where: str) -> Any:
     found: Any = load(name, overrides)
     for key in where.split("."):
-        found = found[int(key) if key.isdecimal() else key] if isinstance(found, (list, dict)) else getattr(found, key)
+        at: Any = int(key) if key.isdecimal() else key
+        found = found[at] if isinstance(found, (list, dict)) else getattr(found, key)
     return found
 
 

@@ -129,3 +129,16 @@ def test_postact_gates_both_convs() -> None:
     net = bw.models.create("resnet20_postact", width=0.5)
     bw.apply(net, "channel_gate-postact", torch.rand(1, 3, 16, 16))
     assert len([m for m in net.modules() if getattr(m, "gate", None) is not None]) == 18
+
+
+@pytest.mark.parametrize("recipe", ["fbs", "channel_gate", "precision_gate-w8a3p2"])
+@pytest.mark.parametrize("force", [False, True])
+def test_convert_refuses_a_gated_net_and_says_why(recipe: str, force: bool) -> None:
+    x = torch.rand(1, 3, 16, 16)
+    net = bw.apply(bw.models.create("resnet20", width=0.25), recipe, x).eval()
+    done = bw.convert(net, x, force=force)
+    part = recipe.partition("-")[0]
+    assert done.model is None and done.report.status == "REFUSE"
+    assert done.report.verdict.startswith(f"layer1.0.conv1 and {17 if part == 'fbs' else 8} more: gated ({part})")
+    with pytest.raises(bw.InputError):
+        done.save("never.safetensors")
