@@ -173,7 +173,7 @@ operations.
         rows = [
             [
                 r["case"], r["precision"], f"{100 * float(r['gates_on']):.0f}",
-                *(f"{number(r[f'{n}_ms'])} ({number(r[f'{n}_q1_ms'])}-{number(r[f'{n}_q3_ms'])})" for n in ("sparse", "dense")),
+                *("{:.0f} ({:.0f}-{:.0f})".format(*(float(r[f"{n}_{k}ms"]) for k in ("", "q1_", "q3_"))) for n in ("sparse", "dense")),
                 f"{float(r['ratio']):.2f} ({float(r['ratio_q1']):.2f}-{float(r['ratio_q3']):.2f})",
                 f"{r['clock']}, load {r['load']}",
             ]
