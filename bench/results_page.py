@@ -143,6 +143,58 @@ by the formula of the hybrid-net papers (`hybrid45`); ms is one image on one thr
 """
 
 
+def gating() -> str:
+    """The section of bench/gating.py and bench/sparse_backprop.py; empty while neither has been run."""
+    parts = []
+    if found := read("gating.csv"):
+        rows = [
+            [
+                r["row"], r["model"], f"{float(r['width']):.3g}", f"`{r['gate']}`" if r["gate"] else "", r["epochs"], r["images"],
+                r["seed"], f"{100 * float(r['accuracy']):.2f}", million(r["macs"]), f"{float(r['mac_reduction']):.2f}",
+                " / ".join(million(r[key]) for key in ("macs_p5", "macs_p50", "macs_p95")), million(r["bops"], 0),
+                f"{float(r['bops_reduction']):.2f}", f"{100 * float(r['gates_on']):.1f}" if r["gates_on"] else "", r["seconds"],
+            ]
+            for r in found
+        ]  # fmt: skip
+        head = ["row", "model", "width", "slots", "epochs", "images", "seed", "test %", "M MACs an image", "fewer MACs",
+                "p5 / p50 / p95", "M bit operations", "fewer bit operations", "gates on %", "s"]  # fmt: skip
+        parts.append(
+            f"""    python bench/gating.py --data DIR
+
+Every row trains the float net of its topology on for {found[0]["epochs"]} epochs; "dense" rows change nothing else. "static" rows
+are narrower nets with the MACs of the gated row they name. MACs are counted on every one of the {int(found[0]["counted_images"]):,}
+test images, those of the first layer, of shortcuts, of the classifier and of predictors with them; reductions are against the same
+net with all gates open, at its own bits. A float counts 32 bits, so first and last layer, which are float, weigh much in bit
+operations.
+
+{table(head, rows)}"""
+        )
+    if found := read("sparse_backprop.csv"):
+        rows = [
+            [
+                r["case"], r["precision"], f"{100 * float(r['gates_on']):.0f}",
+                *("{:.0f} ({:.0f}-{:.0f})".format(*(float(r[f"{n}_{k}ms"]) for k in ("", "q1_", "q3_"))) for n in ("sparse", "dense")),
+                f"{float(r['ratio']):.2f} ({float(r['ratio_q1']):.2f}-{float(r['ratio_q3']):.2f})",
+                f"{r['clock']}, load {r['load']}",
+            ]
+            for r in found
+        ]  # fmt: skip
+        head = ["case", "precision", "gates on %", "with, ms (quartiles)", "without, ms", "with / without", "clock"]
+        parts.append(
+            f"""    python bench/sparse_backprop.py
+
+A training step (batch {found[0]["batch"]}) of a channel-gated ResNet-20 with sparse back-propagation and the step without it beside
+it. {machine("sparse_backprop.csv")}.
+
+{table(head, rows)}"""
+        )
+    return "\n\n".join(["## Gates", *parts]) + "\n\n" if parts else ""
+
+
+def million(text: str, digits: int = 2) -> str:
+    return f"{float(text) / 1e6:,.{digits}f}"
+
+
 def newcomer() -> str:
     rows = [
         [
@@ -234,7 +286,7 @@ Rows of one topology start from the same float net of their seed; accuracy of th
 
 {methods()}
 
-{hybrid()}## A shipped experiment, as README tells it
+{hybrid()}{gating()}## A shipped experiment, as README tells it
 
     python bench/newcomer.py --data DIR
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 from pathlib import Path
 
 import pytest
@@ -129,3 +130,27 @@ def test_postact_gates_both_convs() -> None:
     net = bw.models.create("resnet20_postact", width=0.5)
     bw.apply(net, "channel_gate-postact", torch.rand(1, 3, 16, 16))
     assert len([m for m in net.modules() if getattr(m, "gate", None) is not None]) == 18
+
+
+@pytest.mark.parametrize("recipe", ["fbs", "channel_gate", "precision_gate-w8a3p2"])
+@pytest.mark.parametrize("force", [False, True])
+def test_convert_refuses_a_gated_net_and_says_why(recipe: str, force: bool) -> None:
+    x = torch.rand(1, 3, 16, 16)
+    net = bw.apply(bw.models.create("resnet20", width=0.25), recipe, x).eval()
+    done = bw.convert(net, x, force=force)
+    part = recipe.partition("-")[0]
+    assert done.model is None and done.report.status == "REFUSE"
+    assert done.report.verdict.startswith(f"layer1.0.conv1 and {17 if part == 'fbs' else 8} more: gated ({part})")
+    with pytest.raises(bw.InputError):
+        done.save("never.safetensors")
+
+
+def test_the_guide_says_what_the_csv_of_sparse_backprop_says() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    with (docs / "results" / "sparse_backprop.csv").open(newline="", encoding="utf-8") as f:
+        rows = list(csv.DictReader(f))
+    ratios, on = [float(r["ratio"]) for r in rows], [100 * float(r["gates_on"]) for r in rows]
+    text = " ".join((docs / "guides" / "gating.md").read_text(encoding="utf-8").split())
+    assert f"took {min(ratios):.2f} to {max(ratios):.2f} times the step without" in text
+    assert f"median of {rows[0]['rounds']} rounds side by side, one thread, batch {rows[0]['batch']}" in text
+    assert f"{min(on):.0f} to {max(on):.0f} % of the gates on" in text

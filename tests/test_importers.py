@@ -326,9 +326,7 @@ def test_zeros_among_signs_have_no_bit(tmp_path: Path):
 
 
 def test_sources():
-    assert importers.sources() == ("xnor-net", "network-compression", "pca-hybrid")
-    for source in importers.LATER:
-        fails(lambda source=source: import_checkpoint("x.pth", source), "import-source", "not there yet", "xnor-net")
+    assert importers.sources() == ("xnor-net", "network-compression", "pca-hybrid", "dnn-gating")
     fails(lambda: import_checkpoint("x.pth", "xnornet"), "import-source", "Nearest: xnor-net.")
 
 
@@ -364,7 +362,7 @@ def test_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest
     ("argv", "text"),
     [
         (["none.pth", "--from", "xnor-net"], "none.pth: no such file"),
-        (["none.pth", "--from", "dnn-gating"], "dnn-gating is not there yet"),
+        (["none.pth", "--from", "dnn-gateing"], "Nearest: dnn-gating. Known: xnor-net, network-compression,"),
         (["none.pth"], "--from"),
         (["none.pth", "--from", "xnor-net", "-o", "no/such/x.safetensors"], "no folder"),
     ],

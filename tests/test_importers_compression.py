@@ -13,6 +13,7 @@ from bitwright.importers import Imported, import_checkpoint
 from oracles import network_compression as oracle
 
 SOURCE = "network-compression"
+PREDICTOR: dict[str, torch.Tensor | None] = {"conv1.saliency_predictor.weight": torch.zeros(2, 3)}
 METHODS = ("bwn", "bwn-f", "dorefa-1", "dorefa-2", "dorefa-4", "ttq", "float")
 
 
@@ -40,6 +41,26 @@ def test_outputs_are_those_of_the_old_net(method: str, tmp_path: Path) -> None:
             torch.testing.assert_close(
                 layer.quantized_weight().double(), oracle.quantized(method, name, state), rtol=1e-6, atol=1e-7
             )
+
+
+CONVS = {"conv1", *(f"layer{s}.{b}.conv{c}" for s in (1, 2, 3) for b in range(3) for c in (1, 2))}
+
+
+@pytest.mark.parametrize("gated", [CONVS, None, CONVS - {"conv1"}], ids=["as shipped", "every layer", "not the stem"])
+@pytest.mark.parametrize("method", ["fbs-0.5", "fbs-0.7", "fbs-1"])
+def test_feature_boosting(method: str, gated: set[str] | None, tmp_path: Path) -> None:
+    """FBS_CNN and FBS_Linear: gates sit where the keys say; in float64, so that no rank is a rounding."""
+    state = oracle.make_state(method, stem=8, gated=gated)
+    imported = read(tmp_path, state, method)
+    x = torch.randn(2, 3, 32, 32)
+    wanted = oracle.evaluate(method, state, x)
+    got = imported.model.double()(x.double())
+    torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-9 * float(wanted.abs().max()))
+    assert {row.old for row in imported.rows} == set(state) and imported.weights == "float"
+    names = {n for n, m in imported.model.named_modules() if getattr(m, "gate", None) is not None}
+    assert names == (
+        gated or {n.removesuffix(".weight") for n, t in state.items() if n.endswith((".0.weight", "fc.weight"))} | CONVS
+    )
 
 
 def test_the_net_for_stl10_has_a_stem_of_stride_3(tmp_path: Path) -> None:
@@ -83,10 +104,15 @@ def test_saved_loaded_converted(tmp_path: Path) -> None:
     ("change", "model", "code", "said"),
     [
         ({}, None, "import-method", "do not say how the weights are quantized. Give --model: bwn, bwn-f,"),
-        ({}, "bwm", "model-unknown", "Nearest: bwn. Its models: bwn, bwn-f, dorefa-1 to dorefa-8, ttq, float"),
+        ({}, "bwm", "model-unknown", "Nearest: bwn. Its models: bwn, bwn-f, dorefa-1 to dorefa-8, ttq, fbs-0.5"),
         ({}, "dorefa-9", "model-unknown", "dorefa-1 to dorefa-8"),
         ({}, "ttq", "import-keys", "none of the scales of ttq (conv1.pos)"),
         ({"conv1.pos": torch.ones(())}, "bwn", "import-keys", "its keys have the scales of ttq"),
+        ({}, "fbs-2", "model-unknown", "fbs-0.5 (any share)"),
+        ({}, "fbs-0.5", "import-keys", "it has none of the predictors of fbs"),
+        (PREDICTOR, None, "import-method", "which share of the channels is kept (their -CR). Give --model fbs-0.5"),
+        (PREDICTOR, "bwn", "import-keys", "its keys have the predictors of fbs"),
+        (PREDICTOR, "fbs-0.5", "import-keys", "1 key missing: conv1.saliency_predictor.bias"),
         ({"fc.bias": None}, "bwn", "import-keys", "1 key missing: fc.bias"),
         ({"alpha": torch.ones(2)}, "bwn", "import-keys", "1 key not of this net: alpha"),
         ({"layer1.2.conv1.weight": None}, "bwn", "import-keys", "of no net of network-compression (resnet20,"),

@@ -10,8 +10,10 @@ State = dict[str, Tensor]
 SHAPES = {1: (1, 1), 2: (1, 2), 3: (2, 4)}  # stage -> widths of its input and output, in units of the stem's
 
 
-def make_state(method: str, blocks: int = 3, classes: int = 10, stem: int = 16, seed: int = 0) -> State:
-    """Random tensors under the keys that their main programs save."""
+def make_state(
+    method: str, blocks: int = 3, classes: int = 10, stem: int = 16, seed: int = 0, gated: set[str] | None = None
+) -> State:
+    """Random tensors under the keys that their main programs save. gated: layers with a predictor (fbs); None: all."""
     g = torch.Generator().manual_seed(seed)
     state: State = {}
 
@@ -19,6 +21,9 @@ def make_state(method: str, blocks: int = 3, classes: int = 10, stem: int = 16, 
         state[f"{name}.weight"] = torch.randn(shape, generator=g) * (2 / shape[0]) ** 0.5
         if bias:
             state[f"{name}.bias"] = torch.randn(shape[0], generator=g) * 0.1
+        if method.startswith("fbs") and (gated is None or name in gated):
+            state[f"{name}.saliency_predictor.weight"] = torch.randn(shape[:2], generator=g) * 0.1 / shape[1]
+            state[f"{name}.saliency_predictor.bias"] = torch.randn(shape[0], generator=g) * 0.3
         if method == "ttq":
             state[f"{name}.pos"] = torch.rand((), generator=g)
             state[f"{name}.neg"] = -torch.rand((), generator=g)
@@ -60,17 +65,30 @@ def quantized(method: str, name: str, state: State) -> Tensor:
     if method == "ttq":
         limit = 0.05 * raw.abs().max()
         return state[f"{name}.pos"].double() * (raw > limit) + state[f"{name}.neg"].double() * (raw < -limit)
-    if method == "float":
+    if method == "float" or method.startswith("fbs"):
         return w
     top = 2 ** int(method.removeprefix("dorefa-")) - 1
     t = torch.tanh(w)
     return 2 * torch.round((t / t.abs().max() / 2 + 0.5) * top) / top - 1
 
 
+def boosted(method: str, y: Tensor, x: Tensor, name: str, state: State) -> Tensor:
+    """FBS: outputs times the saliency of channels above the k-th largest, so that k - 1 are left; k half to even."""
+    if f"{name}.saliency_predictor.weight" not in state:
+        return y
+    size = x.abs().mean((2, 3)) if x.dim() == 4 else x.abs()
+    weight, bias = (state[f"{name}.saliency_predictor.{key}"].double() for key in ("weight", "bias"))
+    saliency = (size @ weight.T + bias).abs()
+    k = round(saliency.shape[1] * float(method.removeprefix("fbs-")))
+    smallest = saliency.sort(1, descending=True).values[:, k - 1 : k]
+    scale = torch.where(saliency > smallest, saliency, torch.zeros_like(saliency))
+    return y * (scale[:, :, None, None] if y.dim() == 4 else scale)
+
+
 def evaluate(method: str, state: State, x: Tensor, stem_stride: int = 1) -> Tensor:
     def conv(x: Tensor, name: str, stride: int = 1) -> Tensor:
         w = quantized(method, name, state)
-        return F.conv2d(x, w, stride=stride, padding=w.shape[-1] // 2)
+        return boosted(method, F.conv2d(x, w, stride=stride, padding=w.shape[-1] // 2), x, name, state)
 
     def norm(x: Tensor, name: str) -> Tensor:
         gain, shift, mean, var = (
@@ -89,4 +107,4 @@ def evaluate(method: str, state: State, x: Tensor, stem_stride: int = 1) -> Tens
             x = norm(conv(x, f"{name}.downsample.0", stride), f"{name}.downsample.1")
         x = (x + y).relu()
     x = F.avg_pool2d(x, 8, 1).flatten(1)
-    return x @ quantized(method, "fc", state).T + state["fc.bias"].double()
+    return boosted(method, x @ quantized(method, "fc", state).T + state["fc.bias"].double(), x, "fc", state)

@@ -19,13 +19,15 @@ def import_(
     ctx: typer.Context,
     file: Annotated[str, typer.Argument(help="The old checkpoint, .pth or .pth.tar.")],
     source: Annotated[
-        str, typer.Option("--from", help="The code that wrote it: xnor-net, network-compression, pca-hybrid.")
+        str,
+        typer.Option("--from", help="The code that wrote it: xnor-net, network-compression, pca-hybrid, dnn-gating."),
     ],
     model: Annotated[
         str | None,
         typer.Option(
             help="Which net it is: lenet5, nin, alexnet; or how it is quantized: bwn, bwn-f, dorefa-1 to dorefa-8, ttq, "
-            "float; or which convs have 2 bits: hybrid, hybrid:12,13,22-24, binary. [default: told from the keys]"
+            "float; or which convs have 2 bits: hybrid, hybrid:12,13,22-24, binary; or gated: fbs-0.5, cg, cg-shuffle, "
+            "pg-w8a3p2. [default: told from the keys]"
         ),
     ] = None,
     output: Annotated[str | None, typer.Option("--output", "-o", help="[default: FILE's name, .safetensors]")] = None,
@@ -96,7 +98,9 @@ def _next(out: Output, done: Imported, target: Path) -> None:
     if "clip = false" in done.recipe.to_toml():
         out.prose("2-bit inputs of this code have no ends, so the net is for eval and training, not for convert", 6)
         return
-    if done.weights == "float" or done.options.get("width", 1) != 1 or (own and classes != _classes(done.spec)):
+    gated = any(rule.slots.get("gate", "float") != "float" for rule in done.recipe.rules)  # convert refuses gates
+    own_classes = own and classes != _classes(done.spec)
+    if gated or done.weights == "float" or done.options.get("width", 1) != 1 or own_classes:
         return
     words = ["bitwright", "convert", shlex.quote(str(target)), "--model", done.spec]
     if own:

@@ -27,6 +27,8 @@ from bitwright.engine.verify import Proof, remember
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError, Negative
 from bitwright.nn import is_slot_layer
+from bitwright.parts.moments import moment
+from bitwright.transforms.facts import part_text
 
 LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -84,6 +86,8 @@ def convert(
         raise InputError("convert: this net is packed already; run it, or bench it", code="convert-packed")
     example = _example(example)
     _check_finite(model)
+    if gated := _gated(model):
+        return Converted(None, ConvertReport([], status=REFUSE, verdict=gated), model, example)
     traced = trace(model, example)
     graph = fold(traced.graph)
     packed = PackedModel(graph, backend, threads)
@@ -112,6 +116,20 @@ def _check_finite(model: nn.Module) -> None:
                 layer=name.rpartition(".")[0],
                 given=word,
             )
+
+
+def _gated(model: nn.Module) -> str:
+    """Why a net with gates is refused; "" where it has none. A packed net computes every output, and dense float layers
+    would gain nothing: a gate pays once kernels skip what it leaves out."""
+    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if is_slot_layer(m)}
+    names = [name for name, layer in layers.items() if moment(layer.gate, "spent") is not None]
+    if not names:
+        return ""
+    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
+    return (
+        f"{names[0]}{more}: gated ({part_text(layers[names[0]].gate)}). Nothing skips work at run time yet, so packing would "
+        "gain nothing; what the gates would save: bw.count_macs(model)"
+    )
 
 
 def _example(example: Any) -> Tensor:

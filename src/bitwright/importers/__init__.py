@@ -15,45 +15,37 @@ from bitwright.importers.mapping import Imported, Row
 
 __all__ = ["Imported", "Row", "import_checkpoint", "sources"]
 
-LATER = ("dnn-gating",)
-
 
 def sources() -> tuple[str, ...]:
     """Codes whose checkpoints can be read.
 
     >>> sources()
-    ('xnor-net', 'network-compression', 'pca-hybrid')
+    ('xnor-net', 'network-compression', 'pca-hybrid', 'dnn-gating')
     """
-    return ("xnor-net", "network-compression", "pca-hybrid")
+    return ("xnor-net", "network-compression", "pca-hybrid", "dnn-gating")
 
 
 def import_checkpoint(path: str | os.PathLike[str], source: str, model: str | None = None) -> Imported:
     """Reads an old checkpoint and returns our model with its weights, in eval mode.
 
     source   one of `sources()`
-    model    which net (xnor-net), method (network-compression) or choice of layers (pca-hybrid) of that code it is;
-             told from the keys where not given
+    model    which net (xnor-net), method (network-compression, dnn-gating) or choice of layers (pca-hybrid) of that code
+             it is; told from the keys where not given
 
     Nothing in the file is run. Errors: `InputError` for a file that is missing, damaged or asks to run code,
     and for every key or shape that does not belong to the net.
     """
     where = Path(path).name
-    if source in LATER:
-        raise InputError(
-            f"import {where}: --from {source} is not there yet. There is: {', '.join(sources())}",
-            code="import-source",
-            given=source,
-            possible=", ".join(sources()),
-        )
     if source not in sources():
         raise InputError(
-            f"import {where}: unknown source {source!r}.{nearest(source, sources() + LATER)} "
-            f"Known: {', '.join(sources())}; not yet: {', '.join(LATER)}",
+            f"import {where}: unknown source {source!r}.{nearest(source, sources())} Known: {', '.join(sources())}",
             code="import-source",
             given=source,
             possible=", ".join(sources()),
         )
-    from bitwright.importers import network_compression, pca_hybrid, xnor_net
+    from bitwright.importers import dnn_gating, network_compression, pca_hybrid, xnor_net
 
-    readers = {"xnor-net": xnor_net, "network-compression": network_compression, "pca-hybrid": pca_hybrid}
+    readers = {
+        "xnor-net": xnor_net, "network-compression": network_compression, "pca-hybrid": pca_hybrid, "dnn-gating": dnn_gating,
+    }  # fmt: skip
     return readers[source].from_checkpoint(read_checkpoint(path), where, model)

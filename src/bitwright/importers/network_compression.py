@@ -1,16 +1,20 @@
-"""The network-compression re-implementations (csyhhu): ResNets for CIFAR-10, CIFAR-100, STL-10 with BWN, DoReFa or TTQ.
+"""The network-compression re-implementations (csyhhu): ResNets for CIFAR-10, CIFAR-100, STL-10 with BWN, DoReFa, TTQ or FBS.
 
 Their ResNet has 1x1 convs as shortcuts where the shape changes, and every conv and Linear is quantized: the stem, the
 shortcuts and the classifier too. A file holds the latents under the names that our net has:
 
     conv1.weight, bn1.*, layerL.B.conv1.weight, ..., layerL.0.downsample.0.weight, layerL.0.downsample.1.*, fc.*
     TTQ: beside each weight NAME.pos and NAME.neg, the values of the two sides; neg has its sign, our n has none
+    FBS: beside each weight of an FBS_CNN (or FBS_Linear) NAME.saliency_predictor.weight and .bias; weights are float,
+         the stem is gated, the shortcuts where they have these keys. Which layers are gated is told by the keys
 
 Nothing in the file says how its weights are to be quantized, except that TTQ has its scales: the method must be given.
+So must the share of channels of FBS, which is an argument of their forward.
 
     bwn        a sign(w), a = mean|w| of the layer              bwn-f   the same, a per filter (classifier: per layer)
     dorefa-K   K bits on tanh(w) / max|tanh(w)|, without a scale; K = 1 gives -1 and +1
     ttq        threshold 0.05 max|w|                            float   the net they start from
+    fbs-0.5    feature boosting and suppression with the flag -CR 0.5: their gate, in front of the norm (`compat="seed"`)
 
 `-stl` behind the name is their net for STL-10, whose stem has stride 3. Their module of 2021 for DoReFa (signed codes,
 inputs scaled by the batch) is another method under the same keys, and is not read.
@@ -18,6 +22,7 @@ inputs scaled by the batch) is another method under the same keys, and is not re
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from typing import Any
 
@@ -39,7 +44,8 @@ RULES: dict[str, list[dict[str, Any]]] = {
     "ttq": [{"match": "*", "w": {"part": "ttq", "init": "one"}}],
     "float": [],
 }
-METHODS = ("bwn", "bwn-f", "dorefa-1 to dorefa-8", "ttq", "float")
+METHODS = ("bwn", "bwn-f", "dorefa-1 to dorefa-8", "ttq", "fbs-0.5 (any share)", "float")
+PREDICTOR = ".saliency_predictor"
 BLOCKS = {3: 20, 5: 32, 7: 44, 9: 56}  # blocks of a stage -> depth
 
 
@@ -70,7 +76,7 @@ def from_checkpoint(checkpoint: Checkpoint, where: str, model: str | None) -> Im
         )
     options = {**_sizes(tensors), "stem_stride": 3 if stl else 1}
     ours = resnet(depth, **options)
-    recipe = Recipe.from_rules(RULES[method], name=f"network-compression {method}")
+    recipe = Recipe.from_rules(_rules(method, tensors), name=f"network-compression {method}")
     if recipe.rules:
         apply(ours, recipe)
     name = f"resnet{depth}"
@@ -86,7 +92,7 @@ def from_checkpoint(checkpoint: Checkpoint, where: str, model: str | None) -> Im
         f"bitwright.importers.network_compression:{name}{'_stl' if stl else ''}",
         options,
         checkpoint.facts,
-        "latents" if recipe.rules else "float",
+        "latents" if RULES.get(method) else "float",
         (3, 96, 96) if stl else (3, 32, 32),
     )
 
@@ -107,7 +113,14 @@ def _depth(tensors: dict[str, Tensor], where: str) -> int:
 
 def _method(model: str | None, tensors: dict[str, Tensor], where: str) -> tuple[str, bool]:
     """(method, whether it is the net for STL-10); told from the keys only where they say it."""
-    scaled = "conv1.pos" in tensors
+    scaled, gated = "conv1.pos" in tensors, any(PREDICTOR in key for key in tensors)
+    if model is None and gated:
+        raise InputError(
+            f"import {where}: the keys are of fbs and do not say which share of the channels is kept (their -CR). Give "
+            "--model fbs-0.5",
+            code="import-method",
+            remedy="--model fbs-0.5",
+        )
     if model is None:
         if scaled:
             return "ttq", False
@@ -119,7 +132,7 @@ def _method(model: str | None, tensors: dict[str, Tensor], where: str) -> tuple[
             remedy="--model bwn",
         )
     method, stl = model.removesuffix("-stl"), model.endswith("-stl")
-    if method not in RULES:
+    if method not in RULES and _keep(method) is None:
         raise InputError(
             f"import {where}: network-compression has no model {model!r}.{nearest(method, RULES)} "
             f"Its models: {', '.join(METHODS)}, each also with -stl",
@@ -132,7 +145,29 @@ def _method(model: str | None, tensors: dict[str, Tensor], where: str) -> tuple[
         raise InputError(
             f"import {where}: {model} does not fit the file: {word}", code="import-keys", given=model, layer="conv1.pos"
         )
+    if gated != (_keep(method) is not None):
+        word = "it has none of the predictors of fbs" if _keep(method) else "its keys have the predictors of fbs"
+        raise InputError(f"import {where}: {model} does not fit the file: {word}", code="import-keys", given=model)
     return method, stl
+
+
+def _keep(method: str) -> float | None:
+    """Share of channels in "fbs-0.5"; None for another method.
+
+    >>> _keep("fbs-0.5"), _keep("fbs-2"), _keep("ttq")
+    (0.5, None, None)
+    """
+    share = re.fullmatch(r"fbs-([01]?\.\d+|1)", method)
+    return float(share[1]) if share and 0 < float(share[1]) <= 1 else None
+
+
+def _rules(method: str, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
+    keep = _keep(method)
+    if keep is None:
+        return RULES[method]
+    gate = {"part": "fbs", "keep": keep, "compat": "seed"}
+    layers = [key.removesuffix(f"{PREDICTOR}.weight") for key in tensors if key.endswith(f"{PREDICTOR}.weight")]
+    return [{"match": layer, "gate": gate} for layer in layers]
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
@@ -154,6 +189,8 @@ def _moves(model: nn.Module) -> list[Move]:
             moves.append(Move(f"{layer}.neg", key, _without_sign))
         elif key.endswith("num_batches_tracked"):
             moves.append(Move(key, "", not_needed, optional=True, shapes=((),)))
+        elif ".gate.predictor." in key:
+            moves.append(Move(key.replace(".gate.predictor", PREDICTOR), key, exact=True))
         else:
             moves.append(Move(key, key, exact=True))
     return moves
