@@ -68,7 +68,7 @@ def _by_layer(health: Sequence[Health]) -> dict[str, Any]:
 
 def _gates(gates: Gates) -> dict[str, Any]:
     """Every epoch where that is not too much; of the images their cost at a few percentiles."""
-    whole = len(gates.rows) <= KEPT_ROWS
+    whole = len(gates.rows) <= KEPT_ROWS // 4  # they are wide
     found = columns([asdict(g) for g in (gates.rows if whole else gates.last)])
     found["rows"] = [[_rounded(value) for value in row] for row in found["rows"]]
     few = len(gates.classes) * len(gates.by_class or {}) <= KEPT_ROWS

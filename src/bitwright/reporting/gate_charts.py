@@ -13,7 +13,7 @@ from bitwright.reporting.gates import Gate, Gates
 from bitwright.reporting.scales import Scale
 from bitwright.reporting.sections import Epoch, RunData
 
-LAYERS_SHOWN, CLASSES_SHOWN, POINTS_SHOWN, BINS = 24, 40, 40, 24
+BARS_SHOWN, LAYERS_SHOWN, CLASSES_SHOWN, POINTS_SHOWN, BINS = 24, 16, 20, 40, 24
 COLORS = ("ours", "int8", "fp32", "bf16")
 NAMES = {"macs": "MACs", "bops": "BOPs"}
 
@@ -43,7 +43,8 @@ def view(run: RunData) -> dict[str, object]:
         return {}
     drift, saliency = drifts(run, run.gates)
     return {
-        "bars": rate_bars(run.gates),
+        "bars": rate_bars(run.gates)[:BARS_SHOWN],
+        "more": max(0, len(run.gates.last) - BARS_SHOWN),
         "rates": rate_table(run.gates),
         "classes": class_map(run.gates),
         "drift": drift,
@@ -53,6 +54,7 @@ def view(run: RunData) -> dict[str, object]:
         "summary": summary(run),
         "unit": NAMES[run.gates.key],
         "key": run.gates.key,
+        "price": price,
     }
 
 
@@ -61,11 +63,21 @@ def summary(run: RunData) -> str:
     last = run.work
     if last is None or not last.dense_macs or not last.macs:
         return ""
-    texts = []
+    texts: dict[str, str] = {}
     for key, done, dense in (("macs", last.macs, last.dense_macs), ("bops", last.bops, last.dense_bops)):
-        if done and dense and (done != dense or key == "bops"):
-            texts.append(f"{done / dense:.2f} of the dense net's {NAMES[key]} ({dense / done:.2f}x fewer)")
-    return ", ".join(texts)
+        if done and dense:
+            share = f"{done / dense:.2f}"
+            if share == texts.get("macs"):
+                return f"{share} of the dense net's MACs and BOPs ({dense / done:.2f}x fewer)"
+            texts[key] = share
+    return ", ".join(
+        f"{share} of the dense net's {NAMES[key]}" + _fewer(run, key) for key, share in texts.items()
+    )
+
+
+def _fewer(run: RunData, key: str) -> str:
+    done, dense = getattr(run.work, key), getattr(run.work, f"dense_{key}")
+    return f" ({dense / done:.2f}x fewer)" if done < dense else ""
 
 
 def rate_bars(gates: Gates) -> list[Bar]:
@@ -219,7 +231,7 @@ def work_histogram(gates: Gates) -> Work | None:
     marks = tuple((x(v / 1e6), name, "end" if name == "p5" else "start") for name, v in at.items())
     unit = NAMES[gates.key]
     named = {"least": low, **at, "most": high}
-    rows = tuple((name, numbers.macs(v), f"{v:,}") for name, v in named.items())
+    rows = tuple((name, price(v), f"{v:,}") for name, v in named.items())
     table = Table(f"{unit} per image", ("percentile", unit, "exact"), rows)
     return Work(f"{unit} per test image", axes(x, y, f"{unit} per image (millions)", "images"), tuple(bars), marks, table)
 
@@ -256,4 +268,9 @@ def work_scatter(run: RunData) -> Scatter | None:
 
 
 def _cost(epoch: Epoch, key: str) -> str:
-    return numbers.macs(round(getattr(epoch, key)))
+    return price(round(getattr(epoch, key)))
+
+
+def price(work: int) -> str:
+    """Exact below a million: images differ by less than what two decimals of a million show."""
+    return f"{work:,}" if work < 1_000_000 else numbers.macs(work)
