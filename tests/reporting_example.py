@@ -193,7 +193,7 @@ def gate_files(run: Run, gates: int, classes: list[str] = CLASSES, *, images: in
          for i, m in enumerate(work)],
     )  # fmt: skip
     order = sorted(range(images), key=lambda i: work[i])
-    index = [*order[:8], *order[: -9 : -1]]
+    index = [*order[:8], *order[:-9:-1]]
     ramp = np.arange(32, dtype=np.uint8)
     images_ = np.stack([np.stack([7 * ramp[:, None] ^ (ramp * k % 64)] * 3) for k in range(len(index))])
     save_file({"images": images_, "index": np.array(index, np.int64)}, run.file("compute.safetensors"))

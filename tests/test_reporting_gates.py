@@ -9,12 +9,12 @@ import re
 from pathlib import Path
 
 import pytest
-from reporting_example import CLASSES, HOSTILE, example_run, gate_files
-from test_reporting import page_of
 
 from bitwright.errors import InputError
 from bitwright.reporting import compare
 from bitwright.runs.folder import Run
+from reporting_example import CLASSES, HOSTILE, example_run, gate_files
+from test_reporting import page_of
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +52,7 @@ def test_cheapest_and_dearest_images_stand_in_order(gated: Run) -> None:
     section = text[text.index('<section id="gates"') :]
     shown = [float(m) for m in re.findall(r"<b>([\d.]+) M</b> MACs<br>true", section)]
     work = sorted(int(r["macs"]) for r in gated.read_csv("compute.csv"))
-    assert shown == [round(w / 1e6, 2) for w in (*work[:6], *work[: -7 : -1])]
+    assert shown == [round(w / 1e6, 2) for w in (*work[:6], *work[:-7:-1])]
     assert text.count("data:image/png") <= 24
 
 

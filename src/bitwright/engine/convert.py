@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bitwright.engine import native
 from bitwright.engine.files import save
 from bitwright.engine.fold import fold
+from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.ir import Graph, Node
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import describe
@@ -72,7 +73,8 @@ def convert(
               differ are refused all the same
 
     Status (contract 3.2): PASS where every layer is exact and at least 99.9 % of images keep their class, and the net
-    is faster than the float one; WARN from 99 %, or where it is only smaller; REFUSE below, or with nothing to pack.
+    is faster than the float one; WARN from 99 %, or where it is only smaller; REFUSE below, with nothing to pack, or
+    with gates that skip work (`fbs`, `channel_gate`, `precision_gate`), which packed nets cannot run yet.
 
     >>> import bitwright as bw
     >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), bw.nn.Conv2d(32, 32, 3, w="bwn", x="sign"))
@@ -84,6 +86,8 @@ def convert(
         raise InputError("convert: this net is packed already; run it, or bench it", code="convert-packed")
     example = _example(example)
     _check_finite(model)
+    if gated := gated_layers(model):
+        return Converted(None, refusal(model, gated), model, example)
     traced = trace(model, example)
     graph = fold(traced.graph)
     packed = PackedModel(graph, backend, threads)

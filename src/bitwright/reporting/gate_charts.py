@@ -70,9 +70,7 @@ def summary(run: RunData) -> str:
             if share == texts.get("macs"):
                 return f"{share} of the dense net's MACs and BOPs ({dense / done:.2f}x fewer)"
             texts[key] = share
-    return ", ".join(
-        f"{share} of the dense net's {NAMES[key]}" + _fewer(run, key) for key, share in texts.items()
-    )
+    return ", ".join(f"{share} of the dense net's {NAMES[key]}" + _fewer(run, key) for key, share in texts.items())
 
 
 def _fewer(run: RunData, key: str) -> str:
@@ -112,6 +110,8 @@ def class_map(gates: Gates) -> HeatMap | None:
     if not known:
         return None
     apart = {name: max(values) - min(values) for name, values in known.items()}
+    if not any(apart.values()):
+        return None  # fbs keeps the same number of channels for all
     shown = set(sorted(known, key=lambda name: -apart[name])[:LAYERS_SHOWN])
     size = -(-len(gates.classes) // CLASSES_SHOWN)
     groups = [range(i, min(i + size, len(gates.classes))) for i in range(0, len(gates.classes), size)]
@@ -194,9 +194,7 @@ def _drift(
         return None
     moved = sorted(known, key=lambda name: -(max(known[name]) - min(known[name])))[: len(DASHES)]
     shown = [name for name in known if name in moved]
-    series = [
-        Series(short(name), COLORS[i % len(COLORS)], DASHES[i], values[name]) for i, name in enumerate(shown)
-    ]
+    series = [Series(short(name), COLORS[i % len(COLORS)], DASHES[i], values[name]) for i, name in enumerate(shown)]
     rows = tuple(
         (name, *(words.general(v) for v in (line[0], line[-1], min(line), max(line)))) for name, line in known.items()
     )
@@ -233,7 +231,9 @@ def work_histogram(gates: Gates) -> Work | None:
     named = {"least": low, **at, "most": high}
     rows = tuple((name, price(v), f"{v:,}") for name, v in named.items())
     table = Table(f"{unit} per image", ("percentile", unit, "exact"), rows)
-    return Work(f"{unit} per test image", axes(x, y, f"{unit} per image (millions)", "images"), tuple(bars), marks, table)
+    return Work(
+        f"{unit} per test image", axes(x, y, f"{unit} per image (millions)", "images"), tuple(bars), marks, table
+    )
 
 
 def _range(start: float, step: float) -> str:

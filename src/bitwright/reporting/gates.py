@@ -98,9 +98,7 @@ def _named(names: tuple[str, ...], number: int) -> str:
     return names[number] if number < len(names) else str(number)
 
 
-def _classes(
-    run: Run, names: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, tuple[float | None, ...]] | None]:
+def _classes(run: Run, names: tuple[str, ...]) -> tuple[tuple[str, ...], dict[str, tuple[float | None, ...]] | None]:
     table = rows(run.read_csv("gate_classes.csv"), "gate_classes.csv")
     if not table:
         return (), None
