@@ -170,7 +170,7 @@ def gate_files(run: Run, gates: int, classes: list[str] = CLASSES, *, images: in
     for row in metrics:
         if row["stage"] == "1":
             done = 1.0 - 0.03 * int(row["epoch"])
-            row |= {"macs": 4e7 * done, "dense_macs": 4e7, "bops": 4e10 * done, "dense_bops": 4e10}  # type: ignore[dict-item]
+            row |= {"macs": 4e7 * done, "dense_macs": 4e7, "bops": 4e10 * done, "dense_bops": 4e10}
             for i, name in enumerate(names):
                 at: dict[str, Any] = {"stage": 1, "epoch": row["epoch"], "layer": name, "rate": 0.5}
                 if fbs and i % 3 == 1:
