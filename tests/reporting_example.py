@@ -159,3 +159,41 @@ def _predictions(run: Run, rng: random.Random, classes: list[str]) -> None:
     save_file(
         {"images": images, "index": np.array([r["index"] for r in wrong], np.int64)}, run.file("worst.safetensors")
     )
+
+
+def gate_files(run: Run, gates: int, classes: list[str] = CLASSES, *, images: int = 300, fbs: bool = True) -> None:
+    """What a gated training adds to an `example_run`: its second stage has `gates` gated layers of two kinds."""
+    rng = random.Random(gates)
+    names = layer_names(gates + 2)[1:-1]
+    metrics = run.read_csv("metrics.csv")
+    rows: list[dict[str, Any]] = []
+    for row in metrics:
+        if row["stage"] == "1":
+            done = 1.0 - 0.03 * int(row["epoch"])
+            row |= {"macs": 4e7 * done, "dense_macs": 4e7, "bops": 4e10 * done, "dense_bops": 4e10}
+            for i, name in enumerate(names):
+                at: dict[str, Any] = {"stage": 1, "epoch": row["epoch"], "layer": name, "rate": 0.5}
+                if fbs and i % 3 == 1:
+                    at |= {"gate": "fbs", "keep": 0.5, "saliency": 1 + 0.01 * i}
+                else:
+                    t = 0.05 * int(row["epoch"]) + 0.1 * (i % 5)
+                    at |= {"gate": "channel_gate", "rate": rng.random(), "target": 1.0}
+                    at |= {"threshold_mean": t, "threshold_min": t - 0.2, "threshold_max": t + 0.3}
+                rows.append(at)
+    run.write_csv("metrics.csv", metrics)
+    run.write_csv("gates.csv", rows)
+    run.write_csv(
+        "gate_classes.csv",
+        [{"layer": n, "class": k, "rate": 0.3 + 0.4 * rng.random()} for n in names for k in range(len(classes))],
+    )
+    work = [20_000_000 + round(rng.gauss(0, 1) * 1e6) for _ in range(images)]
+    run.write_csv(
+        "compute.csv",
+        [{"index": i, "true": i % len(classes), "said": i * 7 % len(classes), "macs": m, "bops": 1024 * m}
+         for i, m in enumerate(work)],
+    )  # fmt: skip
+    order = sorted(range(images), key=lambda i: work[i])
+    index = [*order[:8], *order[:-9:-1]]
+    ramp = np.arange(32, dtype=np.uint8)
+    images_ = np.stack([np.stack([7 * ramp[:, None] ^ (ramp * k % 64)] * 3) for k in range(len(index))])
+    save_file({"images": images_, "index": np.array(index, np.int64)}, run.file("compute.safetensors"))

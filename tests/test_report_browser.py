@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bitwright import reporting
-from reporting_example import HOSTILE, example_run
+from reporting_example import HOSTILE, example_run, gate_files
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -267,3 +267,18 @@ def test_plotly_draws_under_the_policy(browser: Browser, written: Path, tmp_path
     browser.open(reporting.report(written.parent, tmp_path / "i.html", interactive=True))
     assert browser.js("document.querySelectorAll('.plot .main-svg').length") >= 3
     assert browser.js(FITS) and browser.requests() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("gates", [1, 60])
+def test_gates_at_every_size(browser: Browser, tmp_path: Path, gates: int, width: int, dark: bool) -> None:
+    run = example_run(tmp_path / "mynet", max(8, gates + 2))
+    gate_files(run, gates)
+    browser.open(reporting.report(run.path, run.file("report.html")), width, dark)
+    browser.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.js(FITS), "the page scrolls sideways"
+    assert browser.js("document.querySelectorAll('#gates .worst img').length") == 12
+    assert browser.js(_CONTRAST) == []
+    assert browser.complaints() == [] and browser.requests() == []

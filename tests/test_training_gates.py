@@ -50,7 +50,7 @@ def test_metrics_and_compute_say_what_count_macs_says(trained: tuple[Path, list[
     run = trained[0]
     net, test = Run(run).model(), dataset(Run(run).experiment, "test")
     with torch.no_grad(), bw.count_macs(net) as count:
-        for x, _ in test.batches(500):
+        for x, _ in test.batches(90):
             net(x)
     n = len(test)
     compute = rows(run, "compute.csv")
@@ -135,7 +135,7 @@ def test_a_net_without_gates_writes_nothing_of_gates(tmp_path: Path, monkeypatch
 
 
 # -- eval -----------------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("batch", [7, 64])
+@pytest.mark.parametrize("batch", [30, 64])
 def test_neither_counts_nor_answers_depend_on_the_batch(trained: tuple[Path, list[str]], batch: int) -> None:
     whole, parts = work_of(trained[0]), work_of(trained[0], batch)
     assert whole.work is not None and parts.work is not None
@@ -145,6 +145,28 @@ def test_neither_counts_nor_answers_depend_on_the_batch(trained: tuple[Path, lis
     same = {"saliency": {}}
     drop = {key: torch.zeros(0) for key in ("per_macs", "per_bops", "fired")}
     assert replace(whole.work, **drop, **same).to_dict() == replace(parts.work, **drop, **same).to_dict()
+
+
+@pytest.mark.parametrize("batch", [1, 40, 64])
+def test_a_counted_pass_always_has_the_same_number_of_images(trained: tuple[Path, list[str]], batch: int) -> None:
+    """Another number makes torch sum in another order: one last bit turns a decision."""
+    run = Run(trained[0])
+    net, test = run.model(), dataset(run.experiment, "test").limit(41)
+    seen: list[int] = []
+    net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    found = evaluate(net, test, batch=batch, count=True)
+    assert set(seen) == {32} and found.work is not None and found.work.images == len(found.said) == 41
+    whole = work_of(trained[0]).work
+    assert whole is not None and torch.equal(found.work.per_macs, whole.per_macs[:41])
+
+
+def test_gates_that_read_their_batch_get_it(tmp_path: Path) -> None:
+    e = experiment(tmp_path, {"6": {"part": "channel_gate", "compat": "seed"}}, data={"limit": 64})
+    train(e, tmp_path / "a")
+    net, seen = Run(tmp_path / "a").model(), list[int]()
+    net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))
+    evaluate(net, dataset(e, "test").limit(100), batch=60, count=True)
+    assert seen == [60, 40]
 
 
 def test_eval_prints_and_gives_the_work(trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:

@@ -55,7 +55,9 @@ def warning(report: ConvertReport) -> str:
 
 def refusal(report: ConvertReport) -> str:
     """The verdict, and whether --force would help."""
-    if report.rows and all(r.runs_as == "float" for r in report.rows):  # no rows: gates, which --force does not change
+    if report.gated:
+        return report.verdict
+    if all(r.runs_as == "float" for r in report.rows):
         return f"{report.verdict}; or --force for a file that runs without the model's code, no smaller and no faster"
     return f"{report.verdict}. --force does not help: a wrong answer is never written"
 

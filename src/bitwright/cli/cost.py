@@ -42,6 +42,9 @@ def cost(
     out: Output = ctx.obj
     net, x, is_run = _net(out, model, recipe, input, classes)
     from bitwright.analysis import cost as count
+    from bitwright.measure.numbers import percent
+    from bitwright.nn import SlotLayer
+    from bitwright.parts.moments import moment
     from bitwright.transforms import apply
 
     if recipe is not None:
@@ -49,10 +52,19 @@ def cost(
     table = count(net, x, energy=energy)
     out.data["cost"] = {"model": model, "recipe": recipe, "input": list(x.shape[1:]), **table.to_dict()}
     head, *rows = table.cells()
+    gates, measured = open_gates(net), measured_gates(model) if is_run and recipe is None else {}
+    for row in rows:
+        if row[0] in measured and row[0] in gates:
+            row[-1] = "; ".join(filter(None, [row[-1], f"on {percent(measured[row[0]])} %, counted"]))
     out.table(head, rows, right=range(4, 10), drop=DROP)
     for line in table.notes():
         out.prose(line, 6)
-    if is_run:
+    if gates:
+        out.prose(gate_note(model, gates, measured, is_run), 6)
+        out.data["cost"]["gates"] = {"open": list(gates), "rates": measured or None}
+    if is_run and any(moment(layer.gate, "spent") for layer in net.modules() if isinstance(layer, SlotLayer)):
+        out.next(f"bitwright eval {quoted(model)}", "the work its gates leave, image by image")
+    elif is_run:
         out.next(f"bitwright convert {quoted(model)}", "packed and verified")
     elif experiment_of(model) is not None:
         out.next(f"bitwright train {quoted(model)}", "train it")
@@ -85,3 +97,37 @@ def _net(
     x = example(shape)
     try_input(net, x, "cost", target)
     return net, x, False
+
+
+def open_gates(net: nn.Module) -> dict[str, str]:
+    """Layer -> gate, where what the gate saves depends on the data: no table can know it."""
+    from bitwright.nn import SlotLayer
+    from bitwright.parts.moments import moment
+
+    found = {name: m.gate for name, m in net.named_modules() if isinstance(m, SlotLayer)}
+    return {
+        name: str(getattr(gate, "part_name", type(gate).__name__))
+        for name, gate in found.items()
+        if moment(gate, "spent") is not None and moment(gate, "density") is None
+    }
+
+
+def measured_gates(target: str) -> dict[str, float]:
+    """Layer -> rate in the last epoch of a run, from its gates.csv."""
+    from pathlib import Path
+
+    from bitwright.runs import Run
+
+    rows = Run(Path(target)).read_csv("gates.csv")
+    last = [r for r in rows if (r["stage"], r["epoch"]) == (rows[-1]["stage"], rows[-1]["epoch"])]
+    return {r["layer"]: float(r["rate"]) for r in last}
+
+
+def gate_note(target: str, gates: dict[str, str], measured: dict[str, float], is_run: bool) -> str:
+    """What the table cannot know, and what does."""
+    names = ", ".join(dict.fromkeys(gates.values()))
+    head = f"{names} ({len(gates)} layer{'s' if len(gates) > 1 else ''}): the table prices every gate as open"
+    if not is_run:
+        return f"{head}; what they save depends on the data. Counted in training, and by: bitwright eval RUN"
+    source = "in the run's last epoch (gates.csv)" if measured else "not counted in this run"
+    return f"{head}; what they save depends on the data: {source}, and anew by: bitwright eval {quoted(target)}"

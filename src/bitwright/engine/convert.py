@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from bitwright.engine import native
 from bitwright.engine.files import save
 from bitwright.engine.fold import fold
+from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.ir import Graph, Node
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import describe
@@ -27,8 +28,6 @@ from bitwright.engine.verify import Proof, remember
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError, Negative
 from bitwright.nn import is_slot_layer
-from bitwright.parts.moments import moment
-from bitwright.transforms.facts import part_text
 
 LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -74,7 +73,8 @@ def convert(
               differ are refused all the same
 
     Status (contract 3.2): PASS where every layer is exact and at least 99.9 % of images keep their class, and the net
-    is faster than the float one; WARN from 99 %, or where it is only smaller; REFUSE below, or with nothing to pack.
+    is faster than the float one; WARN from 99 %, or where it is only smaller; REFUSE below, with nothing to pack, or
+    with gates that skip work (`fbs`, `channel_gate`, `precision_gate`), which packed nets cannot run yet.
 
     >>> import bitwright as bw
     >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), bw.nn.Conv2d(32, 32, 3, w="bwn", x="sign"))
@@ -86,8 +86,8 @@ def convert(
         raise InputError("convert: this net is packed already; run it, or bench it", code="convert-packed")
     example = _example(example)
     _check_finite(model)
-    if gated := _gated(model):
-        return Converted(None, ConvertReport([], status=REFUSE, verdict=gated), model, example)
+    if gated := gated_layers(model):
+        return Converted(None, refusal(model, gated), model, example)
     traced = trace(model, example)
     graph = fold(traced.graph)
     packed = PackedModel(graph, backend, threads)
@@ -116,20 +116,6 @@ def _check_finite(model: nn.Module) -> None:
                 layer=name.rpartition(".")[0],
                 given=word,
             )
-
-
-def _gated(model: nn.Module) -> str:
-    """Why a net with gates is refused; "" where it has none. A packed net computes every output, and dense float layers
-    would gain nothing: a gate pays once kernels skip what it leaves out."""
-    layers: dict[str, Any] = {name: m for name, m in model.named_modules() if is_slot_layer(m)}
-    names = [name for name, layer in layers.items() if moment(layer.gate, "spent") is not None]
-    if not names:
-        return ""
-    more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-    return (
-        f"{names[0]}{more}: gated ({part_text(layers[names[0]].gate)}). Nothing skips work at run time yet, so packing would "
-        "gain nothing; what the gates would save: bw.count_macs(model)"
-    )
 
 
 def _example(example: Any) -> Tensor:

@@ -68,6 +68,11 @@ class ConvertReport:
         return [r for r in self.rows if r.why and r.runs_as == "float"]
 
     @property
+    def gated(self) -> list[ReportRow]:
+        """Layers whose gate a packed net cannot run."""
+        return [r for r in self.rows if r.why.startswith("gate ")]
+
+    @property
     def bytes_before(self) -> int:
         return sum(r.bytes_before for r in self.rows)
 

@@ -66,7 +66,7 @@ def csv_text(groups: list[Group]) -> str:
     """A row per group and machine: raw values, base units in the heading, empty where unknown."""
     text = io.StringIO()
     columns = [
-        "run", "runs", "seeds", "accuracy", "accuracy_std", "bytes", "latency_ms", "latency_ms_std", "latency_runs",
+        "run", "runs", "seeds", "accuracy", "accuracy_std", "bytes", "macs", "bops", "latency_ms", "latency_ms_std", "latency_runs",
         "measured_on", "verdict", "same", "images", "warnings",
     ]  # fmt: skip
     writer = csv.DictWriter(text, columns, lineterminator="\n")
@@ -75,7 +75,7 @@ def csv_text(groups: list[Group]) -> str:
         same = group.same or (None, None)
         shared = {
             "run": group.name, "runs": len(group.runs), "seeds": group.seeds, "accuracy": group.accuracy.mean,
-            "accuracy_std": group.accuracy.std, "bytes": group.size.mean, "verdict": group.verdicts, "same": same[0],
+            "accuracy_std": group.accuracy.std, "bytes": group.size.mean, "macs": group.macs.mean, "bops": group.bops.mean, "verdict": group.verdicts, "same": same[0],
             "images": same[1], "warnings": group.warnings,
         }  # fmt: skip
         for place, spread in group.places.items() or [("", None)]:

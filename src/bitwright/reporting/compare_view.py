@@ -51,6 +51,23 @@ def _time(groups: list[Group]) -> Scatter | None:
     return scatter("Accuracy against latency", "latency (ms, log; left is better)", points, (), table)
 
 
+def work_chart(groups: list[Group]) -> Scatter | None:
+    """Accuracy against the work per image, if any net here has gates: MACs, or BOPs where gates save only those."""
+    gated = [run.work for group in groups for run in group.runs if run.work is not None]
+    if not gated:
+        return None
+    key, unit = ("bops", "BOPs") if all(e.macs == e.dense_macs for e in gated) else ("macs", "MACs")
+    points, rows = [], []
+    for i, group in enumerate(groups):
+        work = getattr(group, key).mean
+        text = words.macs(None if work is None else round(work))
+        rows.append((group.name, words.percent_unit(group.accuracy.mean), text))
+        if work and group.accuracy.mean is not None:
+            points.append(_point(i, group, work / 1e6, f"{text} {unit} per image"))
+    table = Table(f"Accuracy and {unit}", ("run", "test accuracy", f"{unit} per image"), tuple(rows))
+    return scatter(f"Accuracy against {unit}", f"{unit} per image (millions, log; left is better)", points, (), table)
+
+
 def _curves(groups: list[Group]) -> Curves | None:
     """A line per group: the mean of its runs where all of them have the epoch."""
     series = []

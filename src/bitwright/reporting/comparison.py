@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 from bitwright.errors import InputError
 from bitwright.reporting import data, words
 from bitwright.reporting.compare_text import csv_text, latex, markdown
-from bitwright.reporting.compare_view import charts
+from bitwright.reporting.compare_view import charts, work_chart
 from bitwright.reporting.groups import Group, accuracy_of, grouped
 from bitwright.reporting.load import load_run
 from bitwright.reporting.matrix import Matrix, matrix
@@ -109,6 +109,7 @@ def html(groups: list[Group], table: Matrix) -> str:
             "wide": len(groups) > COLUMNS,
             "size_chart": size,
             "time_chart": time,
+            "work_chart": work_chart(groups),
             "curves": lines,
             "differences": differences(groups),
             "bits_class": words.bits_class,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 from bitwright.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes
@@ -35,7 +35,7 @@ class Curves:
 
 @dataclass(frozen=True)
 class Series:
-    """A curve to draw: values in per cent by overall epoch, None where unknown."""
+    """A curve to draw: values by overall epoch (accuracy in per cent), None where unknown."""
 
     name: str
     color: str
@@ -43,34 +43,45 @@ class Series:
     values: tuple[float | None, ...]
 
 
-def curves(title: str, series: Sequence[Series], stages: Sequence[int], table: Table) -> Curves | None:
-    """Accuracy by overall epoch, counted from 1; `stages` holds the stage of each epoch."""
+def curves(
+    title: str,
+    series: Sequence[Series],
+    stages: Sequence[int],
+    table: Table,
+    *,
+    y_title: str = "accuracy (%)",
+    least: float = 4.0,
+    bounds: tuple[float, float] | None = (0.0, 100.0),
+    write: Callable[[float], str] = lambda v: f"{v:.1f} %",
+) -> Curves | None:
+    """Lines by overall epoch, counted from 1; `stages` holds the stage of each epoch. The y axis spans at least `least`."""
     known = [v for s in series for v in s.values if v is not None]
     if not known:
         return None
     epochs = max(len(s.values) for s in series)
     x = Scale(0.5, max(epochs, 2) + 0.5, LEFT, RIGHT)
-    y = linear_scale(known, BOTTOM, TOP, least=4.0)
-    y = Scale(max(0.0, y.low), min(100.0, y.high), BOTTOM, TOP)
+    y = linear_scale(known, BOTTOM, TOP, least=least)
+    if bounds is not None:
+        y = Scale(max(bounds[0], y.low), min(bounds[1], y.high), BOTTOM, TOP)
     ticks = tuple((x(v), tick_text(v)) for v in x.ticks(7) if v == int(v) and v >= 1)
-    plain = axes(x, y, "epoch", "accuracy (%)")
+    plain = axes(x, y, "epoch", y_title)
     return Curves(
         title,
         Axes(plain.y_title, plain.x_title, ticks, plain.y_ticks),
-        tuple(_line(s, x, y) for s in series if any(v is not None for v in s.values)),
+        tuple(_line(s, x, y, write) for s in series if any(v is not None for v in s.values)),
         tuple(_bands(stages, x)),
         table,
     )
 
 
-def _line(series: Series, x: Scale, y: Scale) -> Line:
+def _line(series: Series, x: Scale, y: Scale, write: Callable[[float], str]) -> Line:
     path, pen = "", "M"
     known = [(i, v) for i, v in enumerate(series.values, 1) if v is not None]
     for i, v in enumerate(series.values, 1):
         path += "" if v is None else f"{pen}{x(i)} {y(v)}"
         pen = "M" if v is None else "L"
     every = -(-len(known) // 30)  # so many stops for the keyboard, and the last epoch always
-    marks = tuple((x(i), y(v), f"{series.name}\nepoch {i}: {v:.1f} %") for i, v in known[::-1][::every][::-1])
+    marks = tuple((x(i), y(v), f"{series.name}\nepoch {i}: {write(v)}") for i, v in known[::-1][::every][::-1])
     return Line(series.name, series.color, series.dash, path, marks)
 
 
@@ -102,3 +113,6 @@ class HeatMap:
     x_ticks: tuple[tuple[float, str], ...]
     table: Table
     hidden: int = 0
+    legend: str = "sign flips per step (stronger color = more)"
+    x_title: str = "epoch"
+    less: str = "flip less"  # what the hidden layers do

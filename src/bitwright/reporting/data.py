@@ -8,6 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from typing import Any
 
+from bitwright.reporting.gates import Gates
 from bitwright.reporting.sections import Health, RunData
 
 SCHEMA = "bitwright-report/1"
@@ -27,6 +28,8 @@ def as_dict(run: RunData) -> dict[str, Any]:
     if run.training is not None:
         sections["training"]["epochs"] = columns(sections["training"]["epochs"])
         sections["training"]["health"] = _by_layer(run.training.health)
+    if run.gates is not None:
+        sections["gates"] = _gates(run.gates)
     head = {
         "accuracy": run.accuracy,
         "trained_accuracy": run.trained_accuracy,
@@ -63,7 +66,23 @@ def _by_layer(health: Sequence[Health]) -> dict[str, Any]:
     return {"columns": MEASURES, "epochs": "all" if whole else "last; all are in health.csv", "layers": layers}
 
 
-def _rounded(value: float | None) -> float | None:
+def _gates(gates: Gates) -> dict[str, Any]:
+    """Every epoch where that is not too much; of the images their cost at a few percentiles."""
+    whole = len(gates.rows) <= KEPT_ROWS // 4  # they are wide
+    found = columns([asdict(g) for g in (gates.rows if whole else gates.last)])
+    found["rows"] = [[_rounded(value) for value in row] for row in found["rows"]]
+    few = len(gates.classes) * len(gates.by_class or {}) <= KEPT_ROWS
+    by_class = {n: [_rounded(v) for v in rates] for n, rates in (gates.by_class or {}).items()} if few else None
+    at = {"min": 0.0, "p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
+
+    def spread(values: Sequence[int]) -> dict[str, int]:
+        return {name: values[round(share * (len(values) - 1))] for name, share in at.items()} if values else {}
+
+    kept = "all" if whole else "last; all are in gates.csv"
+    return {**found, "epochs": kept, "by_class": by_class, "macs": spread(gates.macs), "bops": spread(gates.bops)}
+
+
+def _rounded(value: Any) -> Any:
     return float(f"{value:.6g}") if isinstance(value, float) else value
 
 

@@ -42,6 +42,8 @@ def _reasons(run: RunData) -> dict[str, str]:
         reasons["errors"] = "The answers to the test images are not recorded."
     elif not run.errors.mistakes and run.errors.right < run.errors.images:
         reasons["mistakes"] = "The images of the surest mistakes are not recorded."
+    if run.gates is not None and not run.gates.macs:
+        reasons["gates"] = "What each test image costs is not recorded."
     if training is not None and training.status in ("training", "stopped"):
         reasons["unfinished"] = "Training has not finished; the figures are of the last epoch so far."
     return reasons
@@ -54,7 +56,7 @@ def _run_commands(path: str) -> dict[str, str]:
     return {
         "convert": convert, "layers": convert, "worth": convert, "speed": f"bitwright bench {run}",
         "curves": resume, "flips": watched, "weights": resume, "unfinished": resume,
-        "errors": f"bitwright eval {run}", "mistakes": f"bitwright eval {run}",
+        "errors": f"bitwright eval {run}", "mistakes": f"bitwright eval {run}", "gates": f"bitwright eval {run}",
     }  # fmt: skip
 
 
@@ -62,5 +64,5 @@ _TRAIN = "bitwright train digits-lenet5-bwn --out runs/mine"
 _REPORT = 'bw.report([bw.convert(model, example), bw.bench(model, example)], "report.html")'
 _PYTHON = {
     "convert": _REPORT, "layers": _REPORT, "worth": _TRAIN, "speed": _REPORT, "curves": _TRAIN, "flips": _TRAIN,
-    "weights": _TRAIN, "unfinished": _TRAIN, "errors": _TRAIN, "mistakes": _TRAIN,
+    "weights": _TRAIN, "unfinished": _TRAIN, "errors": _TRAIN, "mistakes": _TRAIN, "gates": _TRAIN,
 }  # fmt: skip

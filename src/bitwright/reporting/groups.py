@@ -30,13 +30,18 @@ class Spread:
 
 @dataclass(frozen=True)
 class Group:
-    """Runs of the same experiment. `places` maps a machine to the latencies measured there."""
+    """Runs of the same experiment. `places` maps a machine to the latencies measured there.
+
+    macs, bops   per image: counted on the test images for a net with gates; else all that the layers have, bops unknown
+    """
 
     name: str
     runs: tuple[RunData, ...]
     accuracy: Spread = Spread(())
     size: Spread = Spread(())
     places: dict[str, Spread] = field(default_factory=dict)
+    macs: Spread = Spread(())
+    bops: Spread = Spread(())
 
     @property
     def first(self) -> RunData:
@@ -125,6 +130,8 @@ def _group(name: str, runs: list[RunData]) -> Group:
         _spread(accuracy_of(run) for run in runs),
         _spread(run.file_bytes for run in runs),
         {place: Spread(tuple(values)) for place, values in places.items()},
+        _spread(run.work.macs if run.work else run.total("macs") for run in runs),
+        _spread(run.work.bops if run.work else None for run in runs),
     )
 
 

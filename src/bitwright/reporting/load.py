@@ -10,7 +10,8 @@ from typing import Any
 
 from bitwright.errors import InputError
 from bitwright.reporting import parse
-from bitwright.reporting.pictures import errors_of
+from bitwright.reporting.gates import gates_of
+from bitwright.reporting.pictures import MOST, errors_of
 from bitwright.reporting.sections import Layer, Origin, RunData
 from bitwright.reporting.tables import Cells, rows
 from bitwright.reporting.weights import histograms, metadata
@@ -40,6 +41,7 @@ def _load(run: Run) -> RunData:
         rows(run.read_csv("health.csv"), "health.csv"),
         Cells(run.read_json("state.json"), "state.json"),
     )
+    gates = gates_of(run)
     coded = _coded(layers, [h.layer for h in training.health] if training else [])
     return RunData(
         origin=_origin(run),
@@ -49,8 +51,9 @@ def _load(run: Run) -> RunData:
         nets=tuple(parse.net(row) for row in rows(run.read_csv("results.csv"), "results.csv")),
         training=training,
         histograms=histograms(run.file("model.safetensors"), coded),
-        errors=errors_of(run),
         bits=parse.bits(Cells(analyzed, "pca.json")) if analyzed else None,
+        errors=errors_of(run, MOST if gates is None else MOST - 2 * len(gates.cheapest)),
+        gates=gates,
     )
 
 

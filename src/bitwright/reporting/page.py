@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
-from bitwright.reporting import bits_view, data, run_charts, speed_view, words
+from bitwright.reporting import bits_view, data, gate_charts, run_charts, speed_view, words
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.sections import RunData
@@ -89,6 +89,7 @@ def view(run: RunData) -> dict[str, Any]:
         "spectra": bits_view.spectra(run.bits) if run.bits else None,
         "depth": bits_view.depth(run.bits) if run.bits else None,
         "choices": bits_view.choices(run.bits) if run.bits else None,
+        "gates_view": gate_charts.view(run),
         "commands": commands(run),
         "data": data.block(data.as_dict(run)),
     }

@@ -126,7 +126,8 @@ def training(metrics: list[Cells], health: list[Cells], state: Cells) -> Trainin
 
 
 def epoch(row: Cells) -> Epoch:
-    numbers = {key: row.number(key) for key in ("loss", "top1", "test_top1", "val_top1", "lr", "seconds")}
+    keys = ("loss", "top1", "test_top1", "val_top1", "lr", "seconds", "macs", "dense_macs", "bops", "dense_bops")
+    numbers = {key: row.number(key) for key in keys}
     return Epoch(row.integer("stage") or 0, row.integer("epoch") or 0, **numbers)
 
 

@@ -11,11 +11,11 @@ from bitwright.reporting.tables import Cells, rows
 from bitwright.reporting.weights import opened
 from bitwright.runs.folder import Run
 
-MOST = 24
+MOST = 24  # pictures on a page
 
 
-def errors_of(run: Run) -> Errors | None:
-    """None where the run has no predictions."""
+def errors_of(run: Run, most: int = MOST) -> Errors | None:
+    """None where the run has no predictions; `most` pictures."""
     table = rows(run.read_csv("predictions.csv"), "predictions.csv")
     if not table:
         return None
@@ -32,7 +32,7 @@ def errors_of(run: Run) -> Errors | None:
         only_ours += said != true and before == true
     classes = max(len(names), 1 + max(max(pair) for pair in counts))
     names = tuple(names[i] if i < len(names) else str(i) for i in range(classes))
-    return Errors(names, counts, _mistakes(run, names, by_index), only_ours if compared else None)
+    return Errors(names, counts, _mistakes(run, names, by_index)[:most], only_ours if compared else None)
 
 
 def _needed(row: Cells, key: str) -> int:

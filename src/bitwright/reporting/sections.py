@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from bitwright.reporting.gates import Gates
 
 
 @dataclass(frozen=True)
@@ -124,6 +127,10 @@ class Epoch:
     val_top1: float | None = None
     lr: float | None = None
     seconds: float | None = None
+    macs: float | None = None  # per test image, of a net with gates
+    dense_macs: float | None = None
+    bops: float | None = None
+    dense_bops: float | None = None
 
 
 @dataclass(frozen=True)
@@ -280,6 +287,7 @@ class RunData:
     histograms: tuple[Histogram, ...] = ()
     errors: Errors | None = None
     bits: Bits | None = None
+    gates: Gates | None = None
 
     def net(self, name: str) -> Net | None:
         return next((n for n in self.nets if n.name == name), None)
@@ -292,6 +300,12 @@ class RunData:
     @property
     def layer_total_complete(self) -> bool:
         return all(layer.ms_after is not None for layer in self.layers)
+
+    @property
+    def work(self) -> Epoch | None:
+        """The last epoch, if a net with gates was counted in it."""
+        epochs = self.training.epochs if self.training else ()
+        return epochs[-1] if epochs and epochs[-1].macs else None
 
     # The four figures of the page's head. Tiles, table, charts and JSON all read these.
     @property

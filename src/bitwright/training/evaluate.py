@@ -53,7 +53,7 @@ def evaluate(
 
     loss          (outputs, labels) -> mean. [default: cross entropy]
     rank, world   each process takes its slice; loss and accuracy are those of all, said and confidence its own
-    count         also what a net with gates computes, image by image
+    count         also what a net with gates computes, image by image; its answers and counts then depend on no batch
     check         called between batches; may raise to end it
     """
     from torchmetrics.classification import MulticlassAccuracy
@@ -72,7 +72,7 @@ def evaluate(
             check()
             if not len(y):
                 continue
-            outputs = model(x).float()
+            outputs = (model(x) if ledger is None else ledger.answers(model, x)).float()
             if top1 is None or top5 is None:
                 width = max(classes, outputs.shape[1])
                 make = {"num_classes": width, "average": "micro", "sync_on_compute": False}

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from bitwright.data import Images
     from bitwright.runs import Run
 
+CHUNK = 32  # images of a forward pass that is counted, always
 PICTURES = 8  # of the cheapest images, and of the dearest
 GATES = (
     "stage", "epoch", "layer", "gate", "rate", "threshold_mean", "threshold_min", "threshold_max", "target", "keep",
@@ -120,10 +121,29 @@ class Ledger:
     def hook(self, name: str) -> Callable[..., None]:
         def look(gate: Any, args: tuple[Any, ...]) -> None:
             with torch.no_grad():
-                g = gate.saliencies(args[4]).double()
+                g = gate.saliencies(args[4])[: self.count.limit or None].double()
                 self.sums[name] += torch.tensor([float(g.sum()), float(g.numel())], dtype=torch.float64)
 
         return look
+
+    def answers(self, net: nn.Module, x: Tensor) -> Tensor:
+        """net(x) in passes of `CHUNK` images, the last one filled up with an image that then does not count.
+
+        torch sums in another order for another number of images, and one last bit turns a decision: so the number is
+        always the same. Gates that read the batch itself (`compat="seed"`, `batch_max`) get it whole.
+        """
+        if any(getattr(g, "seed", False) or getattr(g, "scale", "") == "batch_max" for g in self.gates.values()):
+            return net(x)
+        like = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
+        found = []
+        for part in x.split(CHUNK):
+            n = len(part)
+            if n < CHUNK:
+                part = torch.cat([part, part[:1].expand(CHUNK - n, *part.shape[1:])])
+                part = part.contiguous(memory_format=like or torch.contiguous_format)
+            with self.count.valid(n):
+                found.append(net(part)[:n])
+        return torch.cat(found)
 
     def work(self, alone: bool) -> Work:
         """alone: this process saw all images; else the sums are over all processes."""

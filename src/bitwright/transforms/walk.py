@@ -128,6 +128,9 @@ def info_of(candidate: Candidate, layer: nn.Module, seen: Seen) -> LayerInfo:
     x = layer.x if isinstance(layer, SlotLayer) else None
     w_bits, w_planes = bit_facts(w)
     x_bits, x_planes = bit_facts(x)
+    code_bits = getattr(layer.gate, "code_bits", None) if isinstance(layer, SlotLayer) else None
+    if code_bits is not None:  # precision_gate splits the code of the input, or makes it
+        x_bits = x_planes = code_bits
     weights = _weights(layer)
     stored = weight_bits(w)
     for word, bits in (("weight", stored if w_bits is not None else None), ("input", x_bits)):
