@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shlex
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from bitwright.data import Dataset
 from bitwright.experiment import load
 from bitwright.runs import Run
 from oracles import xnor_net as oracle
+from processes import finished
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from" / "xnor-net.md").read_text(encoding="utf-8")
 NAME = "imagenet-alexnet-xnor"
@@ -108,9 +110,6 @@ def test_the_page_typed_at_tiny_size(
 @pytest.mark.slow
 def test_two_processes(tmp_path: Path) -> None:
     """`train.devices=2` in a process of its own, on pictures that both processes find."""
-    import subprocess
-    import sys
-
     image = pytest.importorskip("PIL.Image")
     for split in ("train", "val"):
         for i in range(8):
@@ -120,6 +119,5 @@ def test_two_processes(tmp_path: Path) -> None:
     words = ["train", NAME, rows()["--world-size"], rows()["--dist-backend"], *TINY]
     words += ["data.name=folder", "data.root=pictures"]
     program = [sys.executable, "-m", "bitwright", *words, "--out", "run"]
-    done = subprocess.run(program, cwd=tmp_path, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    finished(program, tmp_path)
     assert (tmp_path / "run" / "model.safetensors").is_file()

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import socket
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,13 +14,13 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright as bw
 from bitwright.analysis.active import ActiveChannels, Mask
 from bitwright.errors import InputError
 from bitwright.transforms.walk import walk
+from processes import spawned
 
 FBS = {"part": "fbs", "keep": 0.5}
 
@@ -518,12 +516,6 @@ def test_resnet18_with_seven_tenths_of_the_channels() -> None:
 # -- several processes
 
 
-def _port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
 SHARDS = {0: [[0, 1, 2, 3], [4]], 1: [[5, 6], [7, 0]]}  # unequal batches; the last one is padded with sample 0
 
 
@@ -536,10 +528,9 @@ def _images() -> Tensor:
     return torch.randn(8, 3, 6, 6, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
+def _rank(rank: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     try:
         net, x = mixed().double(), _images()
         wrapped = DistributedDataParallel(net)
@@ -562,6 +553,6 @@ def _rank(rank: int, port: int, folder: str) -> None:
 @pytest.mark.slow
 def test_two_processes_count_the_integers_of_one(tmp_path: Path) -> None:
     want = _numbers(count(mixed().double(), _images()))
-    spawn(_rank, args=(_port(), str(tmp_path)), nprocs=2, join=True)
+    spawned(_rank, tmp_path / "store", str(tmp_path))
     for rank in (0, 1):
         assert torch.load(tmp_path / f"{rank}.pt", weights_only=True) == want

@@ -5,9 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import math
-import os
 import pickle
-import socket
 import warnings
 from pathlib import Path
 from typing import Any
@@ -18,12 +16,12 @@ import torch.distributed as dist
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 
 import bitwright as bw
 from bitwright.errors import InputError
 from bitwright.fn.gate import gate
 from bitwright.parts.gate_norm import DualNorm, FreeNorm
+from processes import spawned
 
 GATES: list[dict[str, Any]] = [
     {"part": "fbs", "keep": 0.5},
@@ -160,10 +158,9 @@ def test_dual_norm_in_evaluation_and_its_gradient() -> None:
     torch.testing.assert_close(torch.cat([norm(y[:1], on[:1]), norm(y[1:], on[1:])]), whole)
 
 
-def _rank(rank: int, port: int, folder: str) -> None:
+def _rank(rank: int, store: str, folder: str) -> None:
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     try:
         norm, y, on = _synced()
         mine = slice(0, 4) if rank == 0 else slice(4, 6)
@@ -189,10 +186,7 @@ def test_synced_dual_norms_on_two_processes_are_one(tmp_path: Path) -> None:
     y.requires_grad_()
     out = norm(y, on)
     out.square().mul(torch.arange(1, 4).double()[:, None]).sum().backward()
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = int(s.getsockname()[1])
-    spawn(_rank, args=(port, str(tmp_path)), nprocs=2, join=True)
+    spawned(_rank, tmp_path / "store", str(tmp_path))
     got = [torch.load(tmp_path / f"{rank}.pt", weights_only=True) for rank in (0, 1)]
     torch.testing.assert_close(torch.cat([got[0][0], got[1][0]]), out.detach())
     torch.testing.assert_close(torch.cat([got[0][1], got[1][1]]), y.grad)

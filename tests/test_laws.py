@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import socket
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
-from torch.multiprocessing.spawn import spawn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright as bw
@@ -23,6 +21,7 @@ from bitwright.parts import forget, part
 from bitwright.testing import LAWS, Case, LawError, cases, laws
 from bitwright.testing.case import after_steps, inputs
 from bitwright.types import Coded
+from processes import spawned
 
 # Beyond the defaults; a part that is not listed is tried with its defaults and `bits` 1, 2, 3, 8.
 OPTIONS: dict[str, list[dict[str, Any]]] = {
@@ -414,19 +413,12 @@ def test_broken_input_parts(cls: type[nn.Module], name: str, registered: Callabl
 # -- data parallel
 
 
-def _port() -> int:
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        return int(s.getsockname()[1])
-
-
-def _rank(rank: int, port: int) -> None:
+def _rank(rank: int, store: str) -> None:
     """Two ranks, other data on each, three steps of one net that holds every part: parameters stay equal."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", module="torch")
     torch.set_num_threads(1)
-    os.environ.update(MASTER_ADDR="127.0.0.1", MASTER_PORT=str(port))
-    dist.init_process_group("gloo", rank=rank, world_size=2)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
     try:
         torch.manual_seed(0)
         layers = [case.layer() for name in bw.parts() for case in cases(name) if case.slot != "gate"]
@@ -459,5 +451,5 @@ def _rank(rank: int, port: int) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_stay_equal() -> None:
-    spawn(_rank, args=(_port(),), nprocs=2, join=True)
+def test_two_processes_stay_equal(tmp_path: Path) -> None:
+    spawned(_rank, tmp_path / "store")

@@ -25,6 +25,7 @@ from bitwright.errors import BitwrightWarning, InputError, Negative
 from bitwright.experiment import Experiment, parse, to_toml
 from bitwright.runs import Run
 from bitwright.training import Result, Stopped, callback, train
+from processes import Child, finished
 
 TIMES = {"data_ms", "step_ms", "images_per_s", "seconds"}
 TEACHING = pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
@@ -484,27 +485,20 @@ def test_two_processes(tmp_path: Path) -> None:
     e = experiment(train={"devices": 2}, data={"batch": 16, "limit": 1400}, stage=[{"epochs": 8}])
     file = tmp_path / "toy.toml"
     file.write_text(to_toml(e))
-    run = subprocess.run(command(file, tmp_path / "a"), capture_output=True, text=True, timeout=200)
-    assert run.returncode == 0, run.stderr
-    assert run.stdout.count("done:") == 1 and run.stdout.count("\nstage ") == 8, "only one process prints"
+    said = finished(command(file, tmp_path / "a"))
+    assert said.count("done:") == 1 and said.count("\nstage ") == 8, "only one process prints"
     table = Run(tmp_path / "a").read_csv("metrics.csv")
     assert len(table) == 8 and float(table[-1]["test_top1"]) > 0.3
     results = {r["net"]: r for r in Run(tmp_path / "a").read_csv("results.csv")}
     assert float(results["trained"]["accuracy"]) == float(table[-1]["test_top1"]), (
         "shared evaluation equals the plain one"
     )
-    process = subprocess.Popen(
-        command(file, tmp_path / "b"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
-    )
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("stage 0  epoch   0"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.communicate(timeout=100)[0]
-    assert process.returncode == 130 and "next:" in rest, rest
-    again = subprocess.run(command(file, tmp_path / "b", "--resume"), capture_output=True, text=True, timeout=200)
-    assert again.returncode == 0, again.stderr
+    child = Child(command(file, tmp_path / "b"))
+    child.until("stage 0  epoch   0")
+    child.signal(signal.SIGINT)
+    code, said = child.finish()
+    assert code == 130 and "next:" in said, said
+    finished(command(file, tmp_path / "b", "--resume"))
     assert same_weights(tmp_path / "a", tmp_path / "b") and rows(tmp_path / "a") == rows(tmp_path / "b")
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +21,7 @@ from bitwright.runs.build import dataset
 from bitwright.training import Stopped, callback, train
 from bitwright.training.evaluate import Evaluation, evaluate
 from gated import GATES, experiment
+from processes import Child, finished
 
 pytestmark = pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
 TIMES = {"data_ms", "step_ms", "images_per_s", "seconds"}
@@ -240,8 +240,7 @@ def test_two_processes_count_what_one_counts(tmp_path: Path, budget: Any) -> Non
             *more,
         ]
 
-    done = subprocess.run(words("a"), capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
+    finished(words("a"))
     shared = rows(tmp_path / "a", "metrics.csv")[-1]
     one = work_of(tmp_path / "a", 130)
     assert one.work is not None
@@ -253,16 +252,12 @@ def test_two_processes_count_what_one_counts(tmp_path: Path, budget: Any) -> Non
         one.work.rates
     )
     assert sum(int(r["macs"]) for r in rows(tmp_path / "a", "compute.csv")) == one.work.macs
-    process = subprocess.Popen(words("b"), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-    assert process.stdout is not None
-    for line in process.stdout:
-        if line.startswith("stage 1  epoch   0"):
-            process.send_signal(signal.SIGINT)
-            break
-    rest = process.communicate(timeout=100)[0]
-    assert process.returncode == 130, rest
-    again = subprocess.run(words("b", "--resume"), capture_output=True, text=True, timeout=300)
-    assert again.returncode == 0, again.stderr
+    child = Child(words("b"))
+    child.until("stage 1  epoch   0")
+    child.signal(signal.SIGINT)
+    code, said = child.finish()
+    assert code == 130, said
+    finished(words("b", "--resume"))
     x, y = (load_file(tmp_path / run / "model.safetensors") for run in "ab")
     assert all(torch.equal(x[key], y[key]) for key in x)
     assert rows(tmp_path / "a", "gates.csv") == rows(tmp_path / "b", "gates.csv")
