@@ -18,6 +18,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     dropout,
     fbs,
     float_part,
+    heaviside,
     input8,
     kbit,
     lsq,

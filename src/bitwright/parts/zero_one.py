@@ -27,8 +27,8 @@ class ZeroOne(nn.Module):
               (0, random_mag): ONE draw for all layers of the net and all forwards between two optimizer steps
     gradient  g, unchanged: straight through
     shape     any
-    options   on, off: finite numbers; `part.on = 2.0` later changes what the layer computes, in evaluation too, and what
-              `convert` packs. Equal values make a constant, the point 0 of a sweep.
+    options   on, off: finite, off at most on; `part.on = 2.0` later changes what the layer computes, in evaluation too,
+              and what `convert` packs. Equal values make a constant, the point 0 of a sweep.
               init: what `start` draws, each latent 0 or 1: "fan_in:C" is 1 with probability C / fan_in, so that each
               output begins with C connections; "bernoulli:P" is 1 with probability P; "published" is the notebook's
               Bernoulli(0.001), made for 4000 inputs; "keep" draws nothing
@@ -41,7 +41,7 @@ class ZeroOne(nn.Module):
     source    Agrawal, Karlupia 2019, arXiv 1909.00052, and its notebook
     differs   the notebook draws every start with probability 0.001, which leaves a narrow layer without connections; an
               expected fan-in below 1 is refused here (with "published", below 1/2: the notebook's first layer has 0.78)
-    errors    `InputError` for values that are not finite, and for a start with too few connections, naming the layer
+    errors    `InputError` for on below off, values that are not finite, and a start with too few connections
 
     >>> ZeroOne(on=2.0)(torch.tensor([0.7, 0.5, 0.1])).tolist()
     [2.0, 2.0, 0.0]
@@ -67,8 +67,7 @@ class ZeroOne(nn.Module):
     ) -> None:
         super().__init__()
         self.slot, self.init = slot, init
-        self.on = on
-        self.off = off
+        self._on, self._off = self._levels(on, off)
         self.threshold = check_number("zero_one", "threshold", threshold, "above 0, at most 1", lambda v: 0 < v <= 1)
         self.random_mag = check_number(
             "zero_one", "random_mag", random_mag, "0 or more, and finite", lambda v: 0 <= v < math.inf
@@ -109,7 +108,7 @@ class ZeroOne(nn.Module):
 
     @on.setter
     def on(self, value: float) -> None:
-        self._on = self._level("on", value)
+        self._on, self._off = self._levels(value, self._off)
 
     @property
     def off(self) -> float:
@@ -117,14 +116,20 @@ class ZeroOne(nn.Module):
 
     @off.setter
     def off(self, value: float) -> None:
-        self._off = self._level("off", value)
+        self._on, self._off = self._levels(self._on, value)
 
-    def _level(self, name: str, value: float) -> float:
-        level = check_number("zero_one", name, value, "a finite number")
+    def _levels(self, on: float, off: float) -> tuple[float, float]:
+        on, off = (check_number("zero_one", key, v, "a finite number") for key, v in (("on", on), ("off", off)))
+        if on < off:
+            raise InputError(
+                f"part zero_one: on={on} is below off={off}; the gradient passes unchanged, so a latent would move the "
+                "wrong way",
+                code="option",
+            )
         spec = self.__dict__.get("spec")
-        if spec is not None:
-            spec[name] = level  # what a saved recipe says
-        return level
+        if spec is not None:  # what a saved recipe says
+            spec.update({key: v for key, v, before in (("on", on, self._on), ("off", off, self._off)) if v != before})
+        return on, off
 
     # -- the value ----------------------------------------------------------------------------------------------------
     def drawn(self, w: Tensor) -> Tensor:
@@ -176,6 +181,12 @@ class ZeroOne(nn.Module):
             weight.zero_()
         else:
             weight.copy_(torch.rand_like(weight, dtype=torch.float32) < share_of(self.init, fan_in(weight)))
+
+    def succeed(self, old: ZeroOne) -> None:
+        """Goes on with the draws of the part that sat here before."""
+        if self.noisy and old.noisy:
+            self.stream.copy_(old.stream)
+            self.count.copy_(old.count)
 
     @torch.no_grad()
     def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:
