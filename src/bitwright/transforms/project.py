@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator
 
 from torch import nn
 
+from bitwright.nn.invert import SoftInvert
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS
@@ -40,11 +41,15 @@ def project(
     weights: Collection[int] | None = None,
     name: str = "after_step",
 ) -> None:
-    """Runs `after_step` of all parts, or `start`, which draws first latents.
+    """Runs `after_step` of all parts and of `SoftInvert`, or `start`, which draws first latents.
 
-    only     ids of parts (None: all)
+    only     ids of parts, no other module (None: all)
     weights  ids of Parameters: a part runs only if the tensor it projects is among them (None: all)
     """
+    if name == "after_step" and only is None:
+        for module in model.modules():
+            if isinstance(module, SoftInvert) and (weights is None or id(module.invert) in weights):
+                module.after_step()
     done: set[tuple[int, str]] = set()
     for _, layer, slot, part in parts_of(model):
         if layer is None or moment(part, name) is None:
