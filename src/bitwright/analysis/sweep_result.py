@@ -32,6 +32,7 @@ class WeightSweep(Shown):
     """Result of `bw.analyze.weight_sweep`; prints as its table.
 
     norm, images   what was asked; train_images: on which statistics were estimated anew
+    norms          batch norms of the net; with 0 all norm modes are one
     trained_on     the weight value of the net itself; None where its layers differ
     output         the layer that names the class;   ranking   "largest", "smallest" or "mixed" pre-activation does
     limit          weight value of the circuit that `agreement` compares with
@@ -47,6 +48,7 @@ class WeightSweep(Shown):
     limit: float = 100.0
     digital: float | None = None
     train_images: int | None = None
+    norms: int = 0
 
     @property
     def accuracy(self) -> dict[float, float]:

@@ -107,7 +107,7 @@ def weight_sweep(
     points = tuple(t.point(v, head.sign is not None) for v, t in tallies.items())
     return WeightSweep(
         norm, images, points, own.pop() if len(own) == 1 else None, head.name, head.ranking, top, digital.share,
-        statistics.samples,
+        statistics.samples, len(batch_norms(model)),
     )  # fmt: skip
 
 
