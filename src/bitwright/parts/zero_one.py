@@ -53,6 +53,7 @@ class ZeroOne(nn.Module):
     planes = 1
     storage_bits = 1
     projects = True  # after_step twice is after_step once
+    fixed_range = True  # the latent's mean size says how many are on, not how large they are
 
     def __init__(
         self,
