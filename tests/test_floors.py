@@ -25,6 +25,7 @@ FLOORS = {
     "transforms": 3,
     "data": 4,
     "analysis": 5,
+    "procedures": 5,
     "engine": 6,
     "measure": 6,
     "runs": 6,

@@ -39,6 +39,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "dorefa_g": [{"bits": 1}],
     "dropout": [{"p": 0.2}],
     "fbs": [{"keep": 1.0}, {"keep": 0.25, "channel_block": 2, "l1": 1e-3}, {"compat": "seed"}],
+    "heaviside": [
+        {"threshold": 0.5, "boundary": "open"},
+        {"surrogate": "approx"},
+        {"surrogate": "identity"},
+        {"surrogate": "swish", "threshold": -0.25},
+    ],
     "input8": [{"mean": 0.5, "std": 0.25}, {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]}],
     "kbit": [
         {"bits": 1},
@@ -76,6 +82,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "xnor": [{"center": "graph"}, {"center": "off"}, {"compat": "seed"}],
     "xnor_k": [{"detach": False}],
+    "zero_one": [{"on": 0.5, "off": -0.5}, {"random_mag": 0.5, "epsilon": 0.5}, {"threshold": 0.9, "init": "fan_in:8"}],
 }
 # Four means fit four channels: laws that build other layers cannot take them.
 FOUR_CHANNELS = "mean=["

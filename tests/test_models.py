@@ -32,8 +32,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {"size": 33, "width": 0.0625},
     "bireal_resnet18": {"size": 32, "width": 0.0625},
     "alexnet": {"size": 67, "width": 0.03125},
+    "selfprune_mlp": {"hidden": 32, "size": 8},
+    "selfprune_conv": {"size": 8, "width": 0.25},
 }
-NATIVE = {"mlp": (1, 28), "lenet5": (1, 28), "lenet300": (1, 28)}
+NATIVE = dict.fromkeys(("mlp", "lenet5", "lenet300", "selfprune_mlp", "selfprune_conv"), (1, 28))
 NATIVE |= {"resnet18": (3, 224), "bireal_resnet18": (3, 224), "alexnet": (3, 227)}
 
 
@@ -179,7 +181,8 @@ def test_macs_nin():
 
 
 def test_macs_of_the_gray_models():
-    assert macs("mlp", 10) == 784 * 4000 + 2 * 4000 * 4000 + 4000 * 10
+    assert macs("mlp", 10) == macs("selfprune_mlp", 10) == 784 * 4000 + 2 * 4000 * 4000 + 4000 * 10
+    assert macs("selfprune_conv", 10) == 9 * (32 * 28 * 28 + 32 * 64 * 14 * 14 + 64 * 128 * 7 * 7) + 1152 * 10
     assert macs("lenet300", 10) == 784 * 300 + 300 * 100 + 100 * 10
     assert macs("lenet5", 10) == 20 * 25 * 24 * 24 + 20 * 50 * 25 * 8 * 8 + 800 * 500 + 500 * 10
 
@@ -223,7 +226,7 @@ def test_names_that_recipes_use():
 @pytest.mark.parametrize("name", models.list())
 @pytest.mark.parametrize(
     ("kind", "cls"),
-    [("relu", nn.ReLU), ("identity", nn.Identity), ("hardtanh", nn.Hardtanh), ("prelu", nn.PReLU)],
+    [("relu", nn.ReLU), ("identity", nn.Identity), ("hardtanh", nn.Hardtanh), ("prelu", nn.PReLU), ("tanh", nn.Tanh)],
 )
 def test_activation_is_honored(name: str, kind: str, cls: type[nn.Module]):
     model, x = small(name, activation=kind)
@@ -306,6 +309,11 @@ def test_dropout_only_in_training():
         (lambda: models.create("nin", norm_last="yes"), "models: nin: norm_last='yes'; possible: true, false"),
         (lambda: models.create("resnet20", shortcut="cnv"), "resnet20: unknown shortcut 'cnv'; did you mean 'conv'?"),
         (lambda: models.create("resnet20", stem_stride=0), "stem_stride=0; possible: an integer of at least 1"),
+        (
+            lambda: models.create("selfprune_mlp", norm="batchnorm"),
+            "unknown norm 'batchnorm'; did you mean 'batch_norm'?",
+        ),
+        (lambda: models.create("selfprune_conv", head="linear"), "unknown head 'linear'; Known: block, counts"),
         (lambda: models.create("mlp", num_classes=0), "models: mlp: num_classes=0; possible: an integer"),
     ],
 )
@@ -319,7 +327,7 @@ def test_smallest_sizes_run():
     """What the error messages call possible is possible."""
     for name, size in {
         "lenet5": 16, "vgg_small": 8, "alexnet": 67, "bireal_resnet18": 32, "nin": 1,
-        "cifarnet": 15, "m_cifarnet": 3, "vgg15": 32,
+        "cifarnet": 15, "m_cifarnet": 3, "vgg15": 32, "selfprune_conv": 8,
     }.items():  # fmt: skip
         channels = NATIVE.get(name, (3, 32))[0]
         model = models.create(name, width=0.05, size=size).eval()

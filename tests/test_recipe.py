@@ -52,6 +52,9 @@ def test_shipped_names() -> None:
         "channel_gate-postact",
         "precision_gate-w8a3p2",
         "precision_gate-w8a8p4",
+        "selfprune",
+        "selfprune-step",
+        "zero_one",
     ]
     assert set(wanted) <= set(recipes())
 

@@ -6,14 +6,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from bitwright.analysis.connections import connections
     from bitwright.analysis.pca import pca
+    from bitwright.analysis.weight_sweep import weight_sweep
 
 # name -> the module that defines it
 _HOME = {
+    "connections": "connections",
     "pca": "pca",
+    "weight_sweep": "weight_sweep",
 }
 
-__all__ = ["pca"]
+__all__ = ["connections", "pca", "weight_sweep"]
 
 
 def __getattr__(name: str) -> Any:

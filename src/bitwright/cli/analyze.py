@@ -1,4 +1,4 @@
-"""`bitwright analyze`: what a trained net says about where bits are needed; a recipe that follows from it."""
+"""`bitwright analyze`: what a trained net says about itself: where bits are needed, or what its weights may be worth."""
 
 from __future__ import annotations
 
@@ -11,13 +11,26 @@ from bitwright.cli.complete import complete_model, complete_recipe, complete_run
 from bitwright.cli.output import Output
 from bitwright.errors import InputError, nearest
 
-JUDGES = ("pca",)
+JUDGES = ("pca", "weight_sweep", "connections")
+# options that are for one judge; the others are for all
+ONLY = {
+    "pca": {
+        "output": "--output", "threshold": "--threshold", "delta": "--delta", "relative": "--relative",
+        "budget": "--budget", "bits": "--bits", "shortcut": "--shortcut", "target": "--for", "base": "--base",
+        "weight_scale": "--weight-scale", "faithful": "--faithful", "random": "--random", "seed": "--seed",
+        "baselines": "--baselines", "energy": "--energy", "overwrite": "--overwrite",
+    },
+    "weight_sweep": {"on": "--on", "norm": "--norm", "batch": "--batch", "test_images": "--test-images"},
+    "connections": {},
+}  # fmt: skip
 
 
 def analyze(
     ctx: typer.Context,
     run: Annotated[str, typer.Argument(help="A trained run directory.", autocompletion=complete_run)],
-    judge: Annotated[str, typer.Option(help="What decides: pca.")] = "pca",
+    judge: Annotated[
+        str, typer.Option(help="pca: where bits are needed. weight_sweep, connections: of nets with 0/1 weights.")
+    ] = "pca",
     output: Annotated[
         str | None, typer.Option("--output", "-o", "--out", help="The recipe. [default: RUN/hybrid.toml]")
     ] = None,
@@ -42,7 +55,8 @@ def analyze(
         bool, typer.Option("--faithful", help="kbit as in the public code: unbounded inputs; cannot be packed.")
     ] = False,
     images: Annotated[
-        int | None, typer.Option(min=1, help="Training images. [default: 1,000, more where layers are wide]")
+        int | None,
+        typer.Option(min=1, help="Training images. [default: pca 1,000, more where layers are wide; sweep 2,000]"),
     ] = None,
     random: Annotated[int, typer.Option(min=0, help="Random choices to compare with.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the random choices.")] = 0,
@@ -52,11 +66,26 @@ def analyze(
     energy: Annotated[str, typer.Option(help="Energy table of the comparison.")] = "hybrid45",
     data_root: Annotated[str | None, typer.Option("--data-root", help="Where the run's data set lies here.")] = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing recipes.")] = False,
+    on: Annotated[str, typer.Option(help="Sweep: weight values, numbers and FROM:TO:STEP.")] = "0:4:0.1,5,10,100",
+    norm: Annotated[
+        str, typer.Option(help="Sweep: statistics of norms: running, recalibrate, batch, or all of them.")
+    ] = "all",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Sweep: images at a time. [default: as in training's evaluation]")
+    ] = None,
+    test_images: Annotated[
+        int | None, typer.Option("--test-images", min=1, help="Sweep: first test images only. [default: all]")
+    ] = None,
 ) -> None:
-    """Count the dimensions that each layer of a trained binary net uses; give k bits to the layers where they rise.
+    """Look at a trained net: how many dimensions each layer uses (pca), or what its 0/1 weights do.
 
-    Writes a recipe to read, edit and train with, and pca.json into the run for its report. Beside it stands what
-    else the same bits could buy: no layer, all layers, random ones, one end of the net.
+    pca gives k bits to the layers where the dimensions rise: it writes a recipe to read, edit and train with, and pca.json
+    into the run for its report. Beside it stands what else the same bits could buy: no layer, all layers, random ones,
+    one end of the net.
+
+    weight_sweep evaluates a net of 0/1 weights while they take one value after another, ranked also by what the last layer
+    computes and compared with the circuit at large weights; sweep.json goes into the run. connections counts the weights
+    that are on and the neurons that they keep alive.
     """
     out: Output = ctx.obj
     if judge not in JUDGES:
@@ -66,6 +95,15 @@ def analyze(
             given=judge,
             possible=", ".join(JUDGES),
         )
+    _check_options(ctx, judge)
+    if judge == "weight_sweep":
+        from bitwright.cli.analyze_sweep import analyze_sweep
+
+        return analyze_sweep(out, run, on, norm, batch, images, test_images, data_root)
+    if judge == "connections":
+        from bitwright.cli.analyze_sweep import analyze_connections
+
+        return analyze_connections(out, run, data_root)
     from bitwright.cli.analyze_pca import Wanted, analyze_pca
 
     wanted = Wanted(
@@ -75,6 +113,20 @@ def analyze(
         overwrite=overwrite, replace=output is None,
     )  # fmt: skip
     analyze_pca(out, run, wanted, images, data_root, threshold, delta, relative=relative, budget=budget)
+
+
+def _check_options(ctx: typer.Context, judge: str) -> None:
+    """An option of another judge is a mistake, not ignored."""
+    for other, options in ONLY.items():
+        given = (option for name, option in options.items() if _typed(ctx, name))
+        wrong = next(given, None) if other != judge else None
+        if wrong is not None:
+            raise InputError(f"analyze: {wrong} is for --judge {other}; leave it out", code="usage", given=wrong)
+
+
+def _typed(ctx: typer.Context, name: str) -> bool:
+    source = ctx.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
 
 
 def _bits(text: str) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright.atomic import replacing
 from bitwright.cli.output import Output
 from bitwright.cli.progress import Shown
-from bitwright.cli.target import experiment_of, open_run, quoted, trained_net
+from bitwright.cli.target import at_root, experiment_of, open_run, quoted, trained_net
 from bitwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def analyze_pca(
     from bitwright.runs import dataset, example_of
     from bitwright.runs.build import normalized
 
-    experiment = _at(run.experiment, data_root)
+    experiment = at_root(run.experiment, data_root)
     train = dataset(experiment, "train")
     net = trained_net(run, train)
     x = example_of(experiment, train, 2)
@@ -138,12 +138,6 @@ def _target(experiment: Experiment, images: Images, wanted: Wanted, x: Tensor) -
     if other is not None:
         return build_model(other, images, weights=False).eval(), example_of(other, images, 2)
     return make_model(wanted.target, "analyze", images.shape, len(images.classes))[0].eval(), x
-
-
-def _at(experiment: Experiment, root: str | None) -> Experiment:
-    if root is None:
-        return experiment
-    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"root": root})})
 
 
 def _check_places(wanted: Wanted) -> None:

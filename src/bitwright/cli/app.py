@@ -43,7 +43,7 @@ _COMMANDS = (
     (plan.plan, "plan", "What a recipe would do to a model, layer by layer."),
     (train.train, "train", "Run an experiment into a run directory."),
     (eval.eval, "eval", "Accuracy of the trained and of the packed net."),
-    (analyze.analyze, "analyze", "Which layers of a trained net deserve more bits."),
+    (analyze.analyze, "analyze", "Where a trained net needs bits; sweeps of 0/1 weights."),
     (convert.convert, "convert", "Pack a trained net, with proof, or say why not."),
     (bench.bench, "bench", "Speed beside the best fp32, bf16 and int8 here."),
     (cost.cost, "cost", "MACs, bit operations, bytes and energy, computed."),

@@ -63,9 +63,14 @@ def test_images(experiment: Experiment, data_root: str | None = None) -> Images:
     """The test images of an experiment; `data_root` where its data lies on this machine."""
     from bitwright.runs import dataset
 
-    if data_root is not None:
-        experiment = experiment.model_copy(update={"data": experiment.data.model_copy(update={"root": data_root})})
-    return dataset(experiment, "test")
+    return dataset(at_root(experiment, data_root), "test")
+
+
+def at_root(experiment: Experiment, data_root: str | None) -> Experiment:
+    """The same with its data elsewhere."""
+    if data_root is None:
+        return experiment
+    return experiment.model_copy(update={"data": experiment.data.model_copy(update={"root": data_root})})
 
 
 def float_net(experiment: Experiment, shape: Shape | None, classes: int) -> tuple[nn.Module, Tensor]:

@@ -429,6 +429,17 @@ for _op in ("add", "sub", "mul"):
     _aten(_op)(lambda c, op=_op: _binary(c, op))
 
 
+@_aten("rsub")
+def _rsub(c: Call) -> Lowered:
+    other = c.get(1)
+    if not isinstance(other, (int, float)) or c.get(2, 1) != 1:
+        raise Unsupported("takes a computed value from another")
+    channels = int(c.node.meta["val"].shape[1]) if c.rank() > 1 else 1
+    minus = -torch.ones(channels, dtype=torch.float64)
+    number = torch.full((channels,), float(other), dtype=torch.float64)
+    return "affine", [c.value(0)], {"last": c.rank() == 2}, {"scale": minus, "add": number}  # it folds as a norm does
+
+
 @_aten("div")
 def _div(c: Call) -> Lowered:
     other = c.get(1)

@@ -167,9 +167,19 @@ def _rows(model: nn.Module, graph: Graph, packed: PackedModel, refused: dict[str
             why = "" if layer is None or is_slot_layer(layer) else "its slots are empty"
         elif runs == "bits on disk, float run":
             why = "its input is float"
+        if not _any_weight(graph, node):
+            why = "; ".join(filter(None, (why, "all its weights are 0, so its output is a constant")))
         kind = describe(layer) if layer is not None else node.op
         rows.append(ReportRow(name or "(net)", kind, runs, bits, 4 * weight + extra, after, why=why))
     return rows
+
+
+def _any_weight(graph: Graph, node: Node) -> bool:
+    """Whether some weight is not 0; of a weight stored as bits, so that what it says is what was packed."""
+    bits = graph.tensor(node, "bits")
+    if bits is None:
+        return True
+    return bool(bits.any()) or any(int(term["zero"]) for term in node.attrs["weight"]["terms"])
 
 
 def _weight_count(graph: Graph, node: Node) -> int:

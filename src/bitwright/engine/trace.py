@@ -319,12 +319,9 @@ def _lower(
                     graph, names[n.args[0].name], layers[layer_name], layer_name, inputs[layer_name]
                 )
                 continue
-            if (
-                n.all_input_nodes
-                and all(i.name in constants for i in n.all_input_nodes)
-                and target.startswith(RESHAPES)
-            ):
-                constants[n.name] = _reshaped(n, constants)
+            inputs_of = n.all_input_nodes
+            if inputs_of and all(i.name in constants for i in inputs_of) and _stays_constant(n, constants):
+                constants[n.name] = _worked_out(n, constants)
                 continue
             _emit_aten(graph, n, names, constants, symbols, layers)
         else:
@@ -336,8 +333,13 @@ def _lower(
 RESHAPES = ("aten._assert_tensor_metadata", "aten.detach", "aten.reshape", "aten.to.", "aten.unsqueeze", "aten.view")
 
 
-def _reshaped(n: torch.fx.Node, constants: dict[str, Tensor]) -> Tensor:
-    """A parameter that forward only reshapes, e.g. a shift per channel, is still a plain constant."""
+def _stays_constant(n: torch.fx.Node, constants: dict[str, Tensor]) -> bool:
+    """Parameters that forward only reshapes (a shift per channel), and numbers made of single numbers (1 - 2 t)."""
+    single = all(constants[i.name].numel() == 1 for i in n.all_input_nodes)
+    return str(n.target).startswith(RESHAPES) or (single and str(n.target).startswith("aten."))
+
+
+def _worked_out(n: torch.fx.Node, constants: dict[str, Tensor]) -> Tensor:
 
     def real(value: Any) -> Any:
         return map_arg(value, lambda node: constants[node.name])

@@ -23,6 +23,7 @@ from .mlp import lenet300, mlp
 from .nin import nin
 from .resnet import resnet18
 from .resnet_cifar import Shortcut, resnet20_plain, resnet20_postact, resnet_cifar
+from .selfprune import Head, Norm, selfprune_conv, selfprune_mlp
 from .vgg import vgg15, vgg_small
 
 __all__ = ["create", "list"]
@@ -55,6 +56,8 @@ _MODELS: dict[str, _Entry] = {
     "resnet18": _Entry(resnet18),
     "bireal_resnet18": _Entry(bireal_resnet18, multiple=32),
     "alexnet": _Entry(alexnet, min_size=67),
+    "selfprune_mlp": _Entry(selfprune_mlp),
+    "selfprune_conv": _Entry(selfprune_conv, min_size=8),
 }
 
 
@@ -70,9 +73,10 @@ def list() -> tuple[str, ...]:
 def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     """A new float model with random weights.
 
-    options   in_channels, size (image side), activation ("relu", "identity", "hardtanh", "prelu"),
-              width (multiplies channels or hidden units, say 0.5 or 2), dropout; `mlp` has hidden, depth too,
-              `nin` norm_last, `resnet20` to `resnet56` shortcut and stem_stride, `bireal_*` rprelu.
+    options   in_channels, size (image side), activation ("relu", "identity", "hardtanh", "prelu",
+              "tanh"), width (multiplies channels or hidden units, say 0.5 or 2), dropout; `mlp` and `selfprune_mlp` have
+              hidden, depth too, `selfprune_*` norm and head, `nin` norm_last, `resnet20` to `resnet56` shortcut and
+              stem_stride, `bireal_*` rprelu.
               Defaults are the model's published ones; `size` changes only what it must (a Linear's inputs).
 
     >>> import torch
@@ -120,9 +124,9 @@ def _check(name: str, entry: _Entry, options: dict[str, Any]) -> None:
     for key in ("norm_last", "rprelu"):
         if not isinstance(options.get(key, False), bool):
             raise InputError(f"models: {name}: {key}={options[key]!r}; possible: true, false")
-    shortcut = options.get("shortcut", "zeros")
-    if shortcut not in get_args(Shortcut):
-        raise InputError(f"models: {name}: unknown shortcut {shortcut!r}{_known(shortcut, get_args(Shortcut))}")
+    for key, words in (("shortcut", Shortcut), ("norm", Norm), ("head", Head)):
+        if key in options and options[key] not in get_args(words):
+            raise InputError(f"models: {name}: unknown {key} {options[key]!r}{_known(options[key], get_args(words))}")
     kind = options["activation"]
     if kind not in ACTIVATIONS:
         raise InputError(f"models: {name}: unknown activation {kind!r}{_known(kind, ACTIVATIONS)}")

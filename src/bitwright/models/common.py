@@ -5,7 +5,7 @@ from typing import Literal, get_args
 
 from torch import nn
 
-Activation = Literal["relu", "identity", "hardtanh", "prelu"]
+Activation = Literal["relu", "identity", "hardtanh", "prelu", "tanh"]
 ACTIVATIONS: tuple[str, ...] = get_args(Activation)
 
 
@@ -17,7 +17,7 @@ def make_activation(kind: Activation, channels: int) -> nn.Module:
     """
     if kind == "prelu":
         return nn.PReLU(channels)
-    return {"relu": nn.ReLU, "identity": nn.Identity, "hardtanh": nn.Hardtanh}[kind]()
+    return {"relu": nn.ReLU, "identity": nn.Identity, "hardtanh": nn.Hardtanh, "tanh": nn.Tanh}[kind]()
 
 
 def scaled(channels: int, width: float) -> int:

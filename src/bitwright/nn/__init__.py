@@ -1,5 +1,6 @@
 """Floor 2: PyTorch's layers plus slots."""
 
+from bitwright.nn.invert import HardInvert, SoftInvert
 from bitwright.nn.layers import (
     KINDS,
     Conv1d,
@@ -19,9 +20,11 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "ConvTranspose2d",
+    "HardInvert",
     "Linear",
     "RPReLU",
     "SlotLayer",
+    "SoftInvert",
     "is_slot_layer",
     "replace_layer",
 ]

@@ -58,6 +58,17 @@ class SlotLayer(nn.Module):
         """Back from the parts' layout to the operator's."""
         return w
 
+    @torch.no_grad()
+    def on_latent(self, slot: str, name: str) -> None:
+        """Runs the moment `name` of the part in slot w or b on the tensor that it reads, in place."""
+        run, latent = moment(getattr(self, slot), name), self.bias if slot == "b" else self.weight
+        if run is None or latent is None:
+            return
+        seen = latent if slot == "b" else self.slot_weight()
+        run(seen)
+        if seen is not latent:  # a transposed convolution shows its parts a rearranged copy
+            latent.copy_(self.from_slot(seen))
+
     def quantized_weight(self) -> Tensor:
         """The weight the operator gets."""
         return self.weight if self.w is None else self.from_slot(self.w(self.slot_weight()))
@@ -141,6 +152,8 @@ def _init(layer: SlotLayer, w: Any, b: Any, x: Any, g: Any, gate: Any) -> None:
     for slot in SLOTS:
         layer.register_module(slot, None)
     layer.set_slots(w=w, b=b, x=x, g=g, gate=gate)
+    for slot in ("w", "b"):
+        layer.on_latent(slot, "start")
 
 
 class Linear(SlotLayer, nn.Linear):

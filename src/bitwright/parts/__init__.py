@@ -18,6 +18,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     dropout,
     fbs,
     float_part,
+    heaviside,
     input8,
     kbit,
     lsq,
@@ -33,6 +34,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     uniform,
     xnor,
     xnor_k,
+    zero_one,
 )
 from bitwright.parts.chain import Chain
 from bitwright.parts.moments import moment

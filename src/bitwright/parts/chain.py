@@ -130,10 +130,16 @@ class Chain(nn.Module):
         number, unit = found(t, keep=mask.mask)
         return mask(number), unit
 
+    def start(self, weight: Tensor) -> None:
+        self._on_latent("start", weight)
+
     def after_step(self, weight: Tensor) -> None:
+        self._on_latent("after_step", weight)
+
+    def _on_latent(self, name: str, weight: Tensor) -> None:
         mask = self.mask
         for link in self._others():
-            found = moment(link, "after_step")
+            found = moment(link, name)
             if found is not None:
                 found(weight) if mask is None else found(weight, keep=mask.mask)
 

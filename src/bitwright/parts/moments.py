@@ -9,8 +9,9 @@ from torch import nn
 
 # encode    the value as bits and tables (`Coded`)                     whole     the value as (whole numbers, one unit)
 # after_step, penalty, observe, density, bind: see contract of a part in ARCHITECTURE.md
+# start     first latents in place of the weights of a float layer, drawn once, by `apply` or a layer's constructor
 # succeed   take over from a part of the same kind that sat here before          spent   work of one call of a gate
-MOMENTS = ("encode", "whole", "after_step", "penalty", "observe", "density", "bind", "succeed", "spent")
+MOMENTS = ("encode", "whole", "start", "after_step", "penalty", "observe", "density", "bind", "succeed", "spent")
 
 
 def moment(part: nn.Module | None, name: str) -> Callable[..., Any] | None:

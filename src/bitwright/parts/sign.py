@@ -16,6 +16,24 @@ from bitwright.types import Coded, scalar
 SURROGATES = ("clip", "approx", "identity", "swish")
 
 
+def surrogate_slope(x: Tensor, surrogate: str, boundary: str) -> Tensor | None:
+    """The slope that stands for that of a sign at x; None: 1 everywhere.
+
+    >>> surrogate_slope(torch.tensor([0.25, 1.0, 2.0]), "approx", "closed")
+    tensor([1.5000, 0.0000, 0.0000])
+    """
+    size = x.abs()
+    if surrogate == "clip":
+        return size <= 1 if boundary == "closed" else size < 1
+    if surrogate == "approx":
+        return torch.rsub(size, 2, alpha=2).clamp_min(0)
+    if surrogate == "swish":
+        z = (5 * x).clamp(-30, 30)  # the bump is below 1e-11 there; cosh would overflow in half precision
+        z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
+        return 5 * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
+    return None
+
+
 @part("sign", "x")
 class Sign(nn.Module):
     """Binary inputs {-1, +1}: +1 where x >= 0.
@@ -52,16 +70,7 @@ class Sign(nn.Module):
             self.planes = self.storage_bits = 2
 
     def slope(self, x: Tensor) -> Tensor | None:
-        size = x.abs()
-        if self.surrogate == "clip":
-            return size <= 1 if self.boundary == "closed" else size < 1
-        if self.surrogate == "approx":
-            return torch.rsub(size, 2, alpha=2).clamp_min(0)
-        if self.surrogate == "swish":
-            z = (5 * x).clamp(-30, 30)  # the bump is below 1e-11 there; cosh would overflow in half precision
-            z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
-            return 5 * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
-        return None
+        return surrogate_slope(x, self.surrogate, self.boundary)
 
     def forward(self, x: Tensor) -> Tensor:
         if self.seed:

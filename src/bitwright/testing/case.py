@@ -29,9 +29,8 @@ class Case:
 
     def layer(self, kind: str = "conv", channels: int = IN, out: int = OUT) -> SlotLayer:
         """A layer with the part in its slot, and nothing else."""
-        layer = Conv2d(channels, out, 3, padding=1) if kind == "conv" else Linear(channels, out)
-        layer.set_slots("", **{self.slot: {"part": self.part, **self.options}})
-        return layer
+        filled = {self.slot: {"part": self.part, **self.options}}
+        return Conv2d(channels, out, 3, padding=1, **filled) if kind == "conv" else Linear(channels, out, **filled)
 
     def of(self, layer: SlotLayer) -> nn.Module:
         """The part in the layer; where the slot stays empty, what does nothing."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
+from bitwright.parts.zero_one import ZeroOne
 from bitwright.transforms.facts import bit_facts, quantizer_of
 
 IMAGES = 16  # of a batch, for what is said about inputs
@@ -32,7 +33,7 @@ class Probe:
     flips        share of weight codes (signs, levels) that the step changed; None where the weight is float or has
                  more than 2 bits: fine levels change all the time, and that says nothing
     dead         share of weights whose gradient is exactly zero
-    scale        mean |latent| relative to the stage's start
+    scale        mean |latent| relative to the stage's start; None where latents have a fixed range
     saturation   share of inputs for which the x part passes no gradient; None without one
     positive     share of inputs >= 0
     """
@@ -68,7 +69,7 @@ class Probe:
                 x = self.inputs.get(name)
                 part = quantizer_of(layer.x)
                 grad = layer.weight.grad
-                start = self.start.get(name, 0.0)
+                start = 0.0 if getattr(quantizer_of(layer.w), "fixed_range", False) else self.start.get(name, 0.0)
                 found[name] = {
                     "flips": changed(self.codes[name], codes(layer)),
                     "dead": None if grad is None else _share(grad == 0),
@@ -77,6 +78,18 @@ class Probe:
                     "positive": None if x is None else _share(x >= 0),
                 }
         return found
+
+
+def all_off(layers: dict[str, SlotLayer]) -> dict[str, int]:
+    """Layers of 0/1 weights in which no connection is on, and how many weights they have."""
+    found = {name: layer for name, layer in layers.items() if isinstance(quantizer_of(layer.w), ZeroOne)}
+    return {name: layer.weight.numel() for name, layer in found.items() if not _any_bit(layer)}
+
+
+@torch.no_grad()
+def _any_bit(layer: SlotLayer) -> bool:
+    encode = moment(layer.w, "encode")
+    return encode is None or bool(encode(layer.slot_weight().detach()).bit.any())
 
 
 @torch.no_grad()

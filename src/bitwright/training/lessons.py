@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 from bitwright.measure.numbers import percent
@@ -26,16 +26,22 @@ Lesson = tuple[str, str]  # key, text
 
 
 def lessons(
-    experiment: Experiment, state: State, signed: Callable[[str], bool], classes: int, images: int
+    experiment: Experiment,
+    state: State,
+    signed: Callable[[str], bool],
+    classes: int,
+    images: int,
+    off: Mapping[str, int] | None = None,
 ) -> list[str]:
     """What the epoch just ended (the last row of `state.rows`) has to teach that was not taught before.
 
     signed            whether a layer's inputs become {-1, +1}
     classes, images   of the test set
+    off               layers of 0/1 weights without a connection, and how many weights they have
     """
     index = state.stage
     new = []
-    for key, text in _all(experiment, state, signed, classes, images):
+    for key, text in _all(experiment, state, signed, classes, images, off or {}):
         told = f"{index} {key}"
         if told not in state.told:
             state.told.append(told)
@@ -45,7 +51,12 @@ def lessons(
 
 
 def _all(
-    experiment: Experiment, state: State, signed: Callable[[str], bool], classes: int, images: int
+    experiment: Experiment,
+    state: State,
+    signed: Callable[[str], bool],
+    classes: int,
+    images: int,
+    off: Mapping[str, int],
 ) -> Iterator[Lesson]:
     row = state.rows[-1]
     history = _history(state)
@@ -53,6 +64,7 @@ def _all(
     yield from _constant(state, history, signed)
     yield from _layers(experiment, state, history, "dead", lambda v, *_: v > DEAD, "get no gradient", _revive)
     yield from _scale(experiment, state, history)
+    yield from _off(experiment, state, off)
     yield from _gates(state)
     yield from _switch(experiment, state)
     yield from _loader(experiment, row)
@@ -162,6 +174,16 @@ def _scale(experiment: Experiment, state: State, history: dict[str, list[dict[st
             f"scale {name}",
             f"{name}: its latent weights have {word} to {value:.2g} times their size since epoch {since}; "
             f"usually {cause}. try: {cure}",
+        )
+
+
+def _off(experiment: Experiment, state: State, off: Mapping[str, int]) -> Iterator[Lesson]:
+    for name, weights in off.items():
+        yield (
+            f"off {name}",
+            f"{name}: none of its {weights:,} connections is on at the end of epoch {state.epoch}, so its output, and that "
+            "of a norm behind it, is a constant; usually too few at the start, or steps that switch all off at once. "
+            f'try: init = "fan_in:8" in the recipe, or {_rate(experiment, state.stage, 0.3)}',
         )
 
 

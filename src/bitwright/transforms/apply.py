@@ -41,7 +41,8 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
 
     Layers become `bw.nn` layers with the same Parameter objects, so optimizers and checkpoints keep working.
     With `example` (a batch of inputs) one eval forward proves that every replaced layer is really called, and
-    that no signed input part reads a ReLU. Then each part's projection runs once.
+    that no signed input part reads a ReLU. Then a part that draws first latents does so
+    (`zero_one`), and each part's projection runs once.
     The recipe, `first` and `last` resolved to names, stays at `model.bitwright_recipe`.
     Errors: `InputError`, and the model is as it was.
 
@@ -83,7 +84,9 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
             BitwrightWarning,
             stacklevel=2,
         )
-    project(model, only={id(p) for d, new in built for s in d.slots if (p := getattr(new, s)) is not None})
+    fresh = {id(p) for d, new in built for s in d.slots if (p := getattr(new, s)) is not None}
+    project(model, only=fresh, name="start")
+    project(model, only=fresh)
     before = getattr(model, ATTRIBUTE, Recipe())
     setattr(model, ATTRIBUTE, before + resolved.recipe)
     warn_skipped(left)

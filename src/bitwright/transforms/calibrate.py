@@ -2,33 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Collection, Iterable
+from contextlib import nullcontext
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from bitwright.errors import InputError
 from bitwright.parts.moments import moment
-from bitwright.parts.norm import Norm
+from bitwright.transforms.batch_norms import BATCH_NORMS, norms_training
 from bitwright.transforms.clips import awake
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.project import parts_of
-
-
-@contextmanager
-def _kept(model: nn.Module, batch: bool) -> Iterator[None]:
-    """Norms in training mode, whose running statistics are put back: torch's kernel moves them unseen by autograd."""
-    found = [m for m in model.modules() if isinstance(m, (_BatchNorm, Norm))] if batch else []
-    saved = [(buffer, buffer.clone()) for module in found for buffer in module.buffers()]
-    for module in found:
-        module.train()
-    try:
-        yield
-    finally:
-        for buffer, value in saved:
-            buffer.copy_(value)
 
 
 def calibrate(
@@ -75,8 +60,9 @@ def calibrate(
 
     handles = [part.register_forward_pre_hook(watch(slot)) for slot, part in observers]
     try:
-        leave = [m for _, part in observers for m in part.modules() if not isinstance(m, (_BatchNorm, Norm))]
-        with evaluating(model, leave=leave), _kept(model, norms == "batch"), awake(model):
+        leave = [m for _, part in observers for m in part.modules() if not isinstance(m, BATCH_NORMS)]
+        of_batch = norms_training(model) if norms == "batch" else nullcontext()
+        with evaluating(model, leave=leave), of_batch, awake(model):
             for batch in batches:
                 counted += 1
                 run_model(model, batch[0] if isinstance(batch, (tuple, list)) else batch)

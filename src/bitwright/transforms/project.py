@@ -1,12 +1,12 @@
-"""`after_step` of the parts: on the weight as the part sees it, each Parameter once."""
+"""Moments of the parts that change latents: on the weight as the part sees it, each Parameter once."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 
-import torch
 from torch import nn
 
+from bitwright.nn.invert import SoftInvert
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS
@@ -35,17 +35,24 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, SlotLayer | None, str, nn.
             yield name, None, "", module
 
 
-@torch.no_grad()
-def project(model: nn.Module, only: Collection[int] | None = None, weights: Collection[int] | None = None) -> None:
-    """Runs `after_step` of all parts.
+def project(
+    model: nn.Module,
+    only: Collection[int] | None = None,
+    weights: Collection[int] | None = None,
+    name: str = "after_step",
+) -> None:
+    """Runs `after_step` of all parts and of `SoftInvert`, or `start`, which draws first latents.
 
-    only     ids of parts (None: all)
+    only     ids of parts, no other module (None: all)
     weights  ids of Parameters: a part runs only if the tensor it projects is among them (None: all)
     """
+    if name == "after_step" and only is None:
+        for module in model.modules():
+            if isinstance(module, SoftInvert) and (weights is None or id(module.invert) in weights):
+                module.after_step()
     done: set[tuple[int, str]] = set()
     for _, layer, slot, part in parts_of(model):
-        step = moment(part, "after_step")
-        if step is None or layer is None:
+        if layer is None or moment(part, name) is None:
             continue
         if only is not None and id(part) not in only:
             continue
@@ -54,7 +61,4 @@ def project(model: nn.Module, only: Collection[int] | None = None, weights: Coll
         if latent is None or key in done or (weights is not None and id(latent) not in weights):
             continue
         done.add(key)
-        seen = latent if slot == "b" else layer.slot_weight()
-        step(seen)
-        if seen is not latent:  # a transposed convolution shows its parts a rearranged copy
-            latent.copy_(layer.from_slot(seen))
+        layer.on_latent(slot, name)
