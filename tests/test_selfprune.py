@@ -144,6 +144,19 @@ def test_other_values_of_on_and_off_are_packed_as_they_are_now(on: float, off: f
     assert torch.allclose(packed(PIXELS), made(PIXELS), rtol=1e-4, atol=1e-3)
 
 
+@pytest.mark.parametrize("x", ["heaviside", None])
+def test_biases_of_the_part_are_packed_as_their_values(x: str | None) -> None:
+    torch.manual_seed(0)
+    one = bw.nn.Linear(64, 10, w="zero_one", b={"part": "zero_one", "on": 2.0}, x=x)
+    assert one.bias is not None
+    one.bias.data.copy_(torch.rand(10))
+    done, packed = converted(nn.Sequential(nn.Flatten(), one).eval())
+    assert set(runs_as(done).values()) == {"bits" if x else "bits on disk, float run"}
+    weight, bits = (one.weight >= 0.5).float(), (PIXELS.flatten(1) >= 0).float()
+    expected = (bits if x else PIXELS.flatten(1)) @ weight.T + 2 * (one.bias >= 0.5).float()
+    assert torch.equal(packed(PIXELS), expected)
+
+
 def test_an_off_value_that_is_no_multiple_of_the_step_stays_float_and_says_why() -> None:
     made = net("selfprune_mlp", "selfprune-step", activation="identity")
     slot: Any = layer(made, "fc2").w
