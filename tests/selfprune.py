@@ -8,7 +8,7 @@ from bitwright.experiment import Experiment
 
 
 def experiment(norm: str = "batch_norm", epochs: int = 3, **changes: Any) -> Experiment:
-    """A float stage, then 0/1 weights; six steps an epoch."""
+    """A float stage, then 0/1 weights at a rate that moves connections; six steps an epoch."""
     adam = {"name": "adam", "lr": 1e-2}
     table: dict[str, Any] = {
         "seed": 3,
@@ -18,7 +18,7 @@ def experiment(norm: str = "batch_norm", epochs: int = 3, **changes: Any) -> Exp
         "log": {"health_every": 0, "histograms_every": 0, "tensorboard": False},
         "stage": [
             {"epochs": 1, "optimizer": adam},
-            {"epochs": epochs, "optimizer": adam, "rule": [{"match": "*", "w": "zero_one"}]},
+            {"epochs": epochs, "optimizer": {"name": "adam", "lr": 0.1}, "rule": [{"match": "*", "w": "zero_one"}]},
         ],
     }
     for key, value in changes.items():

@@ -415,9 +415,12 @@ def test_forms() -> None:
 def test_progress_says_how_far() -> None:
     seen: list[tuple[str, int, int]] = []
     weight_sweep(
-        norm_net().double(), batches(4, 4), (1,), "recalibrate", batches(5), progress=lambda *a: seen.append(a)
+        norm_net().double(), batches(4, 4), (1, 2), "recalibrate", batches(5), progress=lambda *a: seen.append(a)
     )
-    assert seen == [("statistics", 1, 2), ("statistics", 2, 2), ("sweep", 1, 2), ("sweep", 2, 2)]
+    assert seen == [("statistics", i, 3) for i in (1, 2, 3)] + [("sweep", i, 4) for i in (1, 2, 3, 4)]
+    seen.clear()
+    weight_sweep(nor().double(), iter(batches(4)), (1,), progress=lambda *a: seen.append(a))
+    assert seen == [("sweep", 1, 0)], "of an unknown number"
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def weight_sweep(
               are in the batch, and a new weight value is absorbed. The running statistics are never touched
     train     batches of "recalibrate", inputs or pairs, read once per value (a one-shot iterator is kept in memory)
     limit     weight value of the circuit. 10 is enough behind 0/1 inputs and inverters, where sums are whole numbers
-    progress  called with (what, done, of how many; 0: unknown)
+    progress  called with (what, done, of how many; 0: unknown); may raise to end it
     changes   nothing: weight value, statistics, modes and random state are put back, after an exception too
     errors    a model without 0/1 weights; no batches; no targets; recalibrate without `train`; values that are not finite;
               outputs that are not [images, classes]; with "batch", a batch of one image
@@ -96,12 +96,16 @@ def weight_sweep(
                 put(top)
                 statistics.use(top)
                 circuit = _answers(model, x, head, digital)[2]
-                for v, tally in tallies.items():
+                for i, (v, tally) in enumerate(tallies.items(), 1):
                     put(v)
                     statistics.use(v)
                     tally.add(_answers(model, x, head), y, circuit)
+                    told(
+                        "sweep",
+                        done * len(values) + i,
+                        len(values) * (len(batches) if isinstance(batches, Sized) else 0),
+                    )
             images += len(y)
-            told("sweep", done + 1, len(batches) if isinstance(batches, Sized) else 0)
     if head is None:
         raise InputError(f"{who}: no batches. Give at least one batch of (input, target)", code="batches-none")
     points = tuple(t.point(v, head.sign is not None) for v, t in tallies.items())

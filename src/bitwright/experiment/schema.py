@@ -182,11 +182,21 @@ class Train(Table):
 
 
 class Log(Table):
-    """histograms_every, health_every: steps; 0 is never. health: sign flips, dead weights, scale, saturation."""
+    """histograms_every, health_every: steps; 0 is never. health: sign flips, dead weights, scale, saturation.
+
+    histograms_every   of weights and inputs of all layers, also in the last step of each epoch; for TensorBoard
+    sweep_every        epochs between two sweeps of the weight value of a net with 0/1 weights; also after the last one of a
+                       stage; 0 is never
+    sweep_norms        statistics of norms in these sweeps: "running", "recalibrate", "batch"
+    sweep_images       first test images of a sweep, and first training images that "recalibrate" estimates statistics from
+    """
 
     histograms_every: NonNegativeInt = 100
     health_every: NonNegativeInt = 25
     tensorboard: bool = True
+    sweep_every: NonNegativeInt = 0
+    sweep_norms: Annotated[list[Literal["running", "recalibrate", "batch"]], Field(min_length=1)] = ["running"]
+    sweep_images: PositiveInt = 1000
 
 
 class Expected(Table):

@@ -33,9 +33,10 @@ class Run:
     model.safetensors   last epoch;  best.safetensors  best on data.val;  stages/K.safetensors  end of stage K
     last.ckpt           everything to go on from;  state.json  status, stage, epoch, test accuracy, warnings
     gates.csv           a row per epoch and gated layer;  gate_classes.csv  a row per gated layer and class
+    connections.csv     a row per epoch and layer of 0/1 weights;  sweep.csv  a row per sweep, norm mode and weight value
     compute.csv         work per test image of a gated net;  compute.safetensors  the cheapest and dearest images
     predictions.csv     a row per test image;  worst.safetensors  the images it is surest and wrong about
-    pca.json, hybrid.toml   what `analyze` found, and the recipe that follows
+    pca.json, hybrid.toml   what `analyze` found, and the recipe that follows;  sweep.json  of `--judge weight_sweep`
     packed.safetensors, convert.json, layers.csv, bench.json, results.csv, report.html
     """
 

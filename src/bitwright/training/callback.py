@@ -14,6 +14,7 @@ from bitwright.training.lessons import lessons
 from bitwright.training.losses import make_loss
 from bitwright.training.optimizers import set_rate
 from bitwright.training.schedules import factor
+from bitwright.training.selfprune import connection_rows, on_text, sweep_rows
 from bitwright.training.signals import StopRequest
 from bitwright.training.work import gate_rows, work_text
 from bitwright.transforms import attach, recipe_of
@@ -80,7 +81,8 @@ class TrainingCallback(pl.Callback):
             every = log.health_every
             if every and self.layers and state.batch % every == min(every, job.per_epoch) // 2:
                 self.probe = health.Probe(self.layers, state.scale)
-            if self.writer is not None and log.histograms_every and state.step % log.histograms_every == 0:
+            due = log.histograms_every and state.step % log.histograms_every == 0
+            if self.writer is not None and log.histograms_every and (due or state.batch + 1 == job.per_epoch):
                 self.watch = logs.Watch(job.net)
         self.module.restore_random()
 
@@ -164,6 +166,7 @@ class TrainingCallback(pl.Callback):
         try:
             job.check(device, shared=True)
             test, val = self.evaluations(device, shared=True)
+            sweep = sweep_rows(job, lambda: job.check(device, shared=True))
         except StopRequest:  # the epoch's steps are done, its evaluation is not: a resumed training begins with it
             self._save(trainer)
             raise
@@ -172,7 +175,7 @@ class TrainingCallback(pl.Callback):
             self.module.sums.zero_()
         state.sums.seconds += time.perf_counter() - before
         state.seconds += time.perf_counter() - before
-        finish_epoch(job, sums, test, val, self.writer)
+        finish_epoch(job, sums, test, val, sweep, self.writer)
         self._save(trainer)
         if job.main:
             job.run.write_json("state.json", state.to_json("training", len(job.experiment.stage), len(job.test)))
@@ -219,7 +222,9 @@ def stage_name(job: Job) -> str:
     return "same" if recipe_of(job.net).rules else "float"
 
 
-def finish_epoch(job: Job, sums: list[float], test: Evaluation, val: Evaluation | None, writer: Any) -> None:
+def finish_epoch(
+    job: Job, sums: list[float], test: Evaluation, val: Evaluation | None, sweep: list[dict[str, Any]], writer: Any
+) -> None:
     """Rows, lessons, best and stage files, one printed line; then the state stands at the next epoch's start.
 
     Everything here is done again, with the same outcome, if the process dies before the checkpoint is written.
@@ -235,6 +240,9 @@ def finish_epoch(job: Job, sums: list[float], test: Evaluation, val: Evaluation 
     state.health_rows += layers
     gates = gate_rows(job.net, test.work, state.stage, state.epoch)
     state.gate_rows += gates
+    connections = connection_rows(job)
+    state.connection_rows += connections
+    state.sweep_rows += sweep
     state.plateau.update(rule, row["loss"] if val is None else val.loss)
     last = state.epoch + 1 == stage.epochs
     if last and not recipe_of(job.net).rules:
@@ -247,8 +255,8 @@ def finish_epoch(job: Job, sums: list[float], test: Evaluation, val: Evaluation 
         state.best = val.top1
     if job.main:
         if writer is not None:
-            logs.write_scalars(writer, row, layers, gates, job.total_step)
-        job.screen.epoch(row, epoch_line(row))
+            logs.write_scalars(writer, row, layers, gates, connections, sweep, job.total_step)
+        job.screen.epoch(row, epoch_line(row) + on_text(connections))
         for text in new:
             job.screen.warn(text)
         logs.write_tables(job.run, state)

@@ -1,4 +1,4 @@
-"""metrics.csv, health.csv, gates.csv and TensorBoard."""
+"""metrics.csv, health.csv, gates.csv, connections.csv, sweep.csv and TensorBoard."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 
 from bitwright.training import health
+from bitwright.training.selfprune import CONNECTIONS, SWEEP
 from bitwright.training.work import GATES
 from bitwright.transforms.layers import candidates
 
@@ -50,14 +51,25 @@ def write_tables(run: Run, state: State) -> None:
     """Whole files: after a resume, rows later than the checkpoint are gone and come again."""
     run.write_csv("metrics.csv", state.rows, METRICS)
     run.write_csv("health.csv", state.health_rows, ("stage", "epoch", "layer", *health.COLUMNS))
-    if state.gate_rows:
-        run.write_csv("gates.csv", state.gate_rows, GATES)
-    else:
-        run.file("gates.csv").unlink(missing_ok=True)  # rows after the checkpoint are gone
+    for name, rows, columns in (
+        ("gates.csv", state.gate_rows, GATES),
+        ("connections.csv", state.connection_rows, CONNECTIONS),
+        ("sweep.csv", state.sweep_rows, SWEEP),
+    ):
+        if rows:
+            run.write_csv(name, rows, columns)
+        else:
+            run.file(name).unlink(missing_ok=True)  # rows after the checkpoint are gone
 
 
 def write_scalars(
-    writer: Any, row: dict[str, Any], layers: list[dict[str, Any]], gates: list[dict[str, Any]], step: int
+    writer: Any,
+    row: dict[str, Any],
+    layers: list[dict[str, Any]],
+    gates: list[dict[str, Any]],
+    connections: list[dict[str, Any]],
+    sweep: list[dict[str, Any]],
+    step: int,
 ) -> None:
     """The rows of an epoch as TensorBoard scalars."""
     place = {"loss": "train/loss", "top1": "train/top1", "top5": "train/top5"}
@@ -75,6 +87,14 @@ def write_scalars(
         for key in ("rate", "threshold_mean"):
             if gate[key] is not None:
                 writer.add_scalar(f"gate_{key}/{gate['layer']}", gate[key], step)
+    for layer in connections:
+        for key, name in (("share", "on_share"), ("live", "live_units")):
+            if layer[key] is not None:
+                writer.add_scalar(f"{name}/{layer['layer']}", layer[key], step)
+    for point in sweep:
+        for key in ("accuracy", "preactivation", "agreement"):
+            if point[key] is not None:
+                writer.add_scalar(f"sweep_{point['norm']}_{key}/{point['on']:.1f}", point[key], step)
     writer.flush()
 
 

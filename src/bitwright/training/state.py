@@ -29,6 +29,7 @@ class State:
     stage, epoch   being trained, counted from 0; epoch equals the stage's `epochs` once all are done
     step, batch    steps done in the stage, in the epoch; batch equals the epoch's steps while its evaluation is due
     rows           of metrics.csv;    health_rows   of health.csv;    gate_rows   of gates.csv
+    connection_rows   of connections.csv;    sweep_rows   of sweep.csv
     told           lessons that were given;   warnings   their texts
     """
 
@@ -39,6 +40,8 @@ class State:
     rows: list[dict[str, Any]] = field(default_factory=list)
     health_rows: list[dict[str, Any]] = field(default_factory=list)
     gate_rows: list[dict[str, Any]] = field(default_factory=list)
+    connection_rows: list[dict[str, Any]] = field(default_factory=list)
+    sweep_rows: list[dict[str, Any]] = field(default_factory=list)
     sums: Sums = field(default_factory=Sums)
     health: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)

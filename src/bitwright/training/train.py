@@ -144,16 +144,18 @@ def _evaluate_again(job: Job, saved: dict[str, Any]) -> None:
     from bitwright.training.callback import finish_epoch
     from bitwright.training.checkpoint import write_checkpoint
     from bitwright.training.losses import make_loss
+    from bitwright.training.selfprune import sweep_rows
 
     state, before = job.state, time.perf_counter()
     ours = saved["bitwright"]
     loss = make_loss(job.experiment.stage[state.stage], state.stage, smoothing=False)
     test = job.evaluate(job.test, loss)
     val = None if job.val is None else job.evaluate(job.val, loss)
+    sweep = sweep_rows(job, job.check)
     state.sums.seconds += time.perf_counter() - before
     state.seconds += time.perf_counter() - before
     sums = [float(sum(column)) for column in zip(*(rank["sums"] for rank in ours["ranks"]), strict=True)]
-    finish_epoch(job, sums, test, val, None)
+    finish_epoch(job, sums, test, val, sweep, None)
     if job.main:
         ranks = [{**rank, "sums": [0.0] * 4} for rank in ours["ranks"]]
         saved["bitwright"] = {**ours, "state": state.to_dict(), "ranks": ranks}
