@@ -141,6 +141,8 @@ WEIGHTS: dict[str, tuple[Function, bool]] = {  # part, and whether its gradient 
     "dorefa_w 1": (part("dorefa_w", bits=1), False),
     "dorefa_w 2": (part("dorefa_w", bits=2), False),
     "dorefa_w 4": (part("dorefa_w", bits=4), False),
+    "zero_one": (part("zero_one"), False),
+    "zero_one 0.3": (part("zero_one", on=0.1, off=-0.7, threshold=0.3), False),
 }
 
 

@@ -16,7 +16,7 @@ from torch import nn
 
 import bitwright as bw
 from bitwright.errors import InputError
-from bitwright.experiment import Experiment
+from bitwright.experiment import Experiment, load
 from bitwright.experiment.schema import Optimizer, Schedule, Stage
 from bitwright.training import health
 from bitwright.training.checkpoint import read_checkpoint, write_checkpoint
@@ -386,3 +386,29 @@ def test_switch_loader_and_chance() -> None:
     state = State(stage=1, rows=[metrics(1, 1, test_top1=0.11)])
     assert "is what guessing gives (10.0 %)" in told(state)[0]
     assert told(State(stage=1, rows=[metrics(1, 1, test_top1=0.2)])) == []
+
+
+def test_a_large_data_set_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A training leaves cycles; where much memory hangs on them, they are collected at once."""
+    import gc
+    import importlib
+    import weakref
+
+    training = importlib.import_module("bitwright.training.train")
+    kept: list[Any] = []
+    opened = training.open_data
+
+    def watched(experiment: Any) -> Any:
+        sets = opened(experiment)
+        kept.append(weakref.ref(sets[0].images))
+        return sets
+
+    monkeypatch.setattr(training, "open_data", watched)
+    monkeypatch.setattr(training, "COLLECT_FROM", 0)
+    settings = ["stage.0.epochs=1", "stage.1.epochs=1", "data.limit=64", "log.tensorboard=false"]
+    gc.disable()
+    try:
+        training.train(load("digits-mlp-bwn", settings), tmp_path / "run")
+        assert kept[0]() is None
+    finally:
+        gc.enable()

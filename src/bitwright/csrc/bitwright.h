@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 2
+#define BW_ABI_VERSION 3
 #define BW_MAX_PLANES 8
 
 enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
@@ -115,6 +115,9 @@ typedef enum bw_dtype { BW_FLOAT32_TYPE = 0, BW_BFLOAT16_TYPE = 1 } bw_dtype;
 
 // y = x >= 0 ? 1 : -1 (NaN stays); mask, if given: |x| <= 1, with `open` |x| < 1
 BW_API int bw_sign_forward(const void* x, void* y, uint64_t* mask, int64_t n, int dtype, int open, int threads);
+// y = x >= threshold ? on : off (NaN stays)
+BW_API int bw_step_forward(const void* x, void* y, int64_t n, float threshold, float on, float off, int dtype,
+                           int threads);
 // dx = g * mask
 BW_API int bw_mask_backward(const void* g, const uint64_t* mask, void* dx, int64_t n, int dtype, int threads);
 // dx = g * max(0, 2 - 2|x|)

@@ -37,6 +37,7 @@ struct bw_sink : bw_output {
 // Training (train_*.h): forward and backward of parts on the CPU. n > 0; threads >= 1.
 struct bw_train_table {
   void (*sign_forward)(bw_dtype, const void* x, void* y, uint64_t* mask, int64_t n, bool open, int threads);
+  void (*step_forward)(bw_dtype, const void* x, void* y, int64_t n, float threshold, float on, float off, int threads);
   void (*mask_backward)(bw_dtype, const void* g, const uint64_t* mask, void* dx, int64_t n, int threads);
   void (*approx_backward)(bw_dtype, const void* g, const void* x, void* dx, int64_t n, int threads);
   void (*clip_forward)(bw_dtype, const void* x, void* y, uint64_t* inside, uint64_t* above, int64_t n, float high,

@@ -39,6 +39,12 @@ int bw_sign_forward(const void* x, void* y, uint64_t* mask, int64_t n, int dtype
   return BW_OK;
 }
 
+int bw_step_forward(const void* x, void* y, int64_t n, float threshold, float on, float off, int dtype, int threads) {
+  BW_TRAIN(n, x && y);
+  if (n) table.step_forward(type, x, y, n, threshold, on, off, threads);
+  return BW_OK;
+}
+
 int bw_mask_backward(const void* g, const uint64_t* mask, void* dx, int64_t n, int dtype, int threads) {
   BW_TRAIN(n, g && mask && dx);
   if (n) table.mask_backward(type, g, mask, dx, n, threads);

@@ -30,6 +30,25 @@ inline void sign_forward(const E* x, E* y, uint64_t* mask, int64_t n, bool open,
   });
 }
 
+// y = x >= threshold ? on : off;  NaN stays
+template <class E>
+inline void step_forward(const E* x, E* y, int64_t n, float threshold, float on, float off, int threads) {
+  for_elements(threads, n, [=](int64_t first, int64_t count) {
+    Reader<E> read;
+    Writer<E> write;
+    for (int64_t i = first; i < first + count; i += BLOCK) {
+      const int64_t left = first + count - i;
+      const float* __restrict v = read(x + i, left);
+      float* __restrict out = write.at(y + i, left);
+      for (int j = 0; j < BLOCK; j++) {
+        const float level = v[j] >= threshold ? on : off;
+        out[j] = v[j] == v[j] ? level : v[j];
+      }
+      write.done(y + i, left);
+    }
+  });
+}
+
 // dx = g * bit. A product, not a choice: what torch's mask does to -0.0, inf and NaN.
 template <class E>
 inline void mask_backward(const E* g, const uint64_t* mask, E* dx, int64_t n, int threads) {

@@ -17,6 +17,9 @@ inline void for_type(bw_dtype dtype, const Call& call) {
 void train_sign_forward(bw_dtype dtype, const void* x, void* y, uint64_t* mask, int64_t n, bool open, int threads) {
   for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; sign_forward((const E*)x, (E*)y, mask, n, open, threads); });
 }
+void train_step_forward(bw_dtype dtype, const void* x, void* y, int64_t n, float threshold, float on, float off, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; step_forward((const E*)x, (E*)y, n, threshold, on, off, threads); });
+}
 void train_mask_backward(bw_dtype dtype, const void* g, const uint64_t* mask, void* dx, int64_t n, int threads) {
   for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; mask_backward((const E*)g, mask, (E*)dx, n, threads); });
 }
@@ -72,7 +75,7 @@ void train_dorefa_backward(bw_dtype dtype, const void* g, const float* t, float 
 // A function, not a pointer: the table of one unit may stand in for another before it is initialized.
 const bw_train_table* train_table() {
   static const bw_train_table table = {
-      train_sign_forward,  train_mask_backward,  train_approx_backward, train_clip_forward,
+      train_sign_forward,  train_step_forward, train_mask_backward,  train_approx_backward, train_clip_forward,
       train_masked_sums,   train_lsq_partials,   train_lsq_forward,     train_lsq_backward,
       train_binary_forward, train_binary_backward, train_dorefa_forward, train_dorefa_backward,
   };

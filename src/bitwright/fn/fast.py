@@ -17,6 +17,7 @@ from torch import Tensor
 from bitwright.fn import fused
 from bitwright.fn.ste import sign as plain_sign
 from bitwright.fn.ste import ste, ste2
+from bitwright.types import scalar
 
 
 def _wide(t: Tensor) -> Tensor:
@@ -38,6 +39,27 @@ def sign(x: Tensor, surrogate: str, is_open: bool, slope: Callable[[Tensor], Ten
     if surrogate == "identity":
         return fused.IdentitySign.apply(x)
     return fused.ApproxSign.apply(x) if surrogate == "approx" else fused.SlopeSign.apply(x, slope)
+
+
+def step(x: Tensor, threshold: float, on: float | Tensor, off: float) -> Tensor:
+    """on where x >= threshold, else off; NaN stays. Gradient g, unchanged. on may be a tensor of one element.
+
+    >>> step(torch.tensor([0.2, 0.5, 1.0]), 0.5, 2.0, 0.0).tolist()
+    [0.0, 2.0, 2.0]
+    """
+    if not fused.takes(x):
+        return step_composed(x, threshold, on, off)
+    threshold = float(scalar(threshold, x))  # compared in the type of x, as plain torch does
+    if fused.needs_graph(x):
+        return fused.Step.apply(x, threshold, float(on), off)
+    return fused.step_value(x, threshold, float(on), off)
+
+
+def step_composed(x: Tensor, threshold: float, on: float | Tensor, off: float) -> Tensor:
+    """The definition of `step`."""
+    fixed = x.detach()
+    value = torch.where(fixed >= threshold, on if isinstance(on, Tensor) else scalar(on, x), scalar(off, x))
+    return ste(x, torch.where(fixed.isnan(), fixed, value.to(x.dtype)))
 
 
 def binary_weight(w: Tensor, gradient: str, one_scale: bool = False) -> Tensor | None:

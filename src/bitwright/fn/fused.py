@@ -23,6 +23,7 @@ from bitwright.fn.library import open_core
 _P, _I = c_void_p, c_int64
 _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_sign_forward": (c_int, [_P, _P, _P, _I, c_int, c_int, c_int]),
+    "bw_step_forward": (c_int, [_P, _P, _I, c_float, c_float, c_float, c_int, c_int]),
     "bw_mask_backward": (c_int, [_P, _P, _P, _I, c_int, c_int]),
     "bw_approx_backward": (c_int, [_P, _P, _P, _I, c_int, c_int]),
     "bw_clip_forward": (c_int, [_P, _P, _P, _P, _I, _P, _I, c_int, c_int]),
@@ -238,6 +239,30 @@ class SlopeSign(torch.autograd.Function):
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (grad,) = grad_outputs
         return grad * ctx.slope(ctx.saved_tensors[0]).to(grad.dtype), None
+
+
+# -- step
+
+
+def step_value(x: Tensor, threshold: float, on: float, off: float) -> Tensor:
+    """on where x >= threshold, else off."""
+    x, y = _dense(x)
+    n = x.numel()
+    call("bw_step_forward", x.data_ptr(), y.data_ptr(), n, threshold, on, off, _DTYPES[x.dtype], _threads(n))
+    return y
+
+
+class Step(torch.autograd.Function):
+    """A step with slope 1: saves nothing."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, threshold: float, on: float, off: float) -> Tensor:
+        return step_value(x, threshold, on, off)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad_outputs[0], None, None, None
 
 
 # -- clip and round

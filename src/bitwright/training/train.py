@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -11,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from bitwright.data import Dataset
 from bitwright.errors import InputError
 from bitwright.experiment import to_toml
 from bitwright.measure.layout import shorten
@@ -28,6 +30,10 @@ if TYPE_CHECKING:
     from bitwright.experiment import Experiment
 
 __all__ = ["Result", "Stopped", "train"]
+
+# Lightning's trainer and our callback hold each other, and the images with them: without a collection, trainings one after
+# another in one process grow by a data set each until Python happens to look
+COLLECT_FROM = 2**24  # bytes
 
 
 def train(
@@ -59,6 +65,7 @@ def train(
     with Signals() as signals, _as_it_was(experiment.train.threads):
         if main:
             prepare(run, experiment, resume=resume, force=force)
+        job: Job | None = None
         try:
             job, checkpoint = _begin(experiment, run, screen, signals, resume, command)
             return _go(job, checkpoint)
@@ -71,6 +78,16 @@ def train(
                 "Make room, then go on with: --resume",
                 code="file-write",
             ) from None
+        finally:
+            large = job is not None and _in_memory(job) > COLLECT_FROM
+            job = None
+            if large:
+                gc.collect()
+
+
+def _in_memory(job: Job) -> int:
+    """Bytes of the images that this training holds."""
+    return sum(s.images.nbytes for s in (job.train, job.test, job.val) if isinstance(s, Dataset))
 
 
 def _begin(
