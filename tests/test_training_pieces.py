@@ -88,6 +88,10 @@ def test_optimizers() -> None:
     assert {g["lr"] for g in optimizer.param_groups} == {0.125}
     with pytest.raises(InputError, match="adam has no momentum"):
         make_optimizer(net, Optimizer(name="adam", momentum=0.9))
+    for fused in (False, True):
+        assert make_optimizer(net, Optimizer(name="adam", fused=fused)).defaults["fused"] is (fused or None)
+    with pytest.raises(InputError, match="nadam has no fused"):
+        make_optimizer(net, Optimizer(name="nadam", fused=True))
     for name in ("adam", "adamw", "nadam", "rmsprop"):
         make_optimizer(net, Optimizer.model_validate({"name": name, "eps": 1e-7}))
     with pytest.raises(InputError, match="every parameter is frozen"):

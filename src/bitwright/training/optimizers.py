@@ -21,9 +21,9 @@ _CLASSES: dict[str, Any] = {
     "rmsprop": torch.optim.RMSprop,
 }
 _TAKES = {
-    "sgd": ("momentum", "nesterov"),
-    "adam": ("betas", "eps"),
-    "adamw": ("betas", "eps"),
+    "sgd": ("momentum", "nesterov", "fused"),
+    "adam": ("betas", "eps", "fused"),
+    "adamw": ("betas", "eps", "fused"),
     "nadam": ("betas", "eps"),
     "rmsprop": ("momentum", "eps"),
 }
@@ -39,7 +39,7 @@ def make_optimizer(model: nn.Module, spec: Optimizer, where: str = "optimizer") 
     'SGD'
     """
     options: dict[str, Any] = {}
-    for key in ("momentum", "nesterov", "betas", "eps"):
+    for key in ("momentum", "nesterov", "betas", "eps", "fused"):
         value = getattr(spec, key)
         if not value:  # 0, False, None: torch's own default
             continue
