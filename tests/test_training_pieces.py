@@ -297,8 +297,8 @@ TWO = Experiment.model_validate(
 )
 
 
-def told(state: State, signed: bool = True) -> list[str]:
-    return lessons(TWO, state, lambda name: signed, classes=10, images=1000)
+def told(state: State, signed: bool = True, on: dict[str, int] | None = None) -> list[str]:
+    return lessons(TWO, state, lambda name: signed, classes=10, images=1000, on=on)
 
 
 def metrics(stage: int, epoch: int, **changes: Any) -> dict[str, Any]:
@@ -324,6 +324,25 @@ def test_flips() -> None:
     assert told(state) == [], "once per layer and stage"
     state.health_rows = [health_row(e, "conv4", flips=0.02) for e in range(5)] + state.health_rows
     assert len(told(state)) == 1
+
+
+def test_a_layer_without_a_connection_and_one_whose_readers_are_off() -> None:
+    state = State(stage=1, rows=[metrics(1, 4)], health_rows=[health_row(4, "fc1"), health_row(4, "fc2")])
+    (text,) = told(state, on={"fc1": 3, "fc2": 0})
+    assert text.startswith("fc2: none of its connections is on at the end of epoch 4") and "fan_in:8" in text
+    assert told(state, on={"fc1": 3, "fc2": 0}) == [], "once per layer and stage"
+    state.health_rows = [health_row(e, name, dead=0.9) for e in range(2) for name in ("fc1", "conv2")]
+    texts = told(state, on={"fc1": 3})
+    assert [t.split(":")[0] for t in texts] == ["conv2", "fc1"]
+    assert "a norm in front" in texts[0] and "only through connections that are on" in texts[1]
+
+
+def test_health_of_0_1_weights() -> None:
+    net = nn.Sequential(bw.nn.Linear(16, 8, bias=False, w="zero_one"), bw.nn.Linear(8, 4, w="bwn"))
+    layers = health.coded_layers(net)
+    assert health.connections(layers) == {"0": int(net[0].get_parameter("weight").sum())}
+    row = health.Probe(layers, {"0": 0.1, "1": 0.1}).read()
+    assert row["0"]["scale"] is None and row["1"]["scale"] is not None  # latents on [0, 1] have no size of their own
 
 
 def test_many_layers_are_one_line() -> None:

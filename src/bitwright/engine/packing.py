@@ -53,7 +53,7 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
         return f"{type(layer).__name__} has no bit kernel; Linear, Conv1d, Conv2d have"
     if layer.gate is not None:
         return f"slot gate holds {name_of(layer.gate)}; gated layers are not packed yet"
-    if layer.b is not None:
+    if layer.b is not None and moment(layer.b, "encode") is None:
         return f"slot b holds {name_of(layer.b)}; biases stay float"
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"

@@ -112,8 +112,9 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
         plain.__dict__["padding_mode"] = "constant"  # pads by an operator of its own: zeros, more on one side
     with torch.no_grad():
         plain._parameters["weight"] = nn.Parameter(layer.quantized_weight().detach().clone(), requires_grad=False)
-        if layer.b is not None and layer.bias is not None:
-            plain._parameters["bias"] = nn.Parameter(layer.b(layer.bias).detach().clone(), requires_grad=False)
+        bias = layer.quantized_bias()
+        if layer.b is not None and bias is not None:
+            plain._parameters["bias"] = nn.Parameter(bias.detach().clone(), requires_grad=False)
     if layer.x is not None:
         before, quantizer = split(layer.x)
         grid = None
@@ -458,7 +459,8 @@ def _emit_layer(graph: Graph, source: str, n: torch.fx.Node, layer: SlotLayer, n
     coded = grid is not None and packing.coded_weight
     op = ("coded_linear" if last else "coded_conv") if coded else ("linear" if last else "conv")
     node = Node(op, _fresh(graph, name), [value], attrs)
-    bias = None if layer.bias is None else layer.bias.detach().double()
+    bias = layer.quantized_bias()
+    bias = None if bias is None else bias.detach().double()
     if packing.coded_weight:
         _put_weight(graph, node, layer, grid.unit if coded and grid is not None else None, bias)
     else:

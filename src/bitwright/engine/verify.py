@@ -207,8 +207,9 @@ def trained_scale(layer: SlotLayer, node: Node, integers: list[Tensor]) -> Tenso
     for i, t in zip(integers, terms, strict=True):
         rate = t.unit * x_unit
         total += i.double() * (rate if last else rate.reshape(-1, *[1] * (i.dim() - 2)))
-    if layer.bias is not None:
-        bias = layer.bias.double()
+    bias = layer.quantized_bias()
+    if bias is not None:
+        bias = bias.double()
         total += bias if last else bias.reshape(-1, *[1] * (total.dim() - 2))
     return total.float()
 

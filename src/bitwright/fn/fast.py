@@ -10,9 +10,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 
 from bitwright.fn import fused
 from bitwright.fn.ste import sign as plain_sign
@@ -65,6 +67,35 @@ def dorefa_weight(w: Tensor, top: int) -> Tensor | None:
     if not fused.takes(w) or not w.numel():
         return None
     return fused.Dorefa.apply(w, top) if fused.needs_graph(w) else fused.dorefa_value(w, top)[0]
+
+
+class _OnOff(torch.autograd.Function):
+    """`on` where w >= threshold, else 0, without a copy: the comparison writes numbers, not truth values."""
+
+    @staticmethod
+    def forward(ctx: Any, w: Tensor, threshold: float, on: float) -> Tensor:
+        y = torch.empty_like(w)
+        torch.ge(w, threshold, out=y)
+        if on != 1:
+            y.mul_(on)
+        return y.add_(w, alpha=0)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad_outputs[0], None, None
+
+
+def on_off(w: Tensor, threshold: float, on: Tensor, off: float) -> Tensor:
+    """`on` (0-d) where w >= threshold, else `off`; gradient g. What is not finite gives NaN, so that training sees it.
+
+    >>> on_off(torch.tensor([0.7, 0.2]), 0.5, torch.tensor(2.0), 0.0).tolist()
+    [2.0, 0.0]
+    """
+    if off == 0 and fused.takes(w):
+        return _OnOff.apply(w, threshold, float(on))
+    fixed = w.detach()
+    return ste(w, torch.where(fixed >= threshold, on, off) + 0 * fixed)
 
 
 @functools.lru_cache(64)

@@ -73,6 +73,10 @@ class SlotLayer(nn.Module):
         """The weight the operator gets."""
         return self.weight if self.w is None else self.from_slot(self.w(self.slot_weight()))
 
+    def quantized_bias(self) -> Tensor | None:
+        """The bias the operator gets."""
+        return self.bias if self.b is None or self.bias is None else self.b(self.bias)
+
     def forward(self, input: Tensor) -> Tensor:
         return self.evaluate(input, self.op)
 
@@ -91,7 +95,7 @@ class SlotLayer(nn.Module):
         else:
             x = raw if self.x is None else self.x(raw)
         w = self.quantized_weight()
-        b = self.bias if self.b is None or self.bias is None else self.b(self.bias)
+        b = self.quantized_bias()
         if self.gate is None:
             y = op(x, w, b)
         elif "needs_code" in wants:
@@ -124,10 +128,8 @@ class SlotLayer(nn.Module):
         y = op(x, self.from_slot(w), None)
         axes = [1] * (self.weight.dim() - 2)  # channels are the last axis of Linear, the one before space of Conv
         y = y * (w_unit.double() * x_unit.double()).to(y.dtype).reshape(-1, *axes)
-        if self.bias is None:
-            return y
-        b = self.bias if self.b is None else self.b(self.bias)
-        return y + b.to(y.dtype).reshape(-1, *axes)
+        b = self.quantized_bias()
+        return y if b is None else y + b.to(y.dtype).reshape(-1, *axes)
 
     def extra_repr(self) -> str:
         base = super().extra_repr()

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.fn import fast
 from bitwright.fn.noise import centered_noise
-from bitwright.fn.ste import ste
 from bitwright.parts.options import check_number
 from bitwright.parts.registry import part
 from bitwright.parts.scale import weight_of
@@ -141,10 +141,7 @@ class ZeroOne(nn.Module):
         return (self.on + (coin < self.epsilon) * size * self.random_mag).to(w.dtype)
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
-        fixed = w.detach()
-        value = torch.where(fixed >= self.threshold, self.drawn(w), scalar(self.off, w))
-        lowest = min(self.on, self.off)
-        return ste(w, torch.maximum(value, fixed.clamp_max(lowest)))  # only a NaN wins, and so stays one
+        return fast.on_off(w, self.threshold, self.drawn(w), self.off)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         bit = (w.detach() >= self.threshold).to(torch.uint8)

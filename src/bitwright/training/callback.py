@@ -248,8 +248,8 @@ def finish_epoch(
     if last and not recipe_of(job.net).rules:
         state.float_top1, state.float_stage = test.top1, state.stage
     signed = signed_inputs(job)
-    off = health.all_off(health.coded_layers(job.net))
-    new = lessons(job.experiment, state, lambda name: name in signed, len(job.test.classes), len(job.test), off)
+    on = health.connections(health.coded_layers(job.net))
+    new = lessons(job.experiment, state, lambda name: name in signed, len(job.test.classes), len(job.test), on)
     better = val is not None and (state.best is None or val.top1 > state.best)
     if better and val is not None:
         state.best = val.top1

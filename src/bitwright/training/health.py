@@ -80,16 +80,15 @@ class Probe:
         return found
 
 
-def all_off(layers: dict[str, SlotLayer]) -> dict[str, int]:
-    """Layers of 0/1 weights in which no connection is on, and how many weights they have."""
-    found = {name: layer for name, layer in layers.items() if isinstance(quantizer_of(layer.w), ZeroOne)}
-    return {name: layer.weight.numel() for name, layer in found.items() if not _any_bit(layer)}
-
-
 @torch.no_grad()
-def _any_bit(layer: SlotLayer) -> bool:
-    encode = moment(layer.w, "encode")
-    return encode is None or bool(encode(layer.slot_weight().detach()).bit.any())
+def connections(layers: dict[str, SlotLayer]) -> dict[str, int]:
+    """How many weights are on, of each layer of 0/1 weights."""
+    found = {}
+    for name, layer in layers.items():
+        encode = moment(layer.w, "encode")
+        if isinstance(quantizer_of(layer.w), ZeroOne) and encode is not None:
+            found[name] = int(encode(layer.slot_weight().detach()).bit[0].sum())
+    return found
 
 
 @torch.no_grad()

@@ -31,17 +31,17 @@ def lessons(
     signed: Callable[[str], bool],
     classes: int,
     images: int,
-    off: Mapping[str, int] | None = None,
+    on: Mapping[str, int] | None = None,
 ) -> list[str]:
     """What the epoch just ended (the last row of `state.rows`) has to teach that was not taught before.
 
     signed            whether a layer's inputs become {-1, +1}
     classes, images   of the test set
-    off               layers of 0/1 weights without a connection, and how many weights they have
+    on                connections of each layer of 0/1 weights
     """
     index = state.stage
     new = []
-    for key, text in _all(experiment, state, signed, classes, images, off or {}):
+    for key, text in _all(experiment, state, signed, classes, images, on or {}):
         told = f"{index} {key}"
         if told not in state.told:
             state.told.append(told)
@@ -56,15 +56,17 @@ def _all(
     signed: Callable[[str], bool],
     classes: int,
     images: int,
-    off: Mapping[str, int],
+    on: Mapping[str, int],
 ) -> Iterator[Lesson]:
     row = state.rows[-1]
     history = _history(state)
     yield from _layers(experiment, state, history, "flips", _flipping, "still flip each step", _slower)
     yield from _constant(state, history, signed)
-    yield from _layers(experiment, state, history, "dead", lambda v, *_: v > DEAD, "get no gradient", _revive)
+    for rows, cure in ((history.keys() - on.keys(), _revive), (history.keys() & on.keys(), _connect)):
+        chosen = {name: history[name] for name in history if name in rows}
+        yield from _layers(experiment, state, chosen, "dead", lambda v, *_: v > DEAD, "get no gradient", cure)
     yield from _scale(experiment, state, history)
-    yield from _off(experiment, state, off)
+    yield from _off(experiment, state, on)
     yield from _gates(state)
     yield from _switch(experiment, state)
     yield from _loader(experiment, row)
@@ -133,6 +135,13 @@ def _revive(experiment: Experiment, stage: int) -> str:
     )
 
 
+def _connect(experiment: Experiment, stage: int) -> str:
+    return (
+        "a gradient comes back only through connections that are on, so what no later layer reads yet does not learn. "
+        'If it stays: more of them at the start, init = "fan_in:8" in the recipe'
+    )
+
+
 def _rate(experiment: Experiment, stage: int, factor: float) -> str:
     return f"stage.{stage}.optimizer.lr={experiment.stage[stage].optimizer.lr * factor:.1g}"
 
@@ -177,11 +186,11 @@ def _scale(experiment: Experiment, state: State, history: dict[str, list[dict[st
         )
 
 
-def _off(experiment: Experiment, state: State, off: Mapping[str, int]) -> Iterator[Lesson]:
-    for name, weights in off.items():
+def _off(experiment: Experiment, state: State, on: Mapping[str, int]) -> Iterator[Lesson]:
+    for name in (name for name, count in on.items() if not count):
         yield (
             f"off {name}",
-            f"{name}: none of its {weights:,} connections is on at the end of epoch {state.epoch}, so its output, and that "
+            f"{name}: none of its connections is on at the end of epoch {state.rows[-1]['epoch']}, so its output, and that "
             "of a norm behind it, is a constant; usually too few at the start, or steps that switch all off at once. "
             f'try: init = "fan_in:8" in the recipe, or {_rate(experiment, state.stage, 0.3)}',
         )
