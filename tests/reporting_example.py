@@ -161,6 +161,30 @@ def _predictions(run: Run, rng: random.Random, classes: list[str]) -> None:
     )
 
 
+def selfprune_files(run: Run, layers: int, modes: tuple[str, ...] = ("running", "recalibrate", "batch")) -> None:
+    """What a training of 0/1 weights, and `analyze --judge weight_sweep`, add to an `example_run`."""
+    names, rows = layer_names(layers), []
+    for epoch in range(14):
+        for i, name in enumerate(names):
+            on = 40 + 3 * i + epoch
+            rows.append({
+                "stage": 1, "epoch": epoch, "layer": name, "share": on / 4096, "weights": 4096, "units": 64, "on": on,
+                "fan_in_mean": on / 64, "fan_in_max": 9 + i, "no_input": i % 5, "live": 64 - i % 5 - epoch % 3,
+            })  # fmt: skip
+    run.write_csv("connections.csv", rows)
+    values, sweeps = [*(i / 10 for i in range(41)), 5.0, 10.0, 100.0], []
+    for k, mode in enumerate(modes):
+        points = [
+            {"on": v, "right": 30 + 10 * k + i, "preactivation_right": 32 + 10 * k + i, "agree": 2 * i + 12}
+            for i, v in enumerate(values)
+        ]
+        sweeps.append({
+            "norm": mode, "images": 100, "trained_on": 1.0, "output": names[-1], "ranking": "smallest", "limit": 100.0,
+            "digital": 0.9, "train_images": None, "norms": 3, "rows": points,
+        })  # fmt: skip
+    run.write_json("sweep.json", {"batch": 50, "sweeps": sweeps})
+
+
 def gate_files(run: Run, gates: int, classes: list[str] = CLASSES, *, images: int = 300, fbs: bool = True) -> None:
     """What a gated training adds to an `example_run`: its second stage has `gates` gated layers of two kinds."""
     rng = random.Random(gates)

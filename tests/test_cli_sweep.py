@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -70,11 +71,11 @@ def test_table_and_words(trained: dict[str, Run], call: Any) -> None:
     ]
     assert sweep.images == 80 and len(sweep.points) == 44
     assert "32 more values are in sweep.json (-v shows them)" in " ".join(text.split())
-    assert "With the statistics of each test batch accuracy" in " ".join(text.split())
+    assert "With the statistics of each test batch, accuracy" in " ".join(text.split())
     assert lines[-1].startswith(f"done  {opened.file('sweep.json')}  80 test images, 44 weight values, 3 norm modes")
     assert "next:   bitwright report" in note
     code, text, _ = call(*words, "-v", "--norm", "batch,running")
-    assert code == 0 and len([line for line in text.splitlines() if line.lstrip()[:1].isdigit()]) == 88
+    assert code == 0 and len([line for line in text.splitlines() if re.fullmatch(r"[ \d.]+", line)]) == 88
     assert all(len(line) <= 100 for line in lines[:-1])  # the last one holds a path
 
 
@@ -85,7 +86,7 @@ def test_without_norms_one_mode_is_all(trained: dict[str, Run], call: Any) -> No
     code, text, _ = call("analyze", str(opened.path), "--judge", "weight_sweep")
     joined = " ".join(text.split())
     assert "No batch norm: all norm modes are one" in joined and "the smallest wins" in joined
-    assert "Without batch norms accuracy" in joined and "the net is a circuit" in joined
+    assert "Without batch norms, accuracy" in joined and "the net is a circuit" in joined
     assert [s["norm"] for s in opened.read_json("sweep.json")["sweeps"]] == ["running"]
 
 

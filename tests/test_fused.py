@@ -92,6 +92,8 @@ INPUTS: dict[str, Function] = {
     "dorefa_a 8": part("dorefa_a", bits=8),
     "clip_round": lambda x: fast.clip_round(x, 0.7, 5),
     "lsq": lambda x: fast.lsq(x, torch.tensor(0.3), -2, 1),
+    "zero_one": part("zero_one"),
+    "zero_one 0.3": part("zero_one", on=0.3, threshold=0.25),
 }
 
 

@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from bitwright import reporting
-from reporting_example import HOSTILE, example_run, gate_files
+from reporting_example import HOSTILE, example_run, gate_files, selfprune_files
 
 CHROMIUM = next((p for n in ("chromium", "chromium-browser", "google-chrome") if (p := shutil.which(n))), None)
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="no chromium on this machine")
@@ -280,5 +280,20 @@ def test_gates_at_every_size(browser: Browser, tmp_path: Path, gates: int, width
     browser.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
     assert browser.js(FITS), "the page scrolls sideways"
     assert browser.js("document.querySelectorAll('#gates .worst img').length") == 12
+    assert browser.js(_CONTRAST) == []
+    assert browser.complaints() == [] and browser.requests() == []
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dark", [False, True], ids=["light", "dark"])
+@pytest.mark.parametrize("width", [1200, 390])
+@pytest.mark.parametrize("layers", [1, 60])
+def test_connections_at_every_size(browser: Browser, tmp_path: Path, layers: int, width: int, dark: bool) -> None:
+    run = example_run(tmp_path / "mynet", max(8, layers))
+    selfprune_files(run, layers)
+    browser.open(reporting.report(run.path, run.file("report.html")), width, dark)
+    browser.js("document.querySelectorAll('details').forEach(d => { d.open = true; })")
+    assert browser.js(FITS), "the page scrolls sideways"
+    assert browser.js("document.querySelectorAll('#connections svg[role=group]').length") == 5
     assert browser.js(_CONTRAST) == []
     assert browser.complaints() == [] and browser.requests() == []

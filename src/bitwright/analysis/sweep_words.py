@@ -47,7 +47,7 @@ def _invariance(sweep: WeightSweep) -> str:
         return ""
     low, high = found
     word = "hardly depends on the weight value" if high - low <= FLAT else "depends on the weight value"
-    head = f"{FROM[sweep.norm]} accuracy" if sweep.norms else "Without batch norms accuracy"
+    head = f"{FROM[sweep.norm] if sweep.norms else 'Without batch norms'}, accuracy"
     return f"{head} {word}: {percent(low)} to {percent(high)} % over {SPAN[0]:g} to {SPAN[1]:g}."
 
 
@@ -60,7 +60,7 @@ def _ties(sweep: WeightSweep) -> str:
         return ""
     which = {"largest": "the largest", "smallest": "the smallest", "mixed": "the best"}[sweep.ranking]
     return (
-        f"At {worst:g} outputs are saturated and tie: {percent(sweep.accuracy[worst])} % by the largest output, "
+        f"At {worst:g}, outputs are saturated and tie: {percent(sweep.accuracy[worst])} % by the largest output, "
         f"{percent(ranked[worst])} % ranked by what {sweep.output} computes ({which} wins)."
     )
 
@@ -75,9 +75,9 @@ def _circuit(sweep: WeightSweep) -> str:
     if sweep.digital < 1:
         share = percent(min(sweep.digital, 0.999))
         return (
-            f"At {sweep.limit:g} {share} % of the hidden activations take two values: the net is no circuit there."
+            f"At {sweep.limit:g}, {share} % of the hidden activations take two values: the net is no circuit there."
             + same
         )
     right = sweep.preactivation.get(sweep.limit)
     known = "" if right is None else f", right for {percent(right)} % of the images"
-    return f"At {sweep.limit:g} every hidden activation takes at most two values: the net is a circuit{known}." + same
+    return f"At {sweep.limit:g}, every hidden activation takes at most two values: the net is a circuit{known}." + same

@@ -10,6 +10,7 @@ from typing import Any
 
 from bitwright.reporting.gates import Gates
 from bitwright.reporting.sections import Health, RunData
+from bitwright.reporting.selfprune import SelfPrune
 
 SCHEMA = "bitwright-report/1"
 
@@ -30,6 +31,8 @@ def as_dict(run: RunData) -> dict[str, Any]:
         sections["training"]["health"] = _by_layer(run.training.health)
     if run.gates is not None:
         sections["gates"] = _gates(run.gates)
+    if run.selfprune is not None:
+        sections["selfprune"] = _selfprune(run.selfprune)
     head = {
         "accuracy": run.accuracy,
         "trained_accuracy": run.trained_accuracy,
@@ -80,6 +83,19 @@ def _gates(gates: Gates) -> dict[str, Any]:
 
     kept = "all" if whole else "last; all are in gates.csv"
     return {**found, "epochs": kept, "by_class": by_class, "macs": spread(gates.macs), "bops": spread(gates.bops)}
+
+
+def _selfprune(found: SelfPrune) -> dict[str, Any]:
+    """Every epoch where that is not too much; sweeps as in sweep.json, but without repeated keys."""
+    whole = len(found.rows) <= KEPT_ROWS // 4
+    table = columns([asdict(r) for r in (found.rows if whole else found.last)])
+    table["rows"] = [[_rounded(value) for value in row] for row in table["rows"]]
+    sweeps = []
+    for sweep in found.sweeps:
+        plain = sweep.to_dict()
+        sweeps.append({**plain, **columns([{k: _rounded(v) for k, v in row.items()} for row in plain["rows"]])})
+    kept = "all" if whole else "last; all are in connections.csv"
+    return {**table, "epochs": kept, "batch": found.batch, "sweeps": sweeps}
 
 
 def _rounded(value: Any) -> Any:

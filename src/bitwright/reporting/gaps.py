@@ -44,6 +44,8 @@ def _reasons(run: RunData) -> dict[str, str]:
         reasons["mistakes"] = "The images of the surest mistakes are not recorded."
     if run.gates is not None and not run.gates.macs:
         reasons["gates"] = "What each test image costs is not recorded."
+    if run.selfprune is not None and not run.selfprune.sweeps:
+        reasons["sweep"] = "Accuracy over the weight value was not measured."
     if training is not None and training.status in ("training", "stopped"):
         reasons["unfinished"] = "Training has not finished; the figures are of the last epoch so far."
     return reasons
@@ -57,6 +59,7 @@ def _run_commands(path: str) -> dict[str, str]:
         "convert": convert, "layers": convert, "worth": convert, "speed": f"bitwright bench {run}",
         "curves": resume, "flips": watched, "weights": resume, "unfinished": resume,
         "errors": f"bitwright eval {run}", "mistakes": f"bitwright eval {run}", "gates": f"bitwright eval {run}",
+        "sweep": f"bitwright analyze {run} --judge weight_sweep",
     }  # fmt: skip
 
 
@@ -64,5 +67,5 @@ _TRAIN = "bitwright train digits-lenet5-bwn --out runs/mine"
 _REPORT = 'bw.report([bw.convert(model, example), bw.bench(model, example)], "report.html")'
 _PYTHON = {
     "convert": _REPORT, "layers": _REPORT, "worth": _TRAIN, "speed": _REPORT, "curves": _TRAIN, "flips": _TRAIN,
-    "weights": _TRAIN, "unfinished": _TRAIN, "errors": _TRAIN, "mistakes": _TRAIN, "gates": _TRAIN,
+    "weights": _TRAIN, "unfinished": _TRAIN, "errors": _TRAIN, "mistakes": _TRAIN, "gates": _TRAIN, "sweep": _TRAIN,
 }  # fmt: skip

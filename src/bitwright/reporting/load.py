@@ -13,6 +13,7 @@ from bitwright.reporting import parse
 from bitwright.reporting.gates import gates_of
 from bitwright.reporting.pictures import MOST, errors_of
 from bitwright.reporting.sections import Layer, Origin, RunData
+from bitwright.reporting.selfprune import selfprune_of
 from bitwright.reporting.tables import Cells, rows
 from bitwright.reporting.weights import histograms, metadata
 from bitwright.runs.folder import Run
@@ -54,6 +55,7 @@ def _load(run: Run) -> RunData:
         bits=parse.bits(Cells(analyzed, "pca.json")) if analyzed else None,
         errors=errors_of(run, MOST if gates is None else MOST - 2 * len(gates.cheapest)),
         gates=gates,
+        selfprune=selfprune_of(run),
     )
 
 

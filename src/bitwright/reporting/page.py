@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
-from bitwright.reporting import bits_view, data, gate_charts, run_charts, speed_view, words
+from bitwright.reporting import bits_view, data, gate_charts, run_charts, selfprune_charts, speed_view, words
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.sections import RunData
@@ -90,6 +90,7 @@ def view(run: RunData) -> dict[str, Any]:
         "depth": bits_view.depth(run.bits) if run.bits else None,
         "choices": bits_view.choices(run.bits) if run.bits else None,
         "gates_view": gate_charts.view(run),
+        "selfprune_view": selfprune_charts.view(run),
         "commands": commands(run),
         "data": data.block(data.as_dict(run)),
     }
@@ -112,6 +113,8 @@ def commands(run: RunData) -> list[str]:
             again = shlex.quote(f"{run.origin.path}/experiment.toml")
             lines.append(f"bitwright train {again} --out {shlex.quote(run.origin.path + '-again')}")
         lines += [f"bitwright analyze {path} --images {run.bits.images}"] if run.bits and run.bits.images else []
+        swept = run.selfprune is not None and run.selfprune.analyzed
+        lines += [f"bitwright analyze {path} --judge weight_sweep"] if swept else []
         lines += [f"bitwright convert {path}"] if run.conversion else []
         if run.speed:
             threads, batch = run.speed.machine.get("threads", 1), run.speed.batch

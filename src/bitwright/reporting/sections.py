@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from bitwright.reporting.gates import Gates
+    from bitwright.reporting.selfprune import SelfPrune
 
 
 @dataclass(frozen=True)
@@ -288,6 +289,7 @@ class RunData:
     errors: Errors | None = None
     bits: Bits | None = None
     gates: Gates | None = None
+    selfprune: SelfPrune | None = None
 
     def net(self, name: str) -> Net | None:
         return next((n for n in self.nets if n.name == name), None)

@@ -41,13 +41,14 @@ def sweep_rows(job: Job, check: Callable[[], None]) -> Rows:
     if not log.sweep_every or not ((state.epoch + 1) % log.sweep_every == 0 or last) or not zero_one_layers(job.net):
         return []
     from bitwright.analysis.weight_sweep import weight_sweep
+    from bitwright.transforms.batch_norms import batch_norms
 
     device = next(job.net.parameters()).device
     feed = {"normalize": job.normalize, "channels_last": job.experiment.train.channels_last, "device": device}
     size = job.experiment.data.eval_batch
     test, train = (images.limit(min(len(images), log.sweep_images)) for images in (job.test, job.train))
     rows: Rows = []
-    for norm in log.sweep_norms:
+    for norm in log.sweep_norms if batch_norms(job.net) else log.sweep_norms[:1]:  # without norms all modes are one
         sweep = weight_sweep(
             job.net, test.batches(size, **feed), "large", norm, train.batches(size, **feed),
             progress=lambda what, done, total: check(),
