@@ -69,9 +69,12 @@ def test_no_whole_numbers_where_they_do_not_and_the_code_still_says_both_values(
     assert code.planes == 1 and code.value().tolist() == torch.tensor([0.3, 1.0]).tolist()
 
 
-def test_what_is_not_finite_shows_in_training() -> None:
+def test_a_nan_shows_in_training() -> None:
     w = torch.tensor([0.7, torch.nan, torch.inf, -torch.inf])
-    assert part()(w).isnan().tolist() == part(off=-1.0)(w).isnan().tolist() == [False, True, True, True]
+    for off in (0.0, -1.0):
+        value = part(off=off)(w)
+        assert value.isnan().tolist() == [False, True, False, False]
+        assert value[[0, 2, 3]].tolist() == [1.0, 1.0, off]  # the next clip makes infinities 1 and 0
     assert part().encode(w).bit.tolist() == [[1, 0, 1, 0]]
 
 
