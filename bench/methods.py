@@ -160,6 +160,7 @@ def read(path: Path) -> list[dict[str, Any]]:
 
 def write(path: Path, records: list[dict[str, Any]]) -> None:
     """Beside the target, then renamed."""
+    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as f:
         writer = csv.DictWriter(f, list(records[0]), lineterminator="\n")

@@ -30,6 +30,7 @@ def selfprune_mlp(
     depth: int = 3,
     norm: Norm = "batch_norm",
     head: Head = "block",
+    bias: bool = False,
 ) -> nn.Sequential:
     """784-4000x3-10: `depth` hidden blocks of `hidden * width` units, then the output block, all of one form.
 
@@ -50,12 +51,12 @@ def selfprune_mlp(
     steps: dict[str, nn.Module | None] = {"flatten": nn.Flatten()}
     fan_in = in_channels * size * size
     for i in range(1, depth + 1):
-        steps[f"fc{i}"] = nn.Linear(fan_in, units, bias=False)
+        steps[f"fc{i}"] = nn.Linear(fan_in, units, bias=bias)
         steps[f"act{i}"] = make_activation(activation, units)
         steps[f"norm{i}"] = _norm(norm, nn.BatchNorm1d, units)
         steps[f"drop{i}"] = make_dropout(dropout)
         fan_in = units
-    return chain(**steps, **_head(fan_in, num_classes, activation, norm, head))
+    return chain(**steps, **_head(fan_in, num_classes, activation, norm, head, bias))
 
 
 def selfprune_conv(
@@ -68,6 +69,7 @@ def selfprune_conv(
     dropout: float = 0.0,
     norm: Norm = "batch_norm",
     head: Head = "block",
+    bias: bool = False,
 ) -> nn.Sequential:
     """32-P-64-P-128-P and the output block: the blocks of `selfprune_mlp` with 3x3 convs (padding 1, no bias).
 
@@ -83,18 +85,20 @@ def selfprune_conv(
     fan_in = in_channels
     for i, base in enumerate((32, 64, 128), start=1):
         channels = scaled(base, width)
-        steps[f"conv{i}"] = nn.Conv2d(fan_in, channels, 3, padding=1, bias=False)
+        steps[f"conv{i}"] = nn.Conv2d(fan_in, channels, 3, padding=1, bias=bias)
         steps[f"act{i}"] = make_activation(activation, channels)
         steps[f"norm{i}"] = _norm(norm, nn.BatchNorm2d, channels)
         steps[f"pool{i}"] = nn.MaxPool2d(2)
         fan_in = channels
     steps |= {"flatten": nn.Flatten(), "dropout": make_dropout(dropout)}
-    return chain(**steps, **_head(fan_in * (size // 8) ** 2, num_classes, activation, norm, head))
+    return chain(**steps, **_head(fan_in * (size // 8) ** 2, num_classes, activation, norm, head, bias))
 
 
-def _head(fan_in: int, classes: int, activation: Activation, norm: Norm, head: Head) -> dict[str, nn.Module | None]:
+def _head(
+    fan_in: int, classes: int, activation: Activation, norm: Norm, head: Head, bias: bool
+) -> dict[str, nn.Module | None]:
     return {
-        "fcx": nn.Linear(fan_in, classes, bias=False),
+        "fcx": nn.Linear(fan_in, classes, bias=bias),
         "actx": make_activation(activation, classes) if head == "block" else None,
         "normx": _norm(norm, nn.BatchNorm1d, classes),
     }
