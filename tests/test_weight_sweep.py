@@ -335,6 +335,14 @@ def test_a_layer_that_is_all_off_makes_one_class_of_everything() -> None:
         assert len(set(sweep.accuracy.values())) == 1 and set(sweep.agreement.values()) == {1.0}, kind
 
 
+def test_a_step_in_front_of_the_weights_makes_a_circuit_of_any_value() -> None:
+    net = norm_net()
+    for i in (3, 6):
+        net[i].set_slots(x={"part": "heaviside"})
+    sweep = weight_sweep(net, [(x.float(), y) for x, y in batches(40)], (1,), limit=1)
+    assert sweep.digital == 1.0 and sweep.agreement[1.0] == 1.0
+
+
 class Odd(nn.Module):
     """The last layer in the file is never called, and the first one defined runs last."""
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bitwright.analysis.sweep_result import NORMS, SweepPoint, WeightSweep
 from bitwright.analysis.zero_one_nets import Head, find_head, need_zero_one, weight_value_kept, zero_one_parts
 from bitwright.errors import InputError, nearest
+from bitwright.nn.layers import SlotLayer
 from bitwright.procedures.recalibrate_batchnorm import estimate
 from bitwright.transforms.batch_norms import batch_norms, norms_training
 from bitwright.transforms.forward import evaluating, run_model
@@ -208,7 +209,10 @@ class _TwoValued:
     def hook(self, layer: nn.Module) -> Callable[..., None]:
         def look(module: nn.Module, args: tuple[Any, ...]) -> None:
             if args and isinstance(args[0], Tensor):
-                self._add(id(layer), args[0].flatten(1))
+                # what the operator gets: a step in front of the weights makes bits of anything. Called here and not
+                # watched, because a watched part keeps the layer from evaluating on whole numbers
+                part = module.x if isinstance(module, SlotLayer) else None
+                self._add(id(layer), (args[0] if part is None else part(args[0])).flatten(1))
 
         return look
 
