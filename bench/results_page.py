@@ -191,6 +191,62 @@ it. {machine("sparse_backprop.csv")}.
     return "\n\n".join(["## Gates", *parts]) + "\n\n" if parts else ""
 
 
+def selfprune() -> str:
+    """The section of bench/selfprune.py, once it has rows."""
+    found = read("selfprune.csv")
+    if not found:
+        return ""
+
+    def percent(text: str, digits: int = 2) -> str:
+        return f"{100 * float(text):.{digits}f}" if text else "-"
+
+    rows = [
+        [
+            r["row"], f"`{r['experiment']}`", r["epochs"], r["images"], r["seed"], percent(r["accuracy"]),
+            percent(r["accuracy_recalibrated"]), f"{int(r['weights']) / 1e6:.2f}" if r["weights"] else "-",
+            percent(r["on_share"]), f"{int(r['live_units']):,} of {int(r['hidden_units']):,}" if r["live_units"] else "-",
+            f"{int(r['file_bytes']) / 1000:,.0f}" if r["file_bytes"] else "-", r["verdict"],
+        ]
+        for r in found
+    ]  # fmt: skip
+    head = ["row", "experiment", "epochs", "images", "seed", "test %", "recalibrated %", "M weights", "on %",
+            "live hidden units", "file kB", "verdict"]  # fmt: skip
+    swept: dict[tuple[str, str], dict[float, str]] = {}
+    for r in read("selfprune_sweep.csv"):
+        swept.setdefault((r["row"], r["norm"]), {})[float(r["on"])] = percent(r["accuracy"], 1)
+    values = sorted({v for points in swept.values() for v in points})
+    sweep = table(
+        ["row", "statistics", *(f"{v:g}" for v in values)],
+        [[*key, *(points.get(v, "") for v in values)] for key, points in swept.items()],
+    )
+    epochs: dict[str, dict[int, str]] = {}
+    for r in read("selfprune_epochs.csv"):
+        text = percent(r["accuracy"], 1) + (f" ({percent(r['on_share'])})" if r["on_share"] else "")
+        epochs.setdefault(r["row"], {})[int(r["epoch"])] = text
+    last = max(max(points) for points in epochs.values())
+    curve = table(
+        ["epoch", *epochs], [[n, *(points.get(n, "") for points in epochs.values())] for n in range(1, last + 1)]
+    )
+    return f"""## Nets that prune themselves
+
+    python bench/selfprune.py --data DIR
+
+784-4000x3-10 on 1-bit pixels, accuracy of the last epoch on all test images with running statistics, and with statistics
+estimated anew from 10,000 training images. {machine("selfprune.csv")}.
+
+{table(head, rows)}
+
+After each epoch, test % (share of weights on, %):
+
+{curve}
+
+Test % while all weights that are on take one value, trained at 1:
+
+{sweep}
+
+"""
+
+
 def million(text: str, digits: int = 2) -> str:
     return f"{float(text) / 1e6:,.{digits}f}"
 
@@ -286,7 +342,7 @@ Rows of one topology start from the same float net of their seed; accuracy of th
 
 {methods()}
 
-{hybrid()}{gating()}## A shipped experiment, as README tells it
+{hybrid()}{gating()}{selfprune()}## A shipped experiment, as README tells it
 
     python bench/newcomer.py --data DIR
 
