@@ -106,6 +106,10 @@ SHORT = [
         for name in ("binaryconnect", "dorefa-w1a32", "dorefa-w2a2", "dorefa-w1a4", "dorefa-w1a2g6", "w1a1", "w8a8",
                      "pact-w2a2", "pact-w3a3", "pact-w5a5", "lsq-w3a3")
     ),
+    Row("uniform 4/4", "resnet20", rule={"w": _W["uniform 4"], "x": _X["uniform 4"]}, **_SHORT),
+    Row("sign_magnitude 2/2", "resnet20", rule={"w": _W["sign_magnitude 2"], "x": _X["sign_magnitude 2"]}, **_SHORT),
+    Row("kbit 2/2", "resnet20", rule={"w": _W["kbit 2"], "x": _X["kbit 2"]}, **_SHORT),
+    Row("xnor with K", "resnet20", rule={"w": "xnor", "x": ["norm", "sign"], "gate": "xnor_k"}, **_SHORT),
     Row("float bireal", "bireal_resnet20", **_SHORT),
     *(Row(name, "bireal_resnet20", recipe=name, **_SHORT) for name in ("react", "bireal8")),
 ]  # fmt: skip
