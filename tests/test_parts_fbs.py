@@ -339,3 +339,10 @@ def test_seed_linear_takes_each_input_for_itself() -> None:
     g = layer.gate.predictor(x.abs()).abs()
     on = g > g.topk(4, 1).values[:, -1:]
     torch.testing.assert_close(layer(x), F.linear(x, layer.weight, layer.bias) * g * on)
+
+
+def test_a_synced_norm_is_taken_over_with_a_word() -> None:
+    layer = bw.nn.Conv2d(3, 4, 3, gate={"part": "fbs", "keep": 0.5})
+    with pytest.warns(BitwrightWarning, match="SyncBatchNorm; from now on each process"):
+        layer.gate.take_norm(nn.SyncBatchNorm(4, eps=1e-3))
+    assert layer.gate.norm.eps == 1e-3

@@ -119,6 +119,11 @@ class FBS(Watched):
 
     # -- the norm behind the layer ------------------------------------------------------------------------------------
     def take_norm(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        if isinstance(norm, nn.SyncBatchNorm):
+            warnings.warn(
+                "fbs: takes over a SyncBatchNorm; from now on each process uses the statistics of its own images",
+                BitwrightWarning, stacklevel=2,
+            )  # fmt: skip
         self.norm.eps, self.norm.momentum = norm.eps, norm.momentum
         state = {key: value.detach().clone() for key, value in norm.state_dict().items()}
         taken = self.norm_state(state)
