@@ -32,8 +32,8 @@ class ZeroOne(nn.Module):
               init: what `start` draws, each latent 0 or 1: "fan_in:C" is 1 with probability C / fan_in, so that each
               output begins with C connections; "bernoulli:P" is 1 with probability P; "published" is the notebook's
               Bernoulli(0.001), made for 4000 inputs; "keep" draws nothing
-    moments   start, by `bw.apply` and the constructor of a layer: where a weight is negative and none is on, the numbers are
-              those of a float layer, not latents, and are drawn anew (a bias becomes 0).
+    moments   start, by `bw.apply` and the constructor of a layer: where some weight is negative and fewer are on than there
+              are outputs, the numbers are those of a float layer, not latents, and are drawn anew (a bias becomes 0).
               after_step clips the latent to [0, 1] and counts the step
     state     none, but with random_mag above 0 two integers, `stream` (torch's seed when the part was made) and `count`
               (optimizer steps): all layers made under one seed draw the same number, a resumed run goes on with it, and
@@ -173,7 +173,8 @@ class ZeroOne(nn.Module):
         """Draws the first latents where `weight` holds those of a float layer."""
         if self.init == "keep" or weight.device.type == "meta" or not weight.numel():
             return
-        if not bool((weight < 0).any()) or bool((weight >= self.threshold).any()):
+        few = weight.shape[0] if self.slot == "w" and weight.dim() else 1
+        if not bool((weight < 0).any()) or int((weight >= self.threshold).sum()) >= few:
             return
         if self.slot == "b":
             weight.zero_()
@@ -184,7 +185,7 @@ class ZeroOne(nn.Module):
         """Goes on with the draws of the part that sat here before."""
         if self.noisy and old.noisy:
             self.stream.copy_(old.stream)
-            self.count.copy_(old.count)
+            self.count.copy_(old.count - 1)  # `apply` projects once more: the layers it left alone stay in step
 
     @torch.no_grad()
     def after_step(self, weight: Tensor, keep: Tensor | None = None) -> None:
