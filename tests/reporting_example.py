@@ -175,7 +175,13 @@ def selfprune_files(run: Run, layers: int, modes: tuple[str, ...] = ("running", 
     values, sweeps = [*(i / 10 for i in range(41)), 5.0, 10.0, 100.0], []
     for k, mode in enumerate(modes):
         points = [
-            {"on": v, "right": 30 + 10 * k + i, "preactivation_right": 32 + 10 * k + i, "agree": 2 * i + 12}
+            {
+                "on": v,
+                "right_images": 30 + 10 * k + i,
+                "preactivation_images": 32 + 10 * k + i,
+                "agree_images": 2 * i + 12,
+                "tied_images": i,
+            }
             for i, v in enumerate(values)
         ]
         sweeps.append({

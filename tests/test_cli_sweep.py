@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,17 @@ def test_connections(trained: dict[str, Run], call: Any, norm: str) -> None:
     assert f"{found.live} of {found.units} units live" in lines[-1]
     code, text, _ = call("analyze", str(opened.path), "--judge", "connections", "--json")
     assert json.loads(text)["analyze"]["rows"] == found.to_dict()["rows"]
+
+
+def test_a_layer_without_a_connection_is_said(trained: dict[str, Run], tmp_path: Path, call: Any) -> None:
+    shutil.copytree(trained["batch_norm"].path, tmp_path / "off")
+    opened = Run(tmp_path / "off")
+    net: Any = opened.model()
+    net.fc2.weight.data.zero_()
+    bw.save(net, opened.file("model.safetensors"))
+    code, text, note = call("analyze", str(opened.path), "--judge", "connections")
+    assert code == 0 and "all weights of fc2 are off: everything behind it, norms too, is constant" in note
+    assert "0 of 64 inputs have a path to an output" in text
 
 
 def test_one_line_for_each_mistake(trained: dict[str, Run], tmp_path: Path, call: Any) -> None:

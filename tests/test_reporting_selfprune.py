@@ -125,7 +125,8 @@ def test_hostile_names_and_many_layers(tmp_path: Path, layers: int) -> None:
 
 # ---- words ------------------------------------------------------------------------------------------------------------------
 def sweep(norm: str, right: dict[float, int], **facts: Any) -> WeightSweep:
-    points = tuple(SweepPoint(v, n, facts.get("ranked", {}).get(v, n), 50) for v, n in right.items())
+    ranked = facts.get("ranked", {})
+    points = tuple(SweepPoint(v, n, ranked.get(v, n), 50, 90 if v in ranked else 0) for v, n in right.items())
     rest = {"trained_on": 1.0, "output": "fc", "ranking": "smallest", "digital": 1.0, "norms": 1}
     return WeightSweep(norm, 100, points, **{**rest, **{k: v for k, v in facts.items() if k != "ranked"}})
 
@@ -147,14 +148,17 @@ def running_counts() -> dict[float, int]:
 
 
 def test_ties_and_circuits_are_said() -> None:
-    tied = sweep("running", {1: 90, 4: 88, 10: 40, 100: 41}, ranked={10: 83, 100: 82}, norms=0)
+    tied = sweep("running", {1: 90, 4: 88, 10: 40, 100: 41}, ranked={10: 83}, norms=0)
     text = " ".join(findings([tied]))
     assert "Without batch norms, accuracy" in text
     assert (
-        "At 10, outputs are saturated and tie: 40.0 % by the largest output, 83.0 % ranked by what fc computes" in text
+        "At 10, classes share the largest output for 90.0 % of the images: 40.0 % right if the first one wins, "
+        "83.0 % ranked by what fc computes (the smallest wins)." in text
     )
-    assert "At 100, every hidden activation takes at most two values: the net is a circuit, right for 82.0 %" in text
+    assert "At 100, every hidden activation takes at most two values: the net is a circuit, right for 41.0 %" in text
     assert "50.0 % of the images get that class at the net's own value 1 too." in text
+    apart = sweep("running", {1: 90, 4: 88, 100: 60}, norms=0)
+    assert "share the largest output" not in " ".join(findings([apart])), "a norm per class is no tie"
     open_ = " ".join(findings([sweep("running", {1: 90, 4: 88}, digital=0.9999)]))
     assert "99.9 % of the hidden activations take two values: the net is no circuit there" in open_
     assert "circuit" not in " ".join(findings([sweep("running", {1: 90, 4: 88}, digital=None)]))
@@ -180,7 +184,7 @@ def test_values_keep_their_order_on_the_axis(values: list[float]) -> None:
         ("connections.csv", (",64,", ",,"), "connections.csv row 1: units is missing or negative"),
         ("sweep.json", ('"images": 100', '"images": 0'), "norm is 'running' of 0 images; possible: running"),
         ("sweep.json", ('"norm": "running"', '"norm": "own"'), "norm is 'own' of 100 images"),
-        ("sweep.json", ('"right": 30', '"right": "x"'), "right is 'x'"),
+        ("sweep.json", ('"right_images": 30', '"right_images": "x"'), "right_images is 'x'"),
         ("sweep.json", ('"on": 0.1', '"on": null'), "on is missing or no finite number"),
     ],
 )

@@ -98,6 +98,33 @@ def swept_float() -> Experiment:
     return experiment(log=LOG, stage=[{"epochs": 1}])
 
 
+# -- what the published loop gets wrong ----------------------------------------------------------------------------------
+@pytest.mark.parametrize("images", [40, 70, 110], ids=["one batch", "two", "three"])
+def test_means_of_an_epoch_are_of_its_images(tmp_path: Path, images: int) -> None:
+    """Not of its batches, and not of one batch less. A rate of next to nothing keeps the net still."""
+    still = {"name": "sgd", "lr": 1e-30}
+    stage = [{"epochs": 1, "optimizer": still, "rule": [{"match": "*", "w": "zero_one"}]}]
+    e = experiment("hard_invert", data={"limit": images}, stage=stage)
+    train(e, tmp_path / "a")
+    (row,) = rows(tmp_path / "a", "metrics.csv")
+    x, y = next(iter(dataset(e, "train").batches(images, normalize=False)))
+    with torch.no_grad():
+        out = Run(tmp_path / "a").model()(x)
+    assert float(row["top1"]) == pytest.approx(int((out.argmax(1) == y).sum()) / images)
+    assert float(row["loss"]) == pytest.approx(float(torch.nn.functional.cross_entropy(out, y)), rel=1e-5)
+
+
+def test_evaluation_depends_on_no_batch_and_leaves_nothing_in_the_norms(tmp_path: Path) -> None:
+    for name, size in (("a", 90), ("b", 7)):
+        train(experiment(epochs=2, data={"eval_batch": size}), tmp_path / name)
+    a, b = (load_file(tmp_path / name / "model.safetensors") for name in "ab")
+    assert any(key.endswith("running_var") for key in a) and all(torch.equal(a[k], b[k]) for k in a)
+    for key in ("test_top1", "test_top5"):
+        assert [r[key] for r in rows(tmp_path / "a", "metrics.csv")] == [
+            r[key] for r in rows(tmp_path / "b", "metrics.csv")
+        ]
+
+
 # -- resume ---------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("step", [9, 15, 18])
 def test_a_resumed_run_has_the_same_tables(

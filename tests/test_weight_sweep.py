@@ -122,9 +122,9 @@ class Oracle:
 def slow(
     net: Any, data: list[Batch], values: list[float], kind: str, train: list[Batch], limit: float, sign: int
 ) -> Any:
-    """on -> (right, right by pre-activation, as the circuit), as counts."""
+    """on -> (right, right by pre-activation, as the circuit, tied), as counts."""
 
-    def said(on: float) -> list[tuple[int, int, int]]:
+    def said(on: float) -> list[tuple[int, int, int, bool]]:
         oracle, found = Oracle(net, on, kind), []
         if kind == "recalibrate":
             oracle.estimate(train)
@@ -132,18 +132,20 @@ def slow(
             for out, before in zip(*oracle.run(x, kind), strict=True):
                 pairs = [(o, sign * b) for o, b in zip(out, before, strict=True)]
                 best = max(pairs)
-                found.append((first_best(out), first_best([b for _, b in pairs]), pairs.index(best)))
+                ranked = first_best([b for _, b in pairs])
+                found.append((first_best(out), ranked, pairs.index(best), out.count(max(out)) > 1))
         return found
 
     true = [int(t) for _, y in data for t in y]
-    circuit = [whole for _, _, whole in said(limit)]
+    circuit = [whole for _, _, whole, _ in said(limit)]
     counts = {}
     for v in values:
         answers = said(v)
         counts[v] = (
-            sum(a == t for (a, _, _), t in zip(answers, true, strict=True)),
-            sum(a == t for (_, a, _), t in zip(answers, true, strict=True)),
-            sum(a == c for (_, _, a), c in zip(answers, circuit, strict=True)),
+            sum(a[0] == t for a, t in zip(answers, true, strict=True)),
+            sum(a[1] == t for a, t in zip(answers, true, strict=True)),
+            sum(a[2] == c for a, c in zip(answers, circuit, strict=True)),
+            sum(a[3] for a in answers),
         )
     return counts
 
@@ -157,7 +159,7 @@ def test_shares_are_those_of_a_slow_double_oracle(make: Any, sign: int, kind: st
     expected = slow(net, data, values, kind, train, 30, sign)
     assert sweep.images == 47
     for p in sweep.points:
-        assert (p.right, p.preactivation, p.agree) == expected[p.on], p.on
+        assert (p.right, p.preactivation, p.agree, p.tied) == expected[p.on], p.on
     assert sweep.accuracy[2.5] == expected[2.5][0] / 47 and sweep.agreement[0.5] == expected[0.5][2] / 47
     assert sweep.ranking == ("smallest" if sign < 0 else "largest") and sweep.output == "6"
     assert len({tuple(e) for e in expected.values()}) > 1, "the value matters in this net, else nothing is tested"
@@ -302,7 +304,7 @@ def test_saturated_outputs_tie_and_the_preactivation_does_not() -> None:
         assert set(hidden.unique().tolist()) <= {0.0, 1.0} and set(out.unique().tolist()) <= {0.0, 1.0}
         assert p.preactivation == int((counts.argmin(1) == data[0][1]).sum())
         assert p.right == int((out.argmax(1) == data[0][1]).sum()) != p.preactivation
-        assert p.agree == 60
+        assert p.agree == 60 and p.tied == int((out == out.amax(1, keepdim=True)).sum(1).gt(1).sum()) > 30
     assert sweep.digital == 1.0 and sweep.agreement[1.0] < 1
     assert weight_sweep(net, data, (1,), limit=1).digital != 1.0
 

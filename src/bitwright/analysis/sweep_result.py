@@ -19,12 +19,14 @@ class SweepPoint:
     right          the largest output is the true class
     preactivation  the class with the best pre-activation is the true one; None where outputs and classes are not one to one
     agree          the class is the one of the net at `limit`; ties of outputs are broken by the pre-activation, both times
+    tied           several classes share the largest output
     """
 
     on: float
     right: int
     preactivation: int | None
     agree: int
+    tied: int = 0
 
 
 @dataclass(frozen=True)
@@ -59,7 +61,8 @@ class WeightSweep(Shown):
     def preactivation(self) -> dict[float, float]:
         """The same with classes ranked by what the last layer computes, before tanh and norm: saturated outputs tie.
 
-        {} where outputs and classes are not one to one
+        {} where outputs and classes are not one to one. A norm behind the last layer that is not the same for all classes
+        is left out of this ranking
         """
         return {p.on: p.preactivation / self.images for p in self.points if p.preactivation is not None}
 
@@ -69,12 +72,17 @@ class WeightSweep(Shown):
         return {p.on: p.agree / self.images for p in self.points}
 
     @property
+    def tied(self) -> dict[float, float]:
+        """Weight value -> share of images for which several classes share the largest output; the first one wins."""
+        return {p.on: p.tied / self.images for p in self.points}
+
+    @property
     def rows(self) -> list[dict[str, Any]]:
         """Plain shares, as in the tables of a run."""
         before = self.preactivation
         return [
-            {"on": v, "accuracy": a, "preactivation": before.get(v), "agreement": self.agreement[v]}
-            for v, a in self.accuracy.items()
+            {"on": v, "accuracy": a, "preactivation": before.get(v), "agreement": g, "tied": t}
+            for (v, a), g, t in zip(self.accuracy.items(), self.agreement.values(), self.tied.values(), strict=True)
         ]
 
     def cells(self) -> list[list[str]]:
@@ -86,7 +94,7 @@ class WeightSweep(Shown):
         """Plain values: facts, and `rows` of counts and shares."""
         plain = asdict(self)
         points = plain.pop("points")
-        names = {"right": "right", "agree": "agree", "preactivation": "preactivation_right"}
+        names = {k: f"{k}_images" for k in ("right", "preactivation", "agree", "tied")}
         counts = [{names[k]: v for k, v in point.items() if k != "on"} for point in points]
         return plain | {"rows": [row | count for row, count in zip(self.rows, counts, strict=True)]}
 
@@ -96,10 +104,8 @@ class WeightSweep(Shown):
     @classmethod
     def from_dict(cls, value: Mapping[str, Any]) -> WeightSweep:
         """What `to_dict` gave, also after JSON."""
-        points = tuple(
-            SweepPoint(float(r["on"]), int(r["right"]), r["preactivation_right"], int(r["agree"]))
-            for r in value["rows"]
-        )
+        keys = ("right_images", "preactivation_images", "agree_images", "tied_images")
+        points = tuple(SweepPoint(row["on"], *(row[key] for key in keys)) for row in value["rows"])
         return cls(**{k: v for k, v in value.items() if k != "rows"}, points=points)
 
 

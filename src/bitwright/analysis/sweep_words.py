@@ -52,16 +52,16 @@ def _invariance(sweep: WeightSweep) -> str:
 
 
 def _ties(sweep: WeightSweep) -> str:
-    """Where the outputs are saturated."""
+    """Where saturated outputs are equal, at the value where most are."""
     ranked = sweep.preactivation
-    gaps = {v: ranked[v] - share for v, share in sweep.accuracy.items() if v in ranked and v > SPAN[1]}
-    worst = max(gaps, key=lambda v: abs(gaps[v]), default=None)
-    if worst is None or abs(gaps[worst]) <= FLAT / 2:
+    worst = max((v for v in sweep.tied if v > SPAN[1] and v in ranked), key=lambda v: sweep.tied[v], default=None)
+    if worst is None or sweep.tied[worst] <= FLAT / 2:
         return ""
     which = {"largest": "the largest", "smallest": "the smallest", "mixed": "the best"}[sweep.ranking]
     return (
-        f"At {worst:g}, outputs are saturated and tie: {percent(sweep.accuracy[worst])} % by the largest output, "
-        f"{percent(ranked[worst])} % ranked by what {sweep.output} computes ({which} wins)."
+        f"At {worst:g}, classes share the largest output for {percent(sweep.tied[worst])} % of the images: "
+        f"{percent(sweep.accuracy[worst])} % right if the first one wins, {percent(ranked[worst])} % ranked by what "
+        f"{sweep.output} computes ({which} wins)."
     )
 
 

@@ -116,11 +116,11 @@ def weight_sweep(
     )  # fmt: skip
 
 
-Answers = tuple[Tensor, Tensor | None, Tensor]
+Answers = tuple[Tensor, Tensor | None, Tensor, Tensor]
 
 
 def _answers(model: nn.Module, x: Any, head: Head, digital: _TwoValued | None = None) -> Answers:
-    """(class by output, class by pre-activation, class by output with ties broken by pre-activation)."""
+    """(class by output, by pre-activation, by output with ties broken by pre-activation; whether there was a tie)."""
     seen: list[Tensor] = []
     handles = [head.layer.register_forward_hook(_keep(seen), prepend=True)]
     if digital is not None:
@@ -137,11 +137,12 @@ def _answers(model: nn.Module, x: Any, head: Head, digital: _TwoValued | None = 
     finally:
         for handle in handles:
             handle.remove()
+    best = out == out.amax(1, keepdim=True)
+    tied = best.sum(1) > 1
     if head.sign is None:
-        return out.argmax(1), None, out.argmax(1)
+        return out.argmax(1), None, out.argmax(1), tied
     rank = seen[-1] * head.sign
-    tied = torch.where(out == out.amax(1, keepdim=True), rank, -math.inf)
-    return out.argmax(1), rank.argmax(1), tied.argmax(1)
+    return out.argmax(1), rank.argmax(1), torch.where(best, rank, -math.inf).argmax(1), tied
 
 
 def _keep(seen: list[Tensor]) -> Callable[..., None]:
@@ -155,17 +156,18 @@ class _Tally:
     """Images that are right, or answered as by the circuit, at one weight value."""
 
     def __init__(self) -> None:
-        self.right = self.ranked = self.agree = 0
+        self.right = self.ranked = self.agree = self.tied = 0
 
     def add(self, said: Answers, true: Tensor, circuit: Tensor) -> None:
-        by_output, by_rank, whole = said
+        by_output, by_rank, whole, tied = said
+        self.tied += int(tied.sum())
         self.right += int((by_output == true).sum())
         self.agree += int((whole == circuit).sum())
         if by_rank is not None:
             self.ranked += int((by_rank == true).sum())
 
     def point(self, on: float, ranked: bool) -> SweepPoint:
-        return SweepPoint(on, self.right, self.ranked if ranked else None, self.agree)
+        return SweepPoint(on, self.right, self.ranked if ranked else None, self.agree, self.tied)
 
 
 class _Statistics:

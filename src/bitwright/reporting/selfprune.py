@@ -91,7 +91,8 @@ def _sweep(facts: Cells, points: list[SweepPoint]) -> WeightSweep:
 
 
 def _json_point(row: Cells) -> SweepPoint:
-    return SweepPoint(_value(row), _whole(row, "right"), row.integer("preactivation_right"), _whole(row, "agree"))
+    right, agree, tied = (_whole(row, f"{key}_images") for key in ("right", "agree", "tied"))
+    return SweepPoint(_value(row), right, row.integer("preactivation_images"), agree, tied)
 
 
 def _csv_point(row: Cells) -> SweepPoint:
@@ -99,12 +100,12 @@ def _csv_point(row: Cells) -> SweepPoint:
     images = _whole(row, "images")
     counts: Mapping[str, Any] = {
         key: None if (share := row.number(key)) is None else round(share * images)
-        for key in ("accuracy", "preactivation", "agreement")
+        for key in ("accuracy", "preactivation", "agreement", "tied")
     }
-    for key in ("accuracy", "agreement"):
+    for key in ("accuracy", "agreement", "tied"):
         if counts[key] is None:
             raise InputError(f"report: {row.where}: {key} is missing", code="run-damaged")
-    return SweepPoint(_value(row), counts["accuracy"], counts["preactivation"], counts["agreement"])
+    return SweepPoint(_value(row), counts["accuracy"], counts["preactivation"], counts["agreement"], counts["tied"])
 
 
 def _value(row: Cells) -> float:

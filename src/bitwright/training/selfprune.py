@@ -16,7 +16,7 @@ CONNECTIONS = (
     "stage", "epoch", "layer", "share", "weights", "units", "on", "fan_in_mean", "fan_in_max", "no_input", "live",
 )  # fmt: skip
 FACTS = ("images", "train_images", "digital", "limit", "trained_on", "output", "ranking", "norms")
-SWEEP = ("stage", "epoch", "norm", "on", "accuracy", "preactivation", "agreement", *FACTS)
+SWEEP = ("stage", "epoch", "norm", "on", "accuracy", "preactivation", "agreement", "tied", *FACTS)
 Rows = list[dict[str, Any]]
 
 
