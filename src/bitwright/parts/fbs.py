@@ -10,6 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.parts.gate_norm import FreeNorm, autocast_off
@@ -33,6 +34,39 @@ class Remembered:
 
     def __reduce__(self) -> Any:
         return (Remembered, ())
+
+
+class _MeanSize(torch.autograd.Function):
+    """Autograd's own would spread its gradient in another order of dimensions than the one that activations have."""
+
+    @staticmethod
+    def forward(x: Tensor, last: bool) -> Tensor:
+        size = wide(x.abs())
+        return size.unsqueeze(1).flatten(1, -2).mean(1) if last else size.unsqueeze(-1).flatten(2).mean(2)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, bool], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.last = inputs[1]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (x,) = ctx.saved_tensors
+        (grad,) = grad_outputs
+        ones = [1] * (x.dim() - 2)
+        share = grad / max(1, x[0].numel() // grad.shape[1]) if len(x) else grad
+        share = share.reshape(len(x), *((*ones, -1) if ctx.last else (grad.shape[1], *ones)))
+        return torch.sgn(x) * share.to(x.dtype), None
+
+
+def mean_size(x: Tensor, last: bool) -> Tensor:
+    """mean |x| of each channel, [N, C], in float32 for half types; gradient sgn(x) g / positions.
+
+    >>> mean_size(torch.tensor([[[1.0, -3.0], [0.0, 2.0]]]), last=False).tolist()
+    [[2.0, 1.0]]
+    """
+    return _MeanSize.apply(x, last)
 
 
 @part("fbs", "gate")
@@ -177,11 +211,7 @@ class FBS(Watched):
 
     def saliencies(self, raw: Tensor) -> Tensor:
         """g of every channel, winners and losers, [N, O]."""
-        size = wide(raw).abs()
-        if self.last:
-            size = size.unsqueeze(1).flatten(1, -2).mean(1)
-        else:
-            size = size.unsqueeze(-1).flatten(2).mean(2)
+        size = mean_size(raw, self.last)
         g = F.linear(size, self.predictor.weight.to(size.dtype), self.predictor.bias.to(size.dtype))
         return g.abs() if self.seed else g.relu()
 
@@ -197,8 +227,8 @@ class FBS(Watched):
         scale = self._as_channels(g * on, y)
         if self.seed:
             return y * scale.to(y.dtype)
-        z = self.norm(y) * self._as_channels(self.flip, y) + self._as_channels(self.shift, y)
-        return (z * scale).to(y.dtype)
+        z = self.norm(y, wide(self.flip), wide(self.shift))
+        return (z * scale.to(z.dtype)).to(y.dtype)
 
     def _as_channels(self, t: Tensor, y: Tensor) -> Tensor:
         """[N, O] or [O] beside an output: [N, O, 1, 1], or [N, 1, O] for Linear."""

@@ -51,16 +51,27 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._BatchNorm):
     def _check_input_dim(self, input: Tensor) -> None:
         pass
 
-    def forward(self, input: Tensor) -> Tensor:
-        x = wide(input)
+    def forward(self, input: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
+        """gain, shift: those of somebody else, [C]; a bfloat16 input then stays one, as in a BatchNorm of its own."""
+        x = input if gain is not None and input.dtype == torch.bfloat16 else wide(input)
         flat = x.flatten(0, -2) if self.last else x
+        several = flat.numel() > flat.shape[1]
         with autocast_off(x):
-            several = flat.numel() > flat.shape[1]
-            if self.training and not several:
-                return F.batch_norm(flat, self.running_mean, self.running_var, eps=self.eps).reshape(x.shape)
-            if self.of_batch and not self.training and several:
-                return F.batch_norm(flat, None, None, training=True, eps=self.eps).reshape(x.shape)
-            return super().forward(flat).reshape(x.shape)
+            if several and (self.training or self.of_batch):
+                out = self._by_batch(flat, gain, shift)
+            else:
+                out = F.batch_norm(flat, self.running_mean, self.running_var, gain, shift, eps=self.eps)
+        return out.reshape(x.shape)
+
+    def _by_batch(self, flat: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
+        if not self.training:
+            return F.batch_norm(flat, None, None, gain, shift, training=True, eps=self.eps)
+        momentum = self.momentum
+        if self.num_batches_tracked is not None:
+            self.num_batches_tracked.add_(1)
+            momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
+        mean, var = self.running_mean, self.running_var
+        return F.batch_norm(flat, mean, var, gain, shift, True, momentum or 0.0, self.eps)
 
 
 class DualNorm(nn.Module):
