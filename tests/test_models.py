@@ -35,8 +35,12 @@ SMALL: dict[str, dict[str, Any]] = {
     "selfprune_mlp": {"hidden": 32, "size": 8},
     "selfprune_conv": {"size": 8, "width": 0.25},
 }
-NATIVE = dict.fromkeys(("mlp", "lenet5", "lenet300", "selfprune_mlp", "selfprune_conv"), (1, 28))
-NATIVE |= {"resnet18": (3, 224), "bireal_resnet18": (3, 224), "alexnet": (3, 227)}
+NATIVE: dict[str, tuple[int, int]] = {
+    **{name: (1, 28) for name in ("mlp", "lenet5", "lenet300", "selfprune_mlp", "selfprune_conv")},
+    "resnet18": (3, 224),
+    "bireal_resnet18": (3, 224),
+    "alexnet": (3, 227),
+}
 
 
 @pytest.fixture(autouse=True)

@@ -342,7 +342,7 @@ def test_seed_linear_takes_each_input_for_itself() -> None:
 
 
 def test_a_synced_norm_is_taken_over_with_a_word() -> None:
-    layer = bw.nn.Conv2d(3, 4, 3, gate={"part": "fbs", "keep": 0.5})
+    gate: Any = bw.nn.Conv2d(3, 4, 3, gate={"part": "fbs", "keep": 0.5}).gate
     with pytest.warns(BitwrightWarning, match="SyncBatchNorm; from now on each process"):
-        layer.gate.take_norm(nn.SyncBatchNorm(4, eps=1e-3))
-    assert layer.gate.norm.eps == 1e-3
+        gate.take_norm(nn.SyncBatchNorm(4, eps=1e-3))
+    assert gate.norm.eps == 1e-3
