@@ -36,7 +36,7 @@ SMALL: dict[str, dict[str, Any]] = {
     "selfprune_conv": {"size": 8, "width": 0.25},
 }
 NATIVE: dict[str, tuple[int, int]] = {
-    **{name: (1, 28) for name in ("mlp", "lenet5", "lenet300", "selfprune_mlp", "selfprune_conv")},
+    **dict.fromkeys(("mlp", "lenet5", "lenet300", "selfprune_mlp", "selfprune_conv"), (1, 28)),
     "resnet18": (3, 224),
     "bireal_resnet18": (3, 224),
     "alexnet": (3, 227),
