@@ -7,6 +7,7 @@ signalled as a whole; SIGABRT first, for which Python prints where each thread s
 from __future__ import annotations
 
 import contextlib
+import gc
 import os
 import queue
 import signal
@@ -86,10 +87,10 @@ def finished(words: Sequence[str], cwd: Path | None = None, timeout: float = 300
 
 
 def spawned(function: Callable[..., None], store: Path, *args: object, timeout: float = 300) -> None:
-    """function(rank, store, *args) in two processes that meet in the file `store`: no port that another test could take."""
+    """function(rank, *args) in two processes of one gloo group, which meet in a file: no port that another test could take."""
     from torch.multiprocessing.spawn import spawn
 
-    jobs = spawn(function, args=(str(store), *args), nprocs=2, join=False)
+    jobs = spawn(_meet, args=(function, str(store), *args), nprocs=2, join=False)
     assert jobs is not None
     end = time.monotonic() + timeout
     while not jobs.join(timeout=5):  # raises what a process raised
@@ -98,3 +99,16 @@ def spawned(function: Callable[..., None], store: Path, *args: object, timeout: 
                 if process is not None:
                     process.kill()
             pytest.fail(f"{function.__name__}: no end after {timeout:g} s")
+
+
+def _meet(rank: int, function: Callable[..., None], store: str, *args: object) -> None:
+    import torch
+    import torch.distributed as dist
+
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
+    function(rank, *args)
+    # a DDP net that outlives its group is the last to hold it, and frees it without letting go of Python's lock, for which
+    # a thread of gloo may be waiting: both then wait for ever
+    gc.collect()
+    dist.destroy_process_group()

@@ -420,41 +420,36 @@ def test_broken_input_parts(cls: type[nn.Module], name: str, registered: Callabl
 # -- data parallel
 
 
-def _rank(rank: int, store: str) -> None:
+def _rank(rank: int) -> None:
     """Two ranks, other data on each, three steps of one net that holds every part: parameters stay equal."""
     warnings.simplefilter("error")
     warnings.filterwarnings("ignore", module="torch")
-    torch.set_num_threads(1)
-    dist.init_process_group("gloo", f"file://{store}", rank=rank, world_size=2)
-    try:
-        torch.manual_seed(0)
-        layers = [case.layer() for name in bw.parts() for case in cases(name) if case.slot != "gate"]
-        net = nn.ModuleList(layers)
+    torch.manual_seed(0)
+    layers = [case.layer() for name in bw.parts() for case in cases(name) if case.slot != "gate"]
+    net = nn.ModuleList(layers)
 
-        class All(nn.Module):
-            def __init__(self) -> None:
-                super().__init__()
-                self.net = net
+    class All(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = net
 
-            def forward(self, x: Tensor) -> Tensor:
-                return torch.stack([layer(x).square().mean() for layer in self.net]).sum()
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.stack([layer(x).square().mean() for layer in self.net]).sum()
 
-        model = DistributedDataParallel(All())
-        optimizer = torch.optim.SGD(model.parameters(), 0.05)
-        torch.manual_seed(100 + rank)
-        for _ in range(3):
-            loss = model(inputs(batch=4))
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            after_steps(model)
-        for key, p in model.module.named_parameters():
-            got = [torch.zeros_like(p) for _ in range(2)]
-            dist.all_gather(got, p.detach())
-            assert torch.isfinite(p).all() and torch.equal(got[0], got[1]), f"{key} differs between ranks"
-        model(inputs(batch=4))  # rank 0's ranges reach all at the start of a forward pass
-    finally:
-        dist.destroy_process_group()
+    model = DistributedDataParallel(All())
+    optimizer = torch.optim.SGD(model.parameters(), 0.05)
+    torch.manual_seed(100 + rank)
+    for _ in range(3):
+        loss = model(inputs(batch=4))
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        after_steps(model)
+    for key, p in model.module.named_parameters():
+        got = [torch.zeros_like(p) for _ in range(2)]
+        dist.all_gather(got, p.detach())
+        assert torch.isfinite(p).all() and torch.equal(got[0], got[1]), f"{key} differs between ranks"
+    model(inputs(batch=4))  # rank 0's ranges reach all at the start of a forward pass
 
 
 @pytest.mark.slow

@@ -32,7 +32,8 @@ if TYPE_CHECKING:
 __all__ = ["Result", "Stopped", "train"]
 
 # Lightning's trainer and our callback hold each other, and the images with them: without a collection, trainings one after
-# another in one process grow by a data set each until Python happens to look
+# another in one process grow by a data set each until Python happens to look. With several processes it holds the DDP net too:
+# left to the end of the process, that frees the process group while holding Python's lock, for which a thread of gloo may wait
 COLLECT_FROM = 2**24  # bytes
 
 
@@ -79,9 +80,9 @@ def train(
                 code="file-write",
             ) from None
         finally:
-            large = job is not None and _in_memory(job) > COLLECT_FROM
+            collect = job is not None and (job.world > 1 or _in_memory(job) > COLLECT_FROM)
             job = None
-            if large:
+            if collect:
                 gc.collect()
 
 
