@@ -253,6 +253,16 @@ def test_one_batch_many_batches_any_order() -> None:
     close(whole, bw.analyze.pca(net, iter(x.flip(0).split(25))))
 
 
+def test_a_result_shows_as_other_results_do() -> None:
+    found = bw.analyze.pca(small(), [torch.randn(40, 3, 32, 32)])
+    head, rule, *rows = found.to_markdown().splitlines()
+    assert rule == "| --- | ---: | ---: | ---: | ---: | ---: | --- |" and len(rows) == len(found.layers)
+    first, *lines = found.to_csv().splitlines()
+    assert first == "layer,channels,rows,components,rise,significant" and len(lines) == len(rows)
+    assert lines[0].split(",")[3] == str(found.components[found.layers[0].name]) == rows[0].split("|")[4].strip()
+    assert found._repr_html_() == f"<pre>{found}</pre>" and "components" in head
+
+
 def test_nothing_is_changed() -> None:
     net = small().train()
     before = {k: v.clone() for k, v in net.state_dict().items()}

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from bitwright.analysis.energy import EnergyTable, load_energy
+from bitwright.analysis.shown import Shown
 from bitwright.analysis.versus import REFERENCES, as_binary, as_float, bias_bytes, outside_bytes
 from bitwright.transforms.plan import kb_text, macs_text
 from bitwright.transforms.walk import batch_of, walk
@@ -57,7 +56,7 @@ SUMS = (
 
 
 @dataclass(frozen=True)
-class CostTable:
+class CostTable(Shown):
     """Rows in execution order and their totals; prints as text.
 
     `.rows`, `.totals`, `.to_markdown()`, `.to_csv()`, `.to_dict()`
@@ -65,6 +64,8 @@ class CostTable:
     outside_bytes   floats outside the layers, norms with their statistics: part of the storage
     references      "float": the rows of the same net without parts; "binary": with one bit wherever it has few
     """
+
+    text = (0, 1, 2, 3, 10)
 
     rows: tuple[CostRow, ...]
     energy: EnergyTable
@@ -105,27 +106,17 @@ class CostTable:
             "energy": {"name": self.energy.name, "source": self.energy.source},
         }
 
-    def to_csv(self) -> str:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, [f.name for f in fields(CostRow)], lineterminator="\n")
-        writer.writeheader()
-        for row in self.rows:
-            writer.writerow(asdict(row) | {"w_bits": _bits(row.w_bits), "x_bits": _bits(row.x_bits)})
-        return out.getvalue()
+    def records(self) -> list[dict[str, Any]]:
+        return [asdict(r) | {"w_bits": _bits(r.w_bits), "x_bits": _bits(r.x_bits)} for r in self.rows]
 
-    def to_markdown(self) -> str:
-        head, *body = self.cells()
-        rule = ["---", "---", "---", "---", *["---:"] * 6, "---"]
-        return "\n".join("| " + " | ".join(cells) + " |" for cells in [head, rule, *body])
-
-    def cells(self) -> Iterator[list[str]]:
-        """Head, layers, total, as text; the numbers are columns 4 to 9."""
+    def cells(self) -> list[list[str]]:
+        """Head, layers, total."""
         numbers = ["MACs", "BOPs", "weights", "activations", "energy", "density"]
-        yield ["layer", "kind", "w/x", "bits", *numbers, "note"]
+        out = [["layer", "kind", "w/x", "bits", *numbers, "note"]]
         for r in self.rows:
             bits = f"{_bits(r.w_bits)}/{_bits(r.x_bits)}"
-            yield [r.name or "(model)", r.kind, f"{r.w}/{r.x}", bits, *self._numbers(asdict(r)), r.note]
-        yield ["total", f"{len(self.rows)} layers", "", "", *self._numbers(self.totals), ""]
+            out.append([r.name or "(model)", r.kind, f"{r.w}/{r.x}", bits, *self._numbers(asdict(r)), r.note])
+        return [*out, ["total", f"{len(self.rows)} layers", "", "", *self._numbers(self.totals), ""]]
 
     def _numbers(self, v: dict[str, Any]) -> list[str]:
         energy = f"{v['energy_pj'] / 1e6:.3g} uJ" if self.energy.unit == "pJ" else macs_text(round(v["energy_pj"]))
@@ -133,15 +124,7 @@ class CostTable:
         return [macs_text(v["macs"]), macs_text(v["bops"]), *sizes, energy, f"{v['density']:.3g}"]
 
     def __str__(self) -> str:
-        rows = list(self.cells())
-        widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-        right = range(4, 10)
-        lines = []
-        for row in rows:
-            cells = zip(row, widths, strict=True)
-            padded = [c.rjust(n) if i in right else c.ljust(n) for i, (c, n) in enumerate(cells)]
-            lines.append("  ".join(padded).rstrip())
-        return "\n".join([*lines, *self.notes()])
+        return "\n".join([super().__str__(), *self.notes()])
 
     def notes(self) -> Iterator[str]:
         """What stands below the table."""

@@ -10,6 +10,7 @@ from torch import nn
 
 from bitwright.analysis.baselines import layer_sets
 from bitwright.analysis.hybrid import Form, commented, fit, make_form, parts_of_recipe
+from bitwright.analysis.shown import Shown, columns
 from bitwright.errors import InputError, nearest
 from bitwright.nn.layers import KINDS
 from bitwright.transforms.recipe import Recipe, RecipeLike
@@ -35,7 +36,7 @@ class PcaLayer:
 
 
 @dataclass(frozen=True)
-class Pca:
+class Pca(Shown):
     """Result of `bw.analyze.pca`: layers in the order in which they run.
 
     components    layer -> count;   significant   layers whose count rises
@@ -43,6 +44,8 @@ class Pca:
     halves        what either half of the samples would have chosen; None: too few rows to say
     parts         slots of the analyzed net: of its binary layers, its first and its last
     """
+
+    text = (0, 6)
 
     layers: tuple[PcaLayer, ...]
     before: dict[str, str]
@@ -173,7 +176,7 @@ class Pca:
         for row in self.layers:
             pair = f"{w}/{x}" if row.name in layers else "1/1"
             table.append([row.name, str(row.channels), str(row.components), _signed(self.rise(row.name)), pair])
-        return "\n".join([*lines, *_columns(table, left=(0,))])
+        return "\n".join([*lines, *columns(table)])
 
     def _rule(self) -> str:
         if self.budget is not None:
@@ -212,12 +215,15 @@ class Pca:
             out.append([row.name, *counts, _signed(self.rise(row.name)), chosen])
         return out
 
-    def to_markdown(self) -> str:
-        head, *body = self.cells()
-        return "\n".join("| " + " | ".join(c) + " |" for c in [head, ["---", *["---:"] * 5, "---"], *body])
-
-    def __str__(self) -> str:
-        return "\n".join(_columns(self.cells(), left=(0, 6)))
+    def records(self) -> list[dict[str, Any]]:
+        """Layer, counts and choice, a dict per layer."""
+        return [
+            {
+                "layer": row.name, "channels": row.channels, "rows": row.rows, "components": row.components,
+                "rise": self.rise(row.name), "significant": row.name in self.significant,
+            }
+            for row in self.layers
+        ]  # fmt: skip
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values, as in pca.json of a run."""
@@ -244,12 +250,3 @@ def _bits(slot: Any) -> int:
 
 def _signed(rise: int | None) -> str:
     return "-" if rise is None else f"{rise:+d}"
-
-
-def _columns(rows: list[list[str]], left: tuple[int, ...]) -> list[str]:
-    widths = [max(len(r[i]) for r in rows) for i in range(len(rows[0]))]
-    lines = []
-    for row in rows:
-        cells = enumerate(zip(row, widths, strict=True))
-        lines.append("  ".join(c.ljust(n) if i in left else c.rjust(n) for i, (c, n) in cells).rstrip())
-    return lines
