@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -18,3 +19,18 @@ for _name in ("COLUMNS", "LINES"):
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+
+
+@pytest.fixture
+def call(capsys: pytest.CaptureFixture[str]) -> Any:
+    """Runs a command in this process -> (exit code, stdout, stderr)."""
+
+    def go(*argv: str) -> tuple[int, str, str]:
+        from bitwright.cli.run import run
+
+        capsys.readouterr()
+        code = run(list(argv))
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return go

@@ -18,7 +18,6 @@ from bitwright.cli import bench as bench_command
 from bitwright.cli import output, registry, resolve
 from bitwright.cli import run as run_module
 from bitwright.cli.output import Output
-from bitwright.cli.run import run
 from bitwright.errors import InputError
 
 NO_TORCH = [
@@ -32,19 +31,6 @@ def child(*argv: str, code: str = "", **env: str) -> subprocess.CompletedProcess
     return subprocess.run(
         [*command, *argv], capture_output=True, text=True, env={**os.environ, **env}, timeout=120, check=False
     )
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command in this process -> (exit code, stdout, stderr)."""
-
-    def go(*argv: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(list(argv))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return go
 
 
 @pytest.fixture(scope="module")

@@ -11,7 +11,6 @@ import pytest
 
 import bitwright as bw
 from bitwright import experiment
-from bitwright.cli.run import run
 from bitwright.reporting import page
 from bitwright.reporting.load import load_run
 from bitwright.runs import Run
@@ -29,17 +28,6 @@ width = 0.25
 epochs = 1
 recipe = "xnor"
 """
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    def go(*argv: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(list(argv))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return go
 
 
 @pytest.fixture(scope="module")

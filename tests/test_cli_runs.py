@@ -15,7 +15,6 @@ from torch import nn
 import bitwright as bw
 from bitwright import experiment, models
 from bitwright.cli import complete, convert_run, convert_text
-from bitwright.cli.run import run
 from bitwright.engine import convert as engine_convert
 from bitwright.engine.report import ConvertReport, Disagreement, ReportRow
 from bitwright.runs import Run, apply_stage, build_model, dataset, example_of
@@ -33,19 +32,6 @@ epochs = 1
 epochs = 2
 recipe = "bireal"
 """
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command in this process -> (exit code, stdout, stderr)."""
-
-    def go(*argv: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(list(argv))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return go
 
 
 @pytest.fixture(scope="module")

@@ -13,24 +13,12 @@ import pytest
 import bitwright as bw
 from bitwright.analysis.analyze import connections, weight_sweep
 from bitwright.analysis.sweep_result import NORMS, WeightSweep
-from bitwright.cli.run import run
 from bitwright.runs import Run
 from bitwright.runs.build import dataset
 from selfprune import experiment
 
 pytestmark = pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
 VALUES = [0.0, 0.5, 1.0, 2.0, 10.0]
-
-
-@pytest.fixture
-def call(capsys: pytest.CaptureFixture[str]) -> Any:
-    def go(*argv: str) -> tuple[int, str, str]:
-        capsys.readouterr()
-        code = run(list(argv))
-        captured = capsys.readouterr()
-        return code, captured.out, captured.err
-
-    return go
 
 
 @pytest.fixture(scope="module")

@@ -16,6 +16,7 @@ from bitwright.experiment import Experiment
 from bitwright.nn import SlotLayer
 from bitwright.runs import Run
 from bitwright.training import Stopped, callback, train
+from stepping import stop_at
 
 PIXELS = torch.rand(96, 1, 8, 8, generator=torch.Generator().manual_seed(5)).round()
 
@@ -230,15 +231,7 @@ def test_a_stopped_training_with_random_on_values_goes_on_to_the_same_bits(
     whole = load_file(tmp_path / "a" / "model.safetensors")
     assert len({int(v) for k, v in whole.items() if k.endswith("count")}) == 1  # all layers are at the same draw
     assert len({int(v) for k, v in whole.items() if k.endswith("stream")}) == 1
-    original, steps = callback.TrainingCallback._clock, [0]
-
-    def clock(self: Any) -> None:
-        original(self)
-        steps[0] += 1
-        if steps[0] == 7:
-            self.job.signals.wanted = "^C"
-
-    monkeypatch.setattr(callback.TrainingCallback, "_clock", clock)
+    stop_at(monkeypatch, 7)
     with pytest.raises(Stopped):
         train(experiment(), tmp_path / "b")
     monkeypatch.undo()

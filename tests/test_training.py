@@ -24,8 +24,9 @@ import bitwright as bw
 from bitwright.errors import BitwrightWarning, InputError, Negative
 from bitwright.experiment import Experiment, parse, to_toml
 from bitwright.runs import Run
-from bitwright.training import Result, Stopped, callback, train
+from bitwright.training import Result, Stopped, train
 from processes import Child, finished
+from stepping import on_step
 
 TIMES = {"data_ms", "step_ms", "images_per_s", "seconds"}
 TEACHING = pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
@@ -63,19 +64,6 @@ def same_weights(a: Path, b: Path) -> bool:
 def rows(run: Path, name: str = "metrics.csv") -> list[dict[str, str]]:
     """Without the times, which differ from run to run."""
     return [{k: v for k, v in row.items() if k not in TIMES} for row in Run(run).read_csv(name)]
-
-
-def on_step(monkeypatch: pytest.MonkeyPatch, number: int, do: Callable[[Any], None]) -> None:
-    """Calls `do(callback)` once, after the given step of the process."""
-    original, count = callback.TrainingCallback._clock, [0]
-
-    def clock(self: Any) -> None:
-        original(self)
-        count[0] += 1
-        if count[0] == number:
-            do(self)
-
-    monkeypatch.setattr(callback.TrainingCallback, "_clock", clock)
 
 
 @pytest.fixture(scope="module")

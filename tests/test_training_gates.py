@@ -18,10 +18,11 @@ from bitwright.cli.run import run as command
 from bitwright.experiment import to_toml
 from bitwright.runs import Run
 from bitwright.runs.build import dataset
-from bitwright.training import Stopped, callback, train
+from bitwright.training import Stopped, train
 from bitwright.training.evaluate import Evaluation, evaluate
 from gated import GATES, experiment
 from processes import Child, finished
+from stepping import stop_at
 
 pytestmark = pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
 TIMES = {"data_ms", "step_ms", "images_per_s", "seconds"}
@@ -197,15 +198,7 @@ def test_resume_is_bit_by_bit(
         ]})  # fmt: skip
         train(e, tmp_path / "a")
     whole = tmp_path / "a" if budget else trained[0]
-    original, count = callback.TrainingCallback._clock, [0]
-
-    def clock(self: Any) -> None:
-        original(self)
-        count[0] += 1
-        if count[0] == step:
-            self.job.signals.wanted = "^C"
-
-    monkeypatch.setattr(callback.TrainingCallback, "_clock", clock)
+    stop_at(monkeypatch, step)
     with pytest.raises(Stopped):
         train(e, tmp_path / "b")
     monkeypatch.undo()

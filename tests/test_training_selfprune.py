@@ -18,6 +18,7 @@ from bitwright.runs.build import dataset
 from bitwright.training import Stopped, callback, train
 from bitwright.training.state import State
 from selfprune import experiment
+from stepping import stop_at
 
 pytestmark = pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
 LOG = {"sweep_every": 2, "sweep_norms": ["running", "recalibrate", "batch"], "sweep_images": 60}
@@ -131,15 +132,7 @@ def test_a_resumed_run_has_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path, list[str]], step: int
 ) -> None:
     """Before the first sweep, between both, and with an evaluation and a sweep due."""
-    original, count = callback.TrainingCallback._clock, [0]
-
-    def clock(self: Any) -> None:
-        original(self)
-        count[0] += 1
-        if count[0] == step:
-            self.job.signals.wanted = "^C"
-
-    monkeypatch.setattr(callback.TrainingCallback, "_clock", clock)
+    stop_at(monkeypatch, step)
     with pytest.raises(Stopped):
         train(swept(), tmp_path / "b")
     monkeypatch.undo()

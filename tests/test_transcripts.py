@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 
 from bitwright.cli.run import run
-from bitwright.training import callback
+from stepping import on_step
 
 EXPERIMENT = """
 [data]
@@ -262,15 +262,7 @@ def test_train(journey: Journey) -> None:
 
 def test_ctrl_c_and_resume(here: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     Path("my toy.toml").write_text(MLP)
-    original, steps = callback.TrainingCallback._clock, [0]
-
-    def clock(self: Any) -> None:
-        original(self)
-        steps[0] += 1
-        if steps[0] == 8:  # five steps an epoch
-            signal.raise_signal(signal.SIGINT)
-
-    monkeypatch.setattr(callback.TrainingCallback, "_clock", clock)
+    on_step(monkeypatch, 8, lambda callback: signal.raise_signal(signal.SIGINT))  # five steps an epoch
     said = say("train", "my toy.toml")
     assert said.code == 130
     like(said.out, HEAD.format("mlp"), r"run: runs/my toy", EPOCH.format(0))

@@ -294,9 +294,9 @@ def test_saturated_outputs_tie_and_the_preactivation_does_not() -> None:
     sweep = weight_sweep(net, data, (1, 10, 100))
     for p in sweep.points[1:]:
         net_at = copy.deepcopy(net).eval()
-        for layer in net_at:
-            if isinstance(layer, nn.Linear):
-                layer.w.on = p.on  # type: ignore[union-attr]
+        layers: list[Any] = [m for m in net_at if isinstance(m, nn.Linear)]
+        for layer in layers:
+            layer.w.on = p.on
         with torch.no_grad():
             counts = net_at[:7](data[0][0])
             hidden = net_at[:6](data[0][0])
