@@ -106,3 +106,12 @@ def test_resnet20() -> None:
     table = cost(net, torch.zeros(1, 3, 32, 32))
     blocks = 6 * 16 * 16 * 9 * 32 * 32 + (16 * 32 + 5 * 32 * 32) * 9 * 16 * 16 + (32 * 64 + 5 * 64 * 64) * 9 * 8 * 8
     assert table.totals["macs"] == 3 * 16 * 9 * 32 * 32 + blocks + 64 * 10
+
+
+def test_words_stand_to_the_left_and_numbers_to_the_right() -> None:
+    table = bw.cost(bw.models.create("lenet5"), torch.zeros(1, 1, 28, 28))
+    assert table.to_markdown().splitlines()[1] == "| " + " | ".join(["---"] * 4 + ["---:"] * 6 + ["---"]) + " |"
+    head, *rows = str(table).splitlines()[: len(table.rows) + 2]
+    at = head.index("MACs") + len("MACs")
+    assert len({row[:at].rstrip()[-1] for row in rows} & set("MK")) and all(row[at - 1] != " " for row in rows)
+    assert all(row.index(r.kind) == head.index("kind") for row, r in zip(rows, table.rows, strict=False))

@@ -257,6 +257,17 @@ def test_a_learned_range_by_hand() -> None:
 
 
 @needs_core
+def test_a_threshold_is_compared_in_the_type_of_the_weight() -> None:
+    """The bfloat16 next to 0.35 lies below it, and is on the threshold all the same: in both versions, and when packed."""
+    edge = torch.tensor([0.35, 0.347, 0.353], dtype=torch.bfloat16)
+    assert edge[0].item() < 0.35
+    zero_one: Any = bw.make_part("zero_one", threshold=0.35)
+    on = zero_one(edge)
+    assert on[0] == 1 and torch.equal(on, fast.step_composed(edge, 0.35, 1.0, 0.0))
+    assert torch.equal(on.to(torch.uint8), zero_one.encode(edge).bit[0])
+
+
+@needs_core
 def test_two_threads_give_what_one_gives() -> None:
     x = torch.randn(8, 16, 40, 40)
     w = torch.randn(300, 200)

@@ -69,3 +69,11 @@ def test_the_head_by_counts_ranks_what_a_tanh_makes_equal(name: str) -> None:
     said = block(x)
     assert torch.equal(said[:, 0], said[:, 1])  # 1 - tanh: a tie, which argmax gives to class 0
     assert (counts(x).argmax(1) == 1).all()  # fewer connections that are on: the larger answer
+
+
+@pytest.mark.parametrize("name", ["selfprune_mlp", "selfprune_conv"])
+def test_biases_are_asked_for(name: str) -> None:
+    for bias in (False, True):
+        net = bw.models.create(name, size=8, width=0.01, bias=bias)
+        layers = [m for m in net.modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+        assert len(layers) == 4 and all((m.bias is not None) == bias for m in layers)

@@ -80,9 +80,7 @@ def train(
                 code="file-write",
             ) from None
         finally:
-            collect = job is not None and (job.world > 1 or _in_memory(job) > COLLECT_FROM)
-            job = None
-            if collect:
+            if job is not None and (job.world > 1 or _in_memory(job) > COLLECT_FROM):
                 gc.collect()
 
 
