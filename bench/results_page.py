@@ -103,7 +103,8 @@ def methods() -> str:
         ]  # fmt: skip
         if rows:
             head = ["row", "model", "recipe", "epochs", "images", "seed", "test %", "s"]
-            parts.append(f"    python bench/methods.py {group} --data DIR\n\n{table(head, rows)}")
+            facts = machine(f"methods_{group}.csv")
+            parts.append(f"    python bench/methods.py {group} --data DIR\n\n{facts}.\n\n{table(head, rows)}")
     return "\n\n".join(parts)
 
 
@@ -165,7 +166,7 @@ Every row trains the float net of its topology on for {found[0]["epochs"]} epoch
 are narrower nets with the MACs of the gated row they name. MACs are counted on every one of the {int(found[0]["counted_images"]):,}
 test images, those of the first layer, of shortcuts, of the classifier and of predictors with them; reductions are against the same
 net with all gates open, at its own bits. A float counts 32 bits, so first and last layer, which are float, weigh much in bit
-operations.
+operations. {machine("gating.csv")}.
 
 {table(head, rows)}"""
         )
@@ -282,7 +283,19 @@ def machine(file: str = "speed.csv") -> str:
     r = found[0]
     keys = [
         k
-        for k in ("cpu", "cores", "os", "python", "torch", "onnxruntime", "bitwright", "date", "rounds", "clock")
+        for k in (
+            "cpu",
+            "cores",
+            "threads",
+            "os",
+            "python",
+            "torch",
+            "onnxruntime",
+            "bitwright",
+            "date",
+            "rounds",
+            "clock",
+        )
         if r.get(k)
     ]
     return "; ".join(f"{k} {r[k]}" for k in keys)

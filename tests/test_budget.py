@@ -39,8 +39,8 @@ def trained(model: nn.Module, budget: bw.Budget, steps: int = 120) -> None:
     ("gate", "limit"),
     [
         ({"part": "channel_gate"}, {"macs": 0.8}),
-        ({"part": "channel_gate", "unit": "raw", "splits": 2}, {"macs": 0.9}),
-        ({"part": "precision_gate", "bits": 4, "top": 2}, {"bops": 0.97}),
+        pytest.param({"part": "channel_gate", "unit": "raw", "splits": 2}, {"macs": 0.9}, marks=pytest.mark.slow),
+        pytest.param({"part": "precision_gate", "bits": 4, "top": 2}, {"bops": 0.97}, marks=pytest.mark.slow),
     ],
     ids=str,
 )
