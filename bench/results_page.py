@@ -281,24 +281,9 @@ def machine(file: str = "speed.csv") -> str:
     if not found:
         return ""
     r = found[0]
-    keys = [
-        k
-        for k in (
-            "cpu",
-            "cores",
-            "threads",
-            "os",
-            "python",
-            "torch",
-            "onnxruntime",
-            "bitwright",
-            "date",
-            "rounds",
-            "clock",
-        )
-        if r.get(k)
-    ]
-    return "; ".join(f"{k} {r[k]}" for k in keys)
+    keys = ("cpu", "cores", "threads", "os", "python", "torch", "onnxruntime", "bitwright", "date", "rounds", "clock")
+    same = [k for k in keys if r.get(k) and (k != "threads" or len({row[k] for row in found}) == 1)]
+    return "; ".join(f"{k} {r[k]}" for k in same)
 
 
 def peers() -> str:
