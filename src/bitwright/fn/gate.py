@@ -2,8 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
+
+
+class _Gate(torch.autograd.Function):
+    """Saves v alone: the sigmoid is for backward, and evaluation needs none. Backward has a gradient of its own."""
+
+    @staticmethod
+    def forward(v: Tensor, slope: float, sparse: bool) -> Tensor:
+        return torch.maximum((v > 0).to(v.dtype), v.clamp_max(0))  # only a NaN wins over 0 and 1
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:
+        ctx.save_for_backward(inputs[0])
+        ctx.slope, ctx.sparse = inputs[1:]
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        (v,) = ctx.saved_tensors
+        soft = torch.sigmoid(v * ctx.slope)
+        grad = torch.ops.aten.sigmoid_backward(grad_outputs[0], soft) * ctx.slope
+        return torch.where(v < 0, 0.0, grad) if ctx.sparse else grad, None, None
 
 
 def gate(v: Tensor, slope: float, sparse: bool = False) -> Tensor:
@@ -11,8 +33,6 @@ def gate(v: Tensor, slope: float, sparse: bool = False) -> Tensor:
 
     sparse   the gradient passes only where v >= 0: what a gate skips is then never needed, in backward either
     NaN      stays NaN: neither on nor off
-
-    The value is exactly 0 or 1: the soft term is subtracted from itself before it meets the hard one.
 
     >>> v = torch.tensor([-1.0, 0.0, 1.0], requires_grad=True)
     >>> on = gate(v, 2.0, sparse=True)
@@ -22,8 +42,4 @@ def gate(v: Tensor, slope: float, sparse: bool = False) -> Tensor:
     >>> [round(g, 3) for g in v.grad.tolist()]
     [0.0, 0.5, 0.21]
     """
-    soft = torch.sigmoid(slope * v)
-    bump = soft - soft.detach()
-    if sparse:
-        bump = bump * (v >= 0).to(v.dtype)
-    return (v > 0).to(v.dtype) + bump
+    return _Gate.apply(v, slope, sparse)

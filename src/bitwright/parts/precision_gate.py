@@ -128,8 +128,9 @@ class PrecisionGate(SplitGate):
             code = self.quantizer.whole(raw)
         assert code is not None
         numbers, unit = code[0].to(code[1].dtype), code[1]
-        low = torch.fmod(numbers, float(2 ** (self.code_bits - self.top)))  # keeps the sign: magnitudes are cut
-        return x, numbers - low, low, unit
+        one = float(2 ** (self.code_bits - self.top))  # of the high bits
+        high = (numbers / one).trunc() * one  # exact, and keeps the sign: magnitudes are cut
+        return x, high, numbers - high, unit
 
     def forward(
         self,
