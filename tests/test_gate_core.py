@@ -72,6 +72,17 @@ def test_second_derivatives_are_those_of_the_sigmoid() -> None:
     assert second.item() == pytest.approx(4 * s * (1 - s) * (1 - 2 * s))
 
 
+@pytest.mark.parametrize("sparse", [False, True])
+def test_gradients_of_single_samples_are_those_of_single_calls(sparse: bool) -> None:
+    def value(v: Tensor) -> Tensor:
+        return (gate(v, 2.0, sparse) * torch.arange(1.0, 4.0)).sum()
+
+    rows = torch.tensor([[-1.0, 0.0, 2.0], [0.5, -0.25, 3.0]])
+    alone = [torch.func.grad(value)(row) for row in rows]
+    together: Tensor = torch.func.vmap(torch.func.grad(value))(rows)  # pyright: ignore[reportAssignmentType]
+    assert torch.equal(together, torch.stack(alone)) and together.abs().sum() > 0
+
+
 # -- norms of gates
 
 

@@ -11,6 +11,8 @@ from torch import Tensor
 class _Gate(torch.autograd.Function):
     """Saves v alone: the sigmoid is for backward, and evaluation needs none. Backward has a gradient of its own."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(v: Tensor, slope: float, sparse: bool) -> Tensor:
         return torch.maximum((v > 0).to(v.dtype), v.clamp_max(0))  # only a NaN wins over 0 and 1
