@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from bitwright.errors import nearest
-from bitwright.experiment.schema import Experiment, Stage
+from bitwright.experiment.schema import OPTIMIZER_OPTIONS, Experiment, Stage
 
 LOSSES = ("cross_entropy", "squared_hinge", "mse")
 Path = tuple[str | int, ...]
@@ -50,14 +50,13 @@ def _stage(i: int, stage: Stage) -> Iterator[tuple[tuple[str, ...], str]]:
     if stage.label_smoothing and stage.loss != "cross_entropy":
         text = f'label_smoothing belongs to cross_entropy, the loss is "{stage.loss}"; possible: 0'
         yield ("label_smoothing", "loss"), text
-    if optimizer.momentum and optimizer.name not in ("sgd", "rmsprop"):
-        text = f"momentum belongs to sgd and rmsprop, this is {optimizer.name} (betas there); possible: 0"
-        yield ("optimizer.momentum", "optimizer.name"), text
-    if optimizer.betas is not None and optimizer.name in ("sgd", "rmsprop"):
-        text = f"betas belong to adam, adamw and nadam, this is {optimizer.name} (momentum there)"
-        yield ("optimizer.betas", "optimizer.name"), text
-    if optimizer.nesterov and (optimizer.name != "sgd" or not optimizer.momentum):
-        text = "nesterov needs sgd with momentum; possible: momentum = 0.9, or nesterov = false"
+    for option, takers in OPTIMIZER_OPTIONS.items():
+        if getattr(optimizer, option) and optimizer.name not in takers:
+            owns = [key for key, names in OPTIMIZER_OPTIONS.items() if optimizer.name in names]
+            text = f"{option} is an option of {', '.join(takers)}; this is {optimizer.name}, which has {', '.join(owns)}"
+            yield (f"optimizer.{option}", "optimizer.name"), text
+    if optimizer.nesterov and optimizer.name == "sgd" and not optimizer.momentum:
+        text = "nesterov needs momentum; possible: momentum = 0.9, or nesterov = false"
         yield ("optimizer.nesterov", "optimizer.momentum", "optimizer.name"), text
     if schedule.name == "milestones" and not schedule.at:
         yield ("schedule.at", "schedule.name"), "milestones need their epochs; possible: at = [10, 15]"

@@ -79,6 +79,16 @@ class Model(Table):
         return dict(self.__pydantic_extra__ or {})
 
 
+# option: the optimizers that have it
+OPTIMIZER_OPTIONS = {
+    "momentum": ("sgd", "rmsprop"),
+    "nesterov": ("sgd",),
+    "betas": ("adam", "adamw", "nadam"),
+    "eps": ("adam", "adamw", "nadam", "rmsprop"),
+    "fused": ("sgd", "adam", "adamw"),
+}
+
+
 class Optimizer(Table):
     """`weight_decay` does not reach latents of binary and ternary weights, scales, norms and biases.
 

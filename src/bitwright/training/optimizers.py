@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import nn
 
 from bitwright.errors import InputError
+from bitwright.experiment.schema import OPTIMIZER_OPTIONS, Optimizer
 from bitwright.transforms import param_groups
-
-if TYPE_CHECKING:
-    from bitwright.experiment.schema import Optimizer
 
 _CLASSES: dict[str, Any] = {
     "sgd": torch.optim.SGD,
@@ -19,13 +17,6 @@ _CLASSES: dict[str, Any] = {
     "adamw": torch.optim.AdamW,
     "nadam": torch.optim.NAdam,
     "rmsprop": torch.optim.RMSprop,
-}
-_TAKES = {
-    "sgd": ("momentum", "nesterov", "fused"),
-    "adam": ("betas", "eps", "fused"),
-    "adamw": ("betas", "eps", "fused"),
-    "nadam": ("betas", "eps"),
-    "rmsprop": ("momentum", "eps"),
 }
 
 
@@ -39,16 +30,17 @@ def make_optimizer(model: nn.Module, spec: Optimizer, where: str = "optimizer") 
     'SGD'
     """
     options: dict[str, Any] = {}
-    for key in ("momentum", "nesterov", "betas", "eps", "fused"):
+    for key, takers in OPTIMIZER_OPTIONS.items():
         value = getattr(spec, key)
         if not value:  # 0, False, None: torch's own default
             continue
-        if key not in _TAKES[spec.name]:
+        if spec.name not in takers:
+            owns = ", ".join(option for option, names in OPTIMIZER_OPTIONS.items() if spec.name in names)
             raise InputError(
-                f"{where}: {spec.name} has no {key} (given {value}). It takes: {', '.join(_TAKES[spec.name])}",
+                f"{where}: {spec.name} has no {key} (given {value}). It takes: {owns}",
                 code="optimizer-option",
                 given=key,
-                possible=", ".join(_TAKES[spec.name]),
+                possible=owns,
             )
         options[key] = value
     if options.get("nesterov") and not spec.momentum:
