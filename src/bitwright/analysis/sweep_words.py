@@ -46,8 +46,14 @@ def _invariance(sweep: WeightSweep) -> str:
     if found is None:
         return ""
     low, high = found
-    word = "hardly depends on the weight value" if high - low <= FLAT else "depends on the weight value"
     head = f"{FROM[sweep.norm] if sweep.norms else 'Without batch norms'}, accuracy"
+    constant = sweep.accuracy.get(0.0)  # with all weights off every image gets one class
+    if constant is not None and high <= constant + FLAT:
+        return (
+            f"{head} is {percent(low)} to {percent(high)} % over {SPAN[0]:g} to {SPAN[1]:g}, no more than the "
+            f"{percent(constant)} % of a net whose weights are all off: it guesses, and shows nothing about invariance."
+        )
+    word = "hardly depends on the weight value" if high - low <= FLAT else "depends on the weight value"
     return f"{head} {word}: {percent(low)} to {percent(high)} % over {SPAN[0]:g} to {SPAN[1]:g}."
 
 
