@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -380,6 +381,19 @@ def test_counts_inside_counts() -> None:
             net(x)
         net(x)
     assert (inner.total, outer.total) == (want.total, 2 * want.total)
+
+
+def test_a_copy_made_inside_does_not_count_and_runs() -> None:
+    net = Between(F.relu).eval()
+    x = torch.randn(2, 3, 4, 4)
+    with bw.count_macs(net) as macs:
+        copied = copy.deepcopy(net)
+        assert torch.equal(copied(x), net(x)) and macs.samples == 2
+        copied(x)
+        assert macs.samples == 2
+    with bw.count_macs(copied) as own:  # a copy can be counted itself
+        copied(x)
+    assert own.total == macs.total
 
 
 def test_training_counts_too_and_gradients_are_the_same() -> None:

@@ -146,7 +146,9 @@ def test_what_only_looks_invariant_is_said() -> None:
 def test_a_net_that_guesses_is_not_called_invariant() -> None:
     guesses, learned = {0.0: 10, 1: 11, 4: 10}, {0.0: 10, 1: 90, 4: 89}
     text = " ".join(findings([sweep("running", guesses)]))
-    assert "10.0 to 11.0 % over 0.5 to 4, no more than the 10.0 % of a net whose weights are all off: it guesses" in text
+    assert (
+        "10.0 to 11.0 % over 0.5 to 4, no more than the 10.0 % of a net whose weights are all off: it guesses" in text
+    )
     assert "depends on the weight value" not in text
     assert "hardly depends on the weight value" in " ".join(findings([sweep("running", learned)]))
     assert "it guesses" not in " ".join(findings([sweep("running", {1: 11, 4: 10})]))  # not known without a value at 0

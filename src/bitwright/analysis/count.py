@@ -193,11 +193,20 @@ class _Pass(threading.local):
 
 
 class _Watch:
+    """The hooks of a block. They are copied with the net; on a copy they sleep, for the block counts one net."""
+
+    asleep = False
+
     def __init__(self, count: MacCount, found: list[Candidate]) -> None:
         self.count, self.found, self.at = count, found, _Pass()
         gates = [m.gate for c in found if isinstance(m := c.module, SlotLayer)]
         self.follow = any(moment(gate, "spent") is not None and hasattr(gate, "predictor") for gate in gates)
         self.zero_kept: dict[int, bool] = {}
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
+        copied = _Watch.__new__(_Watch)
+        copied.asleep, copied.at = True, _Pass()
+        return copied
 
     def install(self, model: nn.Module, stack: ExitStack) -> None:
         def hook(module: nn.Module, kind: str, call: Any, **kw: Any) -> None:
@@ -218,6 +227,8 @@ class _Watch:
 
     # -- one forward pass -----------------------------------------------------------------------------------------------
     def _begin(self, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if self.asleep:
+            return
         first = next((a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)), None)
         samples = 1 if first is None or first.dim() == 0 else first.shape[0]
         self.at.batch, self.at.on = self.count._tally.begin(samples, self.count.limit), {}

@@ -53,7 +53,9 @@ def _stage(i: int, stage: Stage) -> Iterator[tuple[tuple[str, ...], str]]:
     for option, takers in OPTIMIZER_OPTIONS.items():
         if getattr(optimizer, option) and optimizer.name not in takers:
             owns = [key for key, names in OPTIMIZER_OPTIONS.items() if optimizer.name in names]
-            text = f"{option} is an option of {', '.join(takers)}; this is {optimizer.name}, which has {', '.join(owns)}"
+            text = (
+                f"{option} is an option of {', '.join(takers)}; this is {optimizer.name}, which has {', '.join(owns)}"
+            )
             yield (f"optimizer.{option}", "optimizer.name"), text
     if optimizer.nesterov and optimizer.name == "sgd" and not optimizer.momentum:
         text = "nesterov needs momentum; possible: momentum = 0.9, or nesterov = false"
