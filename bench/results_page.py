@@ -9,6 +9,9 @@ import csv
 from pathlib import Path
 from typing import Any
 
+import findings
+
+SHOWN = 5.0  # largest weight value in a picture of a sweep
 FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results"
 
 
@@ -23,6 +26,11 @@ def read(name: str) -> list[dict[str, str]]:
 def table(head: list[str], rows: list[list[Any]]) -> str:
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     return "\n".join(lines + ["| " + " | ".join("-" if c in ("", None) else str(c) for c in r) + " |" for r in rows])
+
+
+def listed(sentences: list[str]) -> str:
+    """One sentence a line; nothing without sentences."""
+    return "\n".join(f"- {sentence}" for sentence in sentences) + "\n\n" if sentences else ""
 
 
 def number(text: str | None, digits: int = 3) -> str:
@@ -111,9 +119,16 @@ def methods() -> str:
 def hybrid() -> str:
     """The section of bench/hybrid.py, once it has rows."""
     found = read("hybrid.csv")
+    binary = next((r for r in found if r["row"] == "1/1"), None)
+
+    def against(r: dict[str, str], key: str) -> str:
+        """As a ratio to the all-binary net, not to the float one."""
+        return f"{float(r[key]) / float(binary[key]):.2f}" if binary else "-"
+
     rows = [
         [r["row"], r["model"], r["epochs"], r["images"], r["seed"], len(r["layers"].split()), f"{100 * float(r['accuracy']):.2f}",
-         f"{int(r['bytes']) / 1000:.1f}" if r["bytes"] else "-", r["energy_efficiency"], number(r["ms"]), r["verdict"]]
+         f"{int(r['bytes']) / 1000:.1f}" if r["bytes"] else "-", r["compression"], against(r, "compression"), r["energy_efficiency"], against(r, "energy_efficiency"),
+         number(r["ms"]), r["verdict"]]
         for r in found
     ]  # fmt: skip
     if not rows:
@@ -127,7 +142,10 @@ def hybrid() -> str:
         "2-bit layers",
         "test %",
         "file kB",
+        "size: float / it",
+        "1/1 / it",
         "energy: float / it",
+        "1/1 / it",
         "ms",
         "verdict",
     ]
@@ -141,7 +159,7 @@ by the formula of the hybrid-net papers (`hybrid45`); ms is one image on one thr
 
 {table(head, rows)}
 
-"""
+{listed(findings.hybrid(found))}"""
 
 
 def gating() -> str:
@@ -168,7 +186,9 @@ test images, those of the first layer, of shortcuts, of the classifier and of pr
 net with all gates open, at its own bits. A float counts 32 bits, so first and last layer, which are float, weigh much in bit
 operations. {machine("gating.csv")}.
 
-{table(head, rows)}"""
+{table(head, rows)}
+
+{listed(findings.gating(found))}""".rstrip()
         )
     if found := read("sparse_backprop.csv"):
         rows = [
@@ -237,7 +257,7 @@ estimated anew from 10,000 training images. {machine("selfprune.csv")}.
 
 {table(head, rows)}
 
-After each epoch, test % (share of weights on, %):
+{listed(findings.selfprune(found, read("selfprune_sweep.csv")))}After each epoch, test % (share of weights on, %):
 
 {curve}
 
@@ -245,7 +265,24 @@ Test % while all weights that are on take one value, trained at 1:
 
 {sweep}
 
-"""
+{charts(swept)}"""
+
+
+def charts(swept: dict[tuple[str, str], dict[float, str]]) -> str:
+    """Accuracy over the weight value, a picture per net, drawn by the reader's browser."""
+    found = []
+    for row in dict.fromkeys(name for name, _ in swept):
+        lines = {mode: points for (name, mode), points in swept.items() if name == row}
+        values = [v for v in sorted(next(iter(lines.values()))) if v <= SHOWN]
+        body = [f"    line [{', '.join(points[v] for v in values)}]" for points in lines.values()]
+        axis = ", ".join(f'"{v:g}"' for v in values)
+        found.append(
+            f"{row}, up to {SHOWN:g}; lines in this order: {', '.join(lines)}.\n\n```mermaid\nxychart-beta\n"
+            f'    x-axis "value of all weights that are on" [{axis}]\n    y-axis "test %" 0 --> 100\n'
+            + "\n".join(body)
+            + "\n```\n\n"
+        )
+    return "".join(found)
 
 
 def million(text: str, digits: int = 2) -> str:

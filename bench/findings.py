@@ -1,0 +1,151 @@
+"""What rows of results say, in sentences: computed, so that no sentence outlives its figures.
+
+python -m doctest bench/findings.py
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+Rows = list[dict[str, str]]
+NET_BITS = 1e6  # bit operations are told in millions
+
+
+def points(row: dict[str, str]) -> float:
+    return 100 * float(row["accuracy"])
+
+
+def beside(difference: float) -> str:
+    """
+    >>> beside(1.234), beside(-0.5), beside(0.001)
+    ('1.23 points above', '0.50 points below', 'level with')
+    """
+    if round(abs(difference), 2) == 0:
+        return "level with"
+    return f"{abs(difference):.2f} points {'above' if difference > 0 else 'below'}"
+
+
+def line(low: tuple[float, float], high: tuple[float, float], at: float) -> float:
+    """The straight line through two points.
+
+    >>> line((1, 80), (3, 90), 2)
+    85.0
+    """
+    return low[1] + (high[1] - low[1]) * (at - low[0]) / (high[0] - low[0])
+
+
+# -- gates ----------------------------------------------------------------------------------------------------------------
+def gating(found: Rows) -> list[str]:
+    rows = {r["row"]: r for r in found if r["seed"] == "0"}
+    return [*_fbs(rows), *_channel(rows), *_precision(rows)]
+
+
+def _fbs(rows: dict[str, dict[str, str]]) -> Iterator[str]:
+    dense = rows.get("dense")
+    for name, r in rows.items():
+        if name.startswith("FBS") and dense:
+            yield (
+                f"{name}: {float(r['mac_reduction']):.2f} times fewer MACs, {beside(points(r) - points(dense))} the dense net "
+                "trained on alike."
+            )
+
+
+def _channel(rows: dict[str, dict[str, str]]) -> Iterator[str]:
+    for name, r in rows.items():
+        static = rows.get(f"static of {name}")
+        dense = rows.get("dense post-activated" if "post" in name else "dense")
+        if name.startswith("CG") and static and dense:
+            yield (
+                f"{name}: {float(r['mac_reduction']):.2f} times fewer MACs, {beside(points(r) - points(dense))} its dense net, "
+                f"{beside(points(r) - points(static))} a narrower net of {int(static['macs']) / 1e6:.2f} M MACs "
+                f"(it has {int(r['macs']) / 1e6:.2f} M)."
+            )
+
+
+def _precision(rows: dict[str, dict[str, str]]) -> Iterator[str]:
+    """Against PACT at the same bits, and against the line through the PACT nets of fewer and more bit operations."""
+    static = sorted((int(r["bops"]) / NET_BITS, points(r), name) for name, r in rows.items() if name.startswith("PACT"))
+    for name, r in rows.items():
+        peer = rows.get(f"PACT {name[3]}") if name.startswith("PG") else None
+        if peer is None:
+            continue
+        bops = int(r["bops"]) / NET_BITS
+        text = (
+            f"{name}: {float(r['bops_reduction']):.2f} times fewer bit operations and {beside(points(r) - points(peer))} "
+            f"{peer['row']}"
+        )
+        low = max((s for s in static if s[0] <= bops), default=None)
+        high = min((s for s in static if s[0] > bops), default=None)
+        if low and high:
+            there = line(low[:2], high[:2], bops)
+            text += (
+                f"; on the line from {low[2]} ({low[1]:.2f} % at {low[0]:,.0f} M) to {high[2]} ({high[1]:.2f} % at "
+                f"{high[0]:,.0f} M) a static net of its {bops:,.0f} M would have {there:.2f} %, and it is "
+                f"{beside(points(r) - there)} that"
+            )
+        yield text + "."
+
+
+# -- which layers get more bits -------------------------------------------------------------------------------------------
+def hybrid(found: Rows) -> list[str]:
+    rows = {r["row"]: r for r in found if r["seed"] == "0"}
+    low, high, chosen = (rows.get(name) for name in ("1/1", "2/2", "hybrid 2/2"))
+    if low is None or high is None or chosen is None:
+        return []
+    gap, texts = points(high) - points(low), []
+    bits = [float(r["storage_bytes"]) for r in (low, chosen, high)]
+    extra = (bits[1] - bits[0]) / (bits[2] - bits[0])
+    if gap > 0:
+        share = (points(chosen) - points(low)) / gap
+        texts.append(
+            f"All layers at two bits are {gap:.2f} points above all at one. The PCA choice recovers {100 * share:.0f} % of that "
+            f"with {100 * extra:.0f} % of the extra bits (weights, scales and norms counted)."
+        )
+    else:
+        texts.append(f"All layers at two bits are {beside(gap)} all at one: there is nothing to recover.")
+    others = sorted(points(r) for name, r in rows.items() if name.startswith("random"))
+    if others:
+        texts.append(
+            f"{len(others)} random choices of as many extra bits have {' / '.join(f'{p:.2f}' for p in others)} %, the PCA choice "
+            f"{points(chosen):.2f} %: {_against(points(chosen), others)}"
+        )
+    return texts
+
+
+def _against(chosen: float, others: list[float]) -> str:
+    """
+    >>> _against(50.0, [48.0, 49.0]), _against(48.5, [48.0, 49.0]), _against(47.0, [48.0, 49.0])
+    ('1.00 points above the best of them.', 'it lies among them, so on this net random choices match PCA.', '1.00 points below the worst of them: on this net random choices beat PCA.')
+    """
+    if chosen > others[-1]:
+        return f"{beside(chosen - others[-1])} the best of them."
+    if chosen >= others[0]:
+        return "it lies among them, so on this net random choices match PCA."
+    return f"{beside(chosen - others[0])} the worst of them: on this net random choices beat PCA."
+
+
+# -- nets that prune themselves -------------------------------------------------------------------------------------------
+def selfprune(found: Rows, swept: Rows) -> list[str]:
+    rows = {r["row"]: r for r in found if r["seed"] == "0"}
+    texts = []
+    for name, r in rows.items():
+        if not r["on_share"]:
+            continue
+        best = max(points(r), 100 * float(r["accuracy_recalibrated"]))
+        text = f"{name}: {best:.2f} % with {100 * (1 - float(r['on_share'])):.2f} % of the weights off"
+        peer = rows.get(f"{name.split()[0]} float")
+        if peer:
+            text += f", {beside(best - points(peer))} the float MLP on the same pixels"
+        held = {
+            mode: [
+                float(s["accuracy"])
+                for s in swept
+                if s["row"] == name and s["norm"] == mode and 0.5 <= float(s["on"]) <= 4
+            ]
+            for mode in ("running", "recalibrate", "batch")
+        }
+        if all(held.values()):
+            spans = "; ".join(f"{mode} {100 * min(v):.1f} to {100 * max(v):.1f} %" for mode, v in held.items())
+            text += f". Over weight values from 0.5 to 4: {spans}"
+        texts.append(text + ".")
+    return texts
