@@ -77,8 +77,8 @@ def experiment_of(row: Row, recipe: str, args: argparse.Namespace) -> Experiment
 
 def choices(plain: Run, args: argparse.Namespace) -> Path:
     """The recipes of all choices, once the plain net is trained."""
-    folder = plain.file("choices")
-    if not plain.has("hybrid.toml") or len(list(folder.glob("random-*.toml"))) < args.random:
+    folder = plain.file(f"choices-delta{args.delta:g}")
+    if len(list(folder.glob("random-*.toml"))) < args.random:
         shutil.rmtree(folder, ignore_errors=True)
         words = ["analyze", str(plain.path), "--judge", "pca", "--for", "bireal_resnet20", "--baselines", str(folder)]
         words += ["--random", str(args.random), "--seed", str(args.seed), "--delta", str(args.delta), "--plain"]
@@ -151,7 +151,8 @@ def main() -> None:
     parser.add_argument("--runs", default=str(ROOT / "runs" / "hybrid"), help="run directories")
     parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "hybrid.csv"))
     args = parser.parse_args()
-    path, folder = Path(args.out), Path(args.runs) / f"seed{args.seed}-epochs{args.epochs}"
+    trial = f"-{args.images}" if args.images else ""
+    path, folder = Path(args.out), Path(args.runs) / f"seed{args.seed}-epochs{args.epochs}{trial}"
     folder.mkdir(parents=True, exist_ok=True)
     plain = Run(folder / "plain")
     for row in rows(args.random):

@@ -51,7 +51,7 @@ ROWS = [
     Row("mnist", "mnist-selfprune_mlp-selfprune"),
     Row("fashion", "fashion-mnist-selfprune_mlp-selfprune"),
     Row("mnist float", "mnist-mlp-float-pixels1"),
-    Row("fashion float", "mnist-mlp-float-pixels1"),
+    Row("fashion float", "fashion-mnist-mlp-float-pixels1"),
     Row("mnist published", "mnist-selfprune_mlp-selfprune-published"),
 ]
 
@@ -60,7 +60,7 @@ def experiment_of(row: Row, args: argparse.Namespace) -> Experiment:
     settings = [
         f"stage.0.epochs={args.epochs}", f"train.threads={args.threads}", f"train.device={args.device}",
         f"seed={args.seed}", "log.tensorboard=false", "log.histograms_every=0", "train.checkpoint_every=100",
-        f"data.name={'mnist' if row.name.startswith('mnist') else 'fashion-mnist'}",
+        "log.sweep_every=0",
     ]  # fmt: skip
     settings += [f"model.hidden={args.hidden}"] if args.hidden else []
     settings += [f"data.root={args.data}"] if args.data else []
@@ -96,7 +96,8 @@ def sweeps(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
 
 def run_row(row: Row, args: argparse.Namespace) -> tuple[dict[str, Any], list[dict[str, Any]], list[dict[str, Any]]]:
     experiment = experiment_of(row, args)
-    run = Run(Path(args.runs) / f"{row.name.replace(' ', '-')}-{args.seed}")
+    trial = f"-{args.hidden or ''}-{args.images or ''}" if args.hidden or args.images else ""
+    run = Run(Path(args.runs) / f"{row.name.replace(' ', '-')}-{args.seed}-epochs{args.epochs}{trial}")
     print(f"== {row.name}, seed {args.seed}", flush=True)
     result = bw.train(experiment, run.path, resume=run.has("experiment.toml"), echo=lambda t: print(t, flush=True))
     torch.set_num_threads(args.threads)
@@ -104,7 +105,7 @@ def run_row(row: Row, args: argparse.Namespace) -> tuple[dict[str, Any], list[di
     record: dict[str, Any] = {
         **key, "experiment": row.experiment, "images": args.images or "all", "accuracy": round(result.top1, 4),
         "accuracy_recalibrated": "", "test_images": result.images, "weights": "", "on_share": "", "hidden_units": "",
-        "live_units": "", "file_bytes": "", "verdict": "",
+        "live_units": "", "file_bytes": 4 * sum(p.numel() for p in run.model().parameters()), "verdict": "",
     }  # fmt: skip
     swept: list[dict[str, Any]] = []
     curve = [

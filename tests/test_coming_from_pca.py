@@ -96,10 +96,16 @@ def test_the_page_typed_at_tiny_size(
     kept = Run("runs/cifar100-resnet20_plain-xnor").read_json("pca.json")
     trained = made.model()
     bits = {n: getattr(getattr(m, "w", None), "bits", 32) for n, m in trained.named_modules()}
-    assert {n for n, b in bits.items() if b == 2} == set(kept["significant"])
+    assert kept["significant"] and {n for n, b in bits.items() if b == 2} == set(kept["significant"])
     assert {r.match for r in Recipe.load("hybrid.toml").rules} >= set(kept["significant"])
     assert run(shlex.split(flags()["--evaluate"])[1:]) == 0
     assert "top-5 %" in capsys.readouterr().out
+
+    given = [f for flag, f in flags().items() if "=" in f and flag not in ("--data", "--input_size", "--model_config")]
+    tiny = [w for w in TINY if w.split("=")[0] not in ("data.batch", "train.precision")]
+    (Path("runs") / "first").symlink_to(made.path.name)
+    capsys.readouterr()
+    assert run(["train", NAME, *given, *tiny, "stage.0.recipe=hybrid.toml", "--out", "runs/all"]) == 0, capsys.readouterr().err
 
     torch.save({"state_dict": oracle.make_state("resnet", 31)}, "test.pth.tar")
     importing = next(line for line in PAGE.splitlines() if line.startswith("$ bitwright import"))

@@ -63,6 +63,24 @@ def test_recipe_by_layer() -> None:
     assert {pair for n, pair in found.items() if n not in float_layers | set(CHOSEN)} == {(1, 1)}
 
 
+@pytest.mark.parametrize(
+    ("model", "two", "shortcuts"),
+    [
+        ("bireal_resnet20", CHOSEN, (2, 3)),
+        ("bireal_resnet32", CHOSEN, (2, 3)),
+        ("bireal_resnet18", [*CHOSEN, "layer4.0.conv1", "layer4.0.conv2"], (2, 3, 4)),
+        ("vgg15", [f"features.conv{i}" for i in (3, 5, 8, 11, 12)], ()),
+    ],
+)
+def test_the_shipped_recipe_finds_its_layers(model: str, two: list[str], shortcuts: tuple[int, ...]) -> None:
+    """Its rules are optional, so a renamed layer would be binary without a word."""
+    found = bits_of(bw.apply(bw.models.create(model, width=0.25, activation="identity"), "hybrid", X))
+    assert {n for n, pair in found.items() if pair == (2, 2)} == set(two)
+    ends = {next(iter(found)), list(found)[-1]}
+    assert {n for n, pair in found.items() if pair == (32, 32)} == ends | {f"layer{i}.0.shortcut.1" for i in shortcuts}
+    assert all(pair == (1, 1) for n, pair in found.items() if pair not in ((2, 2), (32, 32)))
+
+
 @pytest.mark.parametrize("known", [False, True])
 def test_shortcut_policies(known: bool) -> None:
     """By the usual names, or traced in the net to be trained: the same."""
@@ -239,11 +257,8 @@ def test_damaged_formula(tmp_path: Any) -> None:
 # ---- training and packing ----
 
 
-def test_a_tiny_hybrid_net_trains_and_packs() -> None:
-    """Binary, 2/2-bit and 2-bit shortcut layers in one net: packed layers are exact, the classes are the same."""
-    torch.manual_seed(0)
-    net = target(width=0.5)
-    bw.apply(net, published().recipe(bits=(2, 2), shortcut="kbit"), X)
+def trained(net: nn.Module) -> Any:
+    """A few steps on 32 images, then packed and compared on them."""
     optimizer = torch.optim.Adam(bw.param_groups(net, lr=2e-3, weight_decay=0.0))
     bw.attach(net, optimizer)
     x, y = torch.randn(32, 3, 32, 32), torch.arange(32) % 10
@@ -258,9 +273,24 @@ def test_a_tiny_hybrid_net_trains_and_packs() -> None:
     done = bw.convert(net.eval(), x[:1], verify=[x])
     assert done.report.status in ("PASS", "WARN") and done.model is not None
     assert done.report.same == done.report.images == 32 and done.report.layers_exact
-    rows = {row.layer: row for row in done.report.rows}
+    with torch.no_grad():
+        assert torch.equal(done.model(x).argmax(1), net(x).argmax(1))
+    return {row.layer: row for row in done.report.rows}
+
+
+def test_a_tiny_hybrid_net_trains_and_packs() -> None:
+    """Binary, 2/2-bit and 2-bit shortcut layers in one net: packed layers are exact, the classes are the same."""
+    net = target(width=0.5)
+    rows = trained(bw.apply(net, published().recipe(bits=(2, 2), shortcut="kbit"), X))
     for name in CHOSEN:
         assert rows[name].bits == "2/2" and rows[name].runs_as == "bits", rows[name]
     assert rows["layer1.0.conv1"].bits == "1/1"
-    with torch.no_grad():
-        assert torch.equal(done.model(x).argmax(1), net(x).argmax(1))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("model", "width"), [("bireal_resnet32", 0.5), ("vgg15", 0.125), ("bireal_resnet18", 0.25)])
+def test_the_other_hybrid_nets_train_and_pack(model: str, width: float) -> None:
+    torch.manual_seed(0)
+    net = bw.models.create(model, 10, width=width, activation="identity")
+    bits = [row.bits for row in trained(bw.apply(net, "hybrid", X)).values()]
+    assert {"1/1", "2/2"} <= set(bits)

@@ -175,22 +175,24 @@ def test_the_fan_in_of_a_convolution_is_that_of_one_filter() -> None:
 
 
 def test_latents_that_are_there_are_kept() -> None:
-    for values in ([0.0, 0.2, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0], [-0.5, 0.2, 0.7, 1.4]):
+    for values in ([0.0, 0.2, 0.4, 0.0], [0.0, 0.0, 0.0, 0.0], [0.5, 0.2, 0.7, 1.4]):
         layer = nn.Linear(4, 1, bias=False)
         layer.weight.data.copy_(torch.tensor([values]))
         net = bw.apply(nn.Sequential(layer), [{"match": "*", "w": "zero_one"}])
         assert latents(net[0]).tolist() == torch.tensor([values]).clamp(0, 1).tolist()
     kept = nn.Linear(4, 1, bias=False)
-    kept.weight.data.fill_(-0.1)
+    kept.weight.data.copy_(torch.tensor([[-0.1, 0.2, 0.7, 1.4]]))
     bw.apply(nn.Sequential(kept), [{"match": "*", "w": {"part": "zero_one", "init": "keep"}}])
-    assert not latents(kept).any()
+    assert latents(kept).tolist() == torch.tensor([[0.0, 0.2, 0.7, 1.0]]).tolist()
 
 
-def test_a_trained_float_layer_with_a_few_large_weights_is_drawn_too() -> None:
-    layer = nn.Linear(64, 32, bias=False)
-    layer.weight.data[0, :3] = 0.9
-    bw.apply(nn.Sequential(layer), [{"match": "*", "w": "zero_one"}])
-    assert latents(layer).sum().item() / 32 == pytest.approx(4, abs=5 * math.sqrt(4 / 32))
+def test_a_trained_float_layer_with_large_weights_is_drawn_too() -> None:
+    for scale in (1, 10):  # a few, and about half of them
+        layer = nn.Linear(64, 32, bias=False)
+        layer.weight.data[0, :3] = 0.9
+        layer.weight.data.mul_(scale)
+        bw.apply(nn.Sequential(layer), [{"match": "*", "w": "zero_one"}])
+        assert latents(layer).sum().item() / 32 == pytest.approx(4, abs=5 * math.sqrt(4 / 32))
 
 
 def test_a_second_recipe_and_a_plan_draw_nothing_and_a_dead_layer_stays_what_it_is() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.errors import InputError
+from bitwright.parts.bits import check_bits
 from bitwright.transforms.apply import recipe_of
 from bitwright.transforms.recipe import Recipe, RecipeLike, Rule, as_recipe
 from bitwright.transforms.resolve import exact
@@ -79,7 +80,12 @@ def parts_of_recipe(base: RecipeLike) -> dict[str, dict[str, Any]]:
     rules = as_recipe(base).rules
     binary = {s: v for r in rules if r.match == "*" and not r.kind for s, v in r.slots.items()}
     if not binary:
-        raise InputError('hybrid: base has no rule with match="*"', code="recipe-form")
+        raise InputError(
+            'hybrid: base has no rule with match="*", which says what the binary layers are',
+            code="recipe-form",
+            given=", ".join(r.match for r in rules),
+            possible='match = "*"',
+        )
     ends = {e: FLOAT | {s: v for r in rules if r.match == e for s, v in r.slots.items()} for e in ("first", "last")}
     return {"binary": binary, **ends}
 
@@ -90,10 +96,11 @@ def make_form(
 ) -> Form:  # fmt: skip
     """The form from the parts of the binary net."""
     if policy not in SHORTCUTS:
+        words = ", ".join(SHORTCUTS)
         raise InputError(
-            f"hybrid: shortcut={policy!r}; possible: {', '.join(SHORTCUTS)}", code="option", given=str(policy)
+            f"hybrid: shortcut={policy!r}; possible: {words}", code="option", given=str(policy), possible=words
         )
-    w_bits, x_bits = (bits, bits) if isinstance(bits, int) else bits
+    w_bits, x_bits = (check_bits("kbit", b) for b in ((bits, bits) if isinstance(bits, int) else bits))
     only = {} if clip else {"clip": False}
     weight: dict[str, Any] = {"part": "kbit", "bits": w_bits, "weight_scale": weight_scale, **only}
     if compat is not None:

@@ -181,12 +181,19 @@ def _first(inputs: Any) -> Tensor | None:
 def _check(threshold: float, count: str, residual: str, relative: float | None, budget: float | None) -> None:
     for name, value, possible in (("count", count, COUNTS), ("residual", residual, ("latest", "largest"))):
         if value not in possible:
-            raise InputError(f"pca: {name}={value!r}; possible: {', '.join(possible)}", code="option", given=str(value))
+            words = ", ".join(possible)
+            raise InputError(f"pca: {name}={value!r}; possible: {words}", code="option", given=str(value), possible=words)
     for name, value in (("threshold", threshold), ("relative", relative), ("budget", budget)):
         if value is not None and not 0 < value < 1:
-            raise InputError(f"pca: {name}={value}; possible: between 0 and 1", code="option", given=str(value))
+            room = "between 0 and 1"
+            raise InputError(f"pca: {name}={value}; possible: {room}", code="option", given=str(value), possible=room)
     if relative is not None and budget is not None:
-        raise InputError("pca: relative and budget are two rules; give one of them", code="option")
+        raise InputError(
+            f"pca: relative={relative} and budget={budget} are two rules; give one of them",
+            code="option",
+            given="relative, budget",
+            possible="relative or budget",
+        )
 
 
 def _check_rows(spreads: dict[str, Spread]) -> None:

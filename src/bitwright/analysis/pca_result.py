@@ -111,9 +111,11 @@ class Pca(Shown):
         unknown = next((name for name in layers if name not in names), None)
         if unknown is not None:
             raise InputError(
-                f"hybrid: {unknown} is no analyzed layer.{nearest(unknown, names)}",
+                f"hybrid: {unknown} is no analyzed layer.{nearest(unknown, names)} There are: {next(iter(names))} to "
+                f"{list(names)[-1]}",
                 code="recipe-nomatch",
                 given=unknown,
+                possible=", ".join(names),
             )
         return net._recipe(form, [names[name] for name in layers], "")
 

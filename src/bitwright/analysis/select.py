@@ -82,7 +82,13 @@ def select_layers(
     forced, barred = _matching("always", always, counts), _matching("never", never, counts)
     both = sorted(forced & barred)
     if both:
-        raise InputError(f"pca: {both[0]} is both in always and in never", code="option", layer=both[0])
+        raise InputError(
+            f"pca: {both[0]} is both in always and in never; possible: one of them",
+            code="option",
+            layer=both[0],
+            given="always, never",
+            possible="always or never",
+        )
     if budget is None:
         least = delta if relative is None else relative
         # counts / channels are rounded: 1/16 of a rise must not be lost to its last bit
@@ -115,6 +121,7 @@ def _matching(option: str, globs: Iterable[str], names: Iterable[str]) -> set[st
                 f"{names[0]} to {names[-1]}",
                 code="recipe-nomatch",
                 given=glob,
+                possible=", ".join(names),
             )
         found |= hit
     return found

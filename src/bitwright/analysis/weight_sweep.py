@@ -77,6 +77,8 @@ def weight_sweep(
         raise InputError(
             f'{who}: norm="recalibrate" estimates statistics from training images: give them as train=',
             code="sweep-train",
+            given="no train",
+            possible="train=batches of training images",
         )
     told = progress or (lambda what, done, total: None)
     own = {part.on for part in zero_one_parts(model)}
@@ -236,6 +238,7 @@ def _values(on: Iterable[float] | str | None) -> list[float]:
             f'weight_sweep: on={on!r}; possible: numbers, or "large" for 0.0 to 4.0 and 5, 10, 100',
             code="option",
             given=on,
+            possible='numbers, or "large"',
         )
     given = [*ON, *LARGE] if isinstance(on, str) else ON if on is None else on
     values = list(dict.fromkeys(round(float(v), 9) for v in given))
@@ -246,6 +249,7 @@ def _values(on: Iterable[float] | str | None) -> list[float]:
             + ("no weight values were given" if wrong is None else f"on={wrong:g} is not a finite number"),
             code="option",
             given="" if wrong is None else str(wrong),
+            possible="finite numbers",
         )
     return values
 

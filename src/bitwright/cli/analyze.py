@@ -80,8 +80,8 @@ def analyze(
     """Look at a trained net: how many dimensions each layer uses (pca), or what its 0/1 weights do.
 
     pca gives k bits to the layers where the dimensions rise: it writes a recipe to read, edit and train with, and pca.json
-    into the run for its report. Beside it stands what else the same bits could buy: no layer, all layers, random ones,
-    one end of the net.
+    into the run for its report. Beside it stand other choices: no layer, all layers, and, with as many extra bits, random
+    layers or those of one end of the net.
 
     weight_sweep evaluates a net of 0/1 weights while they take one value after another, ranked also by what the last layer
     computes and compared with the circuit at large weights; sweep.json goes into the run. connections counts the weights
@@ -140,5 +140,6 @@ def _bits(text: str) -> tuple[int, int]:
             f"analyze: --bits {text!r}; possible: weights,inputs, each 1 to 8, e.g. --bits 2,2",
             code="option",
             given=text,
+            possible="weights,inputs, each 1 to 8",
         )
     return int(pieces[0]), int(pieces[-1])

@@ -147,7 +147,10 @@ def _numbers(text: str) -> list[float]:
                 values += [round(low + i * step, 9) for i in range(count + 1)]
     except (ValueError, ZeroDivisionError):
         raise InputError(
-            f"analyze: --on {text!r}; possible: numbers and ranges, e.g. --on 0:4:0.1,10", code="option", given=text
+            f"analyze: --on {text!r}; possible: numbers and ranges, e.g. --on 0:4:0.1,10",
+            code="option",
+            given=text,
+            possible="numbers and ranges, e.g. 0:4:0.1,10",
         ) from None
     return values
 

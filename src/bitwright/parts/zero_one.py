@@ -32,9 +32,9 @@ class ZeroOne(nn.Module):
               init: what `start` draws, each latent 0 or 1: "fan_in:C" is 1 with probability C / fan_in, so that each
               output begins with C connections; "bernoulli:P" is 1 with probability P; "published" is the notebook's
               Bernoulli(0.001), made for 4000 inputs; "keep" draws nothing
-    moments   start, by `bw.apply` and the constructor of a layer: where some weight is negative and fewer are on than there
-              are outputs, the numbers are those of a float layer, not latents, and are drawn anew (a bias becomes 0).
-              after_step clips the latent to [0, 1] and counts the step
+    moments   start, by `bw.apply` and the constructor of a layer: where some weight is negative, the numbers are those of
+              a float layer, not latents, and are drawn anew (a bias becomes 0); latents from elsewhere that were not
+              clipped to [0, 1] need init="keep". after_step clips the latent to [0, 1] and counts the step
     state     none, but with random_mag above 0 two integers, `stream` (torch's seed when the part was made) and `count`
               (optimizer steps): all layers made under one seed draw the same number, a resumed run goes on with it, and
               so do the processes of a parallel run, which train one net
@@ -124,8 +124,10 @@ class ZeroOne(nn.Module):
         if on < off:
             raise InputError(
                 f"part zero_one: on={on} is below off={off}; the gradient passes unchanged, so a latent would move the "
-                "wrong way",
+                f"wrong way. Possible: on of at least {off}",
                 code="option",
+                given=str(on),
+                possible=f"at least {off}",
             )
         spec = self.__dict__.get("spec")
         if spec is not None:  # what a saved recipe says
@@ -173,8 +175,7 @@ class ZeroOne(nn.Module):
         """Draws the first latents where `weight` holds those of a float layer."""
         if self.init == "keep" or weight.device.type == "meta" or not weight.numel():
             return
-        few = weight.shape[0] if self.slot == "w" and weight.dim() else 1
-        if not bool((weight < 0).any()) or int((weight >= self.threshold).sum()) >= few:
+        if not bool((weight < 0).any()):  # latents are never negative behind a step
             return
         if self.slot == "b":
             weight.zero_()
