@@ -105,7 +105,9 @@ def test_the_page_typed_at_tiny_size(
     tiny = [w for w in TINY if w.split("=")[0] not in ("data.batch", "train.precision")]
     (Path("runs") / "first").symlink_to(made.path.name)
     capsys.readouterr()
-    assert run(["train", NAME, *given, *tiny, "stage.0.recipe=hybrid.toml", "--out", "runs/all"]) == 0, capsys.readouterr().err
+    assert run(["train", NAME, *given, *tiny, "stage.0.recipe=hybrid.toml", "--out", "runs/all"]) == 0, (
+        capsys.readouterr().err
+    )
 
     torch.save({"state_dict": oracle.make_state("resnet", 31)}, "test.pth.tar")
     importing = next(line for line in PAGE.splitlines() if line.startswith("$ bitwright import"))

@@ -29,7 +29,15 @@ FLAGS: dict[str, Any] = {
     "off": ("stage.0.rule.0.w.off", 0.0), "random_mag": ("stage.0.rule.0.w.random_mag", 1.0),
     "epsilon": ("stage.0.rule.0.w.epsilon", 0.5),
 }  # fmt: skip
-DEFAULTS = ("--batch_size", "--test_batch_size", "--lr", "--epochs", "--hist_freq", "--full_eval_freq", "--out_features")
+DEFAULTS = (
+    "--batch_size",
+    "--test_batch_size",
+    "--lr",
+    "--epochs",
+    "--hist_freq",
+    "--full_eval_freq",
+    "--out_features",
+)
 TINY = ["model.hidden=1000", "model.depth=2", "stage.0.epochs=2", "data.batch=20", "train.precision=fp32"]
 
 

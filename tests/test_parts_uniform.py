@@ -13,6 +13,8 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
+from bitwright.parts import ranges
+from bitwright.parts.uniform import Uniform
 from oracles import uniform
 from oracles.compare import close, layouts, run, special
 
@@ -169,6 +171,19 @@ def test_the_first_training_batch_sets_a_range_that_nobody_calibrated_and_only_t
     kept = top(calibrated)
     calibrated.train()(torch.tensor([0.0, 100.0]))
     assert top(calibrated) == kept
+
+
+@pytest.mark.parametrize("observer", ["max", "percentile", "mse"])
+def test_later_training_batches_are_not_measured(observer: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    measured: list[int] = []
+    true_limits = ranges.limits
+    monkeypatch.setattr("bitwright.parts.uniform.limits", lambda *a, **kw: measured.append(1) or true_limits(*a, **kw))
+    part = Uniform(4, observer=observer, slot="x")
+    for _ in range(3):
+        part(torch.randn(4, 3))
+    assert len(measured) == 1
+    part.observe(torch.randn(4, 3))  # calibration does
+    assert len(measured) == 2
 
 
 def test_percentile_leaves_out_the_top_thousandth() -> None:

@@ -182,7 +182,9 @@ def _check(threshold: float, count: str, residual: str, relative: float | None, 
     for name, value, possible in (("count", count, COUNTS), ("residual", residual, ("latest", "largest"))):
         if value not in possible:
             words = ", ".join(possible)
-            raise InputError(f"pca: {name}={value!r}; possible: {words}", code="option", given=str(value), possible=words)
+            raise InputError(
+                f"pca: {name}={value!r}; possible: {words}", code="option", given=str(value), possible=words
+            )
     for name, value in (("threshold", threshold), ("relative", relative), ("budget", budget)):
         if value is not None and not 0 < value < 1:
             room = "between 0 and 1"

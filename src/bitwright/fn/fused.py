@@ -81,6 +81,17 @@ def takes(x: Tensor) -> bool:
     )
 
 
+def readable(t: Tensor) -> bool:
+    """Whether a branch may look at the value of t: eager, with memory of its own, under no transform.
+
+    >>> readable(torch.zeros(()))
+    True
+    """
+    if torch.compiler.is_compiling():
+        return False
+    return type(t) in _PLAIN and not t.is_meta and not _transformed()
+
+
 def _transformed() -> bool:
     """A functorch transform, forward mode, a dispatch mode (fake tensors, tracing to FX) or jit tracing is active."""
     return (

@@ -7,6 +7,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import uint_code
+from bitwright.fn.fused import readable
 from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.ranges import OBSERVERS, limits, rows
@@ -125,11 +126,16 @@ class Uniform(nn.Module):
             self.seen.add_(1)
 
     def _first_batch(self, t: Tensor) -> None:
-        """Training: `ema` follows every batch, the others take the first one if nobody calibrated. No branch on data."""
+        """Training: `ema` follows every batch, the others take the first one if nobody calibrated.
+
+        Where a branch may look at data the others measure that batch alone; compiled, each, without use.
+        """
         if not t.numel():
             return
         if self.observer == "ema":
             self.observe(t)
+            return
+        if readable(self.seen) and bool(self.seen):
             return
         with torch.no_grad():
             low, high = self._measure(t)
