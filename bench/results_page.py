@@ -5,36 +5,10 @@ python bench/results_page.py
 
 from __future__ import annotations
 
-import csv
-from pathlib import Path
-from typing import Any
-
 import findings
-
-SHOWN = 5.0  # largest weight value in a picture of a sweep
-FOLDER = Path(__file__).resolve().parent.parent / "docs" / "results"
-
-
-def read(name: str) -> list[dict[str, str]]:
-    path = FOLDER / name
-    if not path.exists():
-        return []
-    with path.open(newline="") as f:
-        return list(csv.DictReader(f))
-
-
-def table(head: list[str], rows: list[list[Any]]) -> str:
-    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
-    return "\n".join(lines + ["| " + " | ".join("-" if c in ("", None) else str(c) for c in r) + " |" for r in rows])
-
-
-def listed(sentences: list[str]) -> str:
-    """One sentence a line; nothing without sentences."""
-    return "\n".join(f"- {sentence}" for sentence in sentences) + "\n\n" if sentences else ""
-
-
-def number(text: str | None, digits: int = 3) -> str:
-    return f"{float(text):.{digits}g}" if text else "-"
+from results_hybrid import hybrid
+from results_selfprune import selfprune
+from results_tables import FOLDER, listed, machine, number, read, table
 
 
 def accuracy() -> str:
@@ -116,52 +90,6 @@ def methods() -> str:
     return "\n\n".join(parts)
 
 
-def hybrid() -> str:
-    """The section of bench/hybrid.py, once it has rows."""
-    found = read("hybrid.csv")
-    binary = next((r for r in found if r["row"] == "1/1"), None)
-
-    def against(r: dict[str, str], key: str) -> str:
-        """As a ratio to the all-binary net, not to the float one."""
-        return f"{float(r[key]) / float(binary[key]):.2f}" if binary else "-"
-
-    rows = [
-        [r["row"], r["model"], r["epochs"], r["images"], r["seed"], len(r["layers"].split()), f"{100 * float(r['accuracy']):.2f}",
-         f"{int(r['bytes']) / 1000:.1f}" if r["bytes"] else "-", r["compression"], against(r, "compression"), r["energy_efficiency"], against(r, "energy_efficiency"),
-         number(r["ms"]), r["verdict"]]
-        for r in found
-    ]  # fmt: skip
-    if not rows:
-        return ""
-    head = [
-        "row",
-        "model",
-        "epochs",
-        "images",
-        "seed",
-        "2-bit layers",
-        "test %",
-        "file kB",
-        "size: float / it",
-        "1/1 / it",
-        "energy: float / it",
-        "1/1 / it",
-        "ms",
-        "verdict",
-    ]
-    kernels = ", ".join(dict.fromkeys(r["kernels"] for r in found))
-    return f"""## Which layers get two bits? CIFAR-100
-
-    python bench/hybrid.py --data DIR
-
-All rows on one schedule and seed, from scratch; random rows have as many extra weight bits as the PCA choice. Energy is computed
-by the formula of the hybrid-net papers (`hybrid45`); ms is one image on one thread, kernels {kernels}.
-
-{table(head, rows)}
-
-{listed(findings.hybrid(found))}"""
-
-
 def gating() -> str:
     """The section of bench/gating.py and bench/sparse_backprop.py; empty while neither has been run."""
     parts = []
@@ -212,79 +140,6 @@ it. {machine("sparse_backprop.csv")}.
     return "\n\n".join(["## Gates", *parts]) + "\n\n" if parts else ""
 
 
-def selfprune() -> str:
-    """The section of bench/selfprune.py, once it has rows."""
-    found = read("selfprune.csv")
-    if not found:
-        return ""
-
-    def percent(text: str, digits: int = 2) -> str:
-        return f"{100 * float(text):.{digits}f}" if text else "-"
-
-    rows = [
-        [
-            r["row"], f"`{r['experiment']}`", r["epochs"], r["images"], r["seed"], percent(r["accuracy"]),
-            percent(r["accuracy_recalibrated"]), f"{int(r['weights']) / 1e6:.2f}" if r["weights"] else "-",
-            percent(r["on_share"]), f"{int(r['live_units']):,} of {int(r['hidden_units']):,}" if r["live_units"] else "-",
-            f"{int(r['file_bytes']) / 1000:,.0f}" if r["file_bytes"] else "-", r["verdict"],
-        ]
-        for r in found
-    ]  # fmt: skip
-    head = ["row", "experiment", "epochs", "images", "seed", "test %", "recalibrated %", "M weights", "on %",
-            "live hidden units", "file kB", "verdict"]  # fmt: skip
-    swept: dict[tuple[str, str], dict[float, str]] = {}
-    for r in read("selfprune_sweep.csv"):
-        swept.setdefault((r["row"], r["norm"]), {})[float(r["on"])] = percent(r["accuracy"], 1)
-    values = sorted({v for points in swept.values() for v in points})
-    sweep = table(
-        ["row", "statistics", *(f"{v:g}" for v in values)],
-        [[*key, *(points.get(v, "") for v in values)] for key, points in swept.items()],
-    )
-    epochs: dict[str, dict[int, str]] = {}
-    for r in read("selfprune_epochs.csv"):
-        text = percent(r["accuracy"], 1) + (f" ({percent(r['on_share'])})" if r["on_share"] else "")
-        epochs.setdefault(r["row"], {})[int(r["epoch"])] = text
-    last = max(max(points) for points in epochs.values())
-    curve = table(
-        ["epoch", *epochs], [[n, *(points.get(n, "") for points in epochs.values())] for n in range(1, last + 1)]
-    )
-    return f"""## Nets that prune themselves
-
-    python bench/selfprune.py --data DIR
-
-784-4000x3-10 on 1-bit pixels, accuracy of the last epoch on all test images with running statistics, and with statistics
-estimated anew from 10,000 training images. {machine("selfprune.csv")}.
-
-{table(head, rows)}
-
-{listed(findings.selfprune(found, read("selfprune_sweep.csv")))}After each epoch, test % (share of weights on, %):
-
-{curve}
-
-Test % while all weights that are on take one value, trained at 1:
-
-{sweep}
-
-{charts(swept)}"""
-
-
-def charts(swept: dict[tuple[str, str], dict[float, str]]) -> str:
-    """Accuracy over the weight value, a picture per net, drawn by the reader's browser."""
-    found = []
-    for row in dict.fromkeys(name for name, _ in swept):
-        lines = {mode: points for (name, mode), points in swept.items() if name == row}
-        values = [v for v in sorted(next(iter(lines.values()))) if v <= SHOWN]
-        body = [f"    line [{', '.join(points[v] for v in values)}]" for points in lines.values()]
-        axis = ", ".join(f'"{v:g}"' for v in values)
-        found.append(
-            f"{row}, up to {SHOWN:g}; lines in this order: {', '.join(lines)}.\n\n```mermaid\nxychart-beta\n"
-            f'    x-axis "value of all weights that are on" [{axis}]\n    y-axis "test %" 0 --> 100\n'
-            + "\n".join(body)
-            + "\n```\n\n"
-        )
-    return "".join(found)
-
-
 def million(text: str, digits: int = 2) -> str:
     return f"{float(text) / 1e6:,.{digits}f}"
 
@@ -311,16 +166,6 @@ def epochs() -> str:
         for r in read("newcomer_metrics.csv")
     ]
     return table(["stage", "epoch", "train %", "test %", "s"], rows)
-
-
-def machine(file: str = "speed.csv") -> str:
-    found = read(file)
-    if not found:
-        return ""
-    r = found[0]
-    keys = ("cpu", "cores", "threads", "os", "python", "torch", "onnxruntime", "bitwright", "date", "rounds", "clock")
-    same = [k for k in keys if r.get(k) and (k != "threads" or len({row[k] for row in found}) == 1)]
-    return "; ".join(f"{k} {r[k]}" for k in same)
 
 
 def peers() -> str:

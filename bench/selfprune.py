@@ -36,7 +36,7 @@ from bitwright.runs.build import normalized
 from methods import ROOT, read, write
 
 STATISTICS = 10_000  # training images for statistics estimated anew
-SWEPT = [i / 10 for i in (0, 1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 40)] + [5.0, 10.0, 100.0]
+SWEPT = [i / 10 for i in (0, 1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 35, 40)] + [5.0, 10.0, 100.0]
 
 
 @dataclass(frozen=True)

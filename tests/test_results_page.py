@@ -1,0 +1,137 @@
+"""docs/results/README.md: sections and sentences from rows whose answers are known."""
+
+from __future__ import annotations
+
+import csv
+import doctest
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+BENCH = Path(__file__).parent.parent / "bench"
+MACHINE = {"cpu": "a CPU", "threads": "1", "torch": "2", "bitwright": "0", "date": "now"}
+
+
+@pytest.fixture
+def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """Writes rows as the CSV file of a bench script, where the sections look for it."""
+    monkeypatch.syspath_prepend(str(BENCH))
+    import results_tables  # pyright: ignore[reportMissingImports]
+
+    monkeypatch.setattr(results_tables, "FOLDER", tmp_path)
+
+    def write(name: str, rows: list[dict[str, Any]]) -> None:
+        with (tmp_path / name).open("w", newline="") as f:
+            writer = csv.DictWriter(f, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)
+
+    return write
+
+
+def hybrid_row(name: str, accuracy: float, storage: int, layers: str = "", **more: Any) -> dict[str, Any]:
+    facts = {"row": name, "model": "bireal_resnet20", "seed": 0, "epochs": 8, "images": "all", "layers": layers, "accuracy": accuracy,
+             "bytes": storage, "storage_bytes": storage, "compression": 1e6 / storage, "energy_efficiency": 2e6 / storage, "ms": 0.25,
+             "runs_as": "18 bits", "verdict": "PASS", "same": "2000 of 2000", "seconds": 800, "kernels": "amx"}  # fmt: skip
+    return facts | MACHINE | more
+
+
+def test_hybrid(put: Any) -> None:
+    from results_hybrid import hybrid  # pyright: ignore[reportMissingImports]
+
+    assert hybrid() == ""
+    rows = [
+        hybrid_row("plain 1/1", 0.30, 10_000, model="resnet20_plain"), hybrid_row("1/1", 0.40, 20_000),
+        hybrid_row("2/2", 0.50, 40_000), hybrid_row("hybrid 2/2", 0.46, 25_000, "layer2.0.conv1 layer3.0.conv1"),
+        hybrid_row("random-0", 0.43, 25_000, "layer1.0.conv1"), hybrid_row("random-1", 0.44, 25_000, "layer1.1.conv1"),
+    ]  # fmt: skip
+    put("hybrid.csv", rows)
+    text = hybrid()
+    assert (
+        "two bits are 10.00 points above all at one. The PCA choice recovers 60 % of that with 25 % of the extra bits"
+        in text
+    )
+    assert "have 43.00 / 44.00 %, the PCA choice 46.00 %: 2.00 points above the best of them." in text
+    assert (
+        "bench/hybrid.py --data DIR --epochs 8" in text and "cpu a CPU" in text and "random-1: `layer1.1.conv1`" in text
+    )
+    cells = {
+        line.split("|")[1].strip(): [c.strip() for c in line.split("|")]
+        for line in text.splitlines()
+        if line.startswith("| ")
+    }
+    assert (
+        cells["1/1"][7] == cells["1/1"][9] == "1.00" and cells["hybrid 2/2"][7] == "0.80" and cells["2/2"][9] == "0.50"
+    )
+    assert cells["plain 1/1"][7] == cells["plain 1/1"][9] == "-"  # another topology: no ratio to 1/1
+
+
+def test_selfprune(put: Any) -> None:
+    from results_selfprune import selfprune  # pyright: ignore[reportMissingImports]
+
+    assert selfprune() == ""
+    blank = dict.fromkeys(("accuracy_recalibrated", "weights", "on_share", "live_units", "hidden_units", "verdict"), "")
+    shared = {"seed": 0, "epochs": 15, "images": "all", "seconds": 100, **MACHINE}
+    net = {"accuracy_recalibrated": 0.91, "weights": 35_000_000, "on_share": 0.005, "live_units": 9000, "hidden_units": 12_000,
+           "verdict": "PASS"}  # fmt: skip
+    put("selfprune.csv", [
+        {"row": "mnist", "experiment": "a", "accuracy": 0.87, "file_bytes": 4_500_000, **shared, **net},
+        {"row": "mnist float", "experiment": "b", "accuracy": 0.98, "file_bytes": 140_000_000, **shared, **blank},
+    ])  # fmt: skip
+    put("selfprune_epochs.csv", [
+        {"row": row, "epoch": n, "accuracy": 0.5 + n / 10, "on_share": 0.01 / n if row == "mnist" else ""}
+        for row in ("mnist", "mnist float") for n in (1, 2)
+    ])  # fmt: skip
+    put("selfprune_sweep.csv", [
+        {"row": "mnist", "norm": norm, "on": on, "accuracy": 0.9 - on / 200, "preactivation": 0.8, "agreement": 0.7, "digital": 1.0}
+        for norm in ("running", "recalibrate", "batch") for on in (0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 10.0, 100.0)
+    ])  # fmt: skip
+    text = selfprune()
+    assert "mnist: 87.00 % with running, 91.00 % with estimated statistics, 99.50 % of the weights off" in text
+    assert "(88 % with over 99 % off were asked: not met with running statistics)" in text
+    assert "11.00 points below the float MLP" in text and "running 88.0 to 89.8 %" in text
+    assert "| 2 | 70.0 (0.50) | 70.0 |" in text
+    assert text.count("xychart-beta") == 2 and '["1.00", "0.50"]' in text and "0 --> 4" in text
+    assert "line [90.0, 89.8, 89.5, 89.2, 89.0, 88.8, 88.5, 88.2, 88.0]" in text
+
+
+def test_sparsity(put: Any) -> None:
+    from results_selfprune import selfprune  # pyright: ignore[reportMissingImports]
+
+    times = {"float": 6.0, "csr": 0.5, "bits": 0.25, "weights": 6.5}
+    put("sparsity.csv", [
+        {"layer": "784 -> 4000", "on_share": share, "batch": 1, **MACHINE}
+        | {f"{k}_{q}ms": v * (scale if k == "csr" else 1) for k, v in times.items() for q in ("", "q1_", "q3_")}
+        for share, scale in ((0.001, 1), (0.02, 2))
+    ])  # fmt: skip
+    text = selfprune()
+    assert "sparse CSR wins against dense float: 6.00 to 12.00 times as fast" in text
+    assert "1-bit weights with float inputs loses against dense float: 0.92 to 0.92 times as fast" in text
+    assert "(CSR) take 2.00 to 4.00 times as long as bits do" in text
+
+
+def test_gates(put: Any) -> None:
+    from findings import gating  # pyright: ignore[reportMissingImports]
+
+    def row(name: str, accuracy: float, macs: float = 40e6, bops: float = 1e9, fewer: float = 1) -> dict[str, str]:
+        facts = {"row": name, "seed": 0, "accuracy": accuracy, "macs": int(macs), "bops": int(bops)}
+        return {k: str(v) for k, v in facts.items()} | {"mac_reduction": str(fewer), "bops_reduction": str(fewer)}
+
+    text = " ".join(gating([
+        row("dense", 0.85), row("FBS keep 0.5", 0.83, 16e6, fewer=2.5), row("CG original", 0.84, 32e6, fewer=1.25),
+        row("static of CG original", 0.845, 31e6), row("PACT 2", 0.80, bops=1e9), row("PACT 3", 0.84, bops=2e9),
+        row("PG 3/2", 0.83, bops=1.5e9, fewer=1.3),
+    ]))  # fmt: skip
+    assert "FBS keep 0.5: 2.50 times fewer MACs, 2.00 points below the dense net" in text
+    assert "1.00 points below its dense net, 0.50 points below a narrower net of 31.00 M MACs (it has 32.00 M)" in text
+    assert "1.00 points below PACT 3" in text and "would have 82.00 %, and it is 1.00 points above that" in text
+
+
+def test_examples_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import findings  # pyright: ignore[reportMissingImports]
+
+    assert doctest.testmod(findings).attempted > 5 and doctest.testmod(findings).failed == 0
+    assert sys.modules["findings"].__file__ == str(BENCH / "findings.py")
