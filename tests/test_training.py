@@ -162,7 +162,7 @@ def test_tensorboard_has_scalars_and_histograms(unbroken: Path) -> None:
     assert [s.step for s in scalars] == [7, 14, 21, 28]
     assert [s.value for s in scalars] == pytest.approx([float(r["test_top1"]) for r in table])
     assert "flips/fc2" in events.Tags()["scalars"]
-    assert {"weights/fc1", "activations/fc2"} <= set(events.Tags()["histograms"])
+    assert {"weights/fc1", "activations/fc2", "activations/net-output"} <= set(events.Tags()["histograms"])
 
 
 @pytest.mark.parametrize("step", [1, 7, 10, 16, 28])
