@@ -63,7 +63,7 @@ def test_m_cifarnet_with_half_of_the_channels() -> None:
     work = 9 * 900 * 3 * 32 + sum(9 * p * i * o // 4 for i, o, p in pairs) + 96 * 10
     over = 3 * 64 + 64 * 900 + sum(i // 2 * o + o * p for i, o, p in pairs)
     assert (macs.total, macs.overhead) == (work + over, over)
-    assert round(macs.total / 1e6, 1) == 44.3 and macs.upper == macs.total
+    assert round(macs.total / 1e6, 1) == 44.3 and macs.quadratic == macs.total
 
 
 def test_an_operator_that_moves_zeros_makes_all_channels_count() -> None:
@@ -102,4 +102,4 @@ def test_a_sum_of_maps_is_the_union_and_papers_count_the_sparsest() -> None:
         predictor.bias.data.copy_(torch.tensor(bias))
     macs = counted(net, samples=1, size=4)
     assert macs.per_layer["c"] == 16 * 7 * 4 and macs.fired["a"] == 4
-    assert macs.upper == macs.total - 16 * 3 * 4
+    assert macs.quadratic == macs.total - 16 * 3 * 4

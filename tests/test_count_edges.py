@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -314,7 +315,7 @@ def test_every_sample_of_a_mixed_net_by_brute_force() -> None:
     assert len(set(macs.per_sample.tolist())) > 1 and macs.total < macs.dense
     work = sorted(macs.per_sample.tolist())
     assert macs.spread()["min"] == work[0] and macs.spread()["max"] == work[-1]
-    assert macs.upper <= macs.total and macs.dense == count(net, x[:1]).dense * 6
+    assert macs.quadratic <= macs.total and macs.dense == count(net, x[:1]).dense * 6
 
 
 def test_mean_bits_follow_the_share_that_fires() -> None:
@@ -326,6 +327,33 @@ def test_mean_bits_follow_the_share_that_fires() -> None:
     dense = nn.Sequential(bw.nn.Conv2d(20, 6, 3, w="bwn", gate={"part": "precision_gate", "bits": 4, "top": 1})).eval()
     alone = count(dense, torch.rand(3, 20, 6, 6))
     assert alone.bops / alone.total == pytest.approx(1 + alone.rates["0"] * 3) and 0 < rate < 1
+    assert alone.mean_bits == {"0": pytest.approx(1 + alone.rates["0"] * 3)} and alone.net_bits == alone.mean_bits["0"]
+    assert macs.mean_bits["p"] == mean_bits
+
+
+def test_bits_of_the_net_are_the_mean_over_its_products() -> None:
+    """Float products count 32 bits; what a predictor multiplies is none of the layer's products."""
+    shut = {"part": "precision_gate", "bits": 8, "top": 4, "init": math.inf}
+    net = nn.Sequential(
+        bw.nn.Conv2d(3, 4, 1, bias=False, gate={"part": "fbs", "keep": 1.0}),
+        bw.nn.Conv2d(4, 8, 1, bias=False, w={"part": "uniform", "bits": 8}, gate=shut),
+    )
+    macs = count(net, torch.rand(2, 3, 5, 5))
+    assert macs.overhead == 2 * (3 * 4 + 4 * 25) and macs.per_layer_overhead == {"0": macs.overhead, "1": 0}
+    assert macs.mean_bits == {"0": 32.0, "1": 4.0} and macs.net_bits == (12 * 32 + 32 * 4) / 44
+
+
+def test_the_sparsity_of_the_public_codes_weighs_every_output_the_same() -> None:
+    gates = [{"part": "channel_gate", "init": side * math.inf} for side in (1, -1)]
+    net = nn.Sequential(
+        bw.nn.Conv2d(8, 8, 3, padding=1, bias=False, gate=gates[0]), bw.nn.Conv2d(8, 4, 1, bias=False, gate=gates[1]),
+        nn.Conv2d(4, 4, 1),
+    )  # fmt: skip
+    macs = count(net, torch.randn(2, 8, 4, 4))
+    assert macs.unweighted_sparsity == pytest.approx(8 / 12) and macs.comparisons == 2 * 16 * 12
+    work = 16 * (8 * 2 * 9 + 8 * 4 + 4 * 4), 16 * (8 * 8 * 9 + 8 * 4 + 4 * 4)
+    assert (macs.total, macs.dense) == (2 * work[0], 2 * work[1])  # 0.31 of the work, not a third of it
+    assert count(nn.Sequential(nn.Linear(2, 2)), torch.ones(1, 2)).unweighted_sparsity == 0
 
 
 @pytest.mark.parametrize("sizes", [[6], [1] * 6, [4, 2], [1, 5]])
@@ -481,7 +509,46 @@ def test_the_papers_count_is_a_whole_number_of_products() -> None:
         bw.nn.Conv2d(49, 1, 1, bias=False, gate={"part": "precision_gate", "init": math.inf}),
     )
     macs = count(net, torch.randn(1, 3, 1, 1))
-    assert macs.per_layer["1"] == 1 and macs.upper == macs.total
+    assert macs.per_layer["1"] == 1 and macs.quadratic == macs.total
+
+
+class Threads(nn.Module):
+    """Runs halves of a batch in two threads at once, as DataParallel does."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        with ThreadPoolExecutor(2) as pool:
+            return torch.cat(list(pool.map(self.module, x.chunk(2))))
+
+
+def test_a_net_that_threads_run_at_once_is_counted_whole() -> None:
+    net, x = mixed().double().eval(), _images()
+    want, wrapped = count(net, x), Threads(net)
+    with bw.count_macs(wrapped.module) as macs, torch.no_grad():
+        for _ in range(3):
+            assert wrapped(x).shape == net(x).shape
+    assert macs.samples == 6 * len(x) and macs.total == 6 * want.total and macs.per_layer_bops == {
+        name: 6 * bops for name, bops in want.per_layer_bops.items()
+    }  # fmt: skip
+
+
+def test_a_wrapper_with_threads_of_its_own_is_refused_not_counted_as_nothing() -> None:
+    wrapped, x = Threads(mixed().eval()), torch.randn(4, 3, 6, 6)
+    with bw.count_macs(wrapped) as macs:
+        with pytest.raises(InputError, match=r"count_macs: Threads runs layers in other threads") as error:
+            wrapped(x)
+        assert error.value.code == "count-threads" and str(error.value.layer).startswith("module.")
+        assert "wrapper.module" in str(error.value.possible) and macs.samples == 0
+        wrapped.module(x)  # a part alone counts for nothing, and is no error
+    assert macs.samples == 0
+    parallel = nn.DataParallel(mixed())
+    assert count(parallel, x).samples == 4  # on one device it calls the net itself
+    parallel.device_ids = [0, 1]
+    with pytest.raises(InputError, match="DataParallel runs layers in other threads"), bw.count_macs(parallel):
+        pass
 
 
 def test_a_model_without_layers_is_refused() -> None:
@@ -520,7 +587,7 @@ def test_resnet18_with_seven_tenths_of_the_channels() -> None:
     macs = count(gated, x)
     whole = lambda c: math.ceil(0.7 * c) / c  # noqa: E731
     assert reduction(whole, True) < macs.dense / (macs.total - macs.overhead) < reduction(whole, False)
-    assert macs.dense / (macs.upper - macs.overhead) == pytest.approx(reduction(whole, False), rel=1e-12)
+    assert macs.dense / (macs.quadratic - macs.overhead) == pytest.approx(reduction(whole, False), rel=1e-12)
     assert set(macs.rates.values()) == {math.ceil(0.7 * c) / c for c in (64, 128, 256, 512)}
     first = macs.per_layer["layer1.0.conv1"] - (45 * 64 + 64 * 56 * 56)  # behind one gate and a pooling: not dense
     assert first == 9 * 56 * 56 * 45 * 45
@@ -533,7 +600,10 @@ SHARDS = {0: [[0, 1, 2, 3], [4]], 1: [[5, 6], [7, 0]]}  # unequal batches; the l
 
 
 def _numbers(macs: Any) -> dict[str, Any]:
-    keys = ("total", "dense", "bops", "dense_bops", "overhead", "comparisons", "upper", "samples", "per_layer", "fired")
+    keys = (
+        "total", "dense", "bops", "dense_bops", "overhead", "comparisons", "quadratic", "samples", "per_layer", "fired",
+        "unweighted_sparsity", "net_bits",
+    )  # fmt: skip
     return {key: getattr(macs, key) for key in keys} | {"per_sample": macs.per_sample.tolist()}
 
 

@@ -2,6 +2,7 @@
 
 from bitwright.analysis.budget import Budget
 from bitwright.analysis.cost import CostRow, CostTable, cost
-from bitwright.analysis.count import MacCount, count_macs
+from bitwright.analysis.count import count_macs
+from bitwright.analysis.mac_count import MacCount
 
 __all__ = ["Budget", "CostRow", "CostTable", "MacCount", "cost", "count_macs"]

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from bitwright.analysis.active import ActiveChannels, Mask
-from bitwright.analysis.tally import Tally
+from bitwright.analysis.mac_count import FLOAT_BITS, MacCount
 from bitwright.errors import InputError
 from bitwright.nn.layers import KINDS, SlotLayer
 from bitwright.parts.moments import moment
@@ -22,139 +22,7 @@ from bitwright.transforms.layers import Candidate, candidates
 from bitwright.transforms.walk import call_macs
 from bitwright.types import Site, Spent
 
-
-class MacCount:
-    """What was counted so far, over all processes; every number is exact. Reading changes nothing.
-
-    total, dense       multiply-accumulates done, and with every gate open; overhead (predictors, scaling) is in total
-    bops, dense_bops   times the bits of weight and input; a float counts 32
-    samples            forward passes by sample
-    per_layer          layer -> multiply-accumulates; also per_layer_dense, per_layer_bops, fired (outputs, or channels, that
-                       a gate let through) and decided (that it judged)
-    per_sample         int64 [samples], in the order they came (on several processes: process by process)
-    overhead, comparisons   of which predictors and scaling; what the decisions cost besides, no multiplies
-    upper              total as papers count it: a sum of maps taken for as sparse as the sparsest of them
-    """
-
-    def __init__(self, layers: list[str]) -> None:
-        self._tally = Tally(layers)
-        self.limit: int | None = None  # samples that count in each forward pass (see `valid`)
-
-    def _sum(self, key: str) -> list[int]:
-        return self._tally.sums(key)
-
-    def _dict(self, key: str) -> dict[str, int]:
-        return dict(zip(self._tally.layers, self._sum(key), strict=True))
-
-    @property
-    def total(self) -> int:
-        return sum(self._sum("macs"))
-
-    @property
-    def dense(self) -> int:
-        return sum(self._sum("dense"))
-
-    @property
-    def bops(self) -> int:
-        return sum(self._sum("bops"))
-
-    @property
-    def dense_bops(self) -> int:
-        return sum(self._sum("dense_bops"))
-
-    @property
-    def overhead(self) -> int:
-        return sum(self._sum("overhead"))
-
-    @property
-    def comparisons(self) -> int:
-        return sum(self._sum("comparisons"))
-
-    @property
-    def upper(self) -> int:
-        return sum(self._sum("upper"))
-
-    @property
-    def samples(self) -> int:
-        return self._tally.samples()
-
-    @property
-    def per_layer(self) -> dict[str, int]:
-        return self._dict("macs")
-
-    @property
-    def per_layer_dense(self) -> dict[str, int]:
-        return self._dict("dense")
-
-    @property
-    def per_layer_bops(self) -> dict[str, int]:
-        return self._dict("bops")
-
-    @property
-    def fired(self) -> dict[str, int]:
-        return self._dict("fired")
-
-    @property
-    def decided(self) -> dict[str, int]:
-        return self._dict("decided")
-
-    @property
-    def per_sample(self) -> Tensor:
-        return self._tally.per_sample("macs")
-
-    @property
-    def per_sample_bops(self) -> Tensor:
-        return self._tally.per_sample("bops")
-
-    @property
-    def fired_per_sample(self) -> Tensor:
-        """int64 [samples, layers], columns in the order of `per_layer`."""
-        return self._tally.rows("fired")
-
-    @property
-    def reduction(self) -> float:
-        """Dense work by work done: a ratio of sums, not a mean of ratios.
-
-        >>> import torch
-        >>> with count_macs(net := nn.Sequential(nn.Linear(4, 2))) as macs:
-        ...     _ = net(torch.zeros(3, 4))
-        >>> macs.total, macs.dense, macs.samples, macs.reduction
-        (24, 24, 3, 1.0)
-        """
-        return self.dense / self.total if self.total else 1.0
-
-    @property
-    def rates(self) -> dict[str, float]:
-        """Gated layers: the share of decisions that were on."""
-        decided = self.decided
-        return {name: fired / decided[name] for name, fired in self.fired.items() if decided[name]}
-
-    def spread(self, key: str = "macs") -> dict[str, int]:
-        """Work per sample at the 5th, 50th and 95th percentile, the least and the most: no interpolation."""
-        values = (self.per_sample if key == "macs" else self.per_sample_bops).sort().values
-        if not len(values):
-            return {}
-        at = {"min": 0.0, "p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}
-        return {name: int(values[round(share * (len(values) - 1))]) for name, share in at.items()}
-
-    @contextmanager
-    def here(self) -> Iterator[None]:
-        """Reading inside gives the numbers of this process alone, without asking the others."""
-        self._tally.alone = True
-        try:
-            yield
-        finally:
-            self._tally.alone = False
-
-    @contextmanager
-    def valid(self, samples: int) -> Iterator[None]:
-        """Only the first `samples` of each forward pass inside count: the last shard of a distributed evaluation is
-        padded with samples that were there already."""
-        before, self.limit = self.limit, samples
-        try:
-            yield
-        finally:
-            self.limit = before
+MEASURED = ("macs", "bops", "overhead", "comparisons", "quadratic", "x_bits")
 
 
 @contextmanager
@@ -164,8 +32,10 @@ def count_macs(model: nn.Module) -> Iterator[MacCount]:
     Each layer is priced by its gate (`spent`), or as dense; a channel that a gate upstream switched off counts for nothing
     in the layers that read it, as long as only operators lie between that leave zeros where they are (a sum of maps is
     non-zero where any of them is; a norm or bias ends the knowledge). Padding counts, as everywhere. Works in training too,
-    and on several processes; counting itself needs no communication, reading sums over processes.
-    Errors   `InputError` for a model without layers
+    and on several processes; counting itself needs no communication, reading sums over processes, so all of them read (see
+    `MacCount`). A net that several threads run at once is counted whole, samples in the order in which passes end.
+    Errors   `InputError` for a model without layers, and for one that calls its layers from other threads than its own
+             (`nn.DataParallel` on several devices): count what it wraps
 
     >>> import bitwright as bw
     >>> net = nn.Sequential(bw.nn.Conv2d(8, 8, 1, bias=False, gate={"part": "channel_gate", "init": 9.0}))
@@ -174,6 +44,7 @@ def count_macs(model: nn.Module) -> Iterator[MacCount]:
     >>> macs.dense, macs.total, macs.rates
     (2048, 512, {'0': 0.0})
     """
+    _check_threads(model)
     found = [c for c in candidates(model) if isinstance(c.module, tuple(KINDS))]
     if not found:
         raise InputError("count_macs: the model has no layer to count", code="count-none")
@@ -182,6 +53,20 @@ def count_macs(model: nn.Module) -> Iterator[MacCount]:
     with ExitStack() as stack:
         watch.install(model, stack)
         yield count
+
+
+def _check_threads(model: nn.Module) -> None:
+    for name, module in model.named_modules():
+        if isinstance(module, nn.DataParallel) and len(module.device_ids) > 1:
+            raise _threads_error(name or None, "DataParallel")
+
+
+def _threads_error(layer: str | None, given: str) -> InputError:
+    return InputError(
+        f"count_macs: {given} runs layers in other threads than the model, so no sample is known to them; count what it "
+        "wraps (count_macs(wrapper.module)), or use DistributedDataParallel",
+        code="count-threads", layer=layer, given=given, possible="wrapper.module, or DistributedDataParallel",
+    )  # fmt: skip
 
 
 class _Pass(threading.local):
@@ -199,6 +84,7 @@ class _Watch:
 
     def __init__(self, count: MacCount, found: list[Candidate]) -> None:
         self.count, self.found, self.at = count, found, _Pass()
+        self.running, self.lock = 0, threading.Lock()  # passes, in all threads
         gates = [m.gate for c in found if isinstance(m := c.module, SlotLayer)]
         self.follow = any(moment(gate, "spent") is not None and hasattr(gate, "predictor") for gate in gates)
         self.zero_kept: dict[int, bool] = {}
@@ -209,6 +95,8 @@ class _Watch:
         return copied
 
     def install(self, model: nn.Module, stack: ExitStack) -> None:
+        self.wraps = type(model).__name__
+
         def hook(module: nn.Module, kind: str, call: Any, **kw: Any) -> None:
             handle = getattr(module, f"register_forward_{kind}")(call, **kw)
             stack.callback(handle.remove)
@@ -232,6 +120,8 @@ class _Watch:
         first = next((a for a in tree_leaves((args, kwargs)) if isinstance(a, Tensor)), None)
         samples = 1 if first is None or first.dim() == 0 else first.shape[0]
         self.at.batch, self.at.on = self.count._tally.begin(samples, self.count.limit), {}
+        with self.lock:
+            self.running += 1
         if self.follow:
             self.at.mode = ActiveChannels()
             self.at.mode.__enter__()
@@ -240,6 +130,9 @@ class _Watch:
         if self.at.mode is not None:
             self.at.mode.__exit__(None, None, None)
         batch, self.at.batch, self.at.mode, self.at.on = self.at.batch, None, None, None
+        if batch is not None:
+            with self.lock:
+                self.running -= 1
         if batch is not None and y is not None:  # None: the pass broke off
             self.count._tally.close(batch)
 
@@ -249,6 +142,8 @@ class _Watch:
 
     def _layer(self, index: int) -> Any:
         def hook(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any], y: Tensor) -> None:
+            if self.at.batch is None and not self.asleep and self.running:
+                raise _threads_error(self.found[index].name, self.wraps)
             if self.at.batch is not None:
                 x = next(a for a in (*args, *kwargs.values()) if isinstance(a, Tensor))
                 with torch.no_grad():
@@ -258,7 +153,7 @@ class _Watch:
 
     def _count(self, index: int, layer: Any, x: Tensor, y: Tensor) -> None:
         site, rows = site_of(layer, x, y)
-        mask = self._reads(layer, x)
+        mask = self._reads(index, layer, x)
         gate: Any = layer.gate if isinstance(layer, SlotLayer) else None
         decisions = [] if self.at.on is None else self.at.on.pop(id(gate), [])
         batch = self.at.batch
@@ -269,38 +164,37 @@ class _Watch:
             judged = torch.full_like(fires[:, 0], fires.shape[1] * (1 if hasattr(gate, "predictor") else site.places))
             batch.add(index, "fired", fires.sum(1))
             batch.add(index, "decided", judged)
-            upper = spent.macs
+            quadratic = spent.macs
             if mask is not None:
-                upper = (spent.macs - spent.overhead) * mask.least // mask.channels.sum(1).clamp_min(1) + spent.overhead
+                own, active = spent.macs - spent.overhead, mask.channels.sum(1).clamp_min(1)
+                quadratic = own * mask.least // active + spent.overhead
             if hasattr(gate, "predictor") and self.at.mode is not None and y.dim() == layer.weight.dim():
                 self.at.mode.put(y, Mask(fires > 0))
         else:
-            spent, least = _dense(site, rows, mask, x.device)
-            upper = least
+            spent, quadratic = _dense(site, rows, mask, x.device)
             if self.at.mode is not None and mask is not None and isinstance(layer, nn.modules.conv._ConvNd):
                 self._pass_through(layer, mask, y)
-        for key, value in (
-            ("macs", spent.macs), ("bops", spent.bops), ("overhead", spent.overhead),
-            ("comparisons", spent.comparisons), ("upper", upper),
-        ):  # fmt: skip
+        x_bits = (spent.bops - spent.overhead * FLOAT_BITS**2) // site.w_bits
+        values = spent.macs, spent.bops, spent.overhead, spent.comparisons, quadratic, x_bits
+        for key, value in zip(MEASURED, values, strict=True):
             batch.add(index, key, value)
         dense = torch.full_like(spent.macs, site.dense)
         batch.add(index, "dense", dense)
         batch.add(index, "dense_bops", dense * site.w_bits * site.x_bits)
 
-    def _reads(self, layer: Any, x: Tensor) -> Mask | None:
+    def _reads(self, index: int, layer: Any, x: Tensor) -> Mask | None:
         """The mask of the layer's input, as long as its x part leaves a zero a zero."""
         # a mask is of axis 1: not what a Linear reads of tokens
         mask = None if self.at.mode is None or x.dim() != layer.weight.dim() else self.at.mode.of(x)
         if mask is None or not isinstance(layer, SlotLayer) or layer.x is None:
             return mask
-        if id(layer) not in self.zero_kept:
+        if index not in self.zero_kept:  # no id: replicas come and go
             part, training = layer.x, layer.x.training
             part.eval()  # an observer must not see this probe
             kept = bool((part(x.new_zeros(1, *x.shape[1:])) == 0).all())
             part.train(training)
-            self.zero_kept[id(layer)] = kept
-        return mask if self.zero_kept[id(layer)] else None
+            self.zero_kept[index] = kept
+        return mask if self.zero_kept[index] else None
 
     def _pass_through(self, layer: Any, mask: Mask, y: Tensor) -> None:
         """Without a bias an output channel all of whose inputs are off is off: depthwise layers pass a mask on."""
@@ -313,10 +207,10 @@ def site_of(module: Any, x: Tensor, y: Tensor) -> tuple[Site, int]:
     """(facts of one call, rows of x): positions times taps times channels is what `walk` counts."""
     layer: Any = module
     slots: Any = layer if isinstance(module, SlotLayer) else None
-    w_bits = x_bits = 32
+    w_bits = x_bits = FLOAT_BITS
     if slots is not None:
         (wb, wp), (xb, xp) = bit_facts(slots.w), bit_facts(slots.x)
-        w_bits, x_bits = wp or wb or 32, getattr(slots.gate, "code_bits", None) or xp or xb or 32
+        w_bits, x_bits = wp or wb or FLOAT_BITS, getattr(slots.gate, "code_bits", None) or xp or xb or FLOAT_BITS
     rows = x.shape[0] if x.dim() > 1 else 1
     if isinstance(module, nn.Linear):
         inputs, outputs, groups, taps = layer.in_features, layer.out_features, 1, 1
@@ -332,7 +226,7 @@ def site_of(module: Any, x: Tensor, y: Tensor) -> tuple[Site, int]:
 
 
 def _dense(site: Site, rows: int, mask: Mask | None, device: torch.device) -> tuple[Spent, Tensor]:
-    """A layer without a gate: all its outputs, from the inputs that can be non-zero; and the papers' count."""
+    """A layer without a gate: all its outputs, from the inputs that can be non-zero; and the all-quadratic count."""
     if mask is None:
         macs = torch.full((rows,), float(site.dense), dtype=torch.float64, device=device)
         return spent_of(macs, macs * site.w_bits * site.x_bits, None, 0), macs.long()

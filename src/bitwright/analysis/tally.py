@@ -44,7 +44,7 @@ class Tally:
         self.tables: dict[str, list[Tensor]] = {}
         self.seen = 0
         self.alone = False
-        self.lock = threading.Lock()  # DataParallel runs replicas in threads
+        self.lock = threading.Lock()  # several threads may run the net, each its own passes
 
     def begin(self, samples: int, limit: int | None) -> Batch:
         return Batch(samples, len(self.layers), limit)
