@@ -209,9 +209,14 @@ def gate_files(run: Run, gates: int, classes: list[str] = CLASSES, *, images: in
                     t = 0.05 * int(row["epoch"]) + 0.1 * (i % 5)
                     at |= {"gate": "channel_gate", "rate": rng.random(), "target": 1.0}
                     at |= {"threshold_mean": t, "threshold_min": t - 0.2, "threshold_max": t + 0.3}
+                    at |= {"mean_bits": 3.14} if i % 3 == 2 else {}
                 rows.append(at)
     run.write_csv("metrics.csv", metrics)
     run.write_csv("gates.csv", rows)
+    run.write_json("work.json", {
+        "overhead_macs": 123_456.0, "comparisons": 7_890.5, "quadratic_macs": 2e7, "quadratic_reduction": 2.0,
+        "unweighted_sparsity": 0.8414, "gated_bits": 2.4142, "net_bits": 5.4366, "mean_bits": {}, "rates": {},
+    })  # fmt: skip
     run.write_csv(
         "gate_classes.csv",
         [{"layer": n, "class": k, "rate": 0.3 + 0.4 * rng.random()} for n in names for k in range(len(classes))],

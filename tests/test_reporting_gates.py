@@ -47,6 +47,25 @@ def test_rates_reduction_and_costs_are_those_of_the_files(gated: Run) -> None:
     assert [row[at] for row in data["rows"]][-5:] == pytest.approx([float(r["rate"]) for r in last], rel=1e-5)
 
 
+def test_what_the_count_is_made_of_is_named_as_what_it_is(gated: Run, tmp_path: Path) -> None:
+    found = page_of(gated)
+    text = found.by_id["gates"]
+    for value in ("0.12 M", "7,890", "20.00 M, 2.00x fewer", "84.1 %", "2.41", "5.44", "3.14"):
+        assert value in text, value
+    assert "as papers count fbs: an upper bound" in text and "as the public codes print it" in text
+    data = json.loads(found.by_id["data"])["gates"]
+    assert data["counted"]["unweighted_sparsity"] == 0.8414 and "mean_bits" in data["columns"]
+    older = example_run(tmp_path / "a", 8)
+    gate_files(older, 3)
+    older.write_json("work.json", {"overhead_macs": 5.0, "comparisons": None})
+    text = page_of(older).by_id["gates"]
+    assert "predictors and scaling, MACs" in text and "unweighted" not in text and "all-quadratic" not in text
+    older.file("work.json").unlink()
+    page = page_of(older)
+    assert "predictors and scaling, MACs" not in page.by_id["gates"]
+    assert json.loads(page.by_id["data"])["gates"]["counted"] is None
+
+
 def test_cheapest_and_dearest_images_stand_in_order(gated: Run) -> None:
     text = page_of(gated).text
     section = text[text.index('<section id="gates"') :]
@@ -111,6 +130,7 @@ def test_missing_files_leave_one_command(tmp_path: Path) -> None:
     ("name", "text", "said"),
     [
         ("gates.csv", "stage,epoch,layer,rate\n0,0,a,many\n", "gates.csv row 1: rate is 'many'"),
+        ("work.json", '{"comparisons": "few"}', "work.json: comparisons is 'few'"),
         ("compute.csv", "index,true,said,macs,bops\n0,1,1,-4,5\n", "compute.csv row 1: macs is missing or negative"),
         ("gate_classes.csv", "layer,class,rate\na,,0.5\n", "gate_classes.csv row 1: class is missing or negative"),
     ],

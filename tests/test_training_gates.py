@@ -181,6 +181,42 @@ def test_eval_prints_and_gives_the_work(trained: tuple[Path, list[str]], capsys:
     assert command(["eval", str(run)]) == 0
     text = capsys.readouterr().out
     assert "MACs per image p5" in text and f"{net['work']['reduction']:.2f}x fewer" in text
+    assert f"{net['work']['comparisons']:,.0f} comparisons besides" in text
+    assert f"mean input bits {net['work']['gated_bits']:.2f} in layers gated by precision" in text
+    assert f"as the public codes print it: {net['work']['unweighted_sparsity'] * 100:.1f} %" in text
+
+
+def test_work_says_what_the_count_is_made_of(trained: tuple[Path, list[str]]) -> None:
+    run = trained[0]
+    net, test = Run(run).model(), dataset(Run(run).experiment, "test")
+    with torch.no_grad(), bw.count_macs(net) as count:
+        for x, _ in test.batches(90):
+            net(x)
+    n, written = len(test), Run(run).read_json("work.json")
+    found = work_of(run).work
+    assert found is not None and written == {"images": n, **json.loads(json.dumps(found.to_dict()))}
+    assert count.overhead > 0 and count.comparisons > 0 and count.quadratic <= count.total
+    for key, value in (
+        ("overhead_macs", count.overhead / n), ("comparisons", count.comparisons / n),
+        ("quadratic_macs", count.quadratic / n), ("quadratic_reduction", count.dense / count.quadratic),
+        ("unweighted_sparsity", count.unweighted_sparsity), ("net_bits", count.net_bits),
+        ("mean_bits", {"9": count.mean_bits["9"]}), ("gated_bits", count.mean_bits["9"]),
+    ):  # fmt: skip
+        assert written[key] == pytest.approx(value), key
+    assert written["gated_bits"] == pytest.approx(2 + 2 * count.rates["9"], abs=0.2), "but for channels that are off"
+    last = {r["layer"]: r["mean_bits"] for r in rows(run, "gates.csv")[-3:]}
+    assert float(last["9"]) == written["gated_bits"] and last["3"] == last["6"] == ""
+
+
+def test_lines_of_the_papers_stand_only_where_they_say_something(trained: tuple[Path, list[str]]) -> None:
+    from bitwright.training.work_words import detail_lines
+
+    work = work_of(trained[0]).work
+    assert work is not None
+    plain = replace(work, quadratic=work.macs, gated_bits=None)
+    assert [line.split()[0] for line in detail_lines(plain)] == ["predictors", "unweighted"]
+    other = replace(work, quadratic=work.dense_macs // 4)
+    assert "4.00x fewer; an upper bound" in detail_lines(other)[1] and len(detail_lines(other)) == 4
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------------

@@ -26,7 +26,8 @@ def eval(
 ) -> None:
     """Accuracy (top-1, top-5) of the trained and the packed net; writes predictions.csv and results.csv.
 
-    Of a net with gates also the work done per image: MACs, bit operations (BOPs), and their spread over the images.
+    Of a net with gates also the work done per image: MACs, bit operations (BOPs), their spread over the images, what of it
+    are predictors and comparisons, mean bits, and what papers and their codes would print for the same net.
     """
     screen: Output = ctx.obj
     from bitwright.runs import Run
@@ -52,14 +53,15 @@ def eval(
     )
     for row in rows:
         if (work := row.pop("counted", None)) is not None:
-            from bitwright.training.work import spread_text
+            from bitwright.training.work_words import detail_lines, spread_text
 
             at = work.means()
             screen.result(
                 f"{row['net']}: {macs(round(at['macs']))} of {macs(round(at['dense_macs']))} MACs and "
                 f"{macs(round(at['bops']))} of {macs(round(at['dense_bops']))} BOPs per image, counted: {work.text()}"
             )
-            screen.result(f"{' ' * len(row['net'])}  {spread_text(work)}")
+            for line in (spread_text(work), *detail_lines(work)):
+                screen.result(f"{' ' * len(row['net'])}  {line}")
     screen.data["eval"] = {"run": str(run), "nets": rows}
 
 

@@ -107,7 +107,7 @@ def _end(screen: Output, loaded: Experiment, result: Result) -> None:
     }  # fmt: skip
     screen.verdict(f"done: test {percent(result.top1)} % (last epoch), {clock(result.seconds)}, {words}")
     if result.work is not None:
-        from bitwright.training.work import spread_text
+        from bitwright.training.work_words import spread_text
 
         screen.data["train"] |= {"work": result.work.to_dict()}
         screen.result(f"      {result.work.text()} than with every gate open; {spread_text(result.work)}")

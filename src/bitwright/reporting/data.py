@@ -82,7 +82,11 @@ def _gates(gates: Gates) -> dict[str, Any]:
         return {name: values[round(share * (len(values) - 1))] for name, share in at.items()} if values else {}
 
     kept = "all" if whole else "last; all are in gates.csv"
-    return {**found, "epochs": kept, "by_class": by_class, "macs": spread(gates.macs), "bops": spread(gates.bops)}
+    counted = None if gates.counted is None else asdict(gates.counted)
+    return {
+        **found, "epochs": kept, "by_class": by_class, "macs": spread(gates.macs), "bops": spread(gates.bops),
+        "counted": counted,
+    }  # fmt: skip
 
 
 def _selfprune(found: SelfPrune) -> dict[str, Any]:

@@ -46,6 +46,7 @@ def view(run: RunData) -> dict[str, object]:
         "bars": rate_bars(run.gates)[:BARS_SHOWN],
         "more": max(0, len(run.gates.last) - BARS_SHOWN),
         "rates": rate_table(run.gates),
+        "counted": counted_table(run.gates),
         "classes": class_map(run.gates),
         "drift": drift,
         "saliency": saliency,
@@ -92,13 +93,45 @@ def rate_table(gates: Gates) -> Table:
         (
             g.layer, g.gate, words.percent_unit(g.rate), words.general(g.threshold_min), words.general(g.threshold_mean),
             words.general(g.threshold_max), words.general(g.target), words.general(g.keep), words.general(g.saliency),
+            words.general(g.mean_bits),
         )
         for g in gates.last
     )  # fmt: skip
     headers = (
         "layer", "gate", "on", "least threshold", "mean", "largest", "target", "keep", "mean saliency",
+        "mean input bits",
     )  # fmt: skip
     return Table("Every gate in the last epoch", headers, rows)
+
+
+def counted_table(gates: Gates) -> Table | None:
+    """What the count is made of, and the figures of the papers and their codes, named as theirs. None without work.json."""
+    found = gates.counted
+    if found is None:
+        return None
+    rows: list[tuple[str, str, str]] = []
+
+    def add(name: str, value: str, note: str) -> None:
+        if value != words.UNKNOWN:
+            rows.append((name, value, note))
+
+    def whole(value: float | None) -> str:
+        return words.macs(None if value is None else round(value))
+
+    def bits(value: float | None) -> str:
+        return words.UNKNOWN if value is None else f"{value:.2f}"
+
+    add("predictors and scaling, MACs", whole(found.overhead_macs), "part of the MACs above")
+    add("comparisons", whole(found.comparisons), "of the decisions; no multiply, not in the MACs")
+    if found.gated_bits is not None:
+        add("mean input bits, gated layers", bits(found.gated_bits), "over the products of layers gated by precision")
+        add("mean input bits, whole net", bits(found.net_bits), "over all products; a float counts 32")
+    if found.quadratic_reduction is not None:
+        text = f"{whole(found.quadratic_macs)}, {found.quadratic_reduction:.2f}x fewer"
+        add("all-quadratic MACs", text, "as papers count fbs: an upper bound, for sums of maps are denser")
+    sparsity = words.percent_unit(found.unweighted_sparsity)
+    add("unweighted sparsity", sparsity, "as the public codes print it: every decision the same; no reduction of work")
+    return Table("What is counted, per image", ("", "per image", "which is"), tuple(rows))
 
 
 def class_map(gates: Gates) -> HeatMap | None:

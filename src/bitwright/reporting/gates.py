@@ -1,8 +1,9 @@
-"""gates.csv, gate_classes.csv and compute.csv -> the Gates section."""
+"""gates.csv, gate_classes.csv, compute.csv and work.json -> the Gates section."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
+from typing import Any
 
 import numpy as np
 
@@ -30,6 +31,25 @@ class Gate:
     target: float | None = None
     keep: float | None = None
     saliency: float | None = None
+    mean_bits: float | None = None
+
+
+@dataclass(frozen=True)
+class Counted:
+    """work.json: what the count is made of, per test image; None where the run does not say.
+
+    quadratic_macs        as papers of fbs count, every map taken for as sparse as the sparsest map in it
+    unweighted_sparsity   decisions off / decisions, as the public codes print it
+    gated_bits, net_bits  mean bits of inputs, over the products of layers gated by precision and of the net
+    """
+
+    overhead_macs: float | None = None
+    comparisons: float | None = None
+    quadratic_macs: float | None = None
+    quadratic_reduction: float | None = None
+    unweighted_sparsity: float | None = None
+    gated_bits: float | None = None
+    net_bits: float | None = None
 
 
 @dataclass(frozen=True)
@@ -55,6 +75,7 @@ class Gates:
     bops: tuple[int, ...] = ()
     cheapest: tuple[Priced, ...] = ()
     dearest: tuple[Priced, ...] = ()
+    counted: Counted | None = None
 
     @property
     def last(self) -> tuple[Gate, ...]:
@@ -78,11 +99,17 @@ def gates_of(run: Run) -> Gates | None:
     classes, by_class = _classes(run, names)
     cheapest, dearest = _pictures(run, names, images)
     macs, bops = (tuple(sorted(_whole(row, key) for row in images.values())) for key in ("macs", "bops"))
-    return Gates(tuple(_gate(row) for row in table), classes, by_class, macs, bops, cheapest, dearest)
+    gates = tuple(_gate(row) for row in table)
+    return Gates(gates, classes, by_class, macs, bops, cheapest, dearest, _counted(run.read_json("work.json")))
+
+
+def _counted(values: dict[str, Any]) -> Counted | None:
+    row = Cells(values, "work.json")
+    return Counted(**{f.name: row.number(f.name) for f in fields(Counted)}) if values else None
 
 
 def _gate(row: Cells) -> Gate:
-    keys = ("rate", "threshold_mean", "threshold_min", "threshold_max", "target", "keep", "saliency")
+    keys = ("rate", "threshold_mean", "threshold_min", "threshold_max", "target", "keep", "saliency", "mean_bits")
     numbers = {key: row.number(key) for key in keys}
     return Gate(_whole(row, "stage"), _whole(row, "epoch"), row.text("layer"), row.text("gate"), **numbers)
 

@@ -35,6 +35,7 @@ class Run:
     gates.csv           a row per epoch and gated layer;  gate_classes.csv  a row per gated layer and class
     connections.csv     a row per epoch and layer of 0/1 weights;  sweep.csv  a row per sweep, norm mode and weight value
     compute.csv         work per test image of a gated net;  compute.safetensors  the cheapest and dearest images
+    work.json           what the work of a gated net is made of, per test image
     predictions.csv     a row per test image;  worst.safetensors  the images it is surest and wrong about
     pca.json, hybrid.toml   what `analyze` found, and the recipe that follows;  sweep.json  of `--judge weight_sweep`
     packed.safetensors, convert.json, layers.csv, bench.json, results.csv, report.html

@@ -16,7 +16,8 @@ from bitwright.training.optimizers import set_rate
 from bitwright.training.schedules import factor
 from bitwright.training.selfprune import connection_rows, on_text, sweep_rows
 from bitwright.training.signals import StopRequest
-from bitwright.training.work import gate_rows, work_text
+from bitwright.training.work import gate_rows
+from bitwright.training.work_words import work_text
 from bitwright.transforms import attach, recipe_of
 from bitwright.transforms.facts import quantizer_of
 

@@ -21,7 +21,7 @@ HARMLESS = ("log", "expected", "data.root", "data.workers", "data.eval_batch", "
 MADE = (
     "last.ckpt", "metrics.csv", "health.csv", "model.safetensors", "best.safetensors", "worst.safetensors",
     "predictions.csv", "results.csv", "layers.csv", "state.json", "classes.json", "convert.json", "bench.json",
-    "gates.csv", "connections.csv", "sweep.csv", "sweep.json", "compute.csv", "gate_classes.csv", "compute.safetensors", "packed.safetensors", "machine.json", "command.txt", "report.html", "experiment.toml",
+    "gates.csv", "connections.csv", "sweep.csv", "sweep.json", "compute.csv", "work.json", "gate_classes.csv", "compute.safetensors", "packed.safetensors", "machine.json", "command.txt", "report.html", "experiment.toml",
 )  # fmt: skip
 
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.measure.numbers import macs
 from bitwright.nn import is_slot_layer
 from bitwright.parts.moments import moment
+from bitwright.training.work_words import work_text
 
 if TYPE_CHECKING:
-    from bitwright.analysis.count import MacCount
+    from bitwright.analysis import MacCount
     from bitwright.data import Images
     from bitwright.runs import Run
 
@@ -23,7 +23,7 @@ CHUNK = 32  # images of a forward pass that is counted, always
 PICTURES = 8  # of the cheapest images, and of the dearest
 GATES = (
     "stage", "epoch", "layer", "gate", "rate", "threshold_mean", "threshold_min", "threshold_max", "target", "keep",
-    "saliency",
+    "saliency", "mean_bits",
 )  # fmt: skip
 
 
@@ -37,6 +37,8 @@ class Work:
     fired       int64 [images, layers] of this process alone: outputs (fbs: channels) let through; columns as in `rates`
     judged      layer -> decisions per image
     spread      p5, p50, p95, min, max of the MACs per image; spread_bops: of the bit operations
+    overhead, comparisons, quadratic, unweighted_sparsity, net_bits   those of `bw.MacCount`
+    mean_bits   layer gated by precision -> mean bits of its inputs; gated_bits: over the products of all these, None without
     """
 
     images: int
@@ -52,6 +54,13 @@ class Work:
     judged: dict[str, int]
     spread: dict[str, int]
     spread_bops: dict[str, int]
+    overhead: int
+    comparisons: int
+    quadratic: int
+    unweighted_sparsity: float
+    net_bits: float
+    mean_bits: dict[str, float]
+    gated_bits: float | None
 
     def means(self) -> dict[str, float]:
         """Per image."""
@@ -60,6 +69,7 @@ class Work:
 
     def to_dict(self) -> dict[str, Any]:
         """Raw values; per image where the name says nothing else."""
+        n = max(1, self.images)
         return {
             **self.means(),
             "total_macs": self.macs,
@@ -69,40 +79,18 @@ class Work:
             "macs_spread": self.spread,
             "bops_spread": self.spread_bops,
             "rates": self.rates,
+            "overhead_macs": self.overhead / n,
+            "comparisons": self.comparisons / n,
+            "quadratic_macs": self.quadratic / n,
+            "quadratic_reduction": self.dense_macs / self.quadratic if self.quadratic else None,
+            "unweighted_sparsity": self.unweighted_sparsity,
+            "mean_bits": self.mean_bits,
+            "gated_bits": self.gated_bits,
+            "net_bits": self.net_bits,
         }
 
     def text(self) -> str:
         return work_text(self.macs, self.dense_macs, self.bops, self.dense_bops)
-
-
-def work_text(macs: float, dense_macs: float, bops: float, dense_bops: float) -> str:
-    """MACs as a share of the dense net's; bit operations too where they say something else.
-
-    >>> work_text(51, 100, 5100, 10000)
-    'MACs 0.51x, 1.96x fewer'
-    >>> work_text(100, 100, 75, 100)
-    'BOPs 0.75x, 1.33x fewer'
-    >>> work_text(50, 100, 25, 100)
-    'MACs 0.50x, 2.00x fewer; BOPs 0.25x, 4.00x fewer'
-    """
-    m, b = macs / max(dense_macs, 1), bops / max(dense_bops, 1)
-    apart = abs(m - b) > 0.01
-    words = [_share("MACs", m)] if not apart or m != 1 else []
-    return "; ".join(words + ([_share("BOPs", b)] if apart else []))
-
-
-def _share(what: str, share: float) -> str:
-    if share == 1:
-        return f"{what} 1.00x"
-    return f"{what} {share:.2f}x, " + (f"{1 / share:.2f}x fewer" if share < 1 else f"{(share - 1) * 100:.1f} % more")
-
-
-def spread_text(work: Work) -> str:
-    """Work per image at three percentiles: MACs, or bit operations where every image has the same MACs."""
-    for what, at in (("MACs", work.spread), ("BOPs", work.spread_bops)):
-        if at and at["min"] != at["max"]:
-            return f"{what} per image p5 {macs(at['p5'])}, p50 {macs(at['p50'])}, p95 {macs(at['p95'])}"
-    return "the same for every image"
 
 
 def gates_of(net: nn.Module) -> dict[str, Any]:
@@ -163,11 +151,16 @@ class Ledger:
         saliency = {name: float(s / n) for name, (s, n) in zip(self.sums, sums.tolist(), strict=True) if n}
         totals = count.total, count.dense, count.bops, count.dense_bops
         spread, spread_bops = count.spread(), count.spread("bops")
-        columns = {name: i for i, name in enumerate(count.per_layer)}
+        extra = count.overhead, count.comparisons, count.quadratic, count.unweighted_sparsity, count.net_bits
+        per_layer, bits = count.per_layer, count.mean_bits
+        mean_bits = {name: bits[name] for name in rates if hasattr(self.gates[name], "code_bits") and name in bits}
+        products = sum(per_layer[name] for name in mean_bits)
+        gated = sum(value * per_layer[name] for name, value in mean_bits.items()) / products if products else None
+        columns = {name: i for i, name in enumerate(per_layer)}
         with count.here():
             own = count.per_sample, count.per_sample_bops, count.fired_per_sample[:, [columns[n] for n in rates]]
         judged = {name: decided[name] // max(1, samples) for name in rates}
-        return Work(samples, *totals, rates, saliency, *own, judged, spread, spread_bops)
+        return Work(samples, *totals, rates, saliency, *own, judged, spread, spread_bops, *extra, mean_bits, gated)
 
 
 @contextmanager
@@ -202,14 +195,16 @@ def gate_rows(net: nn.Module, work: Work | None, stage: int, epoch: int) -> list
             row["target"] = None if gate.governed else gate.target
         if hasattr(gate, "keep"):
             row |= {"keep": gate.keep, "saliency": work.saliency.get(name)}
+        row["mean_bits"] = work.mean_bits.get(name)
         rows.append(row)
     return rows
 
 
 def write_work(run: Run, test: Images, said: Tensor, work: Work) -> None:
-    """compute.csv, gate_classes.csv, and pictures of the images that cost least and most."""
+    """work.json, compute.csv, gate_classes.csv, and pictures of the images that cost least and most."""
     from bitwright.engine.files import write_tensors
 
+    run.write_json("work.json", {"images": work.images, **work.to_dict()})
     true = test.labels.tolist()
     columns = zip(true, said.tolist(), work.per_macs.tolist(), work.per_bops.tolist(), strict=True)
     run.write_csv(
