@@ -246,7 +246,7 @@ def test_an_experiment_holds_its_budget(part: dict[str, Any], tmp_path: Path) ->
                     "epochs": 6,
                     "rule": [{"match": "layer*.conv1", "gate": part}],
                     "budget": {"macs": 0.75},
-                    "optimizer": {"name": "sgd", "lr": 0.05, "momentum": 0.9},
+                    "optimizer": {"name": "sgd", "lr": 0.02, "momentum": 0.9},
                 }
             ],
             "train": {"threads": 1},
