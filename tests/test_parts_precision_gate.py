@@ -288,6 +288,23 @@ def test_penalties(form: str, value: float) -> None:
     )  # at the target the norm has no slope, and no NaN
 
 
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_shut_gates_skip_cannot_matter(value: float, training: bool, dtype: torch.dtype) -> None:
+    gate = {"part": "precision_gate", "bits": 4, "top": 2, "init": math.inf}
+    layer: Any = bw.nn.Conv2d(4, 6, 3, gate=gate, x={"part": "pact", "bits": 4}).to(dtype).train(training)
+    x, sums = torch.rand(2, 4, 5, 5).to(dtype) * 6, list[Tensor]()
+
+    def op(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        sums.append(layer.op(x, w, b))
+        return sums[-1] if len(sums) == 1 else torch.full_like(sums[-1], value)
+
+    code = layer.x.whole(x)
+    y = layer.gate(op, layer.x(x), layer.weight, layer.bias, code)
+    assert len(sums) == 2 and torch.equal(y, sums[0]) and sums[1].ne(0).any()
+
+
 def test_keys_and_decay() -> None:
     net = nn.Sequential(bw.nn.Conv2d(4, 6, 3, gate="precision_gate"))
     keys = {k for k in net.state_dict() if not k.startswith("0.gate.quantizer")}

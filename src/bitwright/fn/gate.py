@@ -1,4 +1,4 @@
-"""The decision of a gate: 0 or 1, with a slope to learn from."""
+"""The decision of a gate, 0 or 1 with a slope to learn from, and the sum that obeys it."""
 
 from __future__ import annotations
 
@@ -47,3 +47,36 @@ def gate(v: Tensor, slope: float, sparse: bool = False) -> Tensor:
     [0.0, 0.5, 0.21]
     """
     return _Gate.apply(v, slope, sparse)
+
+
+class _AddWhereOn(torch.autograd.Function):
+    """The value selects, so that 0 times infinity is never computed; the gradient is that of base + on rest."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(base: Tensor, on: Tensor, rest: Tensor) -> Tensor:
+        # rest where on > 0 or NaN, else 0: one vectorized pass in every type, which a where with its mask is not
+        return torch.addcmul(base, on, torch.ops.aten.threshold_backward(rest, on, 0))
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, Tensor, Tensor], output: Tensor) -> None:
+        ctx.save_for_backward(*inputs[1:])
+
+    @staticmethod
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        on, rest = ctx.saved_tensors
+        grad = grad_outputs[0]
+        return grad, grad * rest if ctx.needs_input_grad[1] else None, grad * on if ctx.needs_input_grad[2] else None
+
+
+def add_where_on(base: Tensor, on: Tensor, rest: Tensor) -> Tensor:
+    """base + on rest for on 0 or 1; exactly base where on is 0, whatever rest is: what is skipped cannot matter.
+
+    The gradient is that of base + on rest, to on too where it is 0. NaN in base or on stays.
+
+    >>> on = torch.tensor([0.0, 1.0])
+    >>> add_where_on(torch.ones(2), on, torch.tensor([float("inf"), 2.0])).tolist()
+    [1.0, 3.0]
+    """
+    return _AddWhereOn.apply(base, on, rest)

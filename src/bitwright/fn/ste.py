@@ -12,6 +12,8 @@ from torch.autograd.function import once_differentiable
 class _Ste(torch.autograd.Function):
     """setup_context keeps the function free of Python state, so torch.compile traces it whole."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, y: Tensor, slope: Tensor | None) -> Tensor:
         return y.clone()  # the output must own its memory: an in-place ReLU may follow

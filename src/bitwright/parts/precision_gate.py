@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.fn.gate import add_where_on
 from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.options import check_compat, check_word
@@ -92,6 +93,8 @@ class PrecisionGate(SplitGate):
                     f"part precision_gate: it splits the code of the x part, and in {reads.part_name} something comes "
                     "behind the code; put it in front",
                     code="gate-layer",
+                    given=reads.part_name,
+                    possible="the code last",
                 )
             reads = reads.quantizer
         has_code = moment(reads, "whole") is not None
@@ -159,7 +162,7 @@ class PrecisionGate(SplitGate):
             # with a gradient to pass on: the exact value, the slope of training
             sums = [s + (v - s).detach() for s, v in zip(sums, values, strict=True)] if sums else values
         base, rest = sums
-        return torch.addcmul(base, self.decide(base), rest)
+        return add_where_on(base, self.decide(base), rest)
 
     def penalty(self) -> Tensor:
         if self.governed:
