@@ -113,11 +113,12 @@ def test_finite_differences_of_weight_bias_and_input(kind: str) -> None:
     layer, x = made(kind, {"splits": 2, "slope": 1e-12})
     part = layer.gate.eval()  # running statistics
 
-    def value(x: Tensor, w: Tensor) -> Tensor:
-        return part(layer.op, x, w, layer.bias)
+    def value(x: Tensor, w: Tensor, *b: Tensor) -> Tensor:
+        return part(layer.op, x, w, *(b or (None,)))
 
-    w = layer.weight.detach().requires_grad_()
-    assert torch.autograd.gradcheck(value, (x.requires_grad_(), w), eps=1e-7, atol=1e-4)
+    learned = [p.detach().requires_grad_() for p in (layer.weight, layer.bias) if p is not None]
+    assert len(learned) == (1 if kind == "leftovers" else 2)
+    assert torch.autograd.gradcheck(value, (x.requires_grad_(), *learned), eps=1e-7, atol=1e-4)
 
 
 def test_by_hand() -> None:
@@ -207,8 +208,23 @@ def test_fewer_channels_than_splits_fall_back_to_a_divisor() -> None:
 
 
 def test_a_transposed_convolution_with_groups_is_refused() -> None:
-    with pytest.raises(InputError, match="part channel_gate: a transposed convolution with groups"):
+    with pytest.raises(InputError, match="part channel_gate: a transposed convolution with groups=2") as caught:
         bw.nn.ConvTranspose2d(8, 8, 3, groups=2, gate="channel_gate")
+    assert (caught.value.code, caught.value.given, caught.value.possible) == ("gate-layer", "groups=2", "groups=1")
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("value", [math.inf, -math.inf, math.nan])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_what_shut_gates_skip_cannot_matter(value: float, training: bool, dtype: torch.dtype) -> None:
+    gate = {"part": "channel_gate", "splits": 2, "init": math.inf}
+    layer: Any = bw.nn.Conv2d(8, 8, 3, padding=1, gate=gate).to(dtype).train(training)
+    x = torch.randn(2, 8, 5, 5).to(dtype)
+    clean = layer.eval()(x)
+    layer.train(training)
+    x[:, 4:, 1:3, 2] = value  # read by the bases of outputs 4-7 alone
+    assert torch.equal(layer(x)[:, :4], clean[:, :4])
+    assert layer(x)[:, 4:, 2, 2].isfinite().logical_not().all()  # what a base reads is never lost
 
 
 # -- units and running statistics
@@ -338,14 +354,22 @@ def test_a_later_recipe_goes_on_with_what_was_learned() -> None:
 # -- the public code
 
 
-def test_seed_decides_by_the_batch_in_evaluation_and_keeps_its_state() -> None:
-    options = {"compat": "seed", "splits": 2}
-    layer, x = made("even", options)
+@pytest.mark.parametrize("compat", [None, "seed"])
+def test_evaluation_decides_by_the_running_statistics_as_the_code_does(compat: str | None) -> None:
+    """A freshly loaded net gates by whatever statistics it came with, under the seed too."""
+    layer, x = made("even", {"compat": compat, "splits": 2})
     layer.eval()
-    before = {k: v.clone() for k, v in layer.state_dict().items()}
-    torch.testing.assert_close(layer(x), slow(layer, x, options), rtol=1e-9, atol=1e-9)
-    assert all(torch.equal(v, before[k]) for k, v in layer.state_dict().items()) and not layer.gate.norm.training
-    assert not torch.allclose(layer(x[:1]), layer(x)[:1])  # a sample's result depends on its batch: a quirk
+    norm = layer.gate.norm
+    norm.running_mean.normal_()
+    norm.running_var.uniform_(0.5, 2)
+    mask = slow_mask(8, 8, 1, 2, True)[:, :, None, None]
+    base = F.conv2d(x, layer.weight * mask, layer.bias, padding=1)
+    full = F.conv2d(x, layer.weight, layer.bias, padding=1)
+    mean, var, threshold = (t[:, None, None] for t in (norm.running_mean, norm.running_var, layer.gate.threshold))
+    want = torch.where((base - mean) / (var + 1e-5).sqrt() > threshold, full, base)
+    assert not torch.equal(want, full) and not torch.equal(want, base)
+    torch.testing.assert_close(layer(x), want)
+    torch.testing.assert_close(layer(x[:1]), want[:1])  # whatever else is in the batch
 
 
 def test_the_strict_comparison_is_the_codes_rounded_sigmoid() -> None:

@@ -162,7 +162,7 @@ def test_a_counted_pass_always_has_the_same_number_of_images(trained: tuple[Path
 
 
 def test_gates_that_read_their_batch_get_it(tmp_path: Path) -> None:
-    e = experiment(tmp_path, {"6": {"part": "channel_gate", "compat": "seed"}}, data={"limit": 64})
+    e = experiment(tmp_path, {"6": {"part": "precision_gate", "scale": "batch_max"}}, data={"limit": 64})
     train(e, tmp_path / "a")
     net, seen = Run(tmp_path / "a").model(), list[int]()
     net.register_forward_pre_hook(lambda module, args: seen.append(len(args[0])))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
+from bitwright.fn.gate import add_where_on
 from bitwright.parts.gate_norm import DualNorm
 from bitwright.parts.options import check_compat, check_word
 from bitwright.parts.registry import part
@@ -35,8 +36,8 @@ class ChannelGate(SplitGate):
               than splits: the largest divisor of splits that fits; 1 (depthwise, one channel): a plain layer, with a warning
     source    Hua et al. 2019, arXiv 1805.12549; its public code, cornell-zhang/dnn-gating
     differs   the code masks a frozen full-size copy of the weight, computes the full sum beside the base, and compares a
-              rounded sigmoid; no shipped number uses two norms or the shuffle. compat="seed": decisions are made from the
-              batch's own statistics in evaluation too
+              rounded sigmoid; no shipped number uses two norms or the shuffle. compat="seed" changes nothing: with equal
+              shares the two decide alike, in evaluation by the running statistics
 
     >>> import bitwright as bw
     >>> layer = bw.nn.Conv2d(8, 8, 3, padding=1, gate={"part": "channel_gate", "splits": 4})
@@ -72,21 +73,22 @@ class ChannelGate(SplitGate):
             raise InputError(f"part channel_gate: splits={splits!r}; a whole number from 2", code="option")
         self.wanted, self.group, self.shuffle = splits, group, shuffle
         self.owns_norm = check_word("channel_gate", "output_bn", output_bn, ("shared", "dual")) == "dual"
-        self.seed = check_compat("channel_gate", compat)
+        check_compat("channel_gate", compat)
         self.output_norm: DualNorm | None = None
 
     @classmethod
     def for_layer(cls, layer: nn.Module, **options: Any) -> ChannelGate:
         new = cls(**options)
         new.fit("channel_gate", layer)
-        if new.norm is not None:
-            new.norm.of_batch = new.seed
         groups = int(getattr(layer, "groups", 1))
         inputs = int(getattr(layer, "in_channels", None) or getattr(layer, "in_features", 0))
         new.transposed = bool(getattr(layer, "transposed", False))
         if new.transposed and groups > 1:
             raise InputError(
-                "part channel_gate: a transposed convolution with groups has no split here", code="gate-layer"
+                f"part channel_gate: a transposed convolution with groups={groups} has no split here; groups=1 has",
+                code="gate-layer",
+                given=f"groups={groups}",
+                possible="groups=1",
             )
         fan, outs = inputs // groups, new.outputs // groups
         new.splits = fitting(new.wanted, min(fan, outs) if new.group else fan)
@@ -139,7 +141,7 @@ class ChannelGate(SplitGate):
             return y if self.output_norm is None else self.output_norm(y, torch.ones_like(y))
         base, rest = self.split(op, x, w, b)
         on = self.decide(base)
-        y = torch.addcmul(base, on, rest)
+        y = add_where_on(base, on, rest)
         return y if self.output_norm is None else self.output_norm(y, on)
 
     def penalty(self) -> Tensor:

@@ -37,35 +37,50 @@ class FullPrecision(nn.Module):
         return super()._apply(full, recurse)
 
 
-class FreeNorm(FullPrecision, nn.modules.batchnorm._BatchNorm):
+def scope(channels: int, like: nn.Module | None = None) -> nn.Module:
+    """Whose values a norm of a gate takes together: those of a group of processes if a SyncBatchNorm, else of this one.
+
+    A child without state or use of its own, so that `nn.SyncBatchNorm.convert_sync_batchnorm` finds and replaces it.
+    """
+    own = nn.BatchNorm1d(channels, affine=False, track_running_stats=False)
+    if not isinstance(like, nn.SyncBatchNorm):
+        return own
+    return nn.SyncBatchNorm.convert_sync_batchnorm(own, like.process_group)
+
+
+class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
     """BatchNorm without gain and shift, for outputs of every kind of layer; statistics stay in float32.
 
     One value per channel has no variance: such a batch is normalized by the running statistics.
-    of_batch   True: evaluation takes the statistics of its batch, as a public code does
+    scope   a SyncBatchNorm: statistics of training are those of all its processes
     """
 
-    def __init__(self, channels: int, last: bool = False, eps: float = 1e-5, momentum: float = 0.1) -> None:
-        nn.modules.batchnorm._BatchNorm.__init__(self, channels, eps=eps, momentum=momentum, affine=False)
-        self.last, self.of_batch = last, False
+    # no _BatchNorm: convert_sync_batchnorm would put a norm in its place that takes nobody else's gain and shift
+    scope: nn.Module
 
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
+    def __init__(self, channels: int, last: bool = False, eps: float = 1e-5, momentum: float = 0.1) -> None:
+        nn.modules.batchnorm._NormBase.__init__(self, channels, eps=eps, momentum=momentum, affine=False)
+        self.last, self.scope = last, scope(channels)
+
+    def follow(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
+        """eps, momentum and processes of another norm."""
+        self.eps, self.momentum = norm.eps, norm.momentum
+        self.scope = scope(self.num_features, norm).train(self.training)
 
     def forward(self, input: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """gain, shift: those of somebody else, [C]; a bfloat16 input then stays one, as in a BatchNorm of its own."""
         x = input if gain is not None and input.dtype == torch.bfloat16 else wide(input)
         flat = x.flatten(0, -2) if self.last else x
-        several = flat.numel() > flat.shape[1]
         with autocast_off(x):
-            if several and (self.training or self.of_batch):
+            if self.training and (group := _group(self.scope)) is not None:
+                out = self._by_all(flat, gain, shift, group)
+            elif self.training and flat.numel() > flat.shape[1]:
                 out = self._by_batch(flat, gain, shift)
             else:
                 out = F.batch_norm(flat, self.running_mean, self.running_var, gain, shift, eps=self.eps)
         return out.reshape(x.shape)
 
     def _by_batch(self, flat: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
-        if not self.training:
-            return F.batch_norm(flat, None, None, gain, shift, training=True, eps=self.eps)
         momentum = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
@@ -73,26 +88,40 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._BatchNorm):
         mean, var = self.running_mean, self.running_var
         return F.batch_norm(flat, mean, var, gain, shift, True, momentum or 0.0, self.eps)
 
+    def _by_all(self, flat: Tensor, gain: Tensor | None, shift: Tensor | None, group: Any) -> Tensor:
+        """A process whose own batch is empty takes part too: the others wait for its sums."""
+        assert self.running_mean is not None and self.running_var is not None and self.num_batches_tracked is not None
+        rows = channels_first(wide(flat), last=False)
+        count, mean, var = _moments(rows, None, group)
+        with torch.no_grad():
+            self.num_batches_tracked.add_(count[0] >= 2)
+        rate = 1 / self.num_batches_tracked.clamp_min(1) if self.momentum is None else self.momentum
+        mean, var = _learned(self.running_mean, self.running_var, count, mean, var, rate)
+        out = (rows - mean[:, None]) / torch.sqrt(var + self.eps)[:, None]
+        out = out if gain is None else out * gain[:, None]
+        out = out if shift is None else out + shift[:, None]
+        return out.reshape(flat.shape).to(flat.dtype)
+
 
 class DualNorm(nn.Module):
     """Two affine norms: `off` for outputs that stayed partial sums, `on` for full ones, each with its own statistics.
 
-    A channel with fewer than two values of a kind in a batch uses that kind's running statistics. With sync the sums
-    are taken over all processes.
+    A channel with fewer than two values of a kind in a batch uses that kind's running statistics.
+    scope   a SyncBatchNorm: the sums of training are taken over all its processes
     """
 
     def __init__(self, norm: nn.modules.batchnorm._BatchNorm, last: bool = False) -> None:
         super().__init__()
-        self.last = last
-        self.sync = isinstance(norm, nn.SyncBatchNorm)
+        self.last, self.scope = last, scope(norm.num_features, norm)
         self.on, self.off = (_Kind(norm) for _ in range(2))
 
     def forward(self, y: Tensor, on: Tensor) -> Tensor:
         """y [N, C, ...] (or [..., C]), on 1 where the full sum was computed."""
+        group = _group(self.scope) if self.training else None
         with autocast_off(y):
             rows, chosen = channels_first(wide(y), self.last), channels_first(on.detach() > 0, self.last)
-            full = self.on(rows, chosen, self.training, self.sync)
-            part = self.off(rows, ~chosen, self.training, self.sync)
+            full = self.on(rows, chosen, self.training, group)
+            part = self.off(rows, ~chosen, self.training, group)
             out = torch.where(chosen, full, part)
         out = out.transpose(1, 2) if self.last else out
         return out.reshape(y.shape).to(y.dtype)
@@ -117,24 +146,47 @@ class _Kind(FullPrecision):
         self.register_buffer("running_mean", pick["running_mean"])
         self.register_buffer("running_var", pick["running_var"])
 
-    def forward(self, rows: Tensor, chosen: Tensor, training: bool, sync: bool) -> Tensor:
+    def forward(self, rows: Tensor, chosen: Tensor, training: bool, group: Any) -> Tensor:
         mean, var = self.running_mean, self.running_var
         if training:
-            share = chosen.to(rows.dtype)
-            count, total = _summed(torch.stack([share.sum((0, 2)), (rows * share).sum((0, 2))]), sync)
-            enough, n = count >= 2, count.clamp_min(1)
-            own = total / n
-            # around the mean: a difference of two large sums of squares would leave nothing of a small variance
-            spread = _summed(((rows - own[:, None]).square() * share).sum((0, 2)), sync) / n
-            with torch.no_grad():
-                unbiased = spread * (n / (n - 1).clamp_min(1))
-                for kept, value in ((self.running_mean, own), (self.running_var, unbiased)):
-                    kept.copy_(torch.where(enough, kept + self.momentum * (value - kept), kept))
-            mean, var = torch.where(enough, own, mean), torch.where(enough, spread, var)
+            found = _moments(rows, chosen.to(rows.dtype), group)
+            mean, var = _learned(self.running_mean, self.running_var, *found, self.momentum)
         rate = self.weight / torch.sqrt(var + self.eps)
         return rows * rate[:, None] + (self.bias - mean * rate)[:, None]
 
 
-def _summed(sums: Tensor, sync: bool) -> Tensor:
+def _moments(rows: Tensor, share: Tensor | None, group: Any) -> tuple[Tensor, Tensor, Tensor]:
+    """(count, mean, variance) of each channel of rows [N, C, P], of the values whose share is 1, over the processes."""
+    kept = rows if share is None else rows * share
+    many = rows.new_full((rows.shape[1],), rows.shape[0] * rows.shape[2]) if share is None else share.sum((0, 2))
+    count, total = _summed(torch.stack([many, kept.sum((0, 2))]), group)
+    n = count.clamp_min(1)
+    mean = total / n
+    # around the mean: a difference of two large sums of squares would leave nothing of a small variance
+    square = (rows - mean[:, None]).square()
+    return count, mean, _summed((square if share is None else square * share).sum((0, 2)), group) / n
+
+
+def _learned(
+    running_mean: Tensor, running_var: Tensor, count: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
+) -> tuple[Tensor, Tensor]:
+    """Moves the running statistics; (mean, variance) to normalize by: the running ones where fewer than two values are."""
+    enough = count >= 2
+    with torch.no_grad():
+        unbiased = var * (count / (count - 1).clamp_min(1))
+        for kept, value in ((running_mean, mean), (running_var, unbiased)):
+            kept.copy_(torch.where(enough, kept + momentum * (value - kept), kept))
+    return torch.where(enough, mean, running_mean), torch.where(enough, var, running_var)
+
+
+def _group(scope: nn.Module) -> Any:
+    """The processes whose values are taken together; None: this one alone."""
+    if not isinstance(scope, nn.SyncBatchNorm) or not dist.is_initialized():
+        return None
+    group = dist.group.WORLD if scope.process_group is None else scope.process_group
+    return group if dist.get_world_size(group) > 1 else None
+
+
+def _summed(sums: Tensor, group: Any) -> Tensor:
     """Over all processes, with its gradient."""
-    return collective.all_reduce(sums) if sync and dist.is_initialized() and dist.get_world_size() > 1 else sums
+    return sums if group is None else collective.all_reduce(sums, group=group)

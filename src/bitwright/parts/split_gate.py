@@ -68,7 +68,13 @@ class SplitGate(Watched, FullPrecision):
         outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
         like = next(layer.parameters(), None)
         if outputs is None or like is None:
-            raise InputError(f"part {name}: {type(layer).__name__} has no output channels to gate", code="gate-layer")
+            kind = type(layer).__name__
+            raise InputError(
+                f"part {name}: {kind} has no output channels to gate; a linear or convolution layer has",
+                code="gate-layer",
+                given=kind,
+                possible="Linear, Conv1d, Conv2d, Conv3d, ConvTranspose2d",
+            )
         self.outputs, self.last = int(outputs), isinstance(layer, nn.Linear)
         self.threshold = nn.Parameter(torch.full((self.outputs,), self.init))
         self.norm = FreeNorm(self.outputs, self.last) if self.unit == "normalized" else None

@@ -118,9 +118,9 @@ class Ledger:
         """net(x) in passes of `CHUNK` images, the last one filled up with an image that then does not count.
 
         torch sums in another order for another number of images, and one last bit turns a decision: so the number is
-        always the same. Gates that read the batch itself (`compat="seed"`, `batch_max`) get it whole.
+        always the same. Gates that read the batch itself (`batch_max`) get it whole.
         """
-        if any(getattr(g, "seed", False) or getattr(g, "scale", "") == "batch_max" for g in self.gates.values()):
+        if any(getattr(g, "scale", "") == "batch_max" for g in self.gates.values()):
             return net(x)
         like = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
         found = []

@@ -8,9 +8,10 @@ from contextlib import contextmanager
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from bitwright.parts.gate_norm import FreeNorm
 from bitwright.parts.norm import Norm
 
-BATCH_NORMS = (_BatchNorm, Norm)
+BATCH_NORMS = (_BatchNorm, FreeNorm, Norm)
 
 
 def batch_norms(model: nn.Module) -> dict[str, nn.Module]:
