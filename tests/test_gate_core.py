@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
-from bitwright.fn.gate import gate
+from bitwright.fn.gate import add_where_on, gate
 from bitwright.parts.gate_norm import DualNorm, FreeNorm
 from processes import spawned
 
@@ -83,6 +83,39 @@ def test_gradients_of_single_samples_are_those_of_single_calls(sparse: bool) -> 
     assert torch.equal(together, torch.stack(alone)) and together.abs().sum() > 0
 
 
+def test_off_is_exactly_the_base_whatever_the_rest_is() -> None:
+    nan, inf = math.nan, math.inf
+    base = torch.tensor([1.5, -2.0, 3.0, 4.0, 5.0, nan, 6.0])
+    on = torch.tensor([0.0, 0.0, 0.0, 1.0, 1.0, 0.0, nan])
+    rest = torch.tensor([inf, -inf, nan, 2.0, inf, 1.0, 1.0])
+    for dtype in (torch.float16, torch.bfloat16, torch.float32, torch.float64):
+        y = add_where_on(base.to(dtype), on.to(dtype), rest.to(dtype))
+        assert y[:5].tolist() == [1.5, -2.0, 3.0, 6.0, inf] and y[5:].isnan().all()
+
+
+def test_the_sum_has_the_gradients_of_base_plus_on_times_rest() -> None:
+    base, rest, on = torch.randn(4, 5).double(), torch.randn(4, 5).double(), (torch.rand(4, 5) < 0.5).double()
+    inputs = [t.requires_grad_() for t in (base, on, rest)]
+    grad, second = torch.randn(4, 5).double().requires_grad_(), [torch.randn(4, 5).double() for _ in range(3)]
+    found = []
+    for added in (add_where_on, torch.addcmul):
+        y = added(*inputs)
+        first = torch.autograd.grad(y, inputs, grad, create_graph=True)
+        found.append([y, *first, *torch.autograd.grad(first, [grad, on, rest], second)])
+    assert (
+        all(torch.equal(a, b) for a, b in zip(*found, strict=True)) and found[0][2].ne(0).all()
+    )  # to on where it is off
+
+    def value(base: Tensor, on: Tensor, rest: Tensor) -> Tensor:
+        return add_where_on(base, on, rest).square().sum()
+
+    rows = [t.detach() for t in inputs]
+    together: Any = torch.func.vmap(torch.func.grad(value, (0, 1, 2)))(*rows)
+    for i in range(4):
+        alone = torch.func.grad(value, (0, 1, 2))(*(t[i] for t in rows))
+        assert all(torch.equal(a[i], b) for a, b in zip(together, alone, strict=True))
+
+
 # -- norms of gates
 
 
@@ -108,9 +141,12 @@ def test_one_value_per_channel_uses_running_statistics() -> None:
 
 def test_a_constant_partial_sum_is_zero_deviations_from_its_mean() -> None:
     layer = conv({"part": "channel_gate", "splits": 2})
-    nn.init.zeros_(layer.weight)
-    y = layer(torch.randn(2, 8, 4, 4))
-    assert y.eq(0).all()  # z = 0 / sqrt(eps), not above the threshold 0
+    layer.weight.data.mul_(~layer.gate.base[:, :, None, None])
+    x = torch.randn(2, 8, 4, 4)
+    rest = layer.op(x, layer.weight, None)
+    assert layer(x).eq(0).all() and rest.ne(0).any()  # z = 0 / sqrt(eps), not above the threshold 0
+    nn.init.constant_(layer.gate.threshold, -0.01)
+    torch.testing.assert_close(layer(x), rest)
 
 
 def dual_oracle(y: Tensor, on: Tensor, norms: list[tuple[Tensor, Tensor]], eps: float) -> Tensor:
@@ -199,7 +235,87 @@ def test_synced_dual_norms_on_two_processes_are_one(tmp_path: Path) -> None:
         torch.testing.assert_close(got[rank][2:], [norm.on.running_mean, norm.off.running_var])
 
 
+def _free(rank: int, folder: str) -> None:
+    for case in range(3):
+        norm, x, gain, shift = _free_norm(case)
+        sizes = ((4, 2), (6, 0), (5, 1))[case]  # one process may have no image at all
+        part = x.split(sizes)[rank].clone().requires_grad_()
+        norm(part, gain, shift)
+        out = norm(part, gain, shift)
+        out.square().mul(torch.arange(1, 4).double()[:, None]).sum().backward()
+        state = list(norm.state_dict().values())
+        torch.save([out.detach(), part.grad, gain.grad, shift.grad, *state], Path(folder) / f"{case}{rank}.pt")
+    one = FreeNorm(2)
+    one.follow(nn.SyncBatchNorm(2))
+    assert one(torch.full((2 - rank, 2), 1.0)[rank:]).isfinite().all() and one.num_batches_tracked == 0
+
+
+def _free_norm(case: int) -> tuple[FreeNorm, Tensor, Tensor, Tensor]:
+    random = torch.Generator().manual_seed(case)
+    x = torch.randn(6, 3, 5, dtype=torch.float64, generator=random) * 2 + 1
+    norm = FreeNorm(3).double()
+    norm.follow(nn.SyncBatchNorm(3, eps=1e-3, momentum=None if case == 2 else 0.3))
+    gain, shift = (torch.randn(3, dtype=torch.float64, generator=random).requires_grad_() for _ in range(2))
+    return norm, x, gain, shift
+
+
+@pytest.mark.slow
+def test_synced_norms_on_two_processes_are_one(tmp_path: Path) -> None:
+    spawned(_free, tmp_path / "store", str(tmp_path))
+    for case in range(3):
+        norm, x, gain, shift = _free_norm(case)
+        x.requires_grad_()
+        norm(x, gain, shift)
+        out = norm(x, gain, shift)
+        out.square().mul(torch.arange(1, 4).double()[:, None]).sum().backward()
+        one, two = (torch.load(tmp_path / f"{case}{rank}.pt", weights_only=True) for rank in (0, 1))
+        torch.testing.assert_close(torch.cat([one[0], two[0]]), out.detach())
+        torch.testing.assert_close(torch.cat([one[1], two[1]]), x.grad)
+        torch.testing.assert_close([one[2] + two[2], one[3] + two[3]], [gain.grad, shift.grad])
+        torch.testing.assert_close(one[4:], list(norm.state_dict().values()))
+        torch.testing.assert_close(two[4:], one[4:])
+
+
+def test_a_gated_net_is_synced_by_torchs_own_converter() -> None:
+    """The converter replaces every _BatchNorm; the gate's own norm must stay, and hear of it."""
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), conv(GATES[1]))
+    x = torch.rand(4, 8, 6, 6)
+    dual = {"part": "channel_gate", "output_bn": "dual"}
+    bw.apply(net, [{"match": "0", "gate": GATES[0]}, {"match": "2", "gate": dual}], x)
+    synced: Any = nn.SyncBatchNorm.convert_sync_batchnorm(copy.deepcopy(net))
+    assert list(synced.state_dict()) == list(net.state_dict())
+    norms = [synced[0].gate.norm, synced[2].gate.norm, synced[2].gate.output_norm, synced[4].gate.norm]
+    assert all(type(m) in (FreeNorm, DualNorm) and isinstance(m.scope, nn.SyncBatchNorm) for m in norms)
+    for mode in (True, False):  # without a group of processes nothing else changes
+        assert torch.equal(synced.train(mode)(x), net.train(mode)(x))
+    pickle.loads(pickle.dumps(synced))
+    assert bw.plan(net, [{"match": "4", "w": "bwn"}]).untouched == ""  # norms inside gates are no layers of the net
+
+
 # -- every gate
+
+
+@pytest.mark.parametrize("gate", GATES, ids=NAMES)
+def test_gradients_of_single_samples_and_of_gradients(gate: dict[str, Any]) -> None:
+    layer = conv(gate).double()
+    x = torch.randn(3, 8, 4, 4, dtype=torch.float64)
+    layer(x)  # a range to quantize by, statistics
+    layer.eval()
+    named = {name: p.detach() for name, p in layer.named_parameters()}
+
+    def value(named: dict[str, Tensor], x: Tensor) -> Tensor:
+        return torch.func.functional_call(layer, named, (x,)).square().sum()
+
+    together: Any = torch.func.vmap(torch.func.grad(value), in_dims=(None, 0))(named, x)
+    for i, one in enumerate(x):
+        for name, grad in torch.func.grad(value)(named, one).items():
+            torch.testing.assert_close(together[name][i], grad, msg=name)
+    assert all(grad.abs().sum() > 0 for grad in together.values())
+    x.requires_grad_()
+    weight = layer.weight
+    (first,) = torch.autograd.grad(layer(x).square().sum(), weight, create_graph=True)
+    second = torch.autograd.grad(first.square().sum(), weight)[0]
+    assert second.isfinite().all() and second.abs().sum() > 0
 
 
 @pytest.mark.parametrize("gate", GATES, ids=NAMES)
@@ -315,8 +431,14 @@ def test_nan_is_never_silently_a_number(gate: dict[str, Any]) -> None:
     x = torch.rand(2, 8, 5, 5)
     clean = layer(x)
     x[0, 3, 2, 2] = math.nan
+    seen: list[Tensor] = []
+    layer.gate.watchers = (lambda part, on: seen.append(on),)
     y = layer(x)
-    assert y[0, :, 2, 2].isnan().all()
+    reads = torch.ones(8, dtype=torch.bool)
+    if gate["part"] == "channel_gate":  # bases of outputs 4-7 do not read channel 3, and what is skipped cannot matter
+        reads = (torch.arange(8) < 4) | (seen[0][0, :, 2, 2] > 0)
+        torch.testing.assert_close(y[0, ~reads, 2, 2], clean[0, ~reads, 2, 2])
+    assert y[0, reads, 2, 2].isnan().all() and reads.sum() >= 4
     torch.testing.assert_close(y[1], clean[1])  # the other sample knows nothing of it
 
 

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd.function import once_differentiable
 
 from bitwright.errors import BitwrightWarning, InputError
+from bitwright.parts.float_part import Float
 from bitwright.parts.gate_norm import FreeNorm, autocast_off
 from bitwright.parts.options import check_compat, check_number
 from bitwright.parts.registry import part
@@ -39,6 +39,8 @@ class Remembered:
 class _MeanSize(torch.autograd.Function):
     """Autograd's own would spread its gradient in another order of dimensions than the one that activations have."""
 
+    generate_vmap_rule = True
+
     @staticmethod
     def forward(x: Tensor, last: bool) -> Tensor:
         size = wide(x.abs())
@@ -50,7 +52,6 @@ class _MeanSize(torch.autograd.Function):
         ctx.last = inputs[1]
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
         (x,) = ctx.saved_tensors
         (grad,) = grad_outputs
@@ -84,10 +85,14 @@ class FBS(Watched):
               the norm's gain (its sign becomes f, its shift is divided by it). A new norm (no step made yet): shift 0.1,
               predictor bias 1. A later recipe with the same part changes keep and keeps what was learned
     source    Gao et al. 2019, arXiv 1810.05331; deep-fry/mayo, the authors' code
-    differs   the authors start from bias 1 also for a trained net, and gate by the signed mean; the published ratio counts
-              all inputs of a layer as sparse: here only those that can really be zero. compat="seed": the code of
-              network-compression, which keeps k - 1 channels (k rounded to even), takes |predictor| and gates in front of the affine
-              BatchNorm, so that nothing behind it is zero
+    edges     a depthwise layer is left without a gate, with a warning: it is spared where the layer in front switched its
+              input off, and an affine norm behind it makes other values of those zeros. One output channel (or block) is
+              always kept, with a warning. A SyncBatchNorm taken over stays one
+    differs   the authors start from bias 1 also for a trained net, and gate by the signed mean; a depthwise layer with its
+              norm does not inherit the mask of its input; the published ratio counts all inputs of a layer as sparse:
+              here only those that can really be zero. compat="seed": the code of network-compression, which keeps k - 1
+              channels (k rounded to even), takes |predictor|, sums its penalty over the batch, and gates in front of the
+              affine BatchNorm, so that nothing behind it is zero
 
     >>> import bitwright as bw
     >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
@@ -119,23 +124,35 @@ class FBS(Watched):
         self.watchers = ()
 
     @classmethod
-    def for_layer(cls, layer: nn.Module, **options: Any) -> FBS:
+    def for_layer(cls, layer: nn.Module, **options: Any) -> nn.Module:
         new = cls(**options)
         inputs = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
         outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
         like = next(layer.parameters(), None)
         if inputs is None or outputs is None or like is None:
-            raise InputError(f"part fbs: {type(layer).__name__} has no channels to gate", code="gate-layer")
-        if outputs % new.block:
+            kind = type(layer).__name__
             raise InputError(
-                f"part fbs: {outputs} output channels do not divide by channel_block={new.block}", code="gate-layer"
+                f"part fbs: {kind} has no channels to gate; a linear or convolution layer has",
+                code="gate-layer",
+                given=kind,
+                possible="Linear, Conv1d, Conv2d, Conv3d, ConvTranspose2d",
             )
         groups = int(getattr(layer, "groups", 1))
         if groups > 1 and groups == inputs:
+            warnings.warn(
+                "fbs: depthwise, left without a gate: it is spared where the layer in front switched its input off, "
+                "unless something between them moves zeros",
+                BitwrightWarning,
+                stacklevel=2,
+            )
+            return Float()
+        if outputs % new.block:
+            sizes = ", ".join(str(n) for n in range(1, outputs + 1) if outputs % n == 0)
             raise InputError(
-                "part fbs: a depthwise layer has one input per output; gate the pointwise layer in front of it, whose "
-                "zero channels it then passes on",
+                f"part fbs: {outputs} output channels do not divide by channel_block={new.block}; blocks: {sizes}",
                 code="gate-layer",
+                given=f"channel_block={new.block}",
+                possible=sizes,
             )
         if outputs // new.block == 1 and new.keep < 1:
             warnings.warn(
@@ -153,12 +170,7 @@ class FBS(Watched):
 
     # -- the norm behind the layer ------------------------------------------------------------------------------------
     def take_norm(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        if isinstance(norm, nn.SyncBatchNorm):
-            warnings.warn(
-                "fbs: takes over a SyncBatchNorm; from now on each process uses the statistics of its own images",
-                BitwrightWarning, stacklevel=2,
-            )  # fmt: skip
-        self.norm.eps, self.norm.momentum = norm.eps, norm.momentum
+        self.norm.follow(norm)
         state = {key: value.detach().clone() for key, value in norm.state_dict().items()}
         taken = self.norm_state(state)
         as_made = nn.BatchNorm1d(self.outputs).state_dict()
@@ -223,7 +235,7 @@ class FBS(Watched):
         for watcher in self.watchers:
             watcher(self, on)
         learns = self.training and self.l1 and torch.is_grad_enabled() and len(g)  # an empty batch has no mean
-        self.saliency.value = g.sum(1).mean() if learns else None
+        self.saliency.value = (g.sum() if self.seed else g.sum(1).mean()) if learns else None
         scale = self._as_channels(g * on, y)
         if self.seed:
             return y * scale.to(y.dtype)
@@ -257,6 +269,6 @@ class FBS(Watched):
         on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
         macs = site.taps * site.positions * (present.sum(2) * on.sum(2)).sum(1)
         # the predictor reads the active inputs; each output is scaled once, and whoever computes none pays for it too
-        overhead = present.sum((1, 2)) * site.outputs + float(site.outputs * site.positions)
+        overhead = present.sum((1, 2)) * site.outputs + float(site.outputs * site.places)
         bops = macs * site.w_bits * site.x_bits + overhead * 32 * 32
         return spent_of(macs + overhead, bops, overhead, site.outputs)

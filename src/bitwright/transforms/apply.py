@@ -56,6 +56,8 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     rng = torch.get_rng_state()
     try:
         built = [(d, build(d, "apply", share=True)) for d in wanted]
+        for name, text in ((d.name, text) for d in wanted for text in d.said):
+            warnings.warn(f"apply: {name}: {text}", BitwrightWarning, stacklevel=2)
         for decision, new in built:
             if isinstance(decision.layer.module, SlotLayer):
                 inherit(decision.name, decision.layer.module, new)

@@ -204,6 +204,7 @@ def _row(
         notes.append(f"shared: {', '.join(d.layer.names[1:])}")
     notes += [n for n in info.notes if ran or n != "not called"]
     notes += [text for text in (takes.get(d.name, ""), switched.get(d.name, "")) if text]
+    notes += d.said
     return PlanRow(
         name=d.name,
         kind=d.layer.kind,
@@ -253,8 +254,11 @@ def _grouped(found: list[tuple[str, str]]) -> list[str]:
 
 def _untouched(model: nn.Module) -> str:
     count: dict[str, int] = {}
+    inside = {id(m) for layer in model.modules() if isinstance(layer, SlotLayer) for m in layer.modules()}
     for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm):
+        if id(module) not in inside and isinstance(
+            module, nn.modules.batchnorm._NormBase | nn.LayerNorm | nn.GroupNorm
+        ):
             count[type(module).__name__] = count.get(type(module).__name__, 0) + 1
     return ", ".join(f"{n} {k}" for k, n in count.items())
 

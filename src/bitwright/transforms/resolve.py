@@ -27,6 +27,7 @@ class Decision:
     rules: dict[str, int] = field(default_factory=dict)
     norm: str = ""
     words: list[str] = field(default_factory=list)
+    said: list[str] = field(default_factory=list)  # what its parts warned of while they were built
 
     @property
     def name(self) -> str:
@@ -167,10 +168,16 @@ def build(decision: Decision, verb: str, share: bool) -> SlotLayer:
             k: None if p is None else nn.Parameter(p.detach(), requires_grad=False) for k, p in new._parameters.items()
         }
     try:
-        new.set_slots(decision.name, **decision.slots)
+        with warnings.catch_warnings(record=True) as heard:
+            warnings.simplefilter("always")
+            new.set_slots(decision.name, **decision.slots)
     except InputError as error:
         numbers = sorted(set(decision.rules.values()))
         raise error.reworded(f"{verb}: rule {', '.join(map(str, numbers))}: {error}", layer=decision.name) from None
+    decision.said = [str(w.message) for w in heard if issubclass(w.category, BitwrightWarning)]
+    for w in heard:
+        if not issubclass(w.category, BitwrightWarning):
+            warnings.warn_explicit(w.message, w.category, w.filename, w.lineno)
     weight = new._parameters.get("weight")
     for slot in decision.slots:
         part = getattr(new, slot)
