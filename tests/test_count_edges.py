@@ -238,7 +238,7 @@ class Mixed(nn.Module):
         return self.l(self.p(y).flatten(2).transpose(1, 2))
 
 
-RECIPE = [
+RECIPE: list[dict[str, Any]] = [
     {"match": "a", "gate": {"part": "fbs", "keep": 0.3}},
     {"match": "s", "gate": {"part": "fbs", "keep": 0.5}},
     {"match": "c", "gate": {"part": "channel_gate", "splits": 2, "unit": "raw"}},
@@ -246,9 +246,11 @@ RECIPE = [
 ]
 
 
-def mixed() -> nn.Module:
+def mixed(block: int = 1, shuffle: bool = False) -> nn.Module:
     torch.manual_seed(1)
-    net = bw.apply(Mixed(), RECIPE, torch.zeros(1, 3, 6, 6))
+    changes = [{"channel_block": block}, {"channel_block": block}, {"shuffle": shuffle}, {}]
+    rules = [{**rule, "gate": {**rule["gate"], **more}} for rule, more in zip(RECIPE, changes, strict=True)]
+    net = bw.apply(Mixed(), rules, torch.zeros(1, 3, 6, 6))
     for name in ("a", "s"):
         nn.init.normal_(getattr(net, name).gate.predictor.weight, std=3.0)
     net.train()(torch.randn(16, 3, 6, 6))
@@ -282,6 +284,8 @@ def brute(net: Any, x: Tensor) -> dict[str, tuple[list[int], list[int]]]:
             found[name][1].append((work + over) * 32 * 32)
         inputs, y = read["c"]
         live_c = (inputs[n] != 0).flatten(1).any(1)
+        if net.c.gate.shuffle:
+            live_c = live_c.reshape(2, 4).t().flatten()  # what the layer reads: 0, 4, 1, 5, 2, 6, 3, 7
         work = 0
         for o in range(12):
             base = net.c.gate.base[o]
@@ -291,7 +295,7 @@ def brute(net: Any, x: Tensor) -> dict[str, tuple[list[int], list[int]]]:
         found["c"][0].append(work)
         found["c"][1].append(work * 32 * 32)
         inputs, y = read["p"]
-        live_p = int((inputs[n] != 0).flatten(1).any(1).sum())
+        live_p = 12 + int((inputs[n, :8] != 0).flatten(1).any(1).sum())  # whatever c puts out can be non-zero
         macs = bops = 0
         for on in decided["p"][n].flatten().tolist():
             macs += 9 * live_p
@@ -304,8 +308,9 @@ def brute(net: Any, x: Tensor) -> dict[str, tuple[list[int], list[int]]]:
     return found
 
 
-def test_every_sample_of_a_mixed_net_by_brute_force() -> None:
-    net, x = mixed(), torch.randn(6, 3, 6, 6)
+@pytest.mark.parametrize(("block", "shuffle"), [(1, False), (1, True), (2, False), (4, True)])
+def test_every_sample_of_a_mixed_net_by_brute_force(block: int, shuffle: bool) -> None:
+    net, x = mixed(block, shuffle), torch.randn(6, 3, 6, 6)
     want = brute(net, x)
     macs = count(net, x)
     assert {name: sum(rows[0]) for name, rows in want.items()} == macs.per_layer
@@ -500,6 +505,25 @@ def test_a_transposed_convolution_never_spends_more_than_all(part: str, options:
     dense = 2 * 25 * 16 * 64 * (1 if part == "channel_gate" else 4 * 32)
     assert work["open"] == dense and work["shut"] == dense // (4 if part == "channel_gate" else 2)
     assert work["shut"] < work["half"] < work["open"]
+
+
+@pytest.mark.parametrize("stride", [1, 2, 3])
+@pytest.mark.parametrize("keep", [0.25, 1.0])
+def test_fbs_on_a_transposed_convolution_scales_every_output(keep: float, stride: int) -> None:
+    gate = {"part": "fbs", "keep": keep}
+    net = nn.Sequential(bw.nn.ConvTranspose2d(4, 8, 3, stride=stride, bias=False, gate=gate))
+    macs = count(net, torch.randn(2, 4, 4, 4))
+    side = 3 * stride + 3
+    work, overhead = 9 * 16 * 4 * 8 * keep, 4 * 8 + 8 * side**2  # predictor, then one product an output
+    assert (macs.total, macs.overhead, macs.dense) == (2 * (work + overhead), 2 * overhead, 2 * 9 * 16 * 4 * 8)
+    assert macs.bops == macs.total * 32 * 32
+
+
+def test_fbs_that_keeps_all_costs_its_overhead() -> None:
+    net = nn.Sequential(bw.nn.Conv2d(3, 8, 3, bias=False, gate={"part": "fbs", "keep": 1.0}))
+    macs = count(net, torch.randn(2, 3, 6, 6))
+    assert macs.dense == 2 * 9 * 16 * 3 * 8 and macs.overhead == 2 * (3 * 8 + 8 * 16)
+    assert macs.total == macs.dense + macs.overhead and macs.reduction == macs.dense / macs.total < 1
 
 
 def test_the_papers_count_is_a_whole_number_of_products() -> None:

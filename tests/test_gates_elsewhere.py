@@ -50,6 +50,24 @@ def test_convert_refuses_a_gate_in_one_line(gate: dict[str, Any], force: bool) -
     assert why["0"] == "its slots are empty" and [row.layer for row in report.gated] == ["3"]
 
 
+@pytest.mark.parametrize("gate", ALL[1:2] + ALL[4:5], ids=lambda g: g["part"])
+def test_a_norm_of_negative_gain_is_not_folded_into_a_gate(gate: dict[str, Any]) -> None:
+    """A gain in front of the comparison turns decisions around: convert stops before it folds, and says why."""
+    whole: Any = net(gate)
+    whole[4].weight.data.copy_(-torch.rand(32) - 0.5)
+    x, seen = torch.randn(4, 3, 8, 8), list[torch.Tensor]()
+    whole[3].gate.watchers = (lambda part, on: seen.append(on.detach()),)
+    want, state = whole(x), {key: value.clone() for key, value in whole.state_dict().items()}
+    report = bw.convert(whole, X).report
+    assert report.status == "REFUSE" and next(r for r in report.rows if r.layer == "3").why.startswith("gate ")
+    assert type(whole[4]) is nn.BatchNorm2d
+    assert all(torch.equal(value, state[key]) for key, value in whole.state_dict().items())
+    assert torch.equal(whole(x), want) and torch.equal(seen[0], seen[-1])
+    whole[3].weight.data.mul_(whole[4].weight.data[:, None, None, None])  # what a fold would do
+    whole(x)
+    assert (seen[0] != seen[-1]).float().mean() > 0.2
+
+
 def test_convert_says_what_would_be_packed_and_packs_it_without_the_gate() -> None:
     binary = [{"match": "6", "w": "bwn", "x": ["norm", "sign"]}]
     report = bw.convert(net("channel_gate", binary), X).report
