@@ -129,6 +129,19 @@ def test_errors_are_one_line_and_name_the_key(
     assert caught.value.code == code and said in str(caught.value) and "\n" not in str(caught.value)
 
 
+def test_a_missing_share_says_what_can_be_given(tmp_path: Path) -> None:
+    """What `possible` names is what the reader takes."""
+    state = oracle.make_state("fbs-0.5", stem=8)
+    with pytest.raises(bw.InputError) as caught:
+        read(tmp_path, state, None)
+    assert (
+        caught.value.possible == "fbs-SHARE, a share above 0 and up to 1" and caught.value.remedy == "--model fbs-0.5"
+    )
+    assert read(tmp_path, state, "fbs-1").name == "resnet20-fbs-1" and read(tmp_path, state, "fbs-.25").options
+    with pytest.raises(bw.InputError, match=r"no model 'fbs-0\.0'"):
+        read(tmp_path, state, "fbs-0.0")
+
+
 def test_stl_is_resnet20(tmp_path: Path) -> None:
     with pytest.raises(bw.InputError, match="these are the keys of ResNet-32"):
         read(tmp_path, oracle.make_state("bwn", blocks=5, stem=2), "bwn-stl")

@@ -157,3 +157,70 @@ def test_like_rows_are_cut_short() -> None:
     net: Any = nn.Sequential(*[nn.Linear(2, 2) for _ in range(9)])
     text = plan(net, "bwn").text(limit=2)
     assert "...  5 more like these (--all)" in text and "\n3 " not in text
+
+
+NO_RELU = "no ReLU behind the gate: negative sums count, and stay partial"
+GATES: dict[str, Any] = {
+    "channel_gate": {"part": "channel_gate", "splits": 2},
+    "precision_gate": {"part": "precision_gate", "bits": 4, "top": 2},
+}
+
+
+def noted(net: nn.Module, gate: Any, x: Tensor, *rules: dict[str, Any]) -> set[str]:
+    """Layers whose note misses a ReLU."""
+    rows = plan(net, [{"match": "*", "gate": gate}, *rules], x).rows
+    assert all(NO_RELU in row.note or "ReLU" not in row.note for row in rows)
+    return {row.name for row in rows if NO_RELU in row.note}
+
+
+@pytest.mark.parametrize("gate", GATES.values(), ids=GATES)
+@pytest.mark.parametrize(
+    ("behind", "missing"),
+    [
+        ([nn.BatchNorm2d(4), nn.ReLU()], False),
+        ([nn.ReLU(inplace=True)], False),
+        ([nn.GroupNorm(2, 4), nn.MaxPool2d(2), nn.ReLU6()], False),
+        ([nn.Hardtanh(0, 3)], False),
+        ([], True),
+        ([nn.BatchNorm2d(4)], True),
+        ([nn.Hardtanh()], True),
+        ([nn.Sigmoid()], True),
+        ([nn.LeakyReLU(), nn.ReLU()], True),
+        ([nn.AvgPool2d(2), nn.ReLU()], True),  # a mean of sums is not the mean of their positive sides
+    ],
+    ids=lambda v: ("-".join(type(m).__name__ for m in v) or "nothing") if isinstance(v, list) else str(v),
+)
+def test_a_one_sided_gate_without_a_relu_behind_it_is_noted(gate: Any, behind: list[nn.Module], missing: bool) -> None:
+    net = nn.Sequential(nn.Conv2d(4, 4, 3, padding=1), *behind)
+    assert noted(net, gate, torch.zeros(1, 4, 4, 4)) == ({"0"} if missing else set())
+    assert noted(apply(copy.deepcopy(net), [{"match": "0", "gate": gate}]), "float", torch.zeros(1, 4, 4, 4)) == set()
+
+
+def test_a_gate_that_is_there_already_is_noted_too() -> None:
+    net = apply(nn.Sequential(nn.Conv2d(4, 4, 1), nn.Flatten()), [{"match": "0", "gate": GATES["channel_gate"]}])
+    assert plan(net, [{"match": "0", "w": "bwn"}], torch.zeros(1, 4, 4, 4)).rows[0].note == NO_RELU
+
+
+def test_residual_blocks_say_which_of_their_gates_a_relu_follows() -> None:
+    """The second conv of a block meets the shortcut first; in the post-activated net both have their ReLU."""
+    x, ends = torch.zeros(1, 3, 32, 32), [{"match": m, "gate": "float"} for m in ("first", "last")]
+    second = {f"layer{stage}.{block}.conv2" for stage in (1, 2, 3) for block in range(3)}
+    for gate in GATES.values():
+        assert noted(bw.models.create("resnet20", width=0.25), gate, x, *ends) == second
+        assert noted(bw.models.create("resnet20_postact", width=0.25), gate, x, *ends) == set()
+
+
+@pytest.mark.parametrize(("part", "missing"), [("pact", set()), ("sign_magnitude", {"0"})])
+def test_inputs_that_clip_at_zero_are_a_relu(part: str, missing: set[str]) -> None:
+    """Only where all readers clip, and the model does not give the sums away."""
+    net = nn.Sequential(nn.Conv2d(4, 4, 1), nn.BatchNorm2d(4), nn.Conv2d(4, 4, 1), nn.ReLU())
+    rule = {"match": "2", "x": {"part": part, "bits": 4}}
+    assert noted(net, GATES["channel_gate"], torch.zeros(1, 4, 4, 4), rule) == missing
+
+
+def test_no_note_without_a_decision_or_an_example() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 4, 1))
+    with pytest.warns(bw.BitwrightWarning, match="leave nothing to split"):
+        assert noted(net, GATES["channel_gate"], torch.zeros(1, 1, 4, 4)) == set()
+    row = plan(nn.Sequential(nn.Conv2d(4, 4, 1)), [{"match": "*", "gate": GATES["channel_gate"]}]).rows[0]
+    assert row.note == ""

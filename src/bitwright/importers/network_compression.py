@@ -119,6 +119,7 @@ def _method(model: str | None, tensors: dict[str, Tensor], where: str) -> tuple[
             f"import {where}: the keys are of fbs and do not say which share of the channels is kept (their -CR). Give "
             "--model fbs-0.5",
             code="import-method",
+            possible="fbs-SHARE, a share above 0 and up to 1",
             remedy="--model fbs-0.5",
         )
     if model is None:

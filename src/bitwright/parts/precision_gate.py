@@ -38,7 +38,9 @@ class PrecisionGate(SplitGate):
               then means the same share in every layer
     source    Zhang et al. 2020, arXiv 2002.07136; its public code, cornell-zhang/dnn-gating
     differs   the code quantizes by the maximum of the batch in evaluation too, decays thresholds, and refuses a bias.
-              compat="seed": scale="batch_max" unless told otherwise
+              compat="seed": scale="batch_max" unless told otherwise. unit="raw" is the default because the code's targets
+              are in it; for a net of your own "normalized" is the better choice. One-sided, as the code: a test for
+              sums that no ReLU follows is not offered (`bw.plan` notes such layers)
 
     >>> import bitwright as bw
     >>> layer = bw.nn.Conv2d(4, 8, 3, x={"part": "pact", "bits": 4}, gate={"part": "precision_gate", "bits": 4, "top": 2})

@@ -32,12 +32,17 @@ class SplitGate(Watched, FullPrecision):
 
     A subclass splits the operator into base and rest and prices them (`spent`). The decision is made in
     float32 whatever the type of the layer, and thresholds stay float32 in a half-precision net.
+    The test is one-sided: what is left out matters little where a ReLU cuts negative sums off anyway (`bw.plan` notes
+    layers without one). Two other tests are not offered, because no published net uses them and so nothing could tell
+    whether ours are right: |z| > threshold in front of an odd function that saturates, |z| <= threshold (more only while
+    undecided) in front of a sign.
 
     watchers   called in forward with (part, on): how counting (`bw.count_macs`) and budgets look on. Not state
     """
 
     outputs: int
     last: bool
+    one_sided = True
     threshold: nn.Parameter
     norm: FreeNorm | None
     size: Tensor | None  # raw units: running standard deviation of the base, what a step of a threshold is measured in

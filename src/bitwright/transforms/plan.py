@@ -13,9 +13,9 @@ from torch import nn
 
 from bitwright.nn.layers import SlotLayer
 from bitwright.transforms.apply import constant_inputs
-from bitwright.transforms.clips import awake
+from bitwright.transforms.clips import awake, clips_itself
 from bitwright.transforms.facts import part_text, signed_first
-from bitwright.transforms.flow import trace_flow
+from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.norms import inherit, plan_norms
 from bitwright.transforms.recipe import RecipeLike, as_recipe
 from bitwright.transforms.resolve import Decision, build, check_skipped, check_tied, resolve, slot_layers
@@ -158,7 +158,7 @@ class Plan:
 def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     """Per layer: deciding rule, slots, bits, MACs, notes. The model is not touched.
 
-    Without `example` there are no MACs, no look at ReLUs before signs, and `first`, `last` need a Sequential.
+    Without `example` there are no MACs, no look at ReLUs (before signs, behind gates), and `first`, `last` need a Sequential.
     Errors: `InputError` for a rule without a layer, a bad option value, a layer that cannot be replaced.
 
     >>> table = plan(nn.Sequential(nn.Linear(4, 8), nn.Linear(8, 2)), [{"match": "last", "w": "bwn"}])
@@ -174,36 +174,34 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
         if isinstance(old := decision.layer.module, SlotLayer):
             inherit(decision.name, old, new)  # a part of the same kind has its norm already
     _check_tied(model, built)
-    warnings, switched = [], _fused(model, built)
-    if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
+    warnings, said = [], [_fused(model, built)]
+    computes = {d.name: shadows.get(d.name, d.layer.module) for d in resolved.decisions}
+    signs = any(signed_first(new.x) for d, new in built if "x" in d.slots)
+    if example is not None and (signs or any(_one_sided(layer) for layer in computes.values())):
         with awake(model):
             flow = trace_flow(model, example)
         warnings = _grouped(list(constant_inputs(flow, built)))
+        said.append(_without_relu(flow, computes))
     takes = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example, "plan")
-    taken = {t.layer: f"takes over {t.norm}" for t in takes}
+    said.insert(0, {t.layer: f"takes over {t.norm}" for t in takes})
     ran = resolved.seen is not None
-    layers = [shadows.get(d.name, d.layer.module) for d in resolved.decisions]
+    layers = list(computes.values())
     saw = [(resolved.seen or {}).get(id(d.layer.module), Seen()) for d in resolved.decisions]
     found = [d.layer for d in resolved.decisions]
     infos = untie(found, [info_of(*each) for each in zip(found, layers, saw, strict=True)])
-    rows = [
-        _row(d, layer, info, ran, switched, taken)
-        for d, layer, info in zip(resolved.decisions, layers, infos, strict=True)
-    ]
+    rows = [_row(d, layer, info, ran, said) for d, layer, info in zip(resolved.decisions, layers, infos, strict=True)]
     matches = tuple((r.match, len(h)) for r, h in zip(as_recipe(recipe).rules, resolved.hits, strict=True))
     return Plan(tuple(rows), matches, warnings, _untouched(model))
 
 
-def _row(
-    d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, switched: dict[str, str], takes: dict[str, str]
-) -> PlanRow:
+def _row(d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, said: list[dict[str, str]]) -> PlanRow:
     slots = {s: getattr(layer, s) if isinstance(layer, SlotLayer) else None for s in ("b", "g", "gate")}
     numbers = sorted(set(d.rules.values())) if not d.layer.reason else []
     notes = list(d.words)
     if len(d.layer.names) > 1:
         notes.append(f"shared: {', '.join(d.layer.names[1:])}")
     notes += [n for n in info.notes if ran or n != "not called"]
-    notes += [text for text in (takes.get(d.name, ""), switched.get(d.name, "")) if text]
+    notes += [words[d.name] for words in said if d.name in words]
     notes += d.said
     return PlanRow(
         name=d.name,
@@ -239,6 +237,19 @@ def _fused(model: nn.Module, built: list[tuple[Decision, SlotLayer]]) -> dict[st
     inside = [n for n, m in model.named_modules() if isinstance(m, nn.TransformerEncoderLayer)]
     text = "fused encoder kernel is switched off"
     return {n: text for n in names for e in inside if n.startswith(f"{e}." if e else "")}
+
+
+def _one_sided(layer: nn.Module) -> bool:
+    """Whether its gate leaves negative sums as they are; with one share of the channels it decides nothing."""
+    gate = getattr(layer, "gate", None) if isinstance(layer, SlotLayer) else None
+    return bool(getattr(gate, "one_sided", False)) and getattr(gate, "splits", 2) > 1
+
+
+def _without_relu(flow: Flow, layers: dict[str, nn.Module]) -> dict[str, str]:
+    """Layer name -> note, where somebody reads the negative sums of a one-sided gate; an x part may be the ReLU."""
+    text, relu = "no ReLU behind the gate: negative sums count, and stay partial", nn.ReLU()
+    found = {name: flow.signed.get(name, set()) for name, layer in layers.items() if _one_sided(layer)}
+    return {n: text for n, who in found.items() if not all(r and clips_itself(layers[r], relu) for r in who)}
 
 
 def _grouped(found: list[tuple[str, str]]) -> list[str]:
