@@ -90,6 +90,21 @@ def methods() -> str:
     return "\n\n".join(parts)
 
 
+def epoch_text(found: list[dict[str, str]]) -> str:
+    """Why so few epochs, from the seconds of the float net.
+
+    >>> row = {"row": "float", "epochs": "6", "images": "all", "seconds": "900"}
+    >>> epoch_text([row]).strip()
+    'An epoch of the float net takes 150 s here, more than 60: so it is 6 epochs and not 10.'
+    >>> epoch_text([row | {"seconds": "300"}]) + epoch_text([row | {"epochs": "10"}])
+    ''
+    """
+    plain = next((r for r in found if r["row"] == "float" and r["images"] == "all"), None)
+    if plain is None or int(plain["epochs"]) >= 10 or (each := float(plain["seconds"]) / int(plain["epochs"])) <= 60:
+        return ""
+    return f"An epoch of the float net takes {each:.0f} s here, more than 60: so it is {plain['epochs']} epochs and not 10. "
+
+
 def gating() -> str:
     """The section of bench/gating.py and bench/sparse_backprop.py; empty while neither has been run."""
     parts = []
@@ -108,8 +123,12 @@ def gating() -> str:
         parts.append(
             f"""    python bench/gating.py --data DIR
 
-Every row trains the float net of its topology on for {found[0]["epochs"]} epochs; "dense" rows change nothing else. "static" rows
-are narrower nets with the MACs of the gated row they name. MACs are counted on every one of the {int(found[0]["counted_images"]):,}
+"float" rows are nets from their first weights, {found[0]["epochs"]} epochs of SGD. "static" rows are narrower nets with the MACs
+that the gated row they name really spent: trained like a float row, then as many epochs more like all others. Every other row
+trains the float net of its topology on, {found[0]["epochs"]} epochs of Adam with what the column slots says; "dense" rows change
+nothing else, and FBS lowers its share of channels in steps within these epochs. {epoch_text(found)}"CG post-activated" has 4 splits
+like "CG original"; its public script has 2. No row has the bit operations of a PG row: the static peer at equal bit operations is
+a point on the straight line between the PACT rows around it, not a trained net. MACs are counted on every one of the {int(found[0]["counted_images"]):,}
 test images, those of the first layer, of shortcuts, of the classifier and of predictors with them; reductions are against the same
 net with all gates open, at its own bits. A float counts 32 bits, so first and last layer, which are float, weigh much in bit
 operations. {machine("gating.csv")}.

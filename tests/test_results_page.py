@@ -135,3 +135,28 @@ def test_examples_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
 
     assert doctest.testmod(findings).attempted > 5 and doctest.testmod(findings).failed == 0
     assert sys.modules["findings"].__file__ == str(BENCH / "findings.py")
+
+
+def gating_row(name: str, accuracy: float, **more: Any) -> dict[str, Any]:
+    facts = {"row": name, "model": "resnet20", "width": 1, "gate": "", "epochs": 6, "images": "all", "seed": 0, "accuracy": accuracy,
+             "counted_images": 10_000, "macs": 40e6, "dense_macs": 40e6, "mac_reduction": 1, "macs_p5": 40e6, "macs_p50": 40e6,
+             "macs_p95": 40e6, "bops": 4e9, "bops_reduction": 1, "gates_on": "", "seconds": 1200}  # fmt: skip
+    return facts | MACHINE | more
+
+
+def test_gating_says_how_each_kind_of_row_was_trained(put: Any) -> None:
+    from results_page import gating  # pyright: ignore[reportMissingImports]
+
+    put("gating.csv", [gating_row("float", 0.8), gating_row("dense", 0.85, seconds=900)])
+    text = " ".join(gating().split())
+    assert "Every row trains" not in text
+    for said in (
+        '"float" rows are nets from their first weights, 6 epochs of SGD.',
+        "trained like a float row, then as many epochs more like all others.",
+        "An epoch of the float net takes 200 s here, more than 60: so it is 6 epochs and not 10.",
+        '"CG post-activated" has 4 splits like "CG original"; its public script has 2.',
+        "a point on the straight line between the PACT rows around it, not a trained net.",
+    ):
+        assert said in text
+    put("gating.csv", [gating_row("float", 0.8, seconds=300)])
+    assert "An epoch of the float net takes" not in gating()
