@@ -2,7 +2,8 @@
 
     python bench/gating.py --data DIR [--epochs 6] [--rows NAME ...]
 
-Every row trains the float net of its topology on for `--epochs` more epochs, all in the same way: Adam, cosine. "dense" rows
+"float" rows train a net from scratch (SGD, cosine) for `--epochs`. All rows but these and the "static" ones train the float net
+of their topology on for as many more, in the same way: Adam, cosine. "dense" rows
 do that without changing the net: what gates and quantizers cost is the distance to them. FBS lowers the share of channels in
 steps, within the same epochs. "static" rows are narrower nets with the MACs that the row beside them really spent: as many
 epochs as a float net, then as many as the others.

@@ -79,7 +79,7 @@ def test_gradients_of_single_samples_are_those_of_single_calls(sparse: bool) -> 
 
     rows = torch.tensor([[-1.0, 0.0, 2.0], [0.5, -0.25, 3.0]])
     alone = [torch.func.grad(value)(row) for row in rows]
-    together: Tensor = torch.func.vmap(torch.func.grad(value))(rows)  # pyright: ignore[reportAssignmentType]
+    together: Tensor = torch.func.vmap(torch.func.grad(value))(rows)
     assert torch.equal(together, torch.stack(alone)) and together.abs().sum() > 0
 
 

@@ -64,7 +64,7 @@ class _AddWhereOn(torch.autograd.Function):
         ctx.save_for_backward(*inputs[1:])
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         on, rest = ctx.saved_tensors
         grad = grad_outputs[0]
         return grad, grad * rest if ctx.needs_input_grad[1] else None, grad * on if ctx.needs_input_grad[2] else None

@@ -37,7 +37,8 @@ class ChannelGate(SplitGate):
     source    Hua et al. 2019, arXiv 1805.12549; its public code, cornell-zhang/dnn-gating
     differs   the code masks a frozen full-size copy of the weight, computes the full sum beside the base, and compares a
               rounded sigmoid; no shipped number uses two norms or the shuffle. compat="seed" changes nothing: with equal
-              shares the two decide alike, in evaluation by the running statistics
+              shares the two decide alike, in evaluation by the running statistics. One-sided, as the code: a test for sums that no
+              ReLU follows (two-sided, or undecided) is not offered; `bw.plan` notes such layers
 
     >>> import bitwright as bw
     >>> layer = bw.nn.Conv2d(8, 8, 3, padding=1, gate={"part": "channel_gate", "splits": 4})

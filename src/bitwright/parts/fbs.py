@@ -52,7 +52,7 @@ class _MeanSize(torch.autograd.Function):
         ctx.last = inputs[1]
 
     @staticmethod
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:
         (x,) = ctx.saved_tensors
         (grad,) = grad_outputs
         ones = [1] * (x.dim() - 2)
@@ -89,7 +89,9 @@ class FBS(Watched):
               input off, and an affine norm behind it makes other values of those zeros. One output channel (or block) is
               always kept, with a warning. A SyncBatchNorm taken over stays one
     differs   the authors start from bias 1 also for a trained net, and gate by the signed mean; a depthwise layer with its
-              norm does not inherit the mask of its input; the published ratio counts all inputs of a layer as sparse:
+              norm does not inherit the mask of its input; their code can also compare with a learned threshold, a running mean
+              of the (k+1)-th largest g: not offered, since keep would then be a mean over training images and bind no
+              single one, which staged keep and steady latency rest on; the published ratio counts all inputs of a layer as sparse:
               here only those that can really be zero. compat="seed": the code of network-compression, which keeps k - 1
               channels (k rounded to even), takes |predictor|, sums its penalty over the batch, and gates in front of the
               affine BatchNorm, so that nothing behind it is zero
