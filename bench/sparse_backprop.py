@@ -3,7 +3,7 @@
     python bench/sparse_backprop.py [--out docs/results/sparse_backprop.csv] [--rounds 25]
 
 With it, nothing that a gate left out is needed in backward: hardware that skips it would save that work. Here the gradient
-of what is off is multiplied by 0. Thresholds begin at the target of their paper's net, so that most gates are off, as
+of what is off is set to 0, in a pass of its own. Thresholds begin at the target of their paper's net, so that most gates are off, as
 late in a training. The nets take turns, one step each (batch 128, forward, loss, backward, optimizer); the ratio is the
 median over rounds of a step with and the step without beside it. One thread, CPU time: what else the machine does counts
 little. Random images: speed does not depend on them.
