@@ -220,7 +220,7 @@ def test_inputs_that_clip_at_zero_are_a_relu(part: str, missing: set[str]) -> No
 
 def test_no_note_without_a_decision_or_an_example() -> None:
     net = nn.Sequential(nn.Conv2d(1, 4, 1))
-    with pytest.warns(bw.BitwrightWarning, match="leave nothing to split"):
-        assert noted(net, GATES["channel_gate"], torch.zeros(1, 1, 4, 4)) == set()
+    row = plan(net, [{"match": "*", "gate": GATES["channel_gate"]}], torch.zeros(1, 1, 4, 4)).rows[0]
+    assert "leave nothing to split" in row.note and NO_RELU not in row.note
     row = plan(nn.Sequential(nn.Conv2d(4, 4, 1)), [{"match": "*", "gate": GATES["channel_gate"]}]).rows[0]
     assert row.note == ""
