@@ -74,6 +74,12 @@ def _precision(rows: dict[str, dict[str, str]]) -> Iterator[str]:
             f"{name}: {float(r['bops_reduction']):.2f} times fewer bit operations and {beside(points(r) - points(peer))} "
             f"{peer['row']}"
         )
+        plain = rows.get(f"uniform {name[3]}")
+        if plain:
+            text += (
+                f", {beside(points(r) - points(plain))} {plain['row']}, which has {int(plain['bops']) / NET_BITS:,.0f} M "
+                "(no plane for the sign of weights)"
+            )
         low = max((s for s in static if s[0] <= bops), default=None)
         high = min((s for s in static if s[0] > bops), default=None)
         if low and high:

@@ -122,11 +122,12 @@ def test_gates(put: Any) -> None:
     text = " ".join(gating([
         row("dense", 0.85), row("FBS keep 0.5", 0.83, 16e6, fewer=2.5), row("CG original", 0.84, 32e6, fewer=1.25),
         row("static of CG original", 0.845, 31e6), row("PACT 2", 0.80, bops=1e9), row("PACT 3", 0.84, bops=2e9),
-        row("PG 3/2", 0.83, bops=1.5e9, fewer=1.3),
+        row("PG 3/2", 0.83, bops=1.5e9, fewer=1.3), row("uniform 3", 0.835, bops=1.4e9),
     ]))  # fmt: skip
     assert "FBS keep 0.5: 2.50 times fewer MACs, 2.00 points below the dense net" in text
     assert "1.00 points below its dense net, 0.50 points below a narrower net of 31.00 M MACs (it has 32.00 M)" in text
-    assert "1.00 points below PACT 3" in text and "would have 82.00 %, and it is 1.00 points above that" in text
+    assert "1.00 points below PACT 3, 0.50 points below uniform 3, which has 1,400 M" in text
+    assert "would have 82.00 %, and it is 1.00 points above that" in text
 
 
 def test_examples_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
