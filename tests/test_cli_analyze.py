@@ -149,6 +149,21 @@ def test_one_line_for_each_mistake(trained: Run, call: Any, words: list[str], sa
     assert code == 2 and said in note and note.count("\n") == 1
 
 
+def test_layers_that_one_knows_better(trained: Run, tmp_path: Path, call: Any) -> None:
+    words = ["analyze", str(trained.path), "-o", str(tmp_path / "h.toml"), "--delta", "100", "--random", "0"]
+    code, _, note = call(*words, "--always", "layer3.*.conv1", "--always", "layer1.0.conv1", "--never", "layer2.*")
+    assert code == 0, note
+    kept = trained.read_json("pca.json")
+    assert kept["significant"] == ["layer1.0.conv1", *(f"layer3.{i}.conv1" for i in range(3))]
+    least = {row["name"]: row["components"] for row in kept["layers"]}
+    code, _, note = call(
+        *words, "--overwrite", "--count", "needed", "--residual", "largest", "--always", "layer1.0.conv1"
+    )
+    assert code == 0, note
+    more = {row["name"]: row["components"] for row in trained.read_json("pca.json")["layers"]}
+    assert all(more[name] == n + 1 for name, n in least.items())
+
+
 def test_nothing_is_replaced_by_accident(trained: Run, tmp_path: Path, call: Any) -> None:
     own = tmp_path / "mine.toml"
     own.write_text("# by hand\n")

@@ -18,6 +18,7 @@ ONLY = {
         "output": "--output", "threshold": "--threshold", "delta": "--delta", "relative": "--relative",
         "budget": "--budget", "bits": "--bits", "shortcut": "--shortcut", "target": "--for", "base": "--base",
         "weight_scale": "--weight-scale", "faithful": "--faithful", "random": "--random", "seed": "--seed",
+        "count": "--count", "residual": "--residual", "always": "--always", "never": "--never",
         "baselines": "--baselines", "energy": "--energy", "overwrite": "--overwrite",
     },
     "weight_sweep": {"on": "--on", "norm": "--norm", "batch": "--batch", "test_images": "--test-images"},
@@ -40,6 +41,16 @@ def analyze(
     budget: Annotated[
         float | None, typer.Option(help="Instead of delta: the largest rises, up to this share of the weights.")
     ] = None,
+    count: Annotated[
+        str, typer.Option(help="Components: below the threshold, as published, or needed, one more.")
+    ] = "below",
+    residual: Annotated[
+        str, typer.Option(help="Where adds give a layer several inputs: the latest layer, or the largest count.")
+    ] = "latest",
+    always: Annotated[
+        list[str] | None, typer.Option(help="Layers to choose whatever they count; may be repeated.")
+    ] = None,
+    never: Annotated[list[str] | None, typer.Option(help="Layers to leave out whatever they count.")] = None,
     bits: Annotated[str, typer.Option(help="Bits of the chosen layers: weights, inputs.")] = "2,2",
     shortcut: Annotated[str, typer.Option(help="1x1 shortcut convs: fp, kbit or binary.")] = "fp",
     target: Annotated[
@@ -112,7 +123,10 @@ def analyze(
         recipe=Path(output) if output else Path(run) / "hybrid.toml", folder=Path(baselines) if baselines else None,
         overwrite=overwrite, replace=output is None,
     )  # fmt: skip
-    analyze_pca(out, run, wanted, images, data_root, threshold, delta, relative=relative, budget=budget)
+    analyze_pca(
+        out, run, wanted, images, data_root, threshold, delta, count=count, relative=relative, budget=budget,
+        residual=residual, always=always or (), never=never or (),
+    )  # fmt: skip
 
 
 def _check_options(ctx: typer.Context, judge: str) -> None:

@@ -63,9 +63,9 @@ def analyze_pca(
     train = dataset(experiment, "train")
     net = trained_net(run, train)
     x = example_of(experiment, train, 2)
-    count = min(len(train), images or enough(net, x))
-    batches = train.limit(count).batches(BATCH, normalize=normalized(experiment))
-    out.detail(f"analyze {target}: {count:,} training images of {train.name}, not augmented")
+    taken = min(len(train), images or enough(net, x))
+    batches = train.limit(taken).batches(BATCH, normalize=normalized(experiment))
+    out.detail(f"analyze {target}: {taken:,} training images of {train.name}, not augmented")
     found = pca(net, Shown(out, "PCA", batches), threshold, delta, **rule)
     goal, x_goal = _target(experiment, train, wanted, x)
     fitted = found.fitted(goal, x_goal)
@@ -76,12 +76,12 @@ def analyze_pca(
     recipes = fitted.baselines(wanted.bits, wanted.shortcut, random=wanted.random, seed=wanted.seed, **options)
     rows = compared(fitted, recipes, goal, x_goal, wanted)
     files = _write(fitted, recipes, wanted)
-    facts = {"images": count, "bits": list(wanted.bits), "shortcut": wanted.shortcut, "compared": rows}
+    facts = {"images": taken, "bits": list(wanted.bits), "shortcut": wanted.shortcut, "compared": rows}
     run.write_json("pca.json", {**found.to_dict(), **facts})
     out.data["analyze"] = {
         "run": target, "judge": "pca", **facts, "pca": found.to_dict(), "renamed": dict(moved), "files": files,
     }  # fmt: skip
-    _show(out, found, rows, wanted, count)
+    _show(out, found, rows, wanted, taken)
     if moved:
         out.prose(
             f"layers of {wanted.target} are named otherwise and were matched by position: {moved[0][0]} is {moved[0][1]}",
