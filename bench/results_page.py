@@ -5,6 +5,9 @@ python bench/results_page.py
 
 from __future__ import annotations
 
+import ast
+from typing import Any
+
 import findings
 from results_hybrid import hybrid
 from results_selfprune import selfprune
@@ -73,13 +76,30 @@ def training() -> str:
     return table([*cells, "step ms (quartiles)", "step / float step (quartiles)", "clock"], rows)
 
 
+def slots(recipe: str) -> str:
+    """A recipe by name, or what its slots hold, in words.
+
+    >>> slots("bwn"), slots("{'w': {'part': 'kbit', 'bits': 2}, 'x': ['norm', 'sign']}")
+    ('bwn', 'w kbit 2, x norm sign')
+    """
+    if not recipe.startswith("{"):
+        return recipe
+
+    def words(value: Any) -> str:
+        if isinstance(value, dict):
+            return " ".join(str(v) if key in ("part", "bits") else f"{key}={v}" for key, v in value.items())
+        return " ".join(map(words, value)) if isinstance(value, list) else str(value)
+
+    return ", ".join(f"{slot} {words(value)}" for slot, value in ast.literal_eval(recipe).items())
+
+
 def methods() -> str:
     """A table per group of bench/methods.py that has rows."""
     parts = []
     for group in ("mnist", "fashion", "cifar10", "short"):
         found = read(f"methods_{group}.csv")
         rows = [
-            [r["row"], r["model"], f"`{r['recipe']}`", r["epochs"], r["images"], r["seed"],
+            [r["row"], r["model"], f"`{slots(r['recipe'])}`", r["epochs"], r["images"], r["seed"],
              f"{100 * float(r['accuracy']):.2f}", r["seconds"]]
             for r in found
         ]  # fmt: skip
