@@ -155,3 +155,21 @@ def test_the_guide_says_what_the_csv_of_sparse_backprop_says() -> None:
     assert f"took {min(ratios):.2f} to {max(ratios):.2f} times the step without" in text
     assert f"median of {rows[0]['rounds']} rounds side by side, one thread, batch {rows[0]['batch']}" in text
     assert f"{min(on):.0f} to {max(on):.0f} % of the gates on" in text
+
+
+def test_the_guide_says_who_is_ahead_as_the_rows_do() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    with (docs / "results" / "gating.csv").open(newline="", encoding="utf-8") as f:
+        rows = {r["row"]: r for r in csv.DictReader(f)}
+    text = " ".join((docs / "guides" / "gating.md").read_text(encoding="utf-8").split())
+    top = {name: 100 * float(r["accuracy"]) for name, r in rows.items()}
+    assert "the channel-gated nets were behind narrower nets of equal MACs" in text
+    assert all(top[name] < top[f"static of {name}"] for name in ("CG original", "CG post-activated"))
+    assert "precision gating was a little ahead of PACT nets of equal bit operations" in text
+    bops = {name: float(r["bops"]) for name, r in rows.items()}
+    for name, low, high in (("PG 3/2", "PACT 2", "PACT 3"), ("PG 8/4", "PACT 3", "PACT 8")):
+        share = (bops[name] - bops[low]) / (bops[high] - bops[low])
+        assert 0 < top[name] - (top[low] + share * (top[high] - top[low])) < 1
+    assert (
+        "`fbs` at half of the channels cost two to three points" in text and 2 < top["dense"] - top["FBS keep 0.5"] < 3
+    )
