@@ -384,7 +384,11 @@ def test_switch_loader_and_chance() -> None:
     assert text.startswith(
         "test accuracy fell 10.0 points at the switch to stage 1; a dip that recovers within 2 epochs"
     )
-    assert "stage.1.teacher=previous" in text
+    assert "stage.1.teacher=previous" in text and "binarize inputs before weights" in text
+    float_on = TWO.model_copy(update={"stage": [TWO.stage[0], TWO.stage[1].model_copy(update={"rule": []})]})
+    state = State(stage=1, rows=[metrics(0, 3), metrics(1, 0, test_top1=0.8)])
+    (text,) = lessons(float_on, state, lambda name: True, classes=10, images=1000)
+    assert "stage.1.optimizer.lr=0.0001, or stage.1.teacher=previous" in text and "binarize" not in text
     state = State(stage=1, rows=[metrics(1, 1, data_ms=10.0)])
     assert "50.0 % of each step is waiting for data" in told(state)[0] and "data.workers=1" in state.warnings[0]
     state = State(stage=1, rows=[metrics(1, 1, test_top1=0.11)])

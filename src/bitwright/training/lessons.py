@@ -239,13 +239,17 @@ def _switch(experiment: Experiment, state: State) -> Iterator[Lesson]:
     drop = before - row["test_top1"]
     if drop > DROP:
         stage = experiment.stage[state.stage]
-        teacher = "" if stage.teacher else f"stage.{state.stage}.teacher=previous, or "
+        teacher = f"stage.{state.stage}.teacher=previous"
+        cures = [] if stage.teacher else [teacher]
+        if stage.recipe or stage.rule:
+            cures.append("binarize inputs before weights, in two stages")
+        else:  # nothing but rate and schedule have changed
+            cures.insert(0, f"stage.{state.stage}.optimizer.lr={stage.optimizer.lr * 0.1:.1g}")
         within = max(1, math.ceil(stage.epochs / 3))
         yield (
             "switch",
             f"test accuracy fell {drop * 100:.1f} points at the switch to stage {state.stage}; a dip that recovers within "
-            f"{within} epoch{'s' if within > 1 else ''} is normal. If it stays: {teacher}"
-            "binarize inputs before weights, in two stages",
+            f"{within} epoch{'s' if within > 1 else ''} is normal. If it stays: {', or '.join(cures)}",
         )
 
 
