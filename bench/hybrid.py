@@ -18,6 +18,7 @@ import argparse
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -102,6 +103,7 @@ def run_row(row: Row, plain: Run, folder: Path, args: argparse.Namespace) -> dic
         "row": row.name, "model": row.model, "seed": args.seed, "epochs": args.epochs, "images": args.images or "all",
         "layers": " ".join(chosen), "accuracy": round(result.top1, 4), "test_images": result.images,
         **packed(run, experiment, args), "lr": args.lr, "seconds": round(result.seconds),
+        "epoch_seconds": round(median(float(r["seconds"]) for r in run.read_csv("metrics.csv"))),  # pauses do not count
     }  # fmt: skip
 
 

@@ -22,7 +22,7 @@ def hybrid() -> str:
         [
             r["row"], r["model"], r["seed"], percent(r["accuracy"]), f"{int(r['bytes']) / 1000:.1f}" if r["bytes"] else "-",
             r["compression"], against(r, "compression"), r["energy_efficiency"], against(r, "energy_efficiency"),
-            number(r["ms"]), r["runs_as"], f"{r['verdict']}, {r['same']}", round(int(r["seconds"]) / int(r["epochs"])),
+            number(r["ms"]), r["runs_as"], f"{r['verdict']}, {r['same']}", r["epoch_seconds"],
         ]
         for r in found
     ]  # fmt: skip
