@@ -12,8 +12,6 @@ little. Random images: speed does not depend on them.
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,6 +22,7 @@ import torch.nn.functional as F
 
 import bitwright as bw
 from bitwright.measure.machine import machine
+from methods import write
 from training import BATCH, PRECISIONS, ROOT, quartiles
 
 CASES: dict[str, tuple[str, str]] = {  # case: model, recipe
@@ -98,12 +97,7 @@ def main() -> None:
             r = records[-1]
             print(f"{case}, {precision}: {r['sparse_ms']} and {r['dense_ms']} ms, {r['ratio']:.3f}x "
                   f"({r['ratio_q1']:.3f}-{r['ratio_q3']:.3f}), {r['gates_on']:.0%} on", flush=True)  # fmt: skip
-    temporary = out.with_suffix(".tmp")
-    with temporary.open("w", newline="") as f:
-        writer = csv.DictWriter(f, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-    os.replace(temporary, out)
+    write(out, records)
 
 
 if __name__ == "__main__":

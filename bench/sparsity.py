@@ -12,8 +12,6 @@ drawn: time does not depend on it, nor, but for CSR, on how many.
 from __future__ import annotations
 
 import argparse
-import csv
-import os
 import time
 import warnings
 from collections.abc import Callable
@@ -25,6 +23,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.measure.machine import machine
+from methods import write
 from training import ROOT, quartiles
 
 LAYERS = {"784 -> 4000": (784, 4000), "4000 -> 4000": (4000, 4000)}
@@ -96,12 +95,7 @@ def main() -> None:
                 records.append(r)
                 print(f"batch {batch}, {name}, {share:.1%} on: float {r['float_ms']}, CSR {r['csr_ms']}, bits {r['bits_ms']}, "
                       f"1-bit weights {r['weights_ms']} ms", flush=True)  # fmt: skip
-    temporary = out.with_suffix(".tmp")
-    with temporary.open("w", newline="") as f:
-        writer = csv.DictWriter(f, list(records[0]), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-    os.replace(temporary, out)
+    write(out, records)
 
 
 if __name__ == "__main__":

@@ -64,6 +64,8 @@ def stepper(model_name: str, options: dict[str, Any], recipe: Any, half: bool, n
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
+    if len(values) == 1:  # a trial with one round
+        return values[0], values[0], values[0]
     q1, middle, q3 = statistics.quantiles(values, n=4, method="inclusive")
     return q1, middle, q3
 

@@ -145,8 +145,9 @@ def test_refit_finds_thresholds_that_are_far_away() -> None:
 def test_gates_that_move_as_one_are_told() -> None:
     """All sums are equal: the rest is added to all outputs or to none."""
     gate = {"part": "channel_gate", "unit": "raw", "init": 0.0}
-    model = nn.Sequential(bw.nn.Conv2d(8, 8, 1, bias=False, gate=gate))
-    nn.init.ones_(model[0].weight)  # type: ignore[arg-type]
+    layer = bw.nn.Conv2d(8, 8, 1, bias=False, gate=gate)
+    nn.init.ones_(layer.weight)
+    model = nn.Sequential(layer)
     budget = bw.Budget(model, torch.ones(1, 8, 4, 4), macs=0.5)
     with pytest.warns(bw.BitwrightWarning, match=r"of 512 per sample, .* than 256 \(-50.0 %\); 0.250 to 1.000 of 1024"):
         budget.refit(torch.ones(2, 8, 4, 4))

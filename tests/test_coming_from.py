@@ -13,9 +13,9 @@ import torch
 
 from bitwright.cli.run import run
 from bitwright.data import Dataset
-from bitwright.experiment import load
 from bitwright.runs import Run
 from oracles import xnor_net as oracle
+from overrides import value_at
 from processes import finished
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from" / "xnor-net.md").read_text(encoding="utf-8")
@@ -57,10 +57,7 @@ def test_every_flag_has_its_row() -> None:
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if FLAGS[flag] is not None])
 def test_an_override_sets_what_the_flag_set(flag: str) -> None:
     where, value = FLAGS[flag]
-    found: Any = load(NAME, [rows()[flag]])
-    for key in where.split("."):
-        found = found[int(key)] if key.isdecimal() else getattr(found, key)
-    assert found == value
+    assert value_at(NAME, [rows()[flag]], where) == value
 
 
 @pytest.fixture

@@ -17,6 +17,7 @@ from bitwright.experiment import load
 from bitwright.runs import Run
 from bitwright.training.schedules import Plateau
 from oracles import network_compression as oracle
+from overrides import value_at
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from" / "network-compression.md").read_text(encoding="utf-8")
 FBS, BITS, FLOAT = "cifar10-resnet20-fbs", "cifar10-resnet20-bwn-published", "cifar10-resnet20-float"
@@ -78,14 +79,6 @@ def test_every_flag_has_its_row(script: str) -> None:
 def test_an_override_sets_what_the_flag_set(script: str, flag: str) -> None:
     for where, value in (SCRIPTS[script][flag][1] or {}).items():
         assert value_at(NAMES[script], [rows(script)[flag][1]], where) == value
-
-
-def value_at(name: str, overrides: list[str], where: str) -> Any:
-    found: Any = load(name, overrides)
-    for key in where.split("."):
-        at: Any = int(key) if key.isdecimal() else key
-        found = found[at] if isinstance(found, (list, dict)) else getattr(found, key)
-    return found
 
 
 def test_what_the_notes_say_is_an_override_too() -> None:

@@ -15,6 +15,7 @@ from bitwright.data import Dataset
 from bitwright.experiment import load
 from bitwright.runs import Run
 from oracles import dnn_gating as oracle
+from overrides import value_at
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from" / "dnn-gating.md").read_text(encoding="utf-8")
 CG, PG = "cifar10-resnet20-channel_gate", "cifar10-resnet20-precision_gate-w8a8p4"
@@ -75,14 +76,6 @@ def test_an_override_sets_what_the_flag_set(script: str, flag: str) -> None:
     typed = shlex.split(rows(script)[flag][0])
     for where, value in (SCRIPTS[script][flag] or {}).items():
         assert value_at(NAMES[script], typed, where) == value
-
-
-def value_at(name: str, overrides: list[str], where: str) -> Any:
-    found: Any = load(name, overrides)
-    for key in where.split("."):
-        at: Any = int(key) if key.isdecimal() else key
-        found = found[at] if isinstance(found, (list, dict)) else getattr(found, key)
-    return found
 
 
 def test_what_the_notes_say_for_a_missing_flag_is_an_override_too() -> None:

@@ -16,6 +16,7 @@ from bitwright.experiment import load
 from bitwright.runs import Run
 from bitwright.transforms import Recipe
 from oracles import pca_hybrid as oracle
+from overrides import value_at
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from" / "pca-hybrid.md").read_text(encoding="utf-8")
 NAME = "cifar100-bireal_resnet20-hybrid"
@@ -55,10 +56,7 @@ def test_every_flag_has_its_row() -> None:
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if FLAGS[flag] is not None])
 def test_an_override_sets_what_the_flag_set(flag: str) -> None:
     where, value = FLAGS[flag]
-    found: Any = load(NAME, [flags()[flag]])
-    for key in where.split("."):
-        found = found[int(key)] if key.isdecimal() else found[key] if isinstance(found, dict) else getattr(found, key)
-    assert found == value
+    assert value_at(NAME, [flags()[flag]], where) == value
 
 
 def test_the_schedule_of_the_page_is_that_of_the_experiment() -> None:

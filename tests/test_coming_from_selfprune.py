@@ -12,8 +12,8 @@ import torch
 
 from bitwright.cli.run import run
 from bitwright.data import Dataset
-from bitwright.experiment import load
 from bitwright.runs import Run
+from overrides import value_at
 
 PAGE = (Path(__file__).parent.parent / "docs" / "coming-from" / "self-pruning.md").read_text(encoding="utf-8")
 NAME = "mnist-selfprune_mlp-selfprune-published"
@@ -55,13 +55,6 @@ def flags() -> dict[str, str]:
     return {left[0]: right[0] for left, right in rows}
 
 
-def found(settings: list[str], where: str) -> Any:
-    value: Any = load(NAME, settings)
-    for key in where.split("."):
-        value = value[int(key)] if key.isdecimal() else value[key] if isinstance(value, dict) else getattr(value, key)
-    return value
-
-
 def test_every_flag_has_its_row() -> None:
     assert set(flags()) == set(FLAGS)
 
@@ -69,13 +62,13 @@ def test_every_flag_has_its_row() -> None:
 @pytest.mark.parametrize("flag", [flag for flag in FLAGS if FLAGS[flag] is not None])
 def test_an_override_sets_what_the_flag_set(flag: str) -> None:
     where, value = FLAGS[flag]
-    assert found(shlex.split(flags()[flag]), where) == value
+    assert value_at(NAME, shlex.split(flags()[flag]), where) == value
 
 
 @pytest.mark.parametrize("flag", DEFAULTS)
 def test_the_experiment_has_the_notebook_s_defaults(flag: str) -> None:
     where, value = FLAGS[flag]
-    assert found([], where) == value
+    assert value_at(NAME, [], where) == value
 
 
 @pytest.fixture

@@ -360,7 +360,7 @@ def test_a_depthwise_layer_is_left_alone_and_the_plan_says_so() -> None:
     assert macs.per_layer["b"] == 2 * (25 * 8 * 3 + 8 * 6 + 25 * 6)  # and its norm makes other values of zeros
     rebuilt = Mobile()
     with pytest.warns(BitwrightWarning, match="apply: d: fbs"):
-        bw.apply(rebuilt, bw.Recipe.from_toml(net.bitwright_recipe.to_toml()), x)  # type: ignore[union-attr]
+        bw.apply(rebuilt, bw.Recipe.from_toml(parts.bitwright_recipe.to_toml()), x)
     rebuilt.load_state_dict(net.state_dict())
     assert torch.equal(rebuilt.eval()(x), net(x))
     assert "d" not in {rule.match for rule in bw.recipe_of(net).rules}

@@ -17,7 +17,7 @@ from bitwright.parts.gate_norm import FreeNorm, autocast_off
 from bitwright.parts.options import check_compat, check_number
 from bitwright.parts.registry import part
 from bitwright.parts.scale import wide
-from bitwright.parts.split_gate import Watched, spent_of
+from bitwright.parts.split_gate import Watched, channels_of, spent_of
 from bitwright.types import Site, Spent
 
 LEAST = 1e-4  # a gain below this counts as this: the shift is divided by it
@@ -128,17 +128,7 @@ class FBS(Watched):
     @classmethod
     def for_layer(cls, layer: nn.Module, **options: Any) -> nn.Module:
         new = cls(**options)
-        inputs = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
-        outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
-        like = next(layer.parameters(), None)
-        if inputs is None or outputs is None or like is None:
-            kind = type(layer).__name__
-            raise InputError(
-                f"part fbs: {kind} has no channels to gate; a linear or convolution layer has",
-                code="gate-layer",
-                given=kind,
-                possible="Linear, Conv1d, Conv2d, Conv3d, ConvTranspose2d",
-            )
+        inputs, outputs, like = channels_of("fbs", layer)
         groups = int(getattr(layer, "groups", 1))
         if groups > 1 and groups == inputs:
             warnings.warn(
@@ -160,7 +150,7 @@ class FBS(Watched):
             warnings.warn(
                 "fbs: one output channel (or block) is always kept: nothing is gated", BitwrightWarning, stacklevel=2
             )
-        new.inputs, new.outputs, new.last = int(inputs), int(outputs), isinstance(layer, nn.Linear)
+        new.inputs, new.outputs, new.last = inputs, outputs, isinstance(layer, nn.Linear)
         new.predictor = nn.Linear(new.inputs, new.outputs)
         if not new.seed:
             nn.init.trunc_normal_(new.predictor.weight, std=0.05, a=-0.1, b=0.1)

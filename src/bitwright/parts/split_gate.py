@@ -27,6 +27,22 @@ class Watched(nn.Module):
         return {key: alone.get(key, value) for key, value in self.__dict__.items()}
 
 
+def channels_of(name: str, layer: nn.Module) -> tuple[int, int, Tensor]:
+    """(input channels, output channels, a parameter) of the layer that part `name` is to gate."""
+    inputs = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+    outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
+    like = next(layer.parameters(), None)
+    if inputs is None or outputs is None or like is None:
+        kind = type(layer).__name__
+        raise InputError(
+            f"part {name}: {kind} has no channels to gate; a linear or convolution layer has",
+            code="gate-layer",
+            given=kind,
+            possible="Linear, Conv1d, Conv2d, Conv3d, ConvTranspose2d",
+        )
+    return int(inputs), int(outputs), like
+
+
 class SplitGate(Watched, FullPrecision):
     """y = base + on rest, on = 1 where z > threshold: z the base, as it is ("raw") or normalized per channel.
 
@@ -70,17 +86,8 @@ class SplitGate(Watched, FullPrecision):
 
     def fit(self, name: str, layer: nn.Module) -> None:
         """Sizes of the layer: one threshold per output channel."""
-        outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
-        like = next(layer.parameters(), None)
-        if outputs is None or like is None:
-            kind = type(layer).__name__
-            raise InputError(
-                f"part {name}: {kind} has no output channels to gate; a linear or convolution layer has",
-                code="gate-layer",
-                given=kind,
-                possible="Linear, Conv1d, Conv2d, Conv3d, ConvTranspose2d",
-            )
-        self.outputs, self.last = int(outputs), isinstance(layer, nn.Linear)
+        _, self.outputs, like = channels_of(name, layer)
+        self.last = isinstance(layer, nn.Linear)
         self.threshold = nn.Parameter(torch.full((self.outputs,), self.init))
         self.norm = FreeNorm(self.outputs, self.last) if self.unit == "normalized" else None
         self.register_buffer("size", torch.ones(()) if self.norm is None else None)
