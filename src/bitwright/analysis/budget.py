@@ -161,7 +161,8 @@ class Budget:
             else "more than the net with no gate"
         )
         raise InputError(
-            f"budget: {self.key}={self.wanted:g} is {self.target:.4g} per sample, {why}; {self._reach(least, self.dense)}",
+            f"budget: {self.key}={self.wanted:g} is {self.target:.4g} per sample, {why}. Possible: "
+            f"{self._reach(least, self.dense)}",
             code="budget",
             given=f"{self.wanted:g}",
             possible=self._reach(least, self.dense),
