@@ -82,7 +82,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     ],
     "xnor": [{"center": "graph"}, {"center": "off"}, {"compat": "seed"}],
     "xnor_k": [{"detach": False}],
-    "zero_one": [{"on": 0.5, "off": -0.5}, {"random_mag": 0.5, "epsilon": 0.5}, {"threshold": 0.9, "init": "fan_in:8"}],
+    "zero_one": [
+        {"on": 0.5, "off": -0.5},
+        {"random_mag": 0.5, "epsilon": 0.5},
+        {"threshold": 0.9, "init": "fan_in:8"},
+        {"decay": 0.05},
+    ],
 }
 # Four means fit four channels: laws that build other layers cannot take them.
 FOUR_CHANNELS = "mean=["

@@ -93,6 +93,7 @@ def test_a_nan_shows_in_training() -> None:
         ({"init": "bernoulli:0"}, "possible: fan_in:C"),
         ({"init": "gauss"}, "possible: fan_in:C"),
         ({"init": "fan_in:inf"}, "possible: fan_in:C"),
+        ({"decay": -0.1}, "0 or more"),
     ],
 )
 def test_what_makes_no_sense_is_refused(options: dict[str, Any], says: str) -> None:
@@ -335,3 +336,64 @@ def test_five_steps_equal_the_notebooks_save_binarize_restore_loop() -> None:
                 assert (latents(layer) - torch.tensor(expected, dtype=torch.float64)).abs().max() < 1e-6
             flips += sum(int((b != (latents(m) >= 0.5)).sum()) for b, m in zip(before, (first, last), strict=True))
     assert flips > 20 and any(bool(((w == 0) | (w == 1)).any()) for w in map(latents, (first, last)))
+
+
+# -- decay of the latents ---------------------------------------------------------------------------------------------
+def decaying(**slots: Any) -> nn.Sequential:
+    torch.manual_seed(0)
+    w = {"part": "zero_one", "decay": 0.5}
+    return nn.Sequential(bw.nn.Linear(6, 5, bias=False, w=w, **slots), bw.nn.Linear(5, 4, w="zero_one"))
+
+
+@pytest.mark.parametrize("cls", [torch.optim.AdamW, torch.optim.SGD])
+def test_decay_is_taken_from_latents_and_from_nothing_else(cls: Any) -> None:
+    net = decaying()
+    optimizer = cls(bw.param_groups(net, 0.1, 0.01))
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    with bw.attach(net, optimizer):
+        for p in net.parameters():
+            p.grad = torch.zeros_like(p)
+        optimizer.step()
+    after = dict(net.named_parameters())
+    assert torch.allclose(after["0.weight"], before["0.weight"] * (1 - 0.1 * 0.5))
+    assert torch.equal(after["1.weight"], before["1.weight"]) and torch.equal(after["1.bias"], before["1.bias"])
+
+
+def test_a_chain_and_a_bias_have_the_decay_of_their_part() -> None:
+    decay = {"part": "zero_one", "decay": 0.5}
+    net = nn.Sequential(bw.nn.Linear(6, 5, w=[decay, "mask"], b=decay))
+    latents = [g for g in bw.param_groups(net, 0.1, 0.01) if g["name"] == "latents"]
+    assert [(len(g["params"]), g["weight_decay"]) for g in latents] == [(2, 0.5)]
+
+
+@pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad])
+def test_an_optimizer_that_would_divide_the_decay_is_refused(cls: Any) -> None:
+    net = decaying()
+    with pytest.raises(InputError, match=f"decay=0.5 with {cls.__name__}.*Possible: AdamW, SGD, or decay=0"):
+        bw.attach(net, cls(bw.param_groups(net, 0.1, 0.01)))
+    bw.attach(nn.Sequential(net[1]), cls(bw.param_groups(net[1], 0.1, 0.01)))  # without a decay: nothing to refuse
+    bw.attach(net, torch.optim.NAdam(bw.param_groups(net, 0.1, 0.01), decoupled_weight_decay=True))
+
+
+def test_a_decay_that_the_optimizer_does_not_have_is_told() -> None:
+    net = decaying()
+    with pytest.warns(bw.BitwrightWarning, match="weight decay of 0.2"):
+        bw.attach(net, torch.optim.AdamW(net.parameters(), 0.1, weight_decay=0.2))
+
+
+def test_decay_keeps_off_what_only_noise_would_switch_on() -> None:
+    """Gradients of random sign: without a decay latents walk across 1/2; a steady gradient keeps its connections."""
+    shares = {}
+    for decay in (0.0, 0.1):
+        torch.manual_seed(1)
+        layer: Any = bw.nn.Linear(100, 20, bias=False, w={"part": "zero_one", "decay": decay})
+        optimizer = torch.optim.AdamW(bw.param_groups(layer, 1e-2, 0.0))
+        with bw.attach(layer, optimizer):
+            for _ in range(1500):
+                layer.weight.grad = torch.randn_like(layer.weight)
+                layer.weight.grad[:, :10] -= 1.0  # what the loss asks for, step after step
+                optimizer.step()
+        on = layer.w(layer.weight.detach())
+        shares[decay] = (float(on[:, 10:].mean()), float(on[:, :10].mean()))
+    assert shares[0.0][0] > 0.2 and shares[0.1][0] < 0.05
+    assert shares[0.0][1] == shares[0.1][1] == 1.0

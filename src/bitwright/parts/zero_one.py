@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import math
+import warnings
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitwright.errors import InputError
+from bitwright.errors import BitwrightWarning, InputError
 from bitwright.fn.fast import step
 from bitwright.fn.noise import centered_noise
 from bitwright.parts.options import check_number
@@ -15,6 +17,9 @@ from bitwright.parts.registry import part
 from bitwright.parts.scale import weight_of
 from bitwright.types import Coded, scalar
 
+ADAPTIVE = (  # their weight decay is one of gradients, unless their group says decoupled
+    torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adamax,
+)  # fmt: skip
 PUBLISHED = 0.001  # the notebook's share of weights that start on
 POSSIBLE = "fan_in:C with C of at least 1, bernoulli:P with 0 < P <= 1, published, keep"
 
@@ -32,16 +37,22 @@ class ZeroOne(nn.Module):
               init: what `start` draws, each latent 0 or 1: "fan_in:C" is 1 with probability C / fan_in, so that each
               output begins with C connections; "bernoulli:P" is 1 with probability P; "published" is the notebook's
               Bernoulli(0.001), made for 4000 inputs; "keep" draws nothing
+              decay: weight decay of the latents alone, `bw.param_groups` gives it a group: a step of AdamW takes
+              lr * decay of each latent away. Without it the noise of gradients alone switches on connections, the more
+              the longer; what a consistent gradient holds stays on
     moments   start, by `bw.apply` and the constructor of a layer: where some weight is negative, the numbers are those of
               a float layer, not latents, and are drawn anew (a bias becomes 0); latents from elsewhere that were not
-              clipped to [0, 1] need init="keep". after_step clips the latent to [0, 1] and counts the step
+              clipped to [0, 1] need init="keep". after_step clips the latent to [0, 1] and counts the step. bind
+              refuses a decay to an optimizer that would divide it by the size of gradients, and tells if it is not in the group
     state     none, but with random_mag above 0 two integers, `stream` (torch's seed when the part was made) and `count`
               (optimizer steps): all layers made under one seed draw the same number, a resumed run goes on with it, and
               so do the processes of a parallel run, which train one net
     source    Agrawal, Karlupia 2019, arXiv 1909.00052, and its notebook
     differs   the notebook draws every start with probability 0.001, which leaves a narrow layer without connections; an
-              expected fan-in below 1 is refused here (with "published", below 1/2: the notebook's first layer has 0.78)
-    errors    `InputError` for on below off, values that are not finite, and a start with too few connections
+              expected fan-in below 1 is refused here (with "published", below 1/2: the notebook's first layer has 0.78).
+              It has no decay
+    errors    `InputError` for on below off, values that are not finite, a start with too few connections, and a decay that
+              an optimizer like Adam would get
 
     >>> ZeroOne(on=2.0)(torch.tensor([0.7, 0.5, 0.1])).tolist()
     [2.0, 2.0, 0.0]
@@ -63,6 +74,7 @@ class ZeroOne(nn.Module):
         random_mag: float = 0.0,
         epsilon: float = 1.0,
         init: str = "fan_in:4",
+        decay: float = 0.0,
         *,
         slot: str = "w",
     ) -> None:
@@ -75,6 +87,9 @@ class ZeroOne(nn.Module):
         )
         self.epsilon = check_number("zero_one", "epsilon", epsilon, "a probability, 0 to 1", lambda v: 0 <= v <= 1)
         share_of(init, 4)  # a wrong word fails here
+        self.latent_decay = check_number(
+            "zero_one", "decay", decay, "0 or more, and finite", lambda v: 0 <= v < math.inf
+        )
         self.noisy = self.random_mag > 0 and self.epsilon > 0
         if self.noisy:
             seed = torch.initial_seed()
@@ -91,10 +106,11 @@ class ZeroOne(nn.Module):
         random_mag: float = 0.0,
         epsilon: float = 1.0,
         init: str = "fan_in:4",
+        decay: float = 0.0,
         *,
         slot: str = "w",
     ) -> ZeroOne:
-        new = cls(on, off, threshold, random_mag, epsilon, init, slot=slot)
+        new = cls(on, off, threshold, random_mag, epsilon, init, decay, slot=slot)
         weight = weight_of(layer)
         if weight is not None:
             new.to(weight.device)
@@ -181,6 +197,26 @@ class ZeroOne(nn.Module):
             weight.zero_()
         else:
             weight.copy_(torch.rand_like(weight, dtype=torch.float32) < share_of(self.init, fan_in(weight)))
+
+    def bind(self, optimizer: torch.optim.Optimizer, group: dict[str, Any]) -> None:
+        name, given = type(optimizer).__name__, group.get("weight_decay", 0)
+        if not self.latent_decay:
+            return
+        if isinstance(optimizer, ADAPTIVE) and not group.get("decoupled_weight_decay"):
+            raise InputError(
+                f"part zero_one: decay={self.latent_decay:g} with {name}, which adds it to the gradient and divides by "
+                "the gradient's size: connections would go off by the decay alone. Possible: AdamW, SGD, or decay=0",
+                code="option",
+                given=name,
+                possible="AdamW, SGD, or decay=0",
+            )
+        if given != self.latent_decay:
+            warnings.warn(
+                f"part zero_one: decay={self.latent_decay:g}, but the optimizer's group of its weight has a weight decay of "
+                f"{given}. bw.param_groups(model, lr, weight_decay) makes a group of it",
+                BitwrightWarning,
+                stacklevel=2,
+            )
 
     def succeed(self, old: ZeroOne) -> None:
         """Goes on with the draws of the part that sat here before."""

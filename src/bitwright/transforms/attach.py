@@ -128,11 +128,17 @@ def _decay_of(part: nn.Module, parameter: nn.Parameter) -> float:
     return decay
 
 
+def _latent_decay(part: nn.Module) -> float:
+    """What a part asks for the weight in front of it; in a chain, the most that a link asks."""
+    return max(float(getattr(module, "latent_decay", 0.0)) for module in part.modules())
+
+
 def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:
     """Parameter groups for any optimizer of torch; every trainable parameter is in exactly one.
 
     "weights"   float weights and those of more than 2 bits: `weight_decay`
-    "latents"   weights behind a part of 1 or 2 bits: no decay, their size has no meaning of its own
+    "latents"   weights behind a part of 1 or 2 bits: no decay, their size has no meaning of its own; or the part's own
+                (`latent_decay`, e.g. zero_one, where 0 is off)
     "plain"     biases, norms, and whatever else has less than two dimensions: no decay
     "parts"     scales, steps, thresholds of parts: no decay, or the part's own (`decay`, e.g. PACT)
 
@@ -148,7 +154,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[
         bits = bit_facts(part)[0] if slot in ("w", "b") else None
         if isinstance(layer, SlotLayer) and bits is not None and bits <= 2:
             latent = layer.bias if slot == "b" else layer.weight
-            place[id(latent)] = ("latents", 0.0)
+            place[id(latent)] = ("latents", _latent_decay(part))
     for module in model.modules():
         if isinstance(module, NORMS):
             for parameter in module.parameters(recurse=False):
