@@ -92,6 +92,9 @@ INPUTS: dict[str, Function] = {
     "dorefa_a 8": part("dorefa_a", bits=8),
     "clip_round": lambda x: fast.clip_round(x, 0.7, 5),
     "lsq": lambda x: fast.lsq(x, torch.tensor(0.3), -2, 1),
+    "kbit 1": part("kbit", bits=1, slot="x"),
+    "kbit 2": part("kbit", bits=2, slot="x"),
+    "kbit 8": part("kbit", bits=8, slot="x"),
     "zero_one": part("zero_one"),
     "zero_one 0.3": part("zero_one", on=0.3, threshold=0.25),
 }

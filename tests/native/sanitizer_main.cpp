@@ -232,12 +232,13 @@ void training() {
   std::vector<float> steps((size_t)channels);
   for (float& s : steps) s = (float)pick(1, 64) / 32.0f;
   same_everywhere("sign and masks", [&](int threads) {
-    Memory y((size_t)size), mask((size_t)words * 8), dx((size_t)size), approx((size_t)size);
+    Memory y((size_t)size), mask((size_t)words * 8), dx((size_t)size), approx((size_t)size), odd((size_t)size);
+    check(bw_odd_forward(x.data, odd.data, (uint64_t*)mask.data, n, 3, dtype, threads), "odd_forward");
     check(bw_step_forward(x.data, y.data, n, 0.5f, 1.0f, 0.0f, dtype, threads), "step_forward");
     check(bw_sign_forward(x.data, y.data, (uint64_t*)mask.data, n, dtype, option, threads), "sign_forward");
     check(bw_mask_backward(g.data, (uint64_t*)mask.data, dx.data, n, dtype, threads), "mask_backward");
     check(bw_approx_backward(g.data, x.data, approx.data, n, dtype, threads), "approx_backward");
-    return joined(y, mask, dx, approx);
+    return joined(y, mask, dx, approx, odd);
   });
   same_everywhere("clip", [&](int threads) {
     Memory y((size_t)size), inside((size_t)words * 8), above((size_t)words * 8), dx((size_t)size), dhigh(4);

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 3
+#define BW_ABI_VERSION 4
 #define BW_MAX_PLANES 8
 
 enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
@@ -125,6 +125,8 @@ BW_API int bw_approx_backward(const void* g, const void* x, void* dx, int64_t n,
 // y = rint(clip(x, 0, high) * (levels / high)) * (high / levels); inside, if given: 0 <= x <= high; above: x >= high
 BW_API int bw_clip_forward(const void* x, void* y, uint64_t* inside, uint64_t* above, int64_t n, const float* high,
                            int64_t levels, int dtype, int threads);
+// y = (2 floor((clip(x, -1, 1) + 1) * top / 2 + 1/2) - top) / top (NaN stays); inside, if given: |x| <= 1
+BW_API int bw_odd_forward(const void* x, void* y, uint64_t* inside, int64_t n, int64_t top, int dtype, int threads);
 // dx = g * inside;  *dhigh = sum of g where above. Either pair may be null.
 BW_API int bw_clip_backward(const void* g, const uint64_t* inside, const uint64_t* above, void* dx, float* dhigh,
                             int64_t n, int dtype, int threads);

@@ -42,6 +42,7 @@ struct bw_train_table {
   void (*approx_backward)(bw_dtype, const void* g, const void* x, void* dx, int64_t n, int threads);
   void (*clip_forward)(bw_dtype, const void* x, void* y, uint64_t* inside, uint64_t* above, int64_t n, float high,
                        float up, float down, int threads);
+  void (*odd_forward)(bw_dtype, const void* x, void* y, uint64_t* inside, int64_t n, float top, int threads);
   void (*masked_sums)(bw_dtype, const void* g, const uint64_t* mask, double* partial, int64_t n, int threads);
   int64_t (*lsq_partials)(int64_t outer, int64_t channels, int64_t inner);
   void (*lsq_forward)(bw_dtype, const void* x, const float* steps, void* y, int64_t outer, int64_t channels,

@@ -65,6 +65,13 @@ int bw_clip_forward(const void* x, void* y, uint64_t* inside, uint64_t* above, i
   return BW_OK;
 }
 
+int bw_odd_forward(const void* x, void* y, uint64_t* inside, int64_t n, int64_t top, int dtype, int threads) {
+  BW_TRAIN(n, x && y);
+  BW_REQUIRE(top >= 1 && top < 1 << 23, "top must be positive, got %lld", (long long)top);
+  if (n) table.odd_forward(type, x, y, inside, n, (float)top, threads);
+  return BW_OK;
+}
+
 int bw_clip_backward(const void* g, const uint64_t* inside, const uint64_t* above, void* dx, float* dhigh, int64_t n,
                      int dtype, int threads) {
   BW_TRAIN(n, g && (inside || !dx) && (above || !dhigh));

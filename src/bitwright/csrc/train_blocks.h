@@ -46,6 +46,16 @@ inline float nearest(float value) {
 #endif
 }
 
+// The floor, for |value| < 2^23.
+inline float below(float value) {
+#if defined(__AVX2__) || defined(__aarch64__)
+  return __builtin_floorf(value);
+#else
+  const float near = nearest(value);
+  return near - (float)(int32_t)(near > value);
+#endif
+}
+
 // What a tensor of E holds after `value` was computed in float32.
 inline float as_stored(float value, const float*) { return value; }
 inline float as_stored(float value, const bfloat16*) { return widened(narrowed(value)); }

@@ -49,6 +49,31 @@ inline void step_forward(const E* x, E* y, int64_t n, float threshold, float on,
   });
 }
 
+// y = (2 floor((clip(x, -1, 1) + 1) * top / 2 + 1/2) - top) / top;  inside: |x| <= 1.  NaN stays
+template <class E>
+inline void odd_forward(const E* x, E* y, uint64_t* inside, int64_t n, float top, int threads) {
+  const float half = top / 2, down = (float)(1.0 / (double)top);
+  for_elements(threads, n, [=](int64_t first, int64_t count) {
+    Reader<E> read;
+    Writer<E> write;
+    alignas(64) int32_t lanes[BLOCK];
+    for (int64_t i = first; i < first + count; i += BLOCK) {
+      const int64_t left = first + count - i;
+      const float* __restrict v = read(x + i, left);
+      float* __restrict out = write.at(y + i, left);
+      for (int j = 0; j < BLOCK; j++) {
+        const float floored = v[j] < -1.0f ? -1.0f : v[j];
+        const float level = below(((floored > 1.0f ? 1.0f : floored) + 1.0f) * half + 0.5f);
+        out[j] = (2.0f * level - top) * down;
+      }
+      write.done(y + i, left);
+      if (!inside) continue;
+      for (int j = 0; j < BLOCK; j++) lanes[j] = -(int32_t)(fabsf(v[j]) <= 1.0f);
+      inside[i / BLOCK] = packed(lanes);
+    }
+  });
+}
+
 // dx = g * bit. A product, not a choice: what torch's mask does to -0.0, inf and NaN.
 template <class E>
 inline void mask_backward(const E* g, const uint64_t* mask, E* dx, int64_t n, int threads) {

@@ -33,6 +33,9 @@ void train_clip_forward(bw_dtype dtype, const void* x, void* y, uint64_t* inside
     clip_forward((const E*)x, (E*)y, inside, above, n, high, up, down, threads);
   });
 }
+void train_odd_forward(bw_dtype dtype, const void* x, void* y, uint64_t* inside, int64_t n, float top, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; odd_forward((const E*)x, (E*)y, inside, n, top, threads); });
+}
 void train_masked_sums(bw_dtype dtype, const void* g, const uint64_t* mask, double* partial, int64_t n, int threads) {
   for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; masked_sums((const E*)g, mask, partial, n, threads); });
 }
@@ -76,7 +79,7 @@ void train_dorefa_backward(bw_dtype dtype, const void* g, const float* t, float 
 const bw_train_table* train_table() {
   static const bw_train_table table = {
       train_sign_forward,  train_step_forward, train_mask_backward,  train_approx_backward, train_clip_forward,
-      train_masked_sums,   train_lsq_partials,   train_lsq_forward,     train_lsq_backward,
+      train_odd_forward,   train_masked_sums,   train_lsq_partials,   train_lsq_forward,     train_lsq_backward,
       train_binary_forward, train_binary_backward, train_dorefa_forward, train_dorefa_backward,
   };
   return &table;

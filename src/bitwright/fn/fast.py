@@ -122,6 +122,31 @@ def clip_round_composed(x: Tensor, high: Tensor | float, levels: int) -> Tensor:
     return ste2(x, high, value, (fixed >= 0) & (fixed <= edge), fixed >= edge)
 
 
+def odd_grid(x: Tensor, top: int) -> Tensor:
+    """top + 1 odd levels on [-1, 1], no zero among them; ties round up.
+
+    value     (2 u - top) / top, u = floor((clip(x, -1, 1) + 1) / 2 top + 1/2)
+    gradient  g where |x| <= 1, else 0
+
+    >>> [round(v, 3) for v in odd_grid(torch.tensor([-5.0, -0.1, 0.0, 2.0]), 3).tolist()]
+    [-1.0, -0.333, 0.333, 1.0]
+    """
+    if not fused.takes(x):
+        return odd_grid_composed(x, top)
+    return fused.OddGrid.apply(x, top) if fused.needs_graph(x) else fused.odd_value(x, top)
+
+
+def odd_grid_composed(x: Tensor, top: int) -> Tensor:
+    """The definition of `odd_grid`."""
+    fixed = _wide(x.detach())
+    return ste(x, odd_levels(fixed.clamp(-1, 1), top) * (1 / top), fixed.abs() <= 1)
+
+
+def odd_levels(place: Tensor, top: int) -> Tensor:
+    """Odd whole numbers 2 u - top of places on [-1, 1], and beyond."""
+    return 2 * torch.floor((place + 1) * (top / 2) + 0.5) - top
+
+
 def lsq(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor: float = 1.0) -> Tensor:
     """Learned step size: s * round(clip(x / s, low, high)), s = |step|, never 0.
 

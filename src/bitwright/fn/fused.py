@@ -27,6 +27,7 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_mask_backward": (c_int, [_P, _P, _P, _I, c_int, c_int]),
     "bw_approx_backward": (c_int, [_P, _P, _P, _I, c_int, c_int]),
     "bw_clip_forward": (c_int, [_P, _P, _P, _P, _I, _P, _I, c_int, c_int]),
+    "bw_odd_forward": (c_int, [_P, _P, _P, _I, _I, c_int, c_int]),
     "bw_clip_backward": (c_int, [_P, _P, _P, _P, _P, _I, c_int, c_int]),
     "bw_lsq_forward": (c_int, [_P, _P, _P, _I, _I, _I, c_float, c_float, c_int, c_int]),
     "bw_lsq_backward": (c_int, [_P, _P, _P, _P, _P, _I, _I, _I, c_float, c_float, c_float, c_int, c_int]),
@@ -321,6 +322,34 @@ class ClipRound(torch.autograd.Function):
             _DTYPES[grad.dtype], _threads(n),
         )  # fmt: skip
         return to_x, total.to(dtype), None
+
+
+# -- odd levels
+
+
+def odd_value(x: Tensor, top: int, inside: Tensor | None = None) -> Tensor:
+    x, y = _dense(x)
+    n = x.numel()
+    bits = None if inside is None else inside.data_ptr()
+    call("bw_odd_forward", x.data_ptr(), y.data_ptr(), bits, n, top, _DTYPES[x.dtype], _threads(n))
+    return y
+
+
+class OddGrid(torch.autograd.Function):
+    """Saves one bit per element: |x| <= 1."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, top: int) -> Tensor:
+        inside = _words(x.numel())
+        y = odd_value(x, top, inside)
+        ctx.save_for_backward(inside)
+        ctx.strides = y.stride()
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _masked(grad_outputs[0], ctx.saved_tensors[0], ctx.strides), None
 
 
 # -- learned steps

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.fn.coded import uint_code
+from bitwright.fn.fast import odd_grid, odd_levels
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.options import check_compat, check_word
@@ -97,7 +98,7 @@ class Kbit(nn.Module):
         """Odd whole numbers 2 u - n of places on [-1, 1]."""
         if self.clip:
             place = place.clamp(-1, 1)
-        return 2 * torch.floor((place + 1) * (self.top / 2) + 0.5) - self.top
+        return odd_levels(place, self.top)
 
     def _reach(self, fixed: Tensor, keep: Tensor | None) -> Tensor:
         """r of the docstring, [O, 1, ...] or a scalar; never 0."""
@@ -123,8 +124,9 @@ class Kbit(nn.Module):
     # -- the value ------------------------------------------------------------------------------------------------
     def forward(self, t: Tensor, keep: Tensor | None = None) -> Tensor:
         if self.slot == "x":
-            fixed = wide(t.detach())
-            return ste(t, self._odd(fixed) * (1 / self.top), fixed.abs() <= 1 if self.clip else None)
+            if self.clip:
+                return odd_grid(t, self.top)
+            return ste(t, self._odd(wide(t.detach())) * (1 / self.top))
         place, odd, unit = self._weight(t, keep)
         inside = place.abs() <= 1
         if self.learned:
