@@ -152,7 +152,7 @@ def selfprune(found: Rows, swept: Rows) -> list[str]:
 def _pruned(name: str, r: dict[str, str], rows: dict[str, dict[str, str]], swept: Rows) -> str:
     off = 100 * (1 - float(r["on_share"]))
     text = (
-        f"{name}: {points(r):.2f} % with running, {100 * float(r['accuracy_recalibrated']):.2f} % with estimated statistics, "
+        f"{name}, {r['epochs']} epochs: {points(r):.2f} % with running, {100 * float(r['accuracy_recalibrated']):.2f} % with estimated statistics, "
         f"{off:.2f} % of the weights off"
     )
     if name in ASKED:
@@ -163,6 +163,7 @@ def _pruned(name: str, r: dict[str, str], rows: dict[str, dict[str, str]], swept
     peer = rows.get(f"{name.split()[0]} float")
     if peer:
         text += f"; {beside(points(r) - points(peer))} the float MLP on the same pixels"
+        text += "" if peer["epochs"] == r["epochs"] else f" after {peer['epochs']} epochs"
     held = {
         mode: [
             float(s["accuracy"]) for s in swept if s["row"] == name and s["norm"] == mode and 0.5 <= float(s["on"]) <= 4

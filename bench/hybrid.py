@@ -6,10 +6,11 @@
 Rows, in their order: `plain 1/1` trains resnet20_plain with one bit, `bitwright analyze` on it writes hybrid.toml and the random
 choices beside it (equal extra weight bits, shortcuts float);
 then bireal_resnet20 is trained with each recipe, from
-scratch, on the same schedule and seed: `1/1`, `2/2`, `hybrid 2/2`, `random-0` ... Each row is converted, checked on test
-images and timed, and then committed to docs/results/hybrid.csv: accuracy of the last epoch, bytes of the packed file,
-energy efficiency and compression as `bitwright cost --energy hybrid45` counts them, ms of one image on one thread with the
-kernels that ran. Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its checkpoint.
+scratch, on the same schedule and seed: `1/1`, `2/2`, `hybrid 2/2`, `random-0` ... Each row is converted and checked on test
+images, and then written to docs/results/hybrid.csv: accuracy of the last epoch, bytes of the packed file, energy efficiency
+and compression as `bitwright cost --energy hybrid45` counts them. In the end the packed nets of all rows are timed side by
+side, one image on one thread. Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its
+checkpoint.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from __future__ import annotations
 import argparse
 import shutil
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -27,12 +29,15 @@ import bitwright as bw
 from bitwright.cli.run import run as command
 from bitwright.experiment import Experiment
 from bitwright.measure.machine import machine
+from bitwright.measure.timing import clock_for, interleave
 from bitwright.runs import Run, dataset, example_of
 from bitwright.runs.build import normalized
 from methods import read, write
 
 ROOT = Path(__file__).resolve().parent.parent
 PLAIN = "plain 1/1"
+ROUNDS = 31  # of timing
+SIDES = {"ms": "median", "ms_q1": "q1", "ms_q3": "q3"}
 VERIFIED = 2000  # test images on which the packed net is compared with the trained one
 
 
@@ -95,7 +100,7 @@ def run_row(row: Row, plain: Run, folder: Path, args: argparse.Namespace) -> dic
             raise SystemExit(f"row {row.name!r} needs row {PLAIN!r} first")
         recipe = (choices(plain, args) / f"{row.recipe}.toml").as_posix()
     experiment = experiment_of(row, recipe, args)
-    run = plain if row.name == PLAIN else Run(folder / row.name.replace(" ", "-").replace("/", ""))
+    run = run_of(row, folder)
     print(f"== {row.name}, seed {args.seed}", flush=True)
     result = bw.train(experiment, run.path, resume=run.has("experiment.toml"), echo=lambda t: print(t, flush=True))
     chosen = plain_choice(plain, row)
@@ -105,6 +110,27 @@ def run_row(row: Row, plain: Run, folder: Path, args: argparse.Namespace) -> dic
         **packed(run, experiment, args), "lr": args.lr, "seconds": round(result.seconds),
         "epoch_seconds": round(median(float(r["seconds"]) for r in run.read_csv("metrics.csv"))),  # pauses do not count
     }  # fmt: skip
+
+
+def run_of(row: Row, folder: Path) -> Run:
+    return Run(folder / ("plain" if row.name == PLAIN else row.name.replace(" ", "-").replace("/", "")))
+
+
+def timed(records: list[dict[str, Any]], args: argparse.Namespace, folder: Path) -> list[dict[str, Any]]:
+    """The records with ms of their packed nets: all of them side by side, in one run."""
+    torch.set_num_threads(1)
+    x, calls = torch.randn(1, 3, 32, 32), {}
+    for row in rows(args.random):
+        run = run_of(row, folder)
+        if run.has("packed.safetensors"):
+            calls[row.name] = partial(bw.load(run.file("packed.safetensors")), x)
+    with torch.inference_mode():
+        found = interleave(calls, rounds=ROUNDS, clock=clock_for(1)[0])
+    for r in records:
+        time = found.get(r["row"]) if (r["seed"], r["epochs"]) == (str(args.seed), str(args.epochs)) else None
+        for key in ("ms", "ms_q1", "ms_q3"):
+            r[key] = r.get(key, "") if time is None else round(1000 * getattr(time, SIDES[key]), 4)
+    return records
 
 
 def plain_choice(plain: Run, row: Row) -> list[str]:
@@ -125,12 +151,11 @@ def packed(run: Run, experiment: Experiment, args: argparse.Namespace) -> dict[s
         converted.save(run.file("packed.safetensors"))
     runs_as = [r.runs_as for r in report.rows]
     totals = bw.cost(net, x, energy="hybrid45").totals
-    ms = bw.bench(converted, x, threads=1, against=()).rows[0] if converted.model is not None else None
     return {
         "verdict": report.status, "same": f"{report.same} of {report.images}", "bytes": report.file_bytes,
         "storage_bytes": round(totals["storage_bytes"]), "compression": round(totals["compression"], 2),
         "energy_efficiency": round(totals["energy_efficiency"], 2), "bops": totals["bops"],
-        "ms": ms and ms.median_ms and round(ms.median_ms, 4),
+        "ms": "", "ms_q1": "", "ms_q3": "",
         "runs_as": ", ".join(f"{runs_as.count(kind)} {kind}" for kind in dict.fromkeys(runs_as)),
         **{key: facts[key] for key in ("kernels", "isa", "cpu", "torch", "bitwright", "date")},
     }  # fmt: skip
@@ -164,6 +189,8 @@ def main() -> None:
             continue
         record = run_row(row, plain, folder, args)
         write(path, [*read(path), record])  # read again: another process may have written its rows meanwhile
+    if read(path):
+        write(path, timed(read(path), args, folder))
 
 
 if __name__ == "__main__":

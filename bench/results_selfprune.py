@@ -22,20 +22,19 @@ def trained() -> str:
         return ""
     rows = [
         [
-            r["row"], f"`{r['experiment']}`", r["images"], r["seed"], percent(r["accuracy"]),
+            r["row"], f"`{r['experiment']}`", r["epochs"], r["images"], r["seed"], percent(r["accuracy"]),
             percent(r["accuracy_recalibrated"]), f"{int(r['weights']) / 1e6:.2f}" if r["weights"] else "-",
             percent(r["on_share"]), f"{int(r['live_units']):,} of {int(r['hidden_units']):,}" if r["live_units"] else "-",
             f"{int(r['file_bytes']) / 1000:,.0f}" if r["file_bytes"] else "-", r["verdict"], r["seconds"],
         ]
         for r in found
     ]  # fmt: skip
-    head = ["row", "experiment", "images", "seed", "test %", "recalibrated %", "M weights", "on %", "live hidden units",
+    head = ["row", "experiment", "epochs", "images", "seed", "test %", "recalibrated %", "M weights", "on %", "live hidden units",
             "file kB", "verdict", "s"]  # fmt: skip
     epochs, swept = read("selfprune_epochs.csv"), read("selfprune_sweep.csv")
-    count = found[0]["epochs"]
-    return f"""    python bench/selfprune.py --data DIR --epochs {count}
+    return f"""    python bench/selfprune.py --data DIR
 
-784-4000x3-10 on 1-bit pixels, {count} epochs, accuracy of the last one on all test images with running statistics, and with
+784-4000x3-10 on 1-bit pixels (`--epochs` and `--rows` for those of other length), accuracy of the last epoch on all test images with running statistics, and with
 statistics estimated anew from 10,000 training images. Float nets count four bytes a weight. {machine("selfprune.csv")}.
 
 {table(head, rows)}

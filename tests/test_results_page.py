@@ -33,7 +33,7 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 def hybrid_row(name: str, accuracy: float, storage: int, layers: str = "", **more: Any) -> dict[str, Any]:
     facts = {"row": name, "model": "bireal_resnet20", "seed": 0, "epochs": 8, "images": "all", "layers": layers, "accuracy": accuracy,
-             "bytes": storage, "storage_bytes": storage, "compression": 1e6 / storage, "energy_efficiency": 2e6 / storage, "ms": 0.25,
+             "bytes": storage, "storage_bytes": storage, "compression": 1e6 / storage, "energy_efficiency": 2e6 / storage, "ms": 0.25, "ms_q1": 0.24, "ms_q3": 0.26,
              "runs_as": "18 bits", "verdict": "PASS", "same": "2000 of 2000", "seconds": 800, "epoch_seconds": 100, "kernels": "amx"}  # fmt: skip
     return facts | MACHINE | more
 
@@ -65,6 +65,7 @@ def test_hybrid(put: Any) -> None:
     assert (
         cells["1/1"][7] == cells["1/1"][9] == "1.00" and cells["hybrid 2/2"][7] == "0.80" and cells["2/2"][9] == "0.50"
     )
+    assert cells["1/1"][10] == "0.25 (0.24-0.26)"
     assert cells["plain 1/1"][7] == cells["plain 1/1"][9] == "-"  # another topology: no ratio to 1/1
 
 
@@ -78,7 +79,7 @@ def test_selfprune(put: Any) -> None:
            "verdict": "PASS"}  # fmt: skip
     put("selfprune.csv", [
         {"row": "mnist", "experiment": "a", "accuracy": 0.87, "file_bytes": 4_500_000, **shared, **net},
-        {"row": "mnist float", "experiment": "b", "accuracy": 0.98, "file_bytes": 140_000_000, **shared, **blank},
+        {"row": "mnist float", "experiment": "b", "accuracy": 0.98, "file_bytes": 140_000_000, **shared, **blank, "epochs": 4},
     ])  # fmt: skip
     put("selfprune_epochs.csv", [
         {"row": row, "epoch": n, "accuracy": 0.5 + n / 10, "on_share": 0.01 / n if row == "mnist" else ""}
@@ -89,9 +90,14 @@ def test_selfprune(put: Any) -> None:
         for norm in ("running", "recalibrate", "batch") for on in (0, 0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 3.5, 4.0, 10.0, 100.0)
     ])  # fmt: skip
     text = selfprune()
-    assert "mnist: 87.00 % with running, 91.00 % with estimated statistics, 99.50 % of the weights off" in text
+    assert (
+        "mnist, 15 epochs: 87.00 % with running, 91.00 % with estimated statistics, 99.50 % of the weights off" in text
+    )
     assert "(88 % with over 99 % off were asked: not met with running statistics)" in text
-    assert "11.00 points below the float MLP" in text and "running 88.0 to 89.8 %" in text
+    assert (
+        "11.00 points below the float MLP on the same pixels after 4 epochs." in text
+        and "running 88.0 to 89.8 %" in text
+    )
     assert "| 2 | 70.0 (0.50) | 70.0 |" in text
     assert text.count("xychart-beta") == 2 and '["1.00", "0.50"]' in text and "0 --> 4" in text
     assert "line [90.0, 89.8, 89.5, 89.2, 89.0, 88.8, 88.5, 88.2, 88.0]" in text
