@@ -41,10 +41,14 @@ SWEPT = [i / 10 for i in (0, 1, 2, 3, 5, 7, 10, 12, 15, 20, 25, 30, 35, 40)] + [
 
 @dataclass(frozen=True)
 class Row:
-    """One result: a shipped experiment."""
+    """One result: a shipped experiment.
+
+    swept   whether selfprune_sweep.csv gets its rows: a sweep takes as long as several epochs
+    """
 
     name: str
     experiment: str
+    swept: bool = True
 
 
 ROWS = [
@@ -52,7 +56,7 @@ ROWS = [
     Row("fashion", "fashion-mnist-selfprune_mlp-selfprune"),
     Row("mnist float", "mnist-mlp-float-pixels1"),
     Row("fashion float", "fashion-mnist-mlp-float-pixels1"),
-    Row("mnist published", "mnist-selfprune_mlp-selfprune-published"),
+    Row("mnist published", "mnist-selfprune_mlp-selfprune-published", swept=False),
 ]
 
 
@@ -84,12 +88,12 @@ class Statistics:
         return batches(self.experiment, "train", STATISTICS)
 
 
-def sweeps(run: Run, experiment: Experiment) -> list[dict[str, Any]]:
+def sweeps(run: Run, experiment: Experiment, modes: tuple[str, ...], values: list[float]) -> list[dict[str, Any]]:
     """Rows of selfprune_sweep.csv."""
     found = []
-    for norm in ("running", "recalibrate", "batch"):
+    for norm in modes:
         train = Statistics(experiment) if norm == "recalibrate" else None
-        sweep = bw.analyze.weight_sweep(run.model(), batches(experiment, "test"), on=SWEPT, norm=norm, train=train)
+        sweep = bw.analyze.weight_sweep(run.model(), batches(experiment, "test"), on=values, norm=norm, train=train)
         found += [{"norm": norm, **row, "digital": sweep.digital} for row in sweep.rows]
     return found
 
@@ -113,8 +117,10 @@ def run_row(row: Row, args: argparse.Namespace) -> tuple[dict[str, Any], list[di
         for r in run.read_csv("metrics.csv")
     ]
     if "float" not in row.name:
-        swept = [{**key, **r} for r in sweeps(run, experiment)]
-        one = next(r for r in swept if r["norm"] == "recalibrate" and r["on"] == 1.0)
+        if row.swept:
+            swept = [{**key, **r} for r in sweeps(run, experiment, ("running", "recalibrate", "batch"), SWEPT)]
+        evaluated = swept or sweeps(run, experiment, ("recalibrate",), [1.0])
+        one = next(r for r in evaluated if r["norm"] == "recalibrate" and r["on"] == 1.0)
         net, example = run.model(), example_of(experiment, dataset(experiment, "test"), 2)
         found = connections(net, example)
         for point, counts in zip(curve, on_shares(run), strict=True):
