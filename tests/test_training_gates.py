@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 import bitwright as bw
 from bitwright.cli.run import run as command
+from bitwright.errors import InputError
 from bitwright.experiment import to_toml
 from bitwright.runs import Run
 from bitwright.runs.build import dataset
@@ -217,6 +218,21 @@ def test_lines_of_the_papers_stand_only_where_they_say_something(trained: tuple[
     assert [line.split()[0] for line in detail_lines(plain)] == ["predictors", "unweighted"]
     other = replace(work, quadratic=work.dense_macs // 4)
     assert "4.00x fewer; an upper bound" in detail_lines(other)[1] and len(detail_lines(other)) == 4
+
+
+@pytest.mark.parametrize("stages", [1, 2])
+def test_a_budget_out_of_reach_leaves_no_run_in_the_way_unless_something_was_learned(
+    tmp_path: Path, stages: int
+) -> None:
+    e = experiment(tmp_path, {n: g for n, g in GATES.items() if n != "3"})
+    gated = {**e.stage[1].model_dump(exclude_none=True), "budget": {"macs": 0.001}}
+    float_stage = [s.model_dump(exclude_none=True) for s in e.stage[: stages - 1]]
+    e = type(e).model_validate({**e.model_dump(exclude_none=True), "stage": [*float_stage, gated]})
+    (tmp_path / "run").mkdir()
+    with pytest.raises(InputError, match="Possible"):
+        train(e, tmp_path / "run")
+    assert (tmp_path / "run" / "last.ckpt").exists() == (stages == 2)
+    assert (tmp_path / "run").exists() == (stages == 2)
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,6 +71,13 @@ def _remove(path: Path) -> None:
         (path / name).unlink(missing_ok=True)
     for name in ("stages", "tensorboard"):
         shutil.rmtree(path / name, ignore_errors=True)
+
+
+def discard(path: Path) -> None:
+    """What a run wrote, and the folder if nothing else is in it."""
+    _remove(path)
+    with suppress(OSError):
+        path.rmdir()
 
 
 def check_same(run: Run, experiment: Experiment, saved_text: str, state: State) -> None:

@@ -21,7 +21,7 @@ from bitwright.runs import Run, build_model
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, is_normalized, open_data, rank_of, reseed
 from bitwright.training.progress import Screen
-from bitwright.training.resume import check_same, prepare
+from bitwright.training.resume import check_same, discard, prepare
 from bitwright.training.signals import Signals, Stopped, StopRequest
 from bitwright.training.stages import begin_stage, check_teachers, run_stage
 from bitwright.training.state import State
@@ -72,6 +72,10 @@ def train(
             return _go(job, checkpoint)
         except StopRequest:
             raise Stopped(f"{signals.wanted} stopped before the first step; nothing to save") from None
+        except InputError:
+            if main and not resume and not run.has("last.ckpt"):
+                discard(run.path)  # nothing is learned: the command, put right, shall find no run in its way
+            raise
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
             raise InputError(
