@@ -47,19 +47,19 @@ statistics estimated anew from 10,000 training images. Float nets count four byt
 def by_epoch(found: list[dict[str, str]]) -> str:
     """Accuracy and the share of weights on: a table, and a curve for each net that has shares."""
     cells: dict[str, dict[int, str]] = {}
-    curves: dict[str, list[tuple[str, str]]] = {}
+    curves: dict[str, list[tuple[float, str]]] = {}
     for r in found:
         share = percent(r["on_share"]) if r["on_share"] else ""
         cells.setdefault(r["row"], {})[int(r["epoch"])] = percent(r["accuracy"], 1) + (f" ({share})" if share else "")
         if share:
-            curves.setdefault(r["row"], []).append((share, percent(r["accuracy"], 1)))
+            curves.setdefault(r["row"], []).append((100 * float(r["on_share"]), percent(r["accuracy"], 1)))
     last = max(max(points) for points in cells.values())
     rows = [[n, *(points.get(n, "") for points in cells.values())] for n in range(1, last + 1)]
     pictures = [
         f"{name}, a point per epoch, from the first on the left:\n\n"
         + chart(
             "weights on, %",
-            "[" + ", ".join(f'"{share}"' for share, _ in points) + "]",
+            "[" + ", ".join(f'"{share}"' for share in apart([share for share, _ in points])) + "]",
             "0 --> 100",
             [[y for _, y in points]],
         )
@@ -67,6 +67,19 @@ def by_epoch(found: list[dict[str, str]]) -> str:
     ]
     text = f"After each epoch, test % (share of weights on, %):\n\n{table(['epoch', *cells], rows)}"
     return "\n\n".join([text, *pictures])
+
+
+def apart(values: list[float]) -> list[str]:
+    """With as many decimals as tell them apart, 2 to 6: a chart takes equal labels for one place.
+
+    >>> apart([0.5, 0.25]), apart([0.4811, 0.4842])
+    (['0.50', '0.25'], ['0.481', '0.484'])
+    """
+    for decimals in range(2, 6):
+        texts = [f"{v:.{decimals}f}" for v in values]
+        if len(set(texts)) == len(values):
+            return texts
+    return [f"{v:.6f}" for v in values]
 
 
 def over_values(found: list[dict[str, str]]) -> str:

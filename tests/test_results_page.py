@@ -140,8 +140,10 @@ def test_examples_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     import findings  # pyright: ignore[reportMissingImports]
     import results_page  # pyright: ignore[reportMissingImports]
+    import results_selfprune  # pyright: ignore[reportMissingImports]
 
     assert doctest.testmod(findings).attempted > 5 and doctest.testmod(findings).failed == 0
+    assert doctest.testmod(results_selfprune).attempted > 0 and doctest.testmod(results_selfprune).failed == 0
     assert doctest.testmod(results_page).attempted > 0 and doctest.testmod(results_page).failed == 0
     assert sys.modules["findings"].__file__ == str(BENCH / "findings.py")
 
