@@ -171,3 +171,58 @@ def test_gating_says_how_each_kind_of_row_was_trained(put: Any) -> None:
         assert said in text
     put("gating.csv", [gating_row("float", 0.8, seconds=300)])
     assert "An epoch of the float net takes" not in gating()
+
+
+# -- sentences of README and guides ---------------------------------------------------------------------------------------
+ROOT = Path(__file__).parent.parent
+
+
+def results(name: str) -> list[dict[str, str]]:
+    with (ROOT / "docs" / "results" / name).open(newline="", encoding="utf-8") as f:
+        return list(csv.DictReader(f))
+
+
+def text_of(*parts: str) -> str:
+    return " ".join(ROOT.joinpath(*parts).read_text(encoding="utf-8").split())
+
+
+def test_self_pruning_is_told_as_measured() -> None:
+    rows = {r["row"]: r for r in results("selfprune.csv") if r["seed"] == "0"}
+    mnist, fashion = (
+        (f"{100 * float(rows[n]['accuracy']):.1f} %", f"{100 * float(rows[n]['on_share']):.2f} %")
+        for n in ("mnist", "fashion")
+    )
+    assert rows["mnist"]["epochs"] == rows["fashion"]["epochs"] == "15"
+    assert (
+        f"{mnist[0]} on MNIST with {mnist[1]} of the weights on, {fashion[0]} on Fashion-MNIST with {fashion[1]}."
+        in text_of("README.md")
+    )
+    guide = text_of("docs", "guides", "self-pruning.md")
+    assert (
+        f"ends at {mnist[0]} with {mnist[1]} of its weights on, the one on Fashion-MNIST at {fashion[0]} with {fashion[1]}"
+        in guide
+    )
+    for name, (top, on) in {"mnist": mnist, "fashion-mnist": fashion}.items():
+        shipped = text_of("src", "bitwright", "experiment", "shipped", f"{name}-selfprune_mlp-selfprune.toml")
+        assert f"known: {top} after 15 epochs with {on} of the weights on, one seed" in shipped
+
+    swept = results("selfprune_sweep.csv")
+
+    def at(name: str, norm: str, low: float, high: float) -> list[float]:
+        return [
+            100 * float(r["accuracy"])
+            for r in swept
+            if (r["row"], r["norm"]) == (name, norm) and low <= float(r["on"]) <= high
+        ]
+
+    spans = [at(name, "recalibrate", 0.5, 4) for name in ("mnist", "fashion")]
+    assert (
+        "{:.1f} to {:.1f} % on MNIST, {:.1f} to {:.1f} % on Fashion-MNIST".format(
+            *(f(s) for s in spans for f in (min, max))
+        )
+        in guide
+    )
+    circuit = [at(name, "recalibrate", 100, 100)[0] for name in ("mnist", "fashion")]
+    assert "At 100, where all that is left is counting, {:.1f} and {:.1f} %".format(*circuit) in guide
+    lost = [at(name, "running", 1, 1)[0] - at(name, "running", 0.5, 0.5)[0] for name in ("mnist", "fashion")]
+    assert [round(x) for x in lost] == [4, 9] and "half the value costs four and nine points" in guide
