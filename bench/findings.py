@@ -115,6 +115,11 @@ def hybrid(found: Rows) -> list[str]:
             f"{len(others)} random choices of as many extra bits have {' / '.join(f'{p:.2f}' for p in others)} %, the PCA choice "
             f"{points(chosen):.2f} %: {_against(points(chosen), others)}"
         )
+        work = sorted(int(r["bops"]) / NET_BITS for name, r in rows.items() if name.startswith("random"))
+        texts.append(
+            f"Equal bits of weights are no equal work: {int(chosen['bops']) / NET_BITS:,.0f} M bit operations for the PCA choice, "
+            f"{work[0]:,.0f} to {work[-1]:,.0f} M for the random ones."
+        )
     return texts
 
 

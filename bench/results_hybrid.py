@@ -46,8 +46,8 @@ def hybrid() -> str:
 All rows on one schedule of {epochs} epochs ({images} training images) and one seed, from scratch, accuracy of the last epoch on
 all test images; where an epoch takes more than a minute, as here, 8 are run instead of 15. Random rows have as many extra
 weight bits as the PCA choice, as far as whole layers allow. Energy is computed by the formula of the hybrid-net papers
-(`hybrid45`); ms is one image on one thread, kernels {kernels}, all rows side by side in one run of 31 rounds. Size and energy against 1/1 are those of the all-binary net
-divided by those of the row. {machine("hybrid.csv")}.
+(`hybrid45`); ms is one image on one thread, kernels {kernels}, all rows side by side in one
+run of 31 rounds. Size and energy against 1/1 are those of the all-binary net divided by those of the row. {machine("hybrid.csv")}.
 
 {table(head, rows)}
 

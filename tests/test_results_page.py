@@ -34,7 +34,8 @@ def put(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 def hybrid_row(name: str, accuracy: float, storage: int, layers: str = "", **more: Any) -> dict[str, Any]:
     facts = {"row": name, "model": "bireal_resnet20", "seed": 0, "epochs": 8, "images": "all", "layers": layers, "accuracy": accuracy,
              "bytes": storage, "storage_bytes": storage, "compression": 1e6 / storage, "energy_efficiency": 2e6 / storage, "ms": 0.25, "ms_q1": 0.24, "ms_q3": 0.26,
-             "runs_as": "18 bits", "verdict": "PASS", "same": "2000 of 2000", "seconds": 800, "epoch_seconds": 100, "kernels": "amx"}  # fmt: skip
+             "runs_as": "18 bits", "verdict": "PASS", "same": "2000 of 2000", "seconds": 800, "epoch_seconds": 100, "kernels": "amx",
+             "bops": 800_000_000 if name.startswith("hybrid") else 900_000_000}  # fmt: skip
     return facts | MACHINE | more
 
 
@@ -54,6 +55,7 @@ def test_hybrid(put: Any) -> None:
         in text
     )
     assert "have 43.00 / 44.00 %, the PCA choice 46.00 %: 2.00 points above the best of them." in text
+    assert "800 M bit operations for the PCA choice, 900 to 900 M for the random ones" in text
     assert (
         "bench/hybrid.py --data DIR --epochs 8" in text and "cpu a CPU" in text and "random-1: `layer1.1.conv1`" in text
     )
@@ -226,3 +228,29 @@ def test_self_pruning_is_told_as_measured() -> None:
     assert "At 100, where all that is left is counting, {:.1f} and {:.1f} %".format(*circuit) in guide
     lost = [at(name, "running", 1, 1)[0] - at(name, "running", 0.5, 0.5)[0] for name in ("mnist", "fashion")]
     assert [round(x) for x in lost] == [4, 9] and "half the value costs four and nine points" in guide
+
+
+def test_what_pca_won_is_told_as_measured() -> None:
+    rows = {r["row"]: r for r in results("hybrid.csv") if r["seed"] == "0"}
+    top = {name: 100 * float(r["accuracy"]) for name, r in rows.items()}
+    random = [name for name in rows if name.startswith("random")]
+    low, chosen, high = (float(rows[n]["storage_bytes"]) for n in ("1/1", "hybrid 2/2", "2/2"))
+    gap, won = top["2/2"] - top["1/1"], top["hybrid 2/2"] - top["1/1"]
+    guide = text_of("docs", "guides", "mixed-bits.md")
+    assert f"two bits everywhere are {gap:.1f} points above one" in guide
+    assert (
+        f"recover {100 * won / gap:.0f} % of that with {100 * (chosen - low) / (high - low):.0f} % of the extra storage"
+        in guide
+    )
+    ahead = [top[n] - top["hybrid 2/2"] for n in random]
+    work = [100 * (int(rows[n]["bops"]) / int(rows["hybrid 2/2"]["bops"]) - 1) for n in random]
+    assert (
+        f"by {min(ahead):.1f} to {max(ahead):.1f} points, with {min(work):.0f} to {max(work):.0f} % more bit operations"
+        in guide
+    )
+    assert f"The net that was analyzed had {top['plain 1/1']:.1f} %" in guide
+    assert (
+        len(random) == 3 and min(ahead) > 0 and "behind three random ones of equal weight bits" in text_of("README.md")
+    )
+    assert {rows[n]["storage_bytes"] for n in random} == {rows["hybrid 2/2"]["storage_bytes"]}
+    assert {r["epochs"] for r in rows.values()} == {"8"}
