@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bitwright.nn import Conv2d, Linear, SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import make_part
+from bitwright.transforms.attach import bind, param_groups
 
 IN, OUT = 4, 8
 
@@ -89,19 +90,10 @@ def penalties(module: nn.Module) -> Tensor:
     return total
 
 
-def bind(module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    for layer in module.modules():
-        if isinstance(layer, SlotLayer):
-            for slot in ("w", "b", "x", "g", "gate"):
-                found = moment(getattr(layer, slot), "bind")
-                if found is not None:
-                    found(optimizer, optimizer.param_groups[0])
-
-
 def train_step(layer: SlotLayer, x: Tensor) -> None:
     """One step of plain SGD in training mode; gradients stay where they are."""
     layer.train()
-    optimizer = torch.optim.SGD(layer.parameters(), 0.05)
+    optimizer = torch.optim.SGD(param_groups(layer, 0.05, 0.0))
     bind(layer, optimizer)
     y = layer(x)
     ((y - 1).square().mean() + penalties(layer)).backward()

@@ -6,8 +6,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitwright.testing.case import Case, after_steps, bind, penalties
+from bitwright.testing.case import Case, after_steps, penalties
 from bitwright.testing.law import finite, law, require
+from bitwright.transforms.attach import bind, param_groups
 
 RATES = (1e-2, 1e-1)  # the second for latents that must cross half of [0, 1] before their weight changes
 
@@ -37,7 +38,7 @@ def _train(case: Case, x: Tensor, target: Tensor, rate: float) -> list[float]:
     head = nn.Linear(8 * 25, 4)
     for p in head.parameters():
         p.requires_grad_(False)  # a head that learns would hide layers that do not
-    optimizer = torch.optim.Adam(net.parameters(), rate)
+    optimizer = torch.optim.AdamW(param_groups(net, rate, 0.0))  # Adam, but for parts that have a decay of their own
     bind(net, optimizer)
     losses: list[float] = []
     for _ in range(30):

@@ -69,7 +69,7 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, add: bool = False
     for decay in sorted({d for _, d in missing.values()}):
         group = [p for p, d in missing.values() if d == decay]
         optimizer.add_param_group({"params": group, "weight_decay": decay})
-    _bind(model, optimizer)
+    bind(model, optimizer)
     watched = weakref.ref(model)
 
     def after(opt: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -106,16 +106,16 @@ def _missing(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tu
     return found
 
 
-def _bind(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+def bind(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Tells parts that ask for it which optimizer and group move their weight."""
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for _, layer, slot, part in parts_of(model):
-        bind = moment(part, "bind")
-        if bind is None or layer is None:
+        tell = moment(part, "bind")
+        if tell is None or layer is None:
             continue
         group = group_of.get(id(layer.bias if slot == "b" else layer.weight))
         if group is not None:
-            bind(optimizer, group)
+            tell(optimizer, group)
 
 
 def _decay_of(part: nn.Module, parameter: nn.Parameter) -> float:
