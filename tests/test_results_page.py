@@ -208,6 +208,16 @@ def test_self_pruning_is_told_as_measured() -> None:
         shipped = text_of("src", "bitwright", "experiment", "shipped", f"{name}-selfprune_mlp-selfprune.toml")
         assert f"known: {top} after 15 epochs with {on} of the weights on, one seed" in shipped
 
+    short = {
+        "mnist float": "with epochs = 3",
+        "fashion float": "with epochs = 3",
+        "mnist published": "after 3 of the 60 epochs",
+    }
+    for row, known in short.items():
+        r = rows[row]
+        shipped = text_of("src", "bitwright", "experiment", "shipped", f"{r['experiment']}.toml")
+        assert r["epochs"] == "3" and f"known: {100 * float(r['accuracy']):.1f} % {known}, one seed" in shipped
+
     swept = results("selfprune_sweep.csv")
 
     def at(name: str, norm: str, low: float, high: float) -> list[float]:
