@@ -120,6 +120,12 @@ def hybrid(found: Rows) -> list[str]:
             f"Equal bits of weights are no equal work: {int(chosen['bops']) / NET_BITS:,.0f} M bit operations for the PCA choice, "
             f"{work[0]:,.0f} to {work[-1]:,.0f} M for the random ones."
         )
+        times = sorted(float(r["ms"]) for name, r in rows.items() if name.startswith("random") and r["ms"])
+        if times and chosen["ms"]:
+            texts[-1] += (
+                f" The packed nets take {times[0] / float(chosen['ms']):.2f} to {times[-1] / float(chosen['ms']):.2f} times the time of "
+                "the PCA choice, measured."
+            )
     return texts
 
 
