@@ -55,7 +55,10 @@ def test_hybrid(put: Any) -> None:
         in text
     )
     assert "have 43.00 / 44.00 %, the PCA choice 46.00 %: 2.00 points above the best of them." in text
-    assert "800 M bit operations for the PCA choice, 900 to 900 M for the random ones" in text
+    assert (
+        "800 M bit operations for the PCA choice, 900 to 900 M for the random ones. The packed nets take 1.00 to 1.00 times"
+        in text
+    )
     assert (
         "bench/hybrid.py --data DIR --epochs 8" in text and "cpu a CPU" in text and "random-1: `layer1.1.conv1`" in text
     )
@@ -258,6 +261,8 @@ def test_what_pca_won_is_told_as_measured() -> None:
         f"by {min(ahead):.1f} to {max(ahead):.1f} points, with {min(work):.0f} to {max(work):.0f} % more bit operations"
         in guide
     )
+    slower = [100 * (float(rows[n]["ms"]) / float(rows["hybrid 2/2"]["ms"]) - 1) for n in random]
+    assert f"operations and {min(slower):.0f} to {max(slower):.0f} % more time" in guide
     assert f"The net that was analyzed had {top['plain 1/1']:.1f} %" in guide
     assert (
         len(random) == 3 and min(ahead) > 0 and "behind three random ones of equal weight bits" in text_of("README.md")
