@@ -182,8 +182,17 @@ def sign_value(x: Tensor, mask: Tensor | None = None, is_open: bool = False) -> 
     return y, x
 
 
-class ClipSign(torch.autograd.Function):
-    """sign with slope 1[|x| <= 1] or 1[|x| < 1]: saves one bit per element."""
+class _OneBit(torch.autograd.Function):
+    """Of one tensor and one setting; saves one bit per element: where the gradient passes."""
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return _masked(grad_outputs[0], ctx.saved_tensors[0], ctx.strides), None
+
+
+class ClipSign(_OneBit):
+    """sign with slope 1[|x| <= 1] or 1[|x| < 1]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, is_open: bool) -> Tensor:
@@ -192,11 +201,6 @@ class ClipSign(torch.autograd.Function):
         ctx.save_for_backward(mask)
         ctx.strides = y.stride()
         return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _masked(grad_outputs[0], ctx.saved_tensors[0], ctx.strides), None
 
 
 class IdentitySign(torch.autograd.Function):
@@ -335,8 +339,8 @@ def odd_value(x: Tensor, top: int, inside: Tensor | None = None) -> Tensor:
     return y
 
 
-class OddGrid(torch.autograd.Function):
-    """Saves one bit per element: |x| <= 1."""
+class OddGrid(_OneBit):
+    """Slope 1[|x| <= 1]."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, top: int) -> Tensor:
@@ -345,11 +349,6 @@ class OddGrid(torch.autograd.Function):
         ctx.save_for_backward(inside)
         ctx.strides = y.stride()
         return y
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, *grad_outputs: Any) -> Any:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return _masked(grad_outputs[0], ctx.saved_tensors[0], ctx.strides), None
 
 
 # -- learned steps
