@@ -369,8 +369,11 @@ def test_a_chain_and_a_bias_have_the_decay_of_their_part() -> None:
 @pytest.mark.parametrize("cls", [torch.optim.Adam, torch.optim.NAdam, torch.optim.RMSprop, torch.optim.Adagrad])
 def test_an_optimizer_that_would_divide_the_decay_is_refused(cls: Any) -> None:
     net = decaying()
-    with pytest.raises(InputError, match=f"decay=0.5 with {cls.__name__}.*Possible: AdamW, SGD, or decay=0"):
+    with pytest.raises(
+        InputError, match=f"0.w: .*decay=0.5 with {cls.__name__}.*Possible: AdamW, SGD, or decay=0"
+    ) as error:
         bw.attach(net, cls(bw.param_groups(net, 0.1, 0.01)))
+    assert isinstance(error.value, InputError) and error.value.layer == "0"
     bw.attach(nn.Sequential(net[1]), cls(bw.param_groups(net[1], 0.1, 0.01)))  # without a decay: nothing to refuse
     bw.attach(net, torch.optim.NAdam(bw.param_groups(net, 0.1, 0.01), decoupled_weight_decay=True))
 

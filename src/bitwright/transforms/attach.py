@@ -109,13 +109,16 @@ def _missing(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tu
 def bind(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     """Tells parts that ask for it which optimizer and group move their weight."""
     group_of = {id(p): group for group in optimizer.param_groups for p in group["params"]}
-    for _, layer, slot, part in parts_of(model):
+    for name, layer, slot, part in parts_of(model):
         tell = moment(part, "bind")
         if tell is None or layer is None:
             continue
         group = group_of.get(id(layer.bias if slot == "b" else layer.weight))
         if group is not None:
-            tell(optimizer, group)
+            try:
+                tell(optimizer, group)
+            except InputError as error:
+                raise error.reworded(f"{name}: {error}", layer=name.removesuffix(f".{slot}")) from None
 
 
 def _decay_of(part: nn.Module, parameter: nn.Parameter) -> float:
