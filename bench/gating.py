@@ -1,11 +1,13 @@
 """Gated nets beside static ones on CIFAR-10, from one float net per topology and seed; accuracy and work on all test images.
 
     python bench/gating.py --data DIR [--epochs 6] [--rows NAME ...]
+    python bench/gating.py --data DIR --epochs 20 --float-epochs 40 --parents resnet20=zoo:cifar10-resnet20-float ...
 
 "float" rows train a net from scratch (SGD, cosine) for `--epochs`. All rows but these and the "static" ones train the float net
 of their topology on for as many more, in the same way: Adam, cosine. "dense" rows
 do that without changing the net: what gates and quantizers cost is the distance to them. FBS lowers the share of channels in
-steps, within the same epochs. "static" rows are narrower nets with the MACs that the row beside them really spent: as many
+steps, within the same epochs. With --parents, nets of a topology start from the net that is named for it, and it has no float row.
+"static" rows are narrower nets with the MACs that the row beside them really spent: as many
 epochs as a float net, then as many as the others.
 Work is counted by `bw.count_macs` on every test image: MACs per image, their 5th, 50th and 95th percentile, the reduction
 against all gates open, and bit operations (a float counts 32 bits).
@@ -104,10 +106,10 @@ def float_row(row: Row) -> Row:
     return next(r for r in ROWS if r.model == row.model and not r.starts and not r.like)
 
 
-def stages(row: Row, epochs: int) -> list[dict[str, Any]]:
+def stages(row: Row, epochs: int, float_epochs: int) -> list[dict[str, Any]]:
     sgd = {"name": "sgd", "lr": 0.1, "momentum": 0.9, "nesterov": True, "weight_decay": 5e-4}
     schedule = {"name": "cosine", "warmup": 0.5}
-    first = {"epochs": epochs, "optimizer": sgd, "schedule": schedule}
+    first = {"epochs": float_epochs, "optimizer": sgd, "schedule": schedule}
     then = {"epochs": epochs, "optimizer": {"name": "adam", "lr": 1e-3}, "schedule": schedule}
     if row.keep:
         return [
@@ -160,7 +162,7 @@ def run_row(row: Row, seed: int, args: argparse.Namespace, done: list[dict[str, 
 
     model: dict[str, Any] = {"name": row.model}
     if row.starts:
-        model["weights"] = (folder(float_row(row)) / "model.safetensors").as_posix()
+        model["weights"] = args.parents.get(row.model) or (folder(float_row(row)) / "model.safetensors").as_posix()
     if row.like:
         macs = next((float(r["macs"]) for r in done if r["row"] == row.like and r["seed"] == str(seed)), None)
         if macs is None:
@@ -171,7 +173,7 @@ def run_row(row: Row, seed: int, args: argparse.Namespace, done: list[dict[str, 
             "seed": seed,
             "data": {"name": "cifar10", "root": args.data, "limit": args.limit, "limit_test": args.limit},
             "model": model,
-            "stage": stages(row, args.epochs),
+            "stage": stages(row, args.epochs, args.float_epochs),
             "train": {"threads": args.threads, "precision": args.precision, "device": args.device},
             "log": {"tensorboard": False, "histograms_every": 0, "health_every": 100},
         }
@@ -180,7 +182,7 @@ def run_row(row: Row, seed: int, args: argparse.Namespace, done: list[dict[str, 
     print(f"== {row.name}, seed {seed}", flush=True)
     result = bw.train(experiment, run.path, resume=run.has("experiment.toml"), echo=lambda t: print(t, flush=True))
     facts = machine(args.threads)
-    last = stages(row, args.epochs)[-1]
+    last = stages(row, args.epochs, args.float_epochs)[-1]
     return {
         "row": row.name, "seed": seed, "model": row.model, "width": model.get("width", 1),
         "gate": _gate(last.get("rule", [])), "epochs": args.epochs, "images": args.limit or "all",
@@ -203,6 +205,8 @@ def main() -> None:
     parser.add_argument("--rows", nargs="*", default=None, choices=[row.name for row in ROWS])
     parser.add_argument("--seeds", nargs="*", type=int, default=[0])
     parser.add_argument("--epochs", type=int, default=6, help="of every row; the same for all")
+    parser.add_argument("--float-epochs", type=int, default=None, help="of the float nets. [default: --epochs]")
+    parser.add_argument("--parents", nargs="*", default=[], metavar="MODEL=WEIGHTS", help="float nets to start from")
     parser.add_argument(
         "--limit", type=int, default=None, help="images of training and of the test: a trial, no result"
     )
@@ -212,9 +216,11 @@ def main() -> None:
     parser.add_argument("--runs", default=str(ROOT / "runs" / "gating"), help="run directories")
     parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "gating.csv"), help="the CSV file")
     args = parser.parse_args()
+    args.float_epochs = args.float_epochs or args.epochs
+    args.parents = dict(p.split("=", 1) for p in args.parents)
     path = Path(args.out)
     named = [row for row in ROWS if args.rows is None or row.name in args.rows]
-    wanted = [*named, *(float_row(row) for row in named if row.starts)]
+    wanted = [*named, *(float_row(row) for row in named if row.starts and row.model not in args.parents)]
     for seed in args.seeds:
         for row in ROWS:
             there = any(r["row"] == row.name and r["seed"] == str(seed) for r in read(path))

@@ -12,6 +12,7 @@ import findings
 from results_hybrid import hybrid
 from results_selfprune import selfprune
 from results_tables import FOLDER, listed, machine, number, read, table
+from results_zoo import zoo
 
 
 def accuracy() -> str:
@@ -234,7 +235,7 @@ def main() -> None:
 
 Written by `python bench/results_page.py` from the CSV files in this folder; no number here is typed by hand.
 
-## CIFAR-10, all 50,000 training images
+{zoo()}## Short trainings: CIFAR-10, all 50,000 training images
 
     python bench/cifar10.py train --data DIR      # DIR holds cifar-10-batches-py
     python bench/cifar10.py measure --data DIR

@@ -29,6 +29,7 @@ FLOORS = {
     "engine": 6,
     "measure": 6,
     "runs": 6,
+    "zoo": 6,
     "training": 7,
     "reporting": 7,
     "importers": 7,

@@ -23,6 +23,7 @@ from bitwright.cli import (
     recipes,
     report,
     train,
+    zoo,
 )
 
 EPILOG = (
@@ -48,6 +49,7 @@ _COMMANDS = (
     (bench.bench, "bench", "Speed beside the best fp32, bf16 and int8 here."),
     (cost.cost, "cost", "MACs, bit operations, bytes and energy, computed."),
     (report.report, "report", "One HTML page about a run, or several side by side."),
+    (zoo.zoo, "zoo", "Trained nets with their cards, ready to load."),
     (import_.import_, "import", "Read a checkpoint of an old research code."),
     (help.help_, "help", "Explain a topic, a warning or an error code."),
 )

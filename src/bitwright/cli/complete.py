@@ -44,6 +44,13 @@ def complete_model(incomplete: str) -> list[str]:
     return _starting(incomplete, MODELS)
 
 
+def complete_zoo(incomplete: str) -> list[str]:
+    """Nets of the zoo."""
+    from bitwright import zoo
+
+    return _starting(incomplete, zoo.list())
+
+
 def complete_experiment(incomplete: str) -> list[str]:
     """Shipped experiments, and run directories."""
     from bitwright import experiment

@@ -64,7 +64,7 @@ class Model(Table):
     """name and arguments of `bw.models.create`, or "file.py:fn" and the arguments of fn.
 
     init       "default", "kaiming", "xavier", "orthogonal", "xnor" (std 2 / fan_in) or "normal:0.02"
-    weights    a safetensors file or a run to start from (float or trained)
+    weights    a safetensors file or a run to start from (float or trained), or "zoo:NAME", a float net of the zoo
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
@@ -126,7 +126,8 @@ class Schedule(Table):
 class Teacher(Table):
     """loss = (1 - weight) * loss + weight * T^2 * KL(teacher || student), both softened by T.
 
-    source   "previous" (the net as the stage before left it), or a run or a file of weights of the same model
+    source   "previous" (the net as the stage before left it), "zoo:NAME" (a float net of any topology), or a run or a file
+             of weights of the same model
 
     `teacher = "previous"` in a stage is short for `teacher = { source = "previous" }`.
     """

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from bitwright import data, models, usercode
+from bitwright import data, models, usercode, zoo
 from bitwright.errors import InputError
 from bitwright.runs.init import initialize
 from bitwright.transforms import Recipe, apply, recipe_of
@@ -37,13 +37,16 @@ def dataset(experiment: Experiment, split: str) -> Images:
     return found.binarized() if spec.binarize else found
 
 
-def normalized(experiment: Experiment) -> bool:
-    """Whether pixels are normalized: off where a recipe makes the first layer read pixels as 8-bit codes."""
+def normalized(experiment: Experiment, stages: int | None = None) -> bool:
+    """Whether pixels are normalized: off where a recipe makes the first layer read pixels as 8-bit codes.
+
+    stages   so many stages count: what the net of an early one gets. [default: all, the trained net]
+    """
     if experiment.data.normalize is not None:
         return experiment.data.normalize
     if experiment.data.binarize:
         return False
-    rules = [rule for i in range(len(experiment.stage)) for rule in recipe_of_stage(experiment, i).rules]
+    rules = [rule for i in range(len(experiment.stage[:stages])) for rule in recipe_of_stage(experiment, i).rules]
     return not any("input8" in repr(rule.slots.get("x", "")) for rule in rules)
 
 
@@ -82,7 +85,10 @@ def _start_from(model: nn.Module, source: str) -> None:
     from bitwright.engine.files import read_tensors
     from bitwright.runs.folder import is_run
 
-    path = Path(source) / "model.safetensors" if is_run(source) else Path(source)
+    if zoo.is_zoo(source):
+        path = zoo.weights(source)
+    else:
+        path = Path(source) / "model.safetensors" if is_run(source) else Path(source)
     tensors, _ = read_tensors(path)
     own = model.state_dict()
     missing = [key for key in own if key not in tensors]

@@ -35,7 +35,6 @@ class Job:
     train: Images
     test: Images
     val: Images | None
-    normalize: bool
     net: nn.Module
     state: State = field(default_factory=State)
     left: TimeLeft = field(default_factory=TimeLeft)
@@ -69,6 +68,11 @@ class Job:
     def total_step(self) -> int:
         """Steps done over all stages."""
         return self.epochs_before * self.per_epoch + self.state.step
+
+    @property
+    def normalize(self) -> bool:
+        """Whether the stage at hand gets normalized pixels: a float stage does, also where a later one reads codes."""
+        return normalized(self.experiment, self.state.stage + 1)
 
     def feed(self) -> dict[str, Any]:
         """How pixels become inputs."""
@@ -120,10 +124,6 @@ def open_data(experiment: Experiment) -> tuple[Images, Images, Images | None]:
             f"data {experiment.data.name}: no training images are left (data.val, data.limit)", code="data-empty"
         )
     return train, test, dataset(experiment, "val") if experiment.data.val else None
-
-
-def is_normalized(experiment: Experiment) -> bool:
-    return normalized(experiment)
 
 
 def rank_of(experiment: Experiment) -> int:

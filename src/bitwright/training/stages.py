@@ -9,23 +9,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bitwright.engine.files import load, read_tensors
 from bitwright.errors import InputError, Negative, nearest
-from bitwright.experiment.schema import Teacher
 from bitwright.parts.moments import moment
-from bitwright.runs import apply_stage, build_model, is_run
+from bitwright.runs import apply_stage
 from bitwright.training import health
 from bitwright.training.job import Job, accelerator, reseed
 from bitwright.training.losses import make_loss
 from bitwright.training.quiet import lightning_quiet
 from bitwright.training.signals import StopRequest
+from bitwright.training.teacher import make_teacher
 from bitwright.transforms import calibrate
 from bitwright.transforms.project import parts_of
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
-
-    from bitwright.experiment import Experiment
 
 
 def run_stage(job: Job, checkpoint: Path | None) -> None:
@@ -110,55 +107,6 @@ def begin_stage(job: Job, index: int) -> None:
     job.fresh = [part for _, _, _, part in parts_of(job.net) if id(part) not in old]
     if job.experiment.train.channels_last:
         job.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-
-
-def make_teacher(job: Job) -> tuple[nn.Module | None, Teacher | None]:
-    """The net that this stage imitates, always read from its file: the same after a resume."""
-    index = job.state.stage
-    spec = job.experiment.stage[index].teacher
-    if spec is None:
-        return None, None
-    rule = _rule(spec)
-    if rule.source == "previous":
-        if index == 0:
-            raise InputError("stage 0: teacher = previous, but there is no stage before it", code="teacher")
-        path = job.run.file(f"stages/{index - 1}.safetensors")
-    else:
-        path = _teacher_file(rule.source)
-    net = build_model(job.experiment, job.test, weights=False)
-    tensors, metadata = read_tensors(path)
-    if "bitwright" in metadata:
-        load(path, net)
-    else:
-        try:
-            net.load_state_dict(tensors)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise InputError(f"stage {index}: teacher {path}: {first}", code="teacher") from None
-    if job.experiment.train.channels_last:
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return net.eval().requires_grad_(False), rule
-
-
-def check_teachers(experiment: Experiment) -> None:
-    """Before any work: a later stage must not find that its teacher is not there."""
-    for index, stage in enumerate(experiment.stage):
-        source = "previous" if stage.teacher is None else _rule(stage.teacher).source
-        if source != "previous" and not _teacher_file(source).is_file():
-            raise InputError(
-                f"stage {index}: teacher {source}: no such file, and no run with a trained net",
-                code="teacher",
-                given=source,
-                possible='"previous", a run, or a file of weights',
-            )
-
-
-def _rule(teacher: str | Teacher) -> Teacher:
-    return Teacher(source=teacher) if isinstance(teacher, str) else teacher
-
-
-def _teacher_file(source: str) -> Path:
-    return Path(source) / "model.safetensors" if is_run(source) else Path(source)
 
 
 def freeze(net: nn.Module, globs: list[str], index: int) -> list[nn.Parameter]:
@@ -252,4 +200,4 @@ def _word(tensor: torch.Tensor) -> str:
     return "nan" if torch.isnan(tensor).any() else "inf"
 
 
-__all__ = ["StopRequest", "begin_stage", "check_teachers", "run_stage"]
+__all__ = ["StopRequest", "begin_stage", "run_stage"]

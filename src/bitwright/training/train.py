@@ -19,12 +19,13 @@ from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
 from bitwright.runs import Run, build_model
 from bitwright.training.finish import Result, finish
-from bitwright.training.job import Job, accelerator, is_normalized, open_data, rank_of, reseed
+from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
 from bitwright.training.progress import Screen
 from bitwright.training.resume import check_same, discard, prepare
 from bitwright.training.signals import Signals, Stopped, StopRequest
-from bitwright.training.stages import begin_stage, check_teachers, run_stage
+from bitwright.training.stages import begin_stage, run_stage
 from bitwright.training.state import State
+from bitwright.training.teacher import check_teachers
 
 if TYPE_CHECKING:
     from bitwright.experiment import Experiment
@@ -114,7 +115,7 @@ def _begin(
     train_set, test_set, val_set = open_data(experiment)
     reseed(experiment.seed, -1)
     net = build_model(experiment, test_set, weights=saved is None)
-    job = Job(experiment, run, screen, signals, train_set, test_set, val_set, is_normalized(experiment), net, state)
+    job = Job(experiment, run, screen, signals, train_set, test_set, val_set, net, state)
     if main:
         _describe(job)
         run.write_text("experiment.toml", to_toml(experiment))

@@ -1,0 +1,77 @@
+"""The first section of the results page: nets trained to stand beside the published figures (bench/zoo.py)."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+from results_tables import machine, number, read, table
+
+BENCH = Path(__file__).resolve().parent
+CARDS = BENCH.parent / "src" / "bitwright" / "zoo" / "nets"
+
+
+def zoo() -> str:
+    """Rows of the queue that are done, each beside its figure of the literature; what is left, by name."""
+    found = read("zoo.csv")
+    if not found:
+        return ""
+    rows = tomllib.loads((BENCH / "zoo.toml").read_text(encoding="utf-8"))["row"]
+    done = [_row(row, [r for r in found if r["row"] == row["name"]]) for row in rows]
+    left = [row["name"] for row, line in zip(rows, done, strict=True) if line is None]
+    head = [
+        "net",
+        "epochs",
+        "test %",
+        "seeds",
+        "published %",
+        "its epochs",
+        "asked %",
+        "file kB",
+        "verdict",
+        "ms",
+        "best int8 ms",
+    ]
+    return f"""## Nets of the zoo
+
+    python bench/zoo.py run --data DIR       # goes on where it stopped; status, next, measure
+    bitwright zoo NAME --check               # measures a kept net again
+
+All training images, accuracy of the last epoch, counted on all test images with the packed file where there is one, else with
+the trained net. Epochs of the float parent come first. Settings were chosen without the test set, which each row reads once.
+Rows of several seeds: mean and standard deviation; the kept net is that of the first seed, and its card says its own accuracy.
+Published figures: {_sources(rows)}. {machine("zoo.csv")}.
+
+{table(head, [line for line in done if line])}
+
+{_left(left)}
+
+"""
+
+
+def _row(row: dict[str, Any], found: list[dict[str, str]]) -> list[Any] | None:
+    """One line, or None while seeds are missing."""
+    if row.get("script") or len(found) < len(row.get("seeds", [0])):
+        return None
+    shares = [100 * float(r["accuracy"]) for r in found]
+    accuracy = f"{mean(shares):.2f}" + (f" ± {stdev(shares):.2f}" if len(shares) > 1 else "")
+    published = row.get("published", {})
+    path = CARDS / f"{row['name']}.json"
+    card = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    int8 = [t for peer, t in card.get("peers", {}).items() if "int8" in peer]
+    return [
+        f"`{row['name']}`", found[0]["epochs"], accuracy, len(shares), published.get("top1", ""), published.get("epochs", ""),
+        row.get("asked", ""), f"{int(found[0]['bytes']) / 1000:.1f}", found[0]["verdict"],
+        number(str(card["latency_ms"])) if card.get("latency_ms") else "", number(str(min(int8))) if int8 else "",
+    ]  # fmt: skip
+
+
+def _sources(rows: list[dict[str, Any]]) -> str:
+    return "; ".join(dict.fromkeys(row["published"]["source"] for row in rows if "published" in row))
+
+
+def _left(names: list[str]) -> str:
+    return f"Not trained yet: {', '.join(names)}." if names else "All rows are trained."
