@@ -19,7 +19,7 @@ from bitwright.engine import native
 from bitwright.engine.files import save
 from bitwright.engine.fold import fold
 from bitwright.engine.gates import gated_layers, refusal
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.graph import Graph, Node
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import describe
 from bitwright.engine.report import PASS, REFUSE, WARN, ConvertReport, ReportRow

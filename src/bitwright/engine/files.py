@@ -16,9 +16,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from bitwright.atomic import replacing
-from bitwright.engine.check import light
-from bitwright.engine.ir import Graph
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.store import from_json, light, stored
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
 
@@ -118,7 +117,7 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
             f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata"
         ) from None
     if isinstance(model, PackedModel):
-        text, tensors = model.graph.stored()
+        text, tensors = stored(model.graph)
         return write_tensors(path, tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": text})
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     recipe = recipe_of(model).to_toml()
@@ -146,7 +145,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     if kind == "packed":
         if device != "cpu":
             raise InputError(f"load {path}: packed nets run on the CPU, not on {device!r}", code="device")
-        packed = PackedModel(Graph.from_json(metadata.get("graph", ""), tensors))
+        packed = PackedModel(from_json(metadata.get("graph", ""), tensors))
         check_runs(packed, path)
         return packed
     if model is None:

@@ -22,12 +22,10 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.graph import Graph, Node, fresh
+from bitwright.engine.operators import CODED, function, monotone
 from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_thresholds
 
-CODED = ("coded_conv", "coded_linear")
-# elementwise, monotone in exact float arithmetic (each step a correctly rounded or comparison operation)
-MONOTONE = ("affine", "relu", "relu6", "hardtanh", "clamp", "leaky_relu", "prelu", "add_scalar", "mul_scalar", "neg")
 MAX_TABLE = 1 << 22  # thresholds of one layer; beyond it the quantizer runs as it is stored
 FUSED_LEVELS = 15  # a popcount layer is done before it has searched a longer ladder; packing floats is faster there
 BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit planes
@@ -82,21 +80,8 @@ def _fits_bytes(layer: Node, q: Node) -> bool:
     return max(abs(e) for e in ends) * mult <= 255
 
 
-def _channels(node: Node, last: bool) -> int:
-    return node.shape[-1] if last or len(node.shape) == 1 else node.shape[0]
-
-
 def _same_axis(a: Node, b: Node) -> bool:
     return len(a.shape) == 1 or bool(a.attrs.get("last", False)) == bool(b.attrs.get("last", False))
-
-
-def _monotone(node: Node, graph: Graph) -> bool:
-    if node.op == "leaky_relu":
-        return node.attrs["slope"] >= 0
-    if node.op == "prelu":
-        slope = graph.tensor(node, "slope")
-        return slope is not None and bool((slope >= 0).all())
-    return node.op in MONOTONE
 
 
 def _absorb(graph: Graph) -> bool:
@@ -105,22 +90,20 @@ def _absorb(graph: Graph) -> bool:
     for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
         chain: list[Node] = []
         source = by_name[q.inputs[0]]
-        while _monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
+        while monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
             if source.op == "prelu" and bool(q.attrs["last"]) and len(q.shape) > 1:
                 break  # prelu's channels are axis 1, the quantizer's the last
             chain.append(source)
             source = by_name[source.inputs[0]]
         if not chain:
             continue
-        last = bool(q.attrs["last"])
-        old = graph.tensor(q, "thresholds")
-        assert old is not None
+        old = graph.need(q, "thresholds")
         alike = old.dim() == 1 and not any(n.attrs.get("tensors") for n in chain) and not q.key("flip")
         # one row serves all channels
-        channels, levels = 1 if alike else _channels(q, last), int(q.attrs["levels"])
+        channels, levels = 1 if alike else q.channels, int(q.attrs["levels"])
         if channels * levels > MAX_TABLE:
             continue
-        steps = [reference.float_op(n, graph) for n in reversed(chain)]
+        steps = [function(n, graph) for n in reversed(chain)]
         old_flip = graph.tensor(q, "flip")
 
         def code(x: Tensor, steps: Any = steps, old: Tensor = old, old_flip: Any = old_flip) -> Tensor:
@@ -132,7 +115,7 @@ def _absorb(graph: Graph) -> bool:
         if bool((found == found[:1]).all()) and not bool(flip.any()):
             found = found[0].clone()
         elif alike:
-            found, flip = found.expand(_channels(q, last), levels), flip.expand(_channels(q, last))
+            found, flip = found.expand(q.channels, levels), flip.expand(q.channels)
         graph.put(q, "thresholds", found)
         if bool(flip.any()):
             graph.put(q, "flip", flip)
@@ -150,9 +133,7 @@ def _insert_before(graph: Graph, node: Node, new: Node) -> None:
 
 def _split(graph: Graph, q: Node, source: Node, op: str, attrs: dict[str, Any]) -> Node:
     """`q` becomes `op` and reads a new quantizer of `source`; returns that quantizer."""
-    name, taken = f"{q.name}^", graph.by_name()
-    while name in taken:
-        name += "^"
+    name = fresh(f"{q.name}^", graph.by_name(), "^")
     before = Node("quantize", name, [source.name], dict(q.attrs))
     before.attrs["shape"] = list(source.shape)
     before.attrs["tensors"] = dict(q.attrs["tensors"])
@@ -183,8 +164,7 @@ def _flatten_codes(graph: Graph) -> bool:
         if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or len(q.shape) != 1:
             continue
         flat = by_name[q.inputs[0]]
-        thresholds = graph.tensor(q, "thresholds")
-        assert thresholds is not None
+        thresholds = graph.need(q, "thresholds")
         if flat.op != "flatten" or flat.attrs["start"] != 1 or thresholds.dim() != 1 or len(q.attrs["zero"]) != 1:
             continue
         source = by_name[flat.inputs[0]]
@@ -263,10 +243,8 @@ def _thresholds(graph: Graph) -> None:
         image = layer.op == "coded_conv" and len(layer.shape) == 3 and not q.attrs["last"]
         if not image and len(layer.shape) != 1:
             continue
-        scale, add = graph.tensor(layer, "scale"), graph.tensor(layer, "add")
-        table, flip = graph.tensor(q, "thresholds"), graph.tensor(q, "flip")
-        assert scale is not None and add is not None and table is not None
-
+        scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
+        table, flip = graph.need(q, "thresholds"), graph.tensor(q, "flip")
         low, high = integer_range(graph, layer)
         if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
             continue

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from bitwright.engine import native, run_native, run_reference
 from bitwright.engine.fuse import fuse
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.graph import Graph, Node
+from bitwright.engine.store import from_json, stored
 from bitwright.errors import BitwrightWarning, InputError
 
 BACKENDS = ("auto", "native", "reference")
@@ -48,11 +49,13 @@ class PackedModel(nn.Module):
             raise InputError(f"backend 'native': {native.notice()}", code="backend")
         self.backend = backend if backend != "auto" else _best()
         self.threads = threads
-        self.graph_json, tensors = graph.stored()
+        self._graph = graph if graph.checked else from_json(*stored(graph))
+        self._runtime: Graph | None = None
+        tensors = stored(self._graph)[1]
         self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
         self._steps: list[tuple[Node, Any, list[str]]] | None = None
-        self._sample = graph.nodes[0].shape
-        self.output_name = graph.nodes[-1].inputs[0]
+        self._sample = self._graph.nodes[0].shape
+        self.output_name = self._graph.nodes[-1].inputs[0]
         for key, name in self._keys.items():  # last, so that no name of a file can hide an attribute
             if not name or hasattr(self, name):
                 raise InputError(f"packed model: {key[:60]!r} cannot name a tensor", code="file-graph")
@@ -61,13 +64,20 @@ class PackedModel(nn.Module):
 
     @property
     def graph(self) -> Graph:
-        """The folded graph, as a file holds it."""
-        return Graph.from_json(self.graph_json, {k: self.get_buffer(n) for k, n in self._keys.items()})
+        """The folded graph, as a file holds it. Read only: the run is made from it once."""
+        return self._graph
+
+    @property
+    def graph_json(self) -> str:
+        """Its text in a file."""
+        return stored(self._graph)[0]
 
     @property
     def runtime(self) -> Graph:
-        """The graph that runs: fused."""
-        return fuse(self.graph)
+        """The graph that runs: fused, once."""
+        if self._runtime is None:
+            self._runtime = fuse(self._graph)
+        return self._runtime
 
     def _build(self) -> list[tuple[Node, Any, list[str]]]:
         graph = self.runtime
@@ -125,21 +135,23 @@ class PackedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         state = self.__dict__.copy()
-        state["_steps"] = None  # kernel plans hold raw pointers: they are made again
+        state["_steps"] = state["_runtime"] = None  # kernel plans hold raw pointers: they are made again
         return state
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedModel:
-        return PackedModel(self.graph, self.backend, self.threads)
+        return PackedModel(self._graph.copy(), self.backend, self.threads)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
-        self._steps = None  # kernel layouts were made of the old tensors
+        for key, name in self._keys.items():
+            self._graph.tensors[key] = self.get_buffer(name)
+        self._steps = self._runtime = None  # fused and laid out from the old tensors
 
     def train(self, mode: bool = True) -> PackedModel:
         """Stays in evaluation: there is nothing to train."""
         return super().train(False)
 
     def extra_repr(self) -> str:
-        ops = [n.op for n in self.graph.nodes]
+        ops = [n.op for n in self._graph.nodes]
         coded = sum(op.startswith("coded") for op in ops)
         return f"{len(ops)} nodes, {coded} coded layers, backend={self.backend}"

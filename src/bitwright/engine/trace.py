@@ -17,9 +17,10 @@ from torch import Tensor, nn
 from torch.fx.node import map_arg
 
 from bitwright.engine import bitstrings
-from bitwright.engine.aten import TRANSLATE, Unsupported
+from bitwright.engine.aten import Call, lower
+from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.integers import NotInteger, storable
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.operators import LAYERS, Unfit
 from bitwright.engine.packing import Packing, describe, in_channels, packing_of, padding_of
 from bitwright.engine.quantizer import grid_of, split
 from bitwright.errors import InputError
@@ -53,9 +54,6 @@ _library.define("marked_input(Tensor x, str name) -> Tensor")
 def _marked_input_fake(x: Tensor, name: str) -> Tensor:
     """Floats of the same shape: the layer's own input part is put in the marker's place."""
     return torch.empty_like(x)
-
-
-LAYERS = ("conv", "linear", "conv_transpose")
 
 
 @dataclass
@@ -373,21 +371,20 @@ def _emit_aten(
     target = str(n.target)
     base = target.rsplit(".", 1)[0] if target.count(".") > 1 else target
     inplace = base.endswith("_") and not base.endswith("__")
-    translate = TRANSLATE.get(base.rstrip("_"))
     where = _owner(n) or "the model"
     frame = _frame(n)
     at = f" ({frame})" if frame else ""
-    if translate is None:
+    try:
+        done = lower(Call(n, names, constants, symbols))
+    except KeyError:
         raise InputError(
             f"convert: {where} uses {base}{at}, which the packed graph has no operator for. Keep it outside: "
             "convert the part before it",
             code="convert-op",
             layer=where,
             given=base,
-        )
-    try:
-        done = translate(n, names, constants, symbols)
-    except Unsupported as reason:
+        ) from None
+    except Unfit as reason:
         raise InputError(f"convert: {where}: {base}{at}: {reason}", code="convert-op", layer=where) from None
     if done is None:  # nothing happens in evaluation
         names[n.name] = names[_first_input(n).name]
@@ -408,12 +405,7 @@ def _emit_aten(
 
 
 def _fresh(graph: Graph, wish: str) -> str:
-    taken = {n.name for n in graph.nodes}
-    wish = wish or "node"
-    name, k = wish, 1
-    while name in taken or name in ("input", "output"):
-        name, k = f"{wish}#{k}", k + 1
-    return name
+    return fresh(wish or "node", ("input", "output", *(n.name for n in graph.nodes)))
 
 
 def _emit_input(graph: Graph, source: str, layer: SlotLayer, name: str, packing: Packing) -> str:

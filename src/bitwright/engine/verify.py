@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from bitwright.engine import native, reference, run_native, run_reference
 from bitwright.engine.fuse import _formats
+from bitwright.engine.graph import Graph, Node
 from bitwright.engine.integers import term_integers, weight_terms
-from bitwright.engine.ir import Graph, Node
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.report import Disagreement
 from bitwright.errors import InputError
