@@ -19,6 +19,8 @@ from torch import Tensor, nn
 import bitwright as bw
 from bitwright.errors import InputError
 from bitwright.fn.gate import add_where_on, gate
+from bitwright.fn.whole import whole_op
+from bitwright.parts import moment
 from bitwright.parts.gate_norm import DualNorm, FreeNorm
 from processes import spawned
 
@@ -598,3 +600,57 @@ def test_a_norm_is_not_lost_by_a_second_recipe(second: Any) -> None:
     with pytest.raises(InputError, match="0 holds the BatchNorm 1 in a part that this recipe takes away"):
         bw.apply(net, [{"match": "0", "gate": second}], example)
     assert torch.equal(net(example), want)
+
+
+# -- decisions on codes
+
+
+ON_CODES: dict[str, Any] = {
+    "conv": (lambda **k: bw.nn.Conv2d(8, 8, 3, padding=1, **k), (3, 8, 6, 6)),
+    "plain": (lambda **k: bw.nn.Conv2d(8, 6, 3, stride=2, bias=False, **k), (3, 8, 7, 7)),
+    "groups": (lambda **k: bw.nn.Conv2d(8, 8, 3, groups=2, **k), (2, 8, 6, 6)),
+    "transposed": (lambda **k: bw.nn.ConvTranspose2d(8, 6, 3, stride=2, **k), (2, 8, 4, 4)),
+    "linear": (lambda **k: bw.nn.Linear(8, 6, **k), (40, 8)),
+    "tokens": (lambda **k: bw.nn.Linear(8, 6, **k), (4, 9, 8)),
+}
+
+
+@pytest.mark.parametrize("w", ["bwn", {"part": "lsq", "bits": 3}, ["mask", {"part": "dorefa_w", "bits": 2}]], ids=str)
+@pytest.mark.parametrize("gate", ["channel_gate", "precision_gate"])
+@pytest.mark.parametrize("kind", ON_CODES)
+def test_what_is_coded_decides_as_whole_numbers(kind: str, gate: str, w: Any) -> None:
+    """Thresholds lie on sums that occur: an order of additions that rounds would open some of those gates."""
+    make, shape = ON_CODES[kind]
+    layer: Any = make(w=w, x={"part": "pact", "bits": 4}, gate={"part": gate, "unit": "raw"}).eval()
+    x, on = torch.rand(shape) * 6, list[Tensor]()
+    layer.gate.watchers = (lambda gate, now: on.append(now),)
+    x_code, x_unit = layer.x.whole(x)
+    w_code, w_unit = moment(layer.w, "whole")(layer.slot_weight())  # type: ignore[misc]
+    w_code = layer.from_slot(w_code).double()
+    if gate == "precision_gate":
+        first, _ = layer.gate.split(layer.op, (x_code.double() // 4 * 4, x_code.double() % 4), w_code, None)
+    else:
+        first, _ = layer.gate.split(layer.op, x_code.double(), w_code, None)
+    assert torch.equal(first, first.round())
+    axes = [1] * (layer.weight.dim() - 2)
+    value = first.float() * (w_unit.double() * x_unit.double()).float().reshape(-1, *axes)
+    value = value if layer.bias is None else value + layer.bias.reshape(-1, *axes)
+    rows = value.movedim(-1 if layer.gate.last else 1, 0).flatten(1)
+    layer.gate.threshold.data.copy_(rows.sort(1).values[:, rows.shape[1] // 2])  # of each channel, one that occurs
+    with torch.no_grad():
+        layer(x)
+    layer(x)
+    want = value > layer.gate.threshold.reshape(-1, *axes)
+    assert torch.equal(on[0] > 0, want) and torch.equal(on[1] > 0, want) and 0 < on[0].mean() < 1
+
+
+def test_sums_beyond_the_whole_numbers_of_float32() -> None:
+    """4000 products of 255 with 127 and with -127, and one of 1: float32 alone loses the one."""
+    x, w = torch.full((1, 8001), 255.0), torch.ones(1, 8001)
+    w[0, :4000], w[0, 4000:8000], x[0, 8000] = 127.0, -127.0, 1.0
+    exact = whole_op(nn.functional.linear, w)
+    assert exact(x, w, None).item() == 1.0
+    assert exact(x.half(), w.half(), None).item() == 1.0  # 65504 is the largest of half
+    with torch.autocast("cpu", torch.bfloat16):
+        got = exact(x, w, None)
+    assert got.item() == 1.0 and got.dtype == torch.float32

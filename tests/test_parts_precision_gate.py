@@ -294,15 +294,20 @@ def test_penalties(form: str, value: float) -> None:
 def test_what_shut_gates_skip_cannot_matter(value: float, training: bool, dtype: torch.dtype) -> None:
     gate = {"part": "precision_gate", "bits": 4, "top": 2, "init": math.inf}
     layer: Any = bw.nn.Conv2d(4, 6, 3, gate=gate, x={"part": "pact", "bits": 4}).to(dtype).train(training)
-    x, sums = torch.rand(2, 4, 5, 5).to(dtype) * 6, list[Tensor]()
+    x = torch.rand(2, 4, 5, 5).to(dtype) * 6
 
-    def op(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
-        sums.append(layer.op(x, w, b))
-        return sums[-1] if len(sums) == 1 else torch.full_like(sums[-1], value)
+    def output(skipped: float) -> Tensor:
+        sums: list[Tensor] = []
 
-    code = layer.x.whole(x)
-    y = layer.gate(op, layer.x(x), layer.weight, layer.bias, code)
-    assert len(sums) == 2 and torch.equal(y, sums[0]) and sums[1].ne(0).any()
+        def op(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+            sums.append(layer.op(x, w, b))  # base, rest, base, rest: what is skipped is every other one
+            return sums[-1] if len(sums) % 2 else torch.full_like(sums[-1], skipped)
+
+        y = layer.gate(op, layer.x(x), layer.weight, layer.bias, layer.x.whole(x))
+        assert all(rest.ne(0).any() for rest in sums[1::2])
+        return y
+
+    assert torch.equal(output(value), output(0.0))
 
 
 def test_keys_and_decay() -> None:

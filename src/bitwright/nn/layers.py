@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.fn.whole import HALF, whole_op
 from bitwright.parts.chain import Chain
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS, make_slot
@@ -99,7 +100,9 @@ class SlotLayer(nn.Module):
         if self.gate is None:
             y = op(x, w, b)
         elif "needs_code" in wants:
-            x_whole, w_whole = moment(quantizer, "whole"), moment(self.w, "whole")
+            # no code where something behind the quantizer moves its value
+            x_whole = moment(quantizer, "whole") if moment(self.x, "whole") else None
+            w_whole = None if self.training else moment(self.w, "whole")
             code = None if x_whole is None else x_whole(seen.detach())
             y = self.gate(op, x, w, b, code, None if w_whole is None else w_whole(self.slot_weight()), self.from_slot)
         elif wants:
@@ -112,7 +115,7 @@ class SlotLayer(nn.Module):
 
     def exact(self, raw: Tensor, op: Callable[..., Tensor]) -> Tensor | None:
         """Evaluation of a layer whose weight and input are both whole numbers times a unit: the product of the whole
-        numbers (exact below 2^24 in float32), one multiply by the units, one add. So the trained net itself gives
+        numbers (exact, whatever the order of the sum), one multiply by the units, one add. So the trained net itself gives
         what the packed one will, not a sum of rounded products. None where the slots do not allow it, and where
         somebody watches a part (`bw.calibrate` does): only a call of the part reaches its hooks.
         """
@@ -125,11 +128,12 @@ class SlotLayer(nn.Module):
         w, w_unit = w_whole(self.slot_weight())
         if x_unit.numel() != 1 or w_unit.numel() not in (1, w.shape[0]):
             return None
-        y = op(x, self.from_slot(w), None)
+        y = whole_op(op, w)(x, self.from_slot(w), None)
         axes = [1] * (self.weight.dim() - 2)  # channels are the last axis of Linear, the one before space of Conv
         y = y * (w_unit.double() * x_unit.double()).to(y.dtype).reshape(-1, *axes)
         b = self.quantized_bias()
-        return y if b is None else y + b.to(y.dtype).reshape(-1, *axes)
+        y = y if b is None else y + b.to(y.dtype).reshape(-1, *axes)
+        return y.to(raw.dtype) if raw.dtype in HALF else y
 
     def extra_repr(self) -> str:
         base = super().extra_repr()

@@ -10,11 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
-from bitwright.fn.gate import add_where_on
 from bitwright.parts.gate_norm import DualNorm
 from bitwright.parts.options import check_compat, check_word
 from bitwright.parts.registry import part
-from bitwright.parts.split_gate import SplitGate, spent_of
+from bitwright.parts.split_gate import Code, SplitGate, spent_of
 from bitwright.types import Site, Spent
 
 
@@ -134,16 +133,26 @@ class ChannelGate(SplitGate):
             return op(x, own, b, groups=self.splits), op(x, w * (1 - base), None)
         return op(x, w * base, b), op(x, w * (1 - base), None)
 
-    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+    def forward(
+        self,
+        op: Callable[..., Tensor],
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        code: Code | None = None,
+        w_code: Code | None = None,
+        from_slot: Callable[[Tensor], Tensor] | None = None,
+    ) -> Tensor:
         if self.order is not None:
-            x = x[..., self.order] if self.last else x[:, self.order]
+            x, code = self._mixed(x), None if code is None else (self._mixed(code[0]), code[1])
         if self.splits == 1:
             y = op(x, w, b)
             return y if self.output_norm is None else self.output_norm(y, torch.ones_like(y))
-        base, rest = self.split(op, x, w, b)
-        on = self.decide(base)
-        y = add_where_on(base, on, rest)
+        y, on = self.joined(*self.sums(op, lambda: x, w, b, code, w_code, from_slot), x)
         return y if self.output_norm is None else self.output_norm(y, on)
+
+    def _mixed(self, x: Tensor) -> Tensor:
+        return x[..., self.order] if self.last else x[:, self.order]
 
     def penalty(self) -> Tensor:
         if self.splits == 1 or self.governed:

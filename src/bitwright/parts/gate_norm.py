@@ -76,9 +76,18 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
                 out = self._by_all(flat, gain, shift, group)
             elif self.training and flat.numel() > flat.shape[1]:
                 out = self._by_batch(flat, gain, shift)
+            elif gain is None and shift is None:
+                out = self._by_running(flat)
             else:
                 out = F.batch_norm(flat, self.running_mean, self.running_var, gain, shift, eps=self.eps)
         return out.reshape(x.shape)
+
+    def _by_running(self, flat: Tensor) -> Tensor:
+        """One rounding per operation: a gate decides by this, and some machines fuse what a batch norm multiplies and adds."""
+        assert self.running_mean is not None and self.running_var is not None
+        shape = (-1, *[1] * (flat.dim() - 2))
+        spread = torch.sqrt(self.running_var + self.eps)
+        return (flat - self.running_mean.reshape(shape)) / spread.reshape(shape)
 
     def _by_batch(self, flat: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
         momentum = self.momentum

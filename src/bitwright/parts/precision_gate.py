@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.fn.gate import add_where_on
 from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.options import check_compat, check_word
 from bitwright.parts.registry import part
 from bitwright.parts.sign_magnitude import SignMagnitude
-from bitwright.parts.split_gate import SplitGate, spent_of
+from bitwright.parts.split_gate import Code, SplitGate, spent_of
 from bitwright.types import Site, Spent
-
-Code: TypeAlias = tuple[Tensor, Tensor]  # whole numbers and their unit
 
 
 @part("precision_gate", "gate")
@@ -49,7 +46,6 @@ class PrecisionGate(SplitGate):
     """
 
     bits_range = "2-8"
-    needs_code = True
     quantizer: SignMagnitude | None
 
     def __init__(
@@ -137,6 +133,12 @@ class PrecisionGate(SplitGate):
         high = (numbers / one).trunc() * one  # exact, and keeps the sign: magnitudes are cut
         return x, high, numbers - high, unit
 
+    def split(
+        self, op: Callable[..., Tensor], x: tuple[Tensor, Tensor], w: Tensor, b: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """x: (high bits, low bits)."""
+        return op(x[0], w, b), op(x[1], w, None)
+
     def forward(
         self,
         op: Callable[..., Tensor],
@@ -148,23 +150,13 @@ class PrecisionGate(SplitGate):
         from_slot: Callable[[Tensor], Tensor] | None = None,
     ) -> Tensor:
         x, high, low, unit = self.coded(x, code)
-        exact = w_code is not None and from_slot is not None and not self.training and unit.numel() == 1
-        learns = torch.is_grad_enabled() and (x.requires_grad or w.requires_grad)
-        sums: list[Tensor] = []
-        if not exact or learns:
-            sums = [op(ste(x, (high * unit).to(x.dtype)), w, b), op((low * unit).to(x.dtype), w, None)]
-        if exact and w_code is not None and from_slot is not None:
-            # whole numbers: the sums are exact, so no decision hangs on the order of additions
-            axes = [1] * (w.dim() - 2)
-            w_int = from_slot(w_code[0]).to(x.dtype)
-            size = (w_code[1].double() * unit.double()).to(x.dtype).reshape(-1, *axes)
-            values = [op(part.to(x.dtype), w_int, None) * size for part in (high, low)]
-            if b is not None:
-                values[0] = values[0] + b.to(values[0].dtype).reshape(-1, *axes)
-            # with a gradient to pass on: the exact value, the slope of training
-            sums = [s + (v - s).detach() for s, v in zip(sums, values, strict=True)] if sums else values
-        base, rest = sums
-        return add_where_on(base, self.decide(base), rest)
+        high, low = high.to(w.dtype), low.to(w.dtype)
+
+        def parts() -> tuple[Tensor, Tensor]:
+            return ste(x, (high * unit).to(x.dtype)), (low * unit).to(x.dtype)
+
+        base, rest = self.sums(op, parts, w, b, ((high, low), unit), w_code, from_slot)
+        return self.joined(base, rest, x)[0]
 
     def penalty(self) -> Tensor:
         if self.governed:

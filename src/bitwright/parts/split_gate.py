@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.fn.gate import gate
+from bitwright.fn.gate import add_where_on, gate
+from bitwright.fn.whole import HALF, whole_op
 from bitwright.parts.gate_norm import FreeNorm, FullPrecision, autocast_off, channels_first
 from bitwright.parts.options import check_number, check_word
 from bitwright.parts.scale import wide
 from bitwright.types import Site, Spent
+
+Code: TypeAlias = tuple[Tensor, Tensor]  # whole numbers and their unit
 
 
 class Watched(nn.Module):
@@ -46,8 +49,10 @@ def channels_of(name: str, layer: nn.Module) -> tuple[int, int, Tensor]:
 class SplitGate(Watched, FullPrecision):
     """y = base + on rest, on = 1 where z > threshold: z the base, as it is ("raw") or normalized per channel.
 
-    A subclass splits the operator into base and rest and prices them (`spent`). The decision is made in
-    float32 whatever the type of the layer, and thresholds stay float32 in a half-precision net.
+    A subclass splits the operator into base and rest (`split`) and prices them (`spent`). The decision is made in
+    float32 whatever the type of the layer, and thresholds stay float32 in a half-precision net. In evaluation, inputs
+    that are whole numbers times one unit are summed as whole numbers, and so are such weights; units and bias come
+    after the sum. So no decision depends on the order in which a machine adds.
     The test is one-sided: what is left out matters little where a ReLU cuts negative sums off anyway (`bw.plan` notes
     layers without one). Two other tests are not offered, because no published net uses them and so nothing could tell
     whether ours are right: |z| > threshold in front of an odd function that saturates, |z| <= threshold (more only while
@@ -59,6 +64,7 @@ class SplitGate(Watched, FullPrecision):
     outputs: int
     last: bool
     one_sided = True
+    needs_code = True
     threshold: nn.Parameter
     norm: FreeNorm | None
     size: Tensor | None  # raw units: running standard deviation of the base, what a step of a threshold is measured in
@@ -104,6 +110,44 @@ class SplitGate(Watched, FullPrecision):
     def spent(self, site: Site, fires: Tensor, active: Tensor | None) -> Spent:
         """Work for a call: `fires` int64 [N, O] outputs with the rest, `active` inputs that can be non-zero."""
         raise NotImplementedError
+
+    def split(self, op: Callable[..., Tensor], x: Any, w: Tensor, b: Tensor | None) -> tuple[Tensor, Tensor]:
+        """(base, rest): their sum is the full result."""
+        raise NotImplementedError
+
+    def sums(
+        self,
+        op: Callable[..., Tensor],
+        x: Callable[[], Any],
+        w: Tensor,
+        b: Tensor | None,
+        code: tuple[Any, Tensor] | None,
+        w_code: Code | None,
+        from_slot: Callable[[Tensor], Tensor] | None,
+    ) -> tuple[Tensor, Tensor]:
+        """(base, rest) of `split`: in training from x(); in evaluation from the whole numbers of `code` if it has one unit,
+        with the gradient of training where one is wanted."""
+        if self.training or code is None or code[1].numel() != 1:
+            return self.split(op, x(), w, b)
+        numbers, unit = code
+        axes = [1] * (w.dim() - 2)  # channels are the last axis of Linear, the one before space of Conv
+        with torch.no_grad():
+            products, operand, size = op, w, unit.to(wide(w).dtype)
+            if w_code is not None and from_slot is not None and w_code[1].numel() in (1, self.outputs):
+                products, operand = whole_op(op, w_code[0]), from_slot(w_code[0])
+                size = (w_code[1].double() * unit.double()).to(size.dtype)
+            base, rest = (y * size.reshape(-1, *axes) for y in self.split(products, numbers, operand, None))
+            base = base if b is None else base + b.to(base.dtype).reshape(-1, *axes)
+        if torch.is_grad_enabled():
+            slopes = self.split(op, x(), w, b)
+            base, rest = (s + (v - s).detach() for s, v in zip(slopes, (base, rest), strict=True))
+        return base, rest
+
+    def joined(self, base: Tensor, rest: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
+        """(output, on), the output in the type of half-precision layers."""
+        on = self.decide(base)
+        y = add_where_on(base, on, rest)
+        return (y.to(like.dtype) if like.dtype in HALF else y), on
 
     # -- the decision -------------------------------------------------------------------------------------------------
     def distance(self, base: Tensor) -> Tensor:
