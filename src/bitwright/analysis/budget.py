@@ -18,6 +18,7 @@ from bitwright.nn.layers import SlotLayer
 from bitwright.parts.fbs import FBS
 from bitwright.parts.split_gate import SplitGate
 from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.unwrap import unwrap
 from bitwright.types import Site
 
 HELD = 0.02  # of the budget: further off is told
@@ -75,6 +76,7 @@ class Budget:
                 f"budget: {self.key}={wanted!r}; a share up to 1, or operations per sample", code="budget",
                 given=repr(wanted), possible="a share above 0 and up to 1, or operations per sample",
             )  # fmt: skip
+        model = unwrap(model)
         self.weight, self.wanted = weight, float(wanted)
         gates = {n: m.gate for n, m in model.named_modules() if isinstance(m, SlotLayer) and m.gate is not None}
         self.splits = {n: g for n, g in gates.items() if isinstance(g, SplitGate)}

@@ -16,6 +16,7 @@ from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.transforms.layers import candidates
 from bitwright.transforms.sources import trace_sources
+from bitwright.transforms.unwrap import unwrap
 
 
 @dataclass(frozen=True)
@@ -130,6 +131,7 @@ def connections(model: nn.Module, example: Any = None) -> Connections:
     1            4   3  75.00          1.5     2      2              0     1
     total        8   4  50.00                         4              1     2
     """
+    model = unwrap(model)
     need_zero_one(model, "connections")
     layers = zero_one_layers(model)
     modules = {c.name: c.module for c in candidates(model)}

@@ -14,6 +14,7 @@ from bitwright.analysis.energy import EnergyTable, load_energy
 from bitwright.analysis.shown import Shown
 from bitwright.analysis.versus import REFERENCES, as_binary, as_float, bias_bytes, outside_bytes
 from bitwright.transforms.plan import kb_text, macs_text
+from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import batch_of, walk
 from bitwright.types import LayerInfo
 
@@ -154,6 +155,7 @@ def cost(model: nn.Module, example: Any, energy: str | Path = "horowitz45") -> C
     >>> table.totals["macs"], table.totals["bops"], table.totals["weight_bytes"]
     (640, 640, 80.0)
     """
+    model = unwrap(model)
     table = load_energy(energy)
     batch = batch_of(model, example)
     infos = walk(model, example)

@@ -19,6 +19,7 @@ from bitwright.parts.moments import moment
 from bitwright.parts.split_gate import spent_of
 from bitwright.transforms.facts import bit_facts
 from bitwright.transforms.layers import Candidate, candidates
+from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import call_macs
 from bitwright.types import Site, Spent
 
@@ -45,6 +46,7 @@ def count_macs(model: nn.Module) -> Iterator[MacCount]:
     (2048, 512, {'0': 0.0})
     """
     _check_threads(model)
+    model = unwrap(model)
     found = [c for c in candidates(model) if isinstance(c.module, tuple(KINDS))]
     if not found:
         raise InputError("count_macs: the model has no layer to count", code="count-none")

@@ -18,6 +18,7 @@ from bitwright.nn.layers import KINDS
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.layers import candidates
 from bitwright.transforms.sources import Sources, trace_sources
+from bitwright.transforms.unwrap import unwrap
 
 ROWS_PER_CHANNEL = 10
 
@@ -61,6 +62,7 @@ def pca(
     (['1', '2'], True)
     """
     _check(threshold, count, residual, relative, budget)
+    model = unwrap(model)
     kept: dict[str, list[Spread]] = {}
     sources: Sources | None = None
     modules = {c.name: c.module for c in candidates(model) if not c.reason}

@@ -17,6 +17,7 @@ from bitwright.nn.layers import SlotLayer
 from bitwright.procedures.recalibrate_batchnorm import estimate
 from bitwright.transforms.batch_norms import batch_norms, norms_training
 from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.unwrap import unwrap
 
 ON = tuple(i / 10 for i in range(41))  # divided, not summed up: 0.3 is the key 0.3
 LARGE = (5.0, 10.0, 100.0)
@@ -66,6 +67,7 @@ def weight_sweep(
     (1.0, 1.0, 0.667, 1.0)
     """
     who = "weight_sweep"
+    model = unwrap(model)
     need_zero_one(model, who)
     values, (top,) = _values(on), _values([limit])
     if norm not in NORMS:

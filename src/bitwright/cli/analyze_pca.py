@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import shlex
 from dataclasses import dataclass
@@ -111,12 +110,13 @@ def compared(
     """A row per choice of layers: how many, their share of the weights, what the net costs."""
     from bitwright.analysis import cost
     from bitwright.transforms import apply
+    from bitwright.transforms.copying import copy_model
 
     weights = {row.name: row.weights for row in fitted.layers}
     sets = fitted.sets(wanted.random, wanted.seed)
     rows = []
     for name, recipe in recipes.items():
-        totals = cost(apply(copy.deepcopy(goal), recipe, x), x, wanted.energy).totals
+        totals = cost(apply(copy_model(goal), recipe, x), x, wanted.energy).totals
         held = sum(weights[n] for n in sets[name])
         rows.append({
             "choice": name, "layers": list(sets[name]), "weights": held, "share": held / max(1, sum(weights.values())),

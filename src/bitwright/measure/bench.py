@@ -20,6 +20,7 @@ from bitwright.measure.table import BenchRow, BenchTable, ranked
 from bitwright.measure.timing import Timing, clock_for, interleave
 from bitwright.measure.twin import FloatNet, float_net, one_line
 from bitwright.measure.why import reasons
+from bitwright.transforms.unwrap import unwrap
 
 if TYPE_CHECKING:
     from bitwright.engine.packed import PackedModel
@@ -123,6 +124,7 @@ def _sides(given: Any, baseline: nn.Module | None) -> tuple[nn.Module | None, nn
         raise InputError(
             f"bench: got {type(given).__name__}; possible: what bw.convert returns, or a module", code="bench-model"
         )
+    given = unwrap(given)
     return given.eval(), baseline if baseline is not None or _is_packed(given) else given, ""
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.measure.twin import FloatNet
+from bitwright.transforms.copying import copy_model
 
 Call = Callable[[], object]
 QUINT8_ZERO = 128  # inputs of single operators are centered: half of uint8 is negative
@@ -26,7 +26,7 @@ def fp32(net: FloatNet, threads: int) -> dict[str, Call]:
 
 def bf16(net: FloatNet, threads: int) -> dict[str, Call]:
     """bfloat16 weights and inputs, channels_last."""
-    module = copy.deepcopy(net.module).bfloat16()
+    module = copy_model(net.module).bfloat16()
     inputs = tuple(t.bfloat16() if t.is_floating_point() else t for t in net.inputs)
     if _has_images(inputs):
         return {"channels_last": _forward(_last(module), last_inputs(inputs))}
@@ -55,7 +55,7 @@ def _has_images(inputs: tuple[Tensor, ...]) -> bool:
 
 
 def _last(module: nn.Module) -> nn.Module:
-    return copy.deepcopy(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return copy_model(module).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 
 def last_inputs(inputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
@@ -112,7 +112,7 @@ def _quantized_net(net: FloatNet) -> Call:
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
     from torch.ao.quantization.quantize_fx import convert_fx, prepare_fx
 
-    module = _flatten_as_function(copy.deepcopy(net.module))
+    module = _flatten_as_function(copy_model(net.module))
     config = PrepareCustomConfig().set_input_quantized_indexes(list(range(len(net.inputs))))
     prepared = prepare_fx(module, get_default_qconfig_mapping("onednn"), net.inputs, config)
     with torch.inference_mode():

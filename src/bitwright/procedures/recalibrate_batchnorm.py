@@ -15,6 +15,7 @@ from bitwright.errors import BitwrightWarning, InputError
 from bitwright.procedures.report import Report
 from bitwright.transforms.batch_norms import batch_norms, norms_training, rows_of
 from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.unwrap import unwrap
 
 CONSTANT = 1e-3  # of eps; the norms in front blow rounding up, so that 0 itself would be too strict
 
@@ -99,6 +100,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Recalibra
 
 def estimate(model: nn.Module, batches: Iterable[Any], who: str = "recalibrate_batchnorm") -> Recalibration:
     """The work, without the warning: where weights are swept, a net that is dead at one value is no surprise."""
+    model = unwrap(model)
     norms = batch_norms(model)
     if not norms:
         raise InputError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Iterator
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import nn
@@ -30,6 +30,7 @@ from bitwright.transforms.resolve import (
     slot_layers,
     warn_skipped,
 )
+from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import run_forward
 
 ATTRIBUTE = "bitwright_recipe"
@@ -50,6 +51,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     >>> apply(net, [{"match": "last", "w": "bwn"}])[2]
     Linear(in_features=8, out_features=2, bias=True, w=bwn)
     """
+    given, model = model, cast("Model", unwrap(model))
     resolved = resolve(model, as_recipe(recipe), example, "apply")
     left = check_skipped(resolved, "apply")
     wanted = [d for d in resolved.decisions if d.replaces]
@@ -92,7 +94,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     before = getattr(model, ATTRIBUTE, Recipe())
     setattr(model, ATTRIBUTE, before + resolved.recipe)
     warn_skipped(left)
-    return model
+    return given
 
 
 class Undo:
@@ -203,7 +205,7 @@ def recipe_of(model: nn.Module) -> Recipe:
     (Rule(match='0', kind='', slots={'w': 'bwn'}, optional=False, norm=''),)
     """
     rules = []
-    for name, layer in slot_layers(model).items():
+    for name, layer in slot_layers(unwrap(model)).items():
         slots = {s: _spec(name, s, getattr(layer, s)) for s in SLOTS if getattr(layer, s) is not None}
         if slots:
             rules.append(Rule(exact(name), slots=slots, norm=owner_of(layer)))

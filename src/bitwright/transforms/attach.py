@@ -13,6 +13,7 @@ from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.transforms.facts import bit_facts
 from bitwright.transforms.project import parts_of, project
+from bitwright.transforms.unwrap import unwrap
 
 # which optimizers serve which model; on neither of them, so that both can be copied and pickled at any time
 _Hooks: TypeAlias = "weakref.WeakKeyDictionary[torch.optim.Optimizer, Any]"
@@ -56,6 +57,7 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, add: bool = False
     >>> bool(net[0].weight.abs().max() <= 1)
     True
     """
+    model = unwrap(model)
     missing = _missing(model, optimizer)
     if missing and not add:
         names = ", ".join(missing)
@@ -150,6 +152,7 @@ def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[
     >>> [(g["name"], len(g["params"]), g["weight_decay"]) for g in param_groups(net, 0.1, 1e-4)]
     [('weights', 1, 0.0001), ('latents', 1, 0.0), ('plain', 2, 0.0), ('parts', 2, 0.0)]
     """
+    model = unwrap(model)
     place: dict[int, tuple[str, float]] = {}
     for _, layer, slot, part in parts_of(model):
         for parameter in part.parameters():
@@ -183,7 +186,7 @@ def penalty(model: nn.Module) -> Tensor:
     >>> penalty(nn.Linear(1, 1)).item()
     0.0
     """
-    found = [moment(part, "penalty") for _, _, _, part in parts_of(model)]
+    found = [moment(part, "penalty") for _, _, _, part in parts_of(unwrap(model))]
     terms = [f() for f in found if f is not None]
     if terms:
         total = terms[0].reshape(())

@@ -14,6 +14,7 @@ from bitwright.transforms.batch_norms import BATCH_NORMS, norms_training
 from bitwright.transforms.clips import awake
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.project import parts_of
+from bitwright.transforms.unwrap import unwrap
 
 
 def calibrate(
@@ -38,6 +39,7 @@ def calibrate(
     """
     if norms not in ("running", "batch"):
         raise InputError(f"calibrate: norms={norms!r} is neither running nor batch", code="option", given=norms)
+    model = unwrap(model)
     wanted = None if parts is None else {id(part) for part in parts}
     observers = [
         (slot, part)

@@ -13,6 +13,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.layers import candidates
+from bitwright.transforms.unwrap import unwrap
 
 Mark = tuple[str, str]  # (name of the module in whose forward the operator ran, name of the operator)
 
@@ -159,6 +160,7 @@ def trace_flow(model: nn.Module, example: Any) -> Flow:
     >>> trace_flow(net, torch.zeros(1, 2)).nonneg
     {'2': ('1', 'relu')}
     """
+    model = unwrap(model)
     watch = _Watch()
     inputs: dict[str, list[Mark | None]] = {}
     layers = {id(c.module): c.name for c in candidates(model)}

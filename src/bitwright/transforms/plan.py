@@ -19,6 +19,7 @@ from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.norms import inherit, plan_norms
 from bitwright.transforms.recipe import RecipeLike, as_recipe
 from bitwright.transforms.resolve import Decision, build, check_skipped, check_tied, resolve, slot_layers
+from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import Seen, info_of, untie
 from bitwright.types import LayerInfo
 
@@ -165,6 +166,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     >>> [(r.name, r.rule, r.w, r.bits, r.note) for r in table.rows]
     [('0', '-', 'float', '32/32', ''), ('1', '0', 'bwn', '1/32', 'last')]
     """
+    model = unwrap(model)
     resolved = resolve(model, as_recipe(recipe), example, "plan")
     check_skipped(resolved, "plan")
     with torch.random.fork_rng(devices=[]):  # parts that draw their start values must not move the user's stream

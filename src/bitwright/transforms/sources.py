@@ -14,6 +14,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from bitwright.transforms.flow import _tensors
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.layers import candidates
+from bitwright.transforms.unwrap import unwrap
 
 Names = frozenset[str]
 NONE: Names = frozenset()
@@ -69,6 +70,7 @@ def trace_sources(model: nn.Module, example: Any) -> Sources:
     >>> trace_sources(net, torch.zeros(1, 2)).inputs
     {'0': (), '2': ('0',)}
     """
+    model = unwrap(model)
     trail = _Trail()
     layers = {id(c.module): c.name for c in candidates(model)}
     inputs: dict[str, Names] = {}

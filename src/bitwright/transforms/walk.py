@@ -16,6 +16,7 @@ from bitwright.transforms.facts import bit_facts, density_of, float_bytes, part_
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.layers import Candidate, candidates
+from bitwright.transforms.unwrap import unwrap
 from bitwright.types import LayerInfo
 
 __all__ = ["Flow", "Seen", "batch_of", "call_macs", "info_of", "run_forward", "trace_flow", "walk"]
@@ -91,6 +92,7 @@ def walk(model: nn.Module, example: Any) -> list[LayerInfo]:
     >>> [row.macs for row in walk(net, torch.zeros(5, 4))]
     [12, 6]
     """
+    model = unwrap(model)
     found = candidates(model)
     seen = run_forward(model, example, found)
     found.sort(key=lambda c: seen[id(c.module)].order if id(c.module) in seen else len(seen))
@@ -117,6 +119,7 @@ def batch_of(model: nn.Module, example: Any) -> int:
     >>> batch_of(nn.Linear(4, 2), torch.zeros(5, 4))
     5
     """
+    model = unwrap(model)
     found = candidates(model)
     return _batch(example, found, run_forward(model, example, found))
 
