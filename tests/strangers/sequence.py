@@ -139,7 +139,7 @@ class CRNN(nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         conv = self.cnn(input)
-        b, c, h, w = conv.size()
+        _, _, h, _ = conv.size()
         assert h == 1, "the height of conv must be 1"
         conv = conv.squeeze(2).permute(2, 0, 1)  # [w, b, c]
         recurrent, _ = self.rnn(conv)
