@@ -289,6 +289,7 @@ class GPT(nn.Module):
         pos = torch.arange(0, idx.size(1), dtype=torch.long, device=idx.device)
         x = self.drop(self.wte(idx) + self.wpe(pos))
         for block in self.h:
+            assert isinstance(block, nn.ModuleDict)
             x = x + block["attn"](block["ln_1"](x))
             y = block["c_fc"](block["ln_2"](x))
             y = 0.5 * y * (1.0 + torch.tanh(math.sqrt(2.0 / math.pi) * (y + 0.044715 * torch.pow(y, 3.0))))

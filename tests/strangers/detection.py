@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -162,17 +164,16 @@ class Yolo(nn.Module):
         ]
         self.model, self.sources = nn.ModuleList(layer for _, layer in layers), [source for source, _ in layers]
 
-    def forward(self, x: Tensor) -> tuple[Tensor, list[Tensor]] | list[Tensor]:
+    def forward(self, x: Tensor) -> Any:
         # every second row and column as channels
-        y: object = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
-        kept: list[object] = []
+        y: Any = torch.cat([x[..., ::2, ::2], x[..., 1::2, ::2], x[..., ::2, 1::2], x[..., 1::2, 1::2]], 1)
+        kept: list[Any] = []
         for source, layer in zip(self.sources, self.model, strict=True):
-            if source != -1:
-                y = [y if i == -1 else kept[i] for i in source]  # type: ignore[union-attr]
-                y = torch.cat(y, 1) if isinstance(layer, nn.Identity) else y  # type: ignore[arg-type]
-            y = layer(y)
+            if not isinstance(source, int):  # from earlier layers
+                y = [y if i == -1 else kept[i] for i in source]
+            y = torch.cat(y, 1) if isinstance(layer, nn.Identity) else layer(y)
             kept.append(y)
-        return y  # type: ignore[return-value]
+        return y
 
 
 STRANGERS = [

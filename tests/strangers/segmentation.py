@@ -64,15 +64,19 @@ class SplitShuffle(nn.Module):
     def __init__(self, width: int, dilated: int) -> None:
         super().__init__()
         half = width // 2
-        for side, first in (("l", (3, 1)), ("r", (1, 3))):
-            second = first[::-1]
-            pads = [tuple(k // 2 for k in kernel) for kernel in (first, second)]
-            wide = [tuple(p * dilated for p in pad) for pad in pads]
-            setattr(self, f"conv1_{side}", nn.Conv2d(half, half, first, 1, pads[0], bias=True))
-            setattr(self, f"conv2_{side}", nn.Conv2d(half, half, second, 1, pads[1], bias=False))
+
+        def rows(rate: int, bias: bool) -> nn.Conv2d:
+            return nn.Conv2d(half, half, (3, 1), 1, (rate, 0), (rate, 1), bias=bias)
+
+        def columns(rate: int, bias: bool) -> nn.Conv2d:
+            return nn.Conv2d(half, half, (1, 3), 1, (0, rate), (1, rate), bias=bias)
+
+        for side, first, second in (("l", rows, columns), ("r", columns, rows)):
+            setattr(self, f"conv1_{side}", first(1, True))
+            setattr(self, f"conv2_{side}", second(1, False))
             setattr(self, f"bn1_{side}", nn.BatchNorm2d(half, eps=1e-3))
-            setattr(self, f"conv3_{side}", nn.Conv2d(half, half, first, 1, wide[0], (dilated, 1) if first[0] == 3 else (1, dilated)))  # fmt: skip
-            setattr(self, f"conv4_{side}", nn.Conv2d(half, half, second, 1, wide[1], (dilated, 1) if second[0] == 3 else (1, dilated), bias=False))  # fmt: skip
+            setattr(self, f"conv3_{side}", first(dilated, True))
+            setattr(self, f"conv4_{side}", second(dilated, False))
             setattr(self, f"bn2_{side}", nn.BatchNorm2d(half, eps=1e-3))
         self.relu, self.dropout = nn.ReLU(inplace=True), nn.Dropout2d(0.1)
 
@@ -134,8 +138,8 @@ class ASPPPooling(nn.Sequential):
     def __init__(self, fan_in: int, out: int) -> None:
         super().__init__(nn.AdaptiveAvgPool2d(1), nn.Conv2d(fan_in, out, 1, bias=False), nn.BatchNorm2d(out), nn.ReLU())
 
-    def forward(self, x: Tensor) -> Tensor:
-        size = x.shape[-2:]
+    def forward(self, input: Tensor) -> Tensor:
+        x, size = input, input.shape[-2:]
         for module in self:
             x = module(x)
         return F.interpolate(x, size=size, mode="bilinear", align_corners=False)
