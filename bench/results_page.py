@@ -11,6 +11,7 @@ from typing import Any
 import findings
 from results_hybrid import hybrid
 from results_selfprune import selfprune
+from results_strangers import strangers
 from results_tables import FOLDER, listed, machine, number, read, table
 from results_zoo import zoo
 
@@ -282,7 +283,7 @@ than the peer, below 1 slower. {machine()}.
 
 {speeds()}
 
-## Training steps
+{strangers()}## Training steps
 
     python bench/training.py
 

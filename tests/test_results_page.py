@@ -39,6 +39,33 @@ def hybrid_row(name: str, accuracy: float, storage: int, layers: str = "", **mor
     return facts | MACHINE | more
 
 
+def stranger_row(name: str, form: str = "graph", **more: Any) -> dict[str, Any]:
+    blank = dict.fromkeys(("slot_layers", "bits", "int8", "on_disk", "float", "why_float", "largest_difference", "ms", "ms_q1",
+                           "ms_q3", "int8_peer", "int8_ms", "int8_ms_q1", "int8_ms_q3", "ratio", "note"), "")  # fmt: skip
+    measured = {"slot_layers": 9, "bits": 6, "int8": 0, "on_disk": 1, "float": 2, "why_float": "ConvTranspose2d has no bit kernel",
+                "largest_difference": 2.5e-7, "ms": 0.2, "ms_q1": 0.19, "ms_q3": 0.21, "int8_peer": "ort-int8", "int8_ms": 0.3,
+                "int8_ms_q1": 0.29, "int8_ms_q3": 0.31, "ratio": 1.5} if form else {}  # fmt: skip
+    return {"architecture": name, "recipe": "w1a1", "form": form} | blank | measured | MACHINE | more
+
+
+def test_strangers(put: Any) -> None:
+    from results_strangers import strangers  # pyright: ignore[reportMissingImports]
+
+    assert strangers() == ""
+    put("strangers.csv", [stranger_row("unet"), stranger_row("swin", "layers", int8_ms="", ratio="", note="ort-int8 unavailable"),
+                          stranger_row("crnn", "", note="convert: refused")])  # fmt: skip
+    text = strangers()
+    assert "- 2 of 3 rows convert: 1 in graph form (50 %), 1 in layer form." in text
+    assert "- Of 18 layers with parts 14 are packed, 4 stay float with their reasons." in text
+    assert "- Not converted: crnn." in text
+    assert (
+        "| unet | `w1a1` | graph | 9 | 6 | 0 | 1 | 2: ConvTranspose2d has no bit kernel | 2e-07 | 0.2 (0.19-0.21) "
+        "| 0.3 (0.29-0.31) ort-int8 | 1.50 | - |" in text
+    )
+    assert "| swin | `w1a1` | layers | 9 | 6 | 0 | 1 |" in text and "| - | - | ort-int8 unavailable |" in text
+    assert "| crnn | `w1a1` | - |" in text and "convert: refused |" in text
+
+
 def test_hybrid(put: Any) -> None:
     from results_hybrid import hybrid  # pyright: ignore[reportMissingImports]
 
@@ -146,9 +173,11 @@ def test_examples_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     import findings  # pyright: ignore[reportMissingImports]
     import results_page  # pyright: ignore[reportMissingImports]
     import results_selfprune  # pyright: ignore[reportMissingImports]
+    import results_strangers  # pyright: ignore[reportMissingImports]
 
     assert doctest.testmod(findings).attempted > 5 and doctest.testmod(findings).failed == 0
     assert doctest.testmod(results_selfprune).attempted > 0 and doctest.testmod(results_selfprune).failed == 0
+    assert doctest.testmod(results_strangers).attempted > 0 and doctest.testmod(results_strangers).failed == 0
     assert doctest.testmod(results_page).attempted > 0 and doctest.testmod(results_page).failed == 0
     assert sys.modules["findings"].__file__ == str(BENCH / "findings.py")
 
