@@ -150,23 +150,35 @@ def test_plan_apply_train(name: str, recipe: str) -> None:
     assert len(moved) > len(layers) / 2  # a step may be too small for the last bit, behind a layer scale say
 
 
-@pytest.mark.parametrize(("name", "recipe"), CONVERTED + SECOND)
-def test_convert_save_load(name: str, recipe: str, tmp_path: Path) -> None:
+def check_cycle(name: str, recipe: str, form: str, path: Path) -> bw.Converted:
+    """From a trained net to a loaded file, with the same answers at the example's batch and at another."""
     stranger = BY_NAME[name]
     net = trained(stranger, recipe)
     state = {key: value.clone() for key, value in net.state_dict().items()}
-    converted = bw.convert(net, stranger.inputs(2))
+    converted = bw.convert(net, stranger.inputs(2), form=form)
     assert converted.report.status in ("PASS", "WARN"), converted.report
-    assert converted.model is not None and converted.form in ("graph", "layers")
+    assert converted.model is not None
     check_rows(net, converted.report.rows)
     for key, value in net.state_dict().items():  # packed from it, not of it
         assert torch.equal(value, state[key]), key
 
-    path = tmp_path / "packed.safetensors"
     converted.save(path)
     loaded = bw.load(path) if converted.form == "graph" else bw.load(path, model=stranger.build())
-    for count in (2, 3):  # the example's batch, and another
+    for count in (2, 3):
         given = stranger.example(count)
         got = answers(converted.model, given)
         check_same(answers(net, given), got, TOLERANCE)
         check_same(got, answers(loaded, given), 0.0)
+    return converted
+
+
+@pytest.mark.parametrize(("name", "recipe"), CONVERTED + SECOND)
+def test_convert_save_load(name: str, recipe: str, tmp_path: Path) -> None:
+    assert check_cycle(name, recipe, "auto", tmp_path / "packed.safetensors").form in ("graph", "layers")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "recipe"), FIRST)
+def test_layer_form(name: str, recipe: str, tmp_path: Path) -> None:
+    """There is one for every model that runs."""
+    assert check_cycle(name, recipe, "layers", tmp_path / "packed.safetensors").form == "layers"
