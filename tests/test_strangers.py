@@ -22,6 +22,12 @@ PACKED = ("bits", "int8", "bits on disk, float run")
 BY_NAME = {stranger.name: stranger for stranger in STRANGERS}
 NAMES = list(BY_NAME)
 FIRST = [(s.name, s.recipes[0]) for s in STRANGERS]
+# Converting takes about a second each: the nets whose operators a net of another row has too are left to the slow tests.
+NEAR = {
+    "mobilenet_v2", "mobilenet_v2_means", "efficientnet", "regnet", "resnext", "densenet", "facenet", "unet_transposed", "raw_audio",
+    "keyword_spotter", "deeplab", "retinanet", "wav2vec", "vit", "vit_fused", "transformer_encoder", "triplet", "edsr", "dlrm",
+}  # fmt: skip
+CONVERTED = [pytest.param(name, r, marks=pytest.mark.slow if name in NEAR else ()) for name, r in FIRST]
 SECOND = [pytest.param(s.name, s.recipes[1], marks=pytest.mark.slow) for s in STRANGERS]
 
 
@@ -105,6 +111,7 @@ def check_rows(net: nn.Module, rows: list[ReportRow]) -> None:
 def test_the_table() -> None:
     assert len(NAMES) == len(STRANGERS) >= 25
     assert all(len(set(stranger.recipes)) == 2 for stranger in STRANGERS)
+    assert set(NAMES) > NEAR
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -143,23 +150,35 @@ def test_plan_apply_train(name: str, recipe: str) -> None:
     assert len(moved) > len(layers) / 2  # a step may be too small for the last bit, behind a layer scale say
 
 
-@pytest.mark.parametrize(("name", "recipe"), FIRST + SECOND)
-def test_convert_save_load(name: str, recipe: str, tmp_path: Path) -> None:
+def check_cycle(name: str, recipe: str, form: str, path: Path) -> bw.Converted:
+    """From a trained net to a loaded file, with the same answers at the example's batch and at another."""
     stranger = BY_NAME[name]
     net = trained(stranger, recipe)
     state = {key: value.clone() for key, value in net.state_dict().items()}
-    converted = bw.convert(net, stranger.inputs(2))
+    converted = bw.convert(net, stranger.inputs(2), form=form)
     assert converted.report.status in ("PASS", "WARN"), converted.report
-    assert converted.model is not None and converted.form in ("graph", "layers")
+    assert converted.model is not None
     check_rows(net, converted.report.rows)
     for key, value in net.state_dict().items():  # packed from it, not of it
         assert torch.equal(value, state[key]), key
 
-    path = tmp_path / "packed.safetensors"
     converted.save(path)
     loaded = bw.load(path) if converted.form == "graph" else bw.load(path, model=stranger.build())
-    for count in (2, 3):  # the example's batch, and another
+    for count in (2, 3):
         given = stranger.example(count)
         got = answers(converted.model, given)
         check_same(answers(net, given), got, TOLERANCE)
         check_same(got, answers(loaded, given), 0.0)
+    return converted
+
+
+@pytest.mark.parametrize(("name", "recipe"), CONVERTED + SECOND)
+def test_convert_save_load(name: str, recipe: str, tmp_path: Path) -> None:
+    assert check_cycle(name, recipe, "auto", tmp_path / "packed.safetensors").form in ("graph", "layers")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "recipe"), FIRST)
+def test_layer_form(name: str, recipe: str, tmp_path: Path) -> None:
+    """There is one for every model that runs."""
+    assert check_cycle(name, recipe, "layers", tmp_path / "packed.safetensors").form == "layers"
