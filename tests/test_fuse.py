@@ -128,7 +128,7 @@ def test_residual_adds_and_sign_bits() -> None:
     fused = both(net, 3, 6, 6)[1]
     assert ops(fused) == ["quantize", "coded_conv", "emitted", "coded_conv", "emitted", "coded_conv", "mean"]
     layers = [n for n in fused.nodes if n.op == "coded_conv"]
-    assert [len(n.inputs) for n in layers] == [1, 2, 1] and ["sign_bits" in n.attrs for n in layers] == [
+    assert [len(n.inputs) for n in layers] == [1, 2, 1] and ["extra" in n.attrs for n in layers] == [
         True,
         True,
         False,
@@ -153,7 +153,7 @@ def test_a_layer_with_two_readers_stays_float() -> None:
 def test_axes_that_do_not_match_are_left_alone(net: Callable[[], nn.Module]) -> None:
     """A Linear layer's channels are last, a convolution's are axis 1: its codes cannot be emitted in place."""
     fused = both(net(), 4, 4, 7)[1]
-    assert not any("emit" in n.attrs or "sign_bits" in n.attrs for n in fused.nodes)
+    assert not any("emit" in n.attrs or "extra" in n.attrs for n in fused.nodes)
 
 
 def test_names_with_a_caret_do_not_clash() -> None:

@@ -65,6 +65,14 @@ int check_levels(int64_t levels, const void* thresholds, int64_t planes) {
   return BW_OK;
 }
 
+int check_grid(const bw_grid* grid) {
+  if (!grid) return BW_OK;
+  BW_REQUIRE(grid->value > 0 && grid->value < 1e30f, "a grid's value must be positive");
+  BW_REQUIRE(grid->low >= 0 && grid->low <= grid->high && grid->high <= 255, "a grid's codes lie in 0..255");
+  BW_REQUIRE(grid->base >= -255 && grid->base <= 255, "a grid's base lies in -255..255");
+  return BW_OK;
+}
+
 int check_output(const bw_conv& conv, const bw_output* output, const void* out) {
   BW_REQUIRE(output, "output is null");
   BW_REQUIRE(out || conv.n == 0, "out is null");
@@ -73,13 +81,15 @@ int check_output(const bw_conv& conv, const bw_output* output, const void* out) 
       return BW_OK;
     case BW_FLOAT32:
       BW_REQUIRE(output->scale && output->add, "scale or add is null");
-      return BW_OK;
+      return check_grid(output->grid);
     case BW_WORDS:
       BW_REQUIRE(output->out_groups > 0 && conv.o % output->out_groups == 0, "o = %lld is not a multiple of out_groups = %lld",
                  (long long)conv.o, (long long)output->out_groups);
       return check_levels(output->levels, output->thresholds, output->out_planes);
     case BW_BYTES:
-      return check_levels(output->levels, output->thresholds, BW_MAX_PLANES);
+      if (!output->grid) return check_levels(output->levels, output->thresholds, BW_MAX_PLANES);
+      BW_REQUIRE(output->scale && output->add, "scale or add is null");
+      return check_grid(output->grid);
     default:
       return bw_fail(BW_BAD_ARGUMENT, "unknown output mode %lld", (long long)output->mode);
   }
@@ -90,6 +100,7 @@ int check_pack(const bw_pack* pack, const void* x, const void* out, bool bits) {
   BW_REQUIRE(pack->n >= 0 && pack->n < LIMIT && size_ok(pack->h) && size_ok(pack->w) && size_ok(pack->c),
              "n, h, w and c must be positive");
   BW_REQUIRE((x && out) || pack->n == 0, "x or out is null");
+  if (int error = check_grid(pack->grid)) return error;
   if (!bits) return check_levels(pack->levels, pack->thresholds, BW_MAX_PLANES);
   BW_REQUIRE(pack->groups > 0 && pack->c % pack->groups == 0, "c = %lld is not a multiple of groups = %lld",
              (long long)pack->c, (long long)pack->groups);
@@ -179,7 +190,7 @@ int bw_byte_weights_pack(const bw_conv* conv, const int16_t* values, void* dst) 
 }
 
 int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, const bw_output* output, void* out,
-                 const float* residual, uint32_t* sign_bits, int threads) {
+                 const float* residual, void* extra, int threads) {
   int32_t layout;
   if (int error = check_shape(conv, true)) return error;
   if (int error = check_run(*conv)) return error;
@@ -188,11 +199,11 @@ int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, co
   if (conv->n == 0) return BW_OK;
   BW_REQUIRE(x, "x is null");
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
-  return table->conv_bits(*conv, x, layout, body_of(weights), {*output, out, residual, sign_bits}, threads);
+  return table->conv_bits(*conv, x, layout, body_of(weights), {*output, out, residual, extra}, threads);
 }
 
 int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, const bw_output* output, void* out,
-                 const float* residual, uint32_t* sign_bits, int threads) {
+                 const float* residual, void* extra, int threads) {
   int32_t layout;
   if (int error = check_shape(conv, false)) return error;
   if (int error = check_run(*conv)) return error;
@@ -201,7 +212,7 @@ int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, co
   if (conv->n == 0) return BW_OK;
   BW_REQUIRE(x, "x is null");
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
-  return table->conv_bytes(*conv, x, layout, body_of(weights), {*output, out, residual, sign_bits}, threads);
+  return table->conv_bytes(*conv, x, layout, body_of(weights), {*output, out, residual, extra}, threads);
 }
 
 int bw_pack_bits(const bw_pack* pack, const float* x, uint32_t* out, int threads) {

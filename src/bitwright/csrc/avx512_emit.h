@@ -37,16 +37,33 @@ inline __mmask16 flips_of(const bw_sink& sink, int64_t block, __mmask16 lanes) {
   return _mm_test_epi8_mask(bytes, bytes);
 }
 
+// Codes by an even ladder, as grid_codes of generic_emit.h.
+inline __m512i grid_codes_16(const bw_grid& grid, __m512 y) {
+  const __m512 value = _mm512_set1_ps(grid.value);
+  const __m512 place = grid.divide ? _mm512_div_ps(y, value) : _mm512_mul_ps(y, value);
+  const __m512 above = _mm512_max_ps(place, _mm512_set1_ps((float)(grid.low - grid.base)));  // NaN: the second operand
+  const __m512 inside = _mm512_min_ps(above, _mm512_set1_ps((float)(grid.high - grid.base)));
+  return _mm512_add_epi32(_mm512_cvt_roundps_epi32(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+                          _mm512_set1_epi32(grid.base));
+}
+
+inline __m512 scaled(const bw_sink& sink, int64_t block, __mmask16 lanes, __m512i value) {
+  const __m512 scale = _mm512_maskz_loadu_ps(lanes, sink.scale + block * 16);
+  const __m512 add = _mm512_maskz_loadu_ps(lanes, sink.add + block * 16);
+  return _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(value), scale), add);
+}
+
 inline void emit_float(const bw_sink& sink, int64_t channels, int64_t pixel, int64_t block, __mmask16 lanes,
                        __m512i value) {
   const int64_t at = pixel * channels + block * 16;
-  const __m512 scale = _mm512_maskz_loadu_ps(lanes, sink.scale + block * 16);
-  const __m512 add = _mm512_maskz_loadu_ps(lanes, sink.add + block * 16);
-  __m512 y = _mm512_add_ps(_mm512_mul_ps(_mm512_cvtepi32_ps(value), scale), add);
+  __m512 y = scaled(sink, block, lanes, value);
   if (sink.residual) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(lanes, sink.residual + at));
+  if (sink.relu) y = _mm512_max_ps(_mm512_setzero_ps(), y);  // the second operand where one is NaN
   _mm512_mask_storeu_ps((float*)sink.out + at, lanes, y);
-  if (sink.sign_bits)
-    store_half_word(sink.sign_bits + pixel * bw_words(channels, 1), channels, block,
+  if (sink.extra && sink.grid)
+    _mm512_mask_cvtepi32_storeu_epi8((uint8_t*)sink.extra + at, lanes, grid_codes_16(*sink.grid, y));
+  else if (sink.extra)
+    store_half_word((uint32_t*)sink.extra + pixel * bw_words(channels, 1), channels, block,
                     _mm512_mask_cmp_ps_mask(lanes, y, _mm512_setzero_ps(), _CMP_GE_OQ));
 }
 
@@ -65,6 +82,9 @@ inline __attribute__((always_inline)) void emit_16(const bw_sink& sink, int64_t 
     for (int64_t p = 1; p < sink.out_planes; p++) store_half_word(out + p * words, channels, block, 0);
     return;
   }
+  if (sink.mode == BW_BYTES && sink.grid)
+    return _mm512_mask_cvtepi32_storeu_epi8((uint8_t*)sink.out + pixel * channels + block * 16, lanes,
+                                            grid_codes_16(*sink.grid, scaled(sink, block, lanes, value)));
   const __m512i count = count_levels_16(sink, channels, block, lanes, value);
   const __m512i code = _mm512_mask_sub_epi32(count, flips_of(sink, block, lanes), _mm512_set1_epi32((int)sink.levels), count);
   if (sink.mode == BW_BYTES)

@@ -121,15 +121,26 @@ inline __m512i climb(__m512 value, __m512i code, const float* ladder, int64_t le
 }
 
 inline void pack_elements(const bw_pack& pack, const float* x, int64_t count, uint8_t* out) {
+  if (pack.grid) {
+    for (int64_t i = 0; i < count; i += 16) {
+      const __mmask16 lanes = lanes_of(count, i / 16);
+      _mm512_mask_cvtepi32_storeu_epi8(out + i, lanes, grid_codes_16(*pack.grid, _mm512_maskz_loadu_ps(lanes, x + i)));
+    }
+    return;
+  }
   const float* ladder = pack.thresholds;
-  const float span = ladder[pack.levels - 1] - ladder[0];
-  const float per_level = span > 0 && span < 1e30f ? (float)(pack.levels - 1) / span : 0.0f;
-  const __m512 rate = _mm512_set1_ps(per_level), origin = _mm512_set1_ps(ladder[0]);
+  int64_t first = 0, end = pack.levels - 1;  // the guess is by the spacing of the finite thresholds
+  while (first < end && ladder[first] < -1e30f) first++;
+  while (end > first && ladder[end] > 1e30f) end--;
+  const float span = ladder[end] - ladder[first];
+  const float per_level = span > 0 && span < 1e30f ? (float)(end - first) / span : 0.0f;
+  const __m512 rate = _mm512_set1_ps(per_level), origin = _mm512_set1_ps(ladder[first]);
+  const __m512 reached = _mm512_set1_ps((float)first + 1.0f);
   const __m512 top = _mm512_set1_ps((float)pack.levels);
   for (int64_t i = 0; i < count; i += 16) {
     const __mmask16 lanes = lanes_of(count, i / 16);
     const __m512 value = _mm512_maskz_loadu_ps(lanes, x + i);
-    const __m512 place = _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(value, origin), rate), _mm512_set1_ps(1.0f));
+    const __m512 place = _mm512_add_ps(_mm512_mul_ps(_mm512_sub_ps(value, origin), rate), reached);
     // clamped so that NaN (second operand wins) becomes 0
     const __m512 clamped = _mm512_min_ps(_mm512_max_ps(place, _mm512_setzero_ps()), top);
     const __m512i code = climb(value, _mm512_cvttps_epi32(clamped), ladder, pack.levels);

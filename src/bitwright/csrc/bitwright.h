@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 4
+#define BW_ABI_VERSION 5
 #define BW_MAX_PLANES 8
 
 enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
@@ -46,14 +46,23 @@ typedef struct bw_conv {
 
 enum bw_mode { BW_INT32 = 0, BW_FLOAT32 = 1, BW_WORDS = 2, BW_BYTES = 3 };
 
+// An even ladder: code = rint(y / value) + base (divide) or rint(y * value) + base, kept in low..high; halves go to the
+// even number, NaN to low. The caller has proven that this is the code for every float y.
+typedef struct bw_grid {
+  float value;
+  int32_t divide, base, low, high;
+} bw_grid;
+
 // What becomes of I. All tensors are channels last. The structs hold nothing that changes from call to call, so
 // that one may be shared by threads.
 //   BW_INT32    out = I
-//   BW_FLOAT32  out = fl(fl(float(I) * scale[o]) + add[o]), then fl(out + residual) if residual (like out);
-//               sign_bits, if given, gets (out >= 0) as one plane, [N][OH*OW][1][ceil(O/32)]
+//   BW_FLOAT32  out = fl(fl(float(I) * scale[o]) + add[o]), then fl(out + residual) if residual (like out), then
+//               max(out, 0) with relu; `extra`, if given, gets the codes of out by `grid`, one uint8 per element, or
+//               without a grid (out >= 0) as one plane of words, [N][OH*OW][1][ceil(O/32)]
 //   BW_WORDS    code = #{l : I >= thresholds[l][o]} (ascending in l), levels - code where flip[o];
 //               out gets its out_planes binary digits as words with out_groups groups
-//   BW_BYTES    the same code, one uint8 per element
+//   BW_BYTES    the same code, one uint8 per element; with `grid` instead of thresholds the code of
+//               fl(fl(float(I) * scale[o]) + add[o])
 typedef struct bw_output {
   int64_t mode;
   int64_t levels, out_planes, out_groups;
@@ -61,9 +70,12 @@ typedef struct bw_output {
   const float* add;             // [o]
   const int32_t* thresholds;    // [levels][o]
   const uint8_t* flip;          // [o] or null
+  int64_t relu;
+  const bw_grid* grid;          // or null
 } bw_output;
 
-// float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above.
+// float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above. With `grid`,
+// for bytes, the thresholds say the same and need not be read.
 typedef struct bw_pack {
   int64_t n, h, w, c;
   int64_t nchw;                 // 0: x is [n][h][w][c], 1: x is [n][c][h][w]
@@ -71,6 +83,7 @@ typedef struct bw_pack {
   int64_t planes, groups;       // of the words; ignored when bytes are written
   const float* thresholds;
   const uint8_t* flip;          // [c] or null
+  const bw_grid* grid;          // or null
 } bw_pack;
 
 // `channels` counts words per plane for bw_maxpool_bits and bytes for bw_maxpool_bytes.
@@ -94,9 +107,9 @@ BW_API int64_t bw_byte_weights_size(const bw_conv* conv);      // bytes, or -1
 BW_API int bw_byte_weights_pack(const bw_conv* conv, const int16_t* values, void* dst);
 
 BW_API int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, const bw_output* output,
-                        void* out, const float* residual, uint32_t* sign_bits, int threads);
+                        void* out, const float* residual, void* extra, int threads);
 BW_API int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, const bw_output* output,
-                         void* out, const float* residual, uint32_t* sign_bits, int threads);
+                         void* out, const float* residual, void* extra, int threads);
 BW_API int bw_pack_bits(const bw_pack* pack, const float* x, uint32_t* out, int threads);
 BW_API int bw_pack_bytes(const bw_pack* pack, const float* x, uint8_t* out, int threads);
 BW_API int bw_maxpool_bits(const bw_pool* pool, const uint32_t* x, uint32_t* out, int threads);

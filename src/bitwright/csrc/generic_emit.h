@@ -72,6 +72,17 @@ inline void count_levels_row(const int32_t* values, int64_t count, const int32_t
     for (int64_t i = 0; i < count; i++) codes[i] = flip[i] ? (uint8_t)(levels - codes[i]) : codes[i];
 }
 
+// Codes by an even ladder. Adding and taking away 1.5 * 2^23 rounds to the even neighbour, and what is clamped is small.
+inline void grid_codes(const bw_grid& grid, const float* y, int64_t count, uint8_t* codes) {
+  const float low = (float)(grid.low - grid.base), high = (float)(grid.high - grid.base), magic = 12582912.0f;
+  for (int64_t i = 0; i < count; i++) {
+    float place = grid.divide ? y[i] / grid.value : y[i] * grid.value;
+    place = place > low ? place : low;  // NaN is not above
+    place = place < high ? place : high;
+    codes[i] = (uint8_t)((int32_t)((place + magic) - magic) + grid.base);
+  }
+}
+
 // Write pixel number `pixel` (over n, oy, ox) whose integers are `values` [channels]; `codes` is work space.
 inline void emit_pixel(const bw_sink& output, int64_t channels, int64_t pixel, const int32_t* values,
                        uint8_t* codes) {
@@ -82,14 +93,26 @@ inline void emit_pixel(const bw_sink& output, int64_t channels, int64_t pixel, c
     for (int64_t i = 0; i < channels; i++) y[i] = (float)values[i] * output.scale[i] + output.add[i];
     if (output.residual)
       for (int64_t i = 0; i < channels; i++) y[i] += output.residual[pixel * channels + i];
-    if (output.sign_bits) {
+    if (output.relu)
+      for (int64_t i = 0; i < channels; i++) y[i] = y[i] < 0.0f ? 0.0f : y[i];  // NaN stays
+    if (output.extra && output.grid) {
+      grid_codes(*output.grid, y, channels, (uint8_t*)output.extra + pixel * channels);
+    } else if (output.extra) {
       for (int64_t i = 0; i < channels; i++) codes[i] = y[i] >= 0.0f;
-      codes_to_words(codes, channels, 1, 1, output.sign_bits + pixel * bw_words(channels, 1));
+      codes_to_words(codes, channels, 1, 1, (uint32_t*)output.extra + pixel * bw_words(channels, 1));
     }
   } else if (output.mode == BW_WORDS) {
     count_levels_row(values, channels, output.thresholds, output.levels, output.flip, codes);
     const int64_t words = bw_words(channels, output.out_groups) * output.out_planes;
     codes_to_words(codes, channels, output.out_groups, output.out_planes, (uint32_t*)output.out + pixel * words);
+  } else if (output.grid) {
+    uint8_t* to = (uint8_t*)output.out + pixel * channels;
+    for (int64_t i = 0; i < channels; i += 64) {
+      const int64_t count = channels - i < 64 ? channels - i : 64;
+      float y[64];
+      for (int64_t j = 0; j < count; j++) y[j] = (float)values[i + j] * output.scale[i + j] + output.add[i + j];
+      grid_codes(*output.grid, y, count, to + i);
+    }
   } else {
     count_levels_row(values, channels, output.thresholds, output.levels, output.flip,
                      (uint8_t*)output.out + pixel * channels);

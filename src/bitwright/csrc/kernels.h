@@ -31,7 +31,7 @@ static const uint32_t BW_WEIGHTS_MAGIC = 0x31575742;  // "BWW1"
 struct bw_sink : bw_output {
   void* out;
   const float* residual;   // or null
-  uint32_t* sign_bits;     // or null
+  void* extra;             // or null: codes or words of the floats that are written
 };
 
 // Training (train_*.h): forward and backward of parts on the CPU. n > 0; threads >= 1.

@@ -8,7 +8,8 @@ Made at load, never stored. Each pass rewrites one pattern and keeps every value
     flatten_codes  quantize(flatten(x)) read by linear layers -> they become convolutions over the whole map
     thresholds     quantize(coded layer)     -> the layer compares its integers and emits codes
     residual       add(coded layer, x)       -> the layer adds
-    sign_bits      sign(coded layer) beside other readers -> the layer emits both
+    relu           relu(coded layer)         -> the layer clips
+    extra          sign, or even byte codes, of a coded layer beside other readers -> the layer emits both
     share          equal quantizers of one value run once
 """
 
@@ -22,6 +23,7 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
+from bitwright.engine.even import even_grid
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.operators import CODED, function, monotone
 from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_thresholds
@@ -39,9 +41,11 @@ def fuse(folded: Graph) -> Graph:
     while changed:
         changed = _absorb(graph) or _pool_codes(graph) or _flatten_codes(graph)
     _share(graph)
+    _grids(graph)
     _thresholds(graph)
     _residual(graph)
-    _sign_bits(graph)
+    _relu(graph)
+    _extra(graph)
     graph.prune()
     return graph
 
@@ -226,9 +230,35 @@ def integer_range(graph: Graph, node: Node) -> tuple[Tensor, Tensor]:
     return ends.amin(0).flatten(1).sum(1), ends.amax(0).flatten(1).sum(1)
 
 
+def _grids(graph: Graph) -> None:
+    """Byte codes of an even ladder need no search: one multiply or divide gives them."""
+    for q in graph.nodes:
+        if q.op == "quantize" and q.attrs["form"] == "bytes" and not q.key("flip"):
+            grid = even_grid(graph.need(q, "thresholds"))
+            if grid is not None:
+                q.attrs["grid"] = grid
+
+
 def _code_of_integer(scale: Tensor, add: Tensor, table: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
     """The real operations between a layer's integer [n, O] and the code its reader wants."""
     return lambda i: reference.quantize(reference.epilogue([i], scale, add, True), table, flip, True)
+
+
+def _put_integer_thresholds(graph: Graph, layer: Node, q: Node) -> bool:
+    """Thresholds of the quantizer on the integers of the layer it reads; False where there are none."""
+    scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
+    table, flip = graph.need(q, "thresholds"), graph.tensor(q, "flip")
+    low, high = integer_range(graph, layer)
+    if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
+        return False
+    try:
+        found, turned = integer_thresholds(_code_of_integer(scale, add, table, flip), int(q.attrs["levels"]), low, high)
+    except NotMonotone:
+        return False
+    graph.put(layer, "int_thresholds", found)
+    if bool(turned.any()):
+        graph.put(layer, "int_flip", turned)
+    return True
 
 
 def _thresholds(graph: Graph) -> None:
@@ -238,26 +268,14 @@ def _thresholds(graph: Graph) -> None:
         layer = by_name[q.inputs[0]]
         if layer.op not in CODED or len(users[layer.name]) != 1 or len(layer.attrs["weight"]["terms"]) != 1:
             continue
-        if int(q.attrs["levels"]) > FUSED_LEVELS and layer.attrs["x_form"] == "bits":
+        if int(q.attrs["levels"]) > FUSED_LEVELS and layer.attrs["x_form"] == "bits" and "grid" not in q.attrs:
             continue
         image = layer.op == "coded_conv" and len(layer.shape) == 3 and not q.attrs["last"]
         if not image and len(layer.shape) != 1:
             continue
-        scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
-        table, flip = graph.need(q, "thresholds"), graph.tensor(q, "flip")
-        low, high = integer_range(graph, layer)
-        if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
-            continue
-        try:
-            found, turned = integer_thresholds(
-                _code_of_integer(scale, add, table, flip), int(q.attrs["levels"]), low, high
-            )
-        except NotMonotone:
+        if "grid" not in q.attrs and not _put_integer_thresholds(graph, layer, q):
             continue  # stays float: slower, still right
-        graph.put(layer, "int_thresholds", found)
-        if bool(turned.any()):
-            graph.put(layer, "int_flip", turned)
-        keep = {k: q.attrs[k] for k in ("levels", "form", "groups")}
+        keep = {k: q.attrs[k] for k in ("levels", "form", "groups", "grid") if k in q.attrs}
         layer.attrs["emit"] = keep
         graph.nodes.remove(q)
         graph.replace_uses(q.name, layer.name)
@@ -291,18 +309,46 @@ def _residual(graph: Graph) -> None:
                 break
 
 
-def _sign_bits(graph: Graph) -> None:
+def _relu(graph: Graph) -> None:
+    """The larger of y and 0 is written by the layer. Quantizers that read y, and cannot tell values below 0, read it too."""
+    for node in [n for n in graph.nodes if n.op == "relu"]:
+        layer = graph.node(node.inputs[0])
+        others = [n for n in graph.users()[layer.name] if n is not node]
+        if not _writes_floats(layer) or not all(_blind_below_zero(graph, n) for n in others):
+            continue
+        graph.nodes.remove(node)
+        layer.attrs["relu"] = True
+        old, layer.name = layer.name, node.name
+        graph.replace_uses(old, node.name)
+
+
+def _writes_floats(layer: Node) -> bool:
+    """A convolution that writes its floats itself, and nothing besides yet."""
+    fits = layer.op == "coded_conv" and not layer.attrs.get("flat") and len(layer.attrs["weight"]["terms"]) == 1
+    return fits and not {"emit", "extra", "relu"} & set(layer.attrs)
+
+
+def _blind_below_zero(graph: Graph, q: Node) -> bool:
+    if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip"):
+        return False
+    table = graph.need(q, "thresholds")
+    return bool(((table > 0) | (table == -torch.inf)).all())
+
+
+def _extra(graph: Graph) -> None:
     by_name = graph.by_name()
     for q in graph.nodes:
-        if q.op != "quantize" or q.attrs["form"] != "bits" or q.attrs["groups"] != 1 or q.key("flip"):
+        if q.op != "quantize" or q.attrs["form"] == "plain" or q.attrs["groups"] != 1 or q.key("flip"):
             continue
         if q.attrs["last"] and len(q.shape) > 1:  # a Linear layer reads along the last axis, a convolution along axis 1
             continue
         layer = by_name[q.inputs[0]]
         table = graph.tensor(q, "thresholds")
-        if layer.op != "coded_conv" or "emit" in layer.attrs or "sign_bits" in layer.attrs or layer.attrs.get("flat"):
+        signs = q.attrs["form"] == "bits" and table is not None and table.tolist() == [0.0]
+        if not _writes_floats(Node(layer.op, "", [], {k: v for k, v in layer.attrs.items() if k != "relu"})):
             continue
-        if len(layer.attrs["weight"]["terms"]) != 1 or table is None or table.tolist() != [0.0]:
-            continue
-        layer.attrs["sign_bits"] = q.name
-        q.op = "emitted"
+        if signs or "grid" in q.attrs:
+            layer.attrs["extra"] = q.name
+            if "grid" in q.attrs:
+                layer.attrs["grid"] = q.attrs["grid"]
+            q.op = "emitted"

@@ -9,20 +9,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitwright.engine.even import Grid
 from bitwright.engine.native_library import PackStruct, PoolStruct, check, library, need, pair, table, words
+from bitwright.engine.native_output import grid_struct
 from bitwright.errors import InputError
 
 
 class PackPlan:
     """float32 -> code: the number of `thresholds` (`[levels]`, or `[C, levels]` per channel) that x reaches.
 
-    NaN reaches none; -0.0 reaches 0.0; `flip[c]` gives `levels - code`.
+    NaN reaches none; -0.0 reaches 0.0; `flip[c]` gives `levels - code`. `grid`, for bytes, says the same as the thresholds.
     """
 
     def __init__(
         self, thresholds: Tensor, planes: int = 1, groups: int = 1, flip: Tensor | None = None,
-        bytes: bool = False,
+        bytes: bool = False, grid: Grid | None = None,
     ) -> None:  # fmt: skip
+        self.grid = grid_struct(grid)
         self.thresholds = table(thresholds, torch.float32)
         self.flip = None if flip is None else table(flip, torch.uint8)
         self.planes, self.groups, self.as_bytes = planes, groups, bytes
@@ -67,6 +70,7 @@ class PackPlan:
             n=n, c=c, h=h, w=w, nchw=nchw, levels=self.thresholds.shape[-1], per_channel=per_channel,
             planes=self.planes, groups=self.groups, thresholds=self.thresholds.data_ptr(),
             flip=None if self.flip is None else self.flip.data_ptr(),
+            grid=None if self.grid is None else ctypes.addressof(self.grid),
         )  # fmt: skip
         self.calls[shape, nchw] = struct
         return struct

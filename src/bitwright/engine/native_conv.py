@@ -126,7 +126,7 @@ class ConvPlan:
         return cls("bytes", taps_first, values, [1], 0, [1], x_zero, bias, stride, padding, dilation, groups)
 
     def run(self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None) -> Any:
-        """The result `output` describes; with `sign_bits` the pair (y, words). `residual` is like y."""
+        """The result `output` describes; with something `extra` the pair (y, extra). `residual` is like y."""
         call = self.calls.get(x.shape)
         if call is None:
             call = self._prepare(x, output)
@@ -138,23 +138,23 @@ class ConvPlan:
             )
         n = x.shape[0]
         y = output.empty(n, call.oh, call.ow, self.out_channels)
-        extra = signs_at = signs = None
+        residual_at = extra_at = extra = None
         if residual is not None:
             if residual.shape != y.shape or residual.dtype is not torch.float32 or output.mode != 1:
                 raise InputError(f"native core: residual must be float32 {list(y.shape)} for a FloatOutput")
             residual = residual.contiguous(memory_format=torch.channels_last)
-            extra = residual.data_ptr()
-        if output.sign_bits:
-            signs = torch.empty((n, call.oh, call.ow, 1, words(self.out_channels)), dtype=torch.int32)
-            signs_at = signs.data_ptr()
+            residual_at = residual.data_ptr()
+        if output.extra:
+            extra = output.empty_extra(n, call.oh, call.ow, self.out_channels)
+            extra_at = extra.data_ptr()
         if threads is None:
             threads = 1 if call.small else torch.get_num_threads()
         code = self.function(
-            call.address, x.data_ptr(), self.weights, output.address, y.data_ptr(), extra, signs_at, threads
+            call.address, x.data_ptr(), self.weights, output.address, y.data_ptr(), residual_at, extra_at, threads
         )
         if code:
             check(code)
-        return y if signs is None else (y, signs)
+        return y if extra is None else (y, extra)
 
     def _prepare(self, x: Tensor, output: Output) -> _Call:
         if x.dim() != 3 + len(self.tail) or tuple(x.shape[3:]) != self.tail:

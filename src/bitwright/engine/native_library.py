@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import functools
 from collections.abc import Sequence
-from ctypes import c_int, c_int64, c_void_p
+from ctypes import c_float, c_int, c_int64, c_void_p
 from typing import Any
 
 import torch
@@ -28,9 +28,17 @@ ConvStruct = _struct(
     "n h w c o kh kw stride_h stride_w pad_h pad_w dil_h dil_w groups oh ow x_planes w_planes w_zero "
     "*x_mult *w_mult row_classes col_classes *row_class *col_class *corr",
 )
-OutputStruct = _struct("bw_output", "mode levels out_planes out_groups *scale *add *thresholds *flip")
-PackStruct = _struct("bw_pack", "n h w c nchw levels per_channel planes groups *thresholds *flip")
+OutputStruct = _struct("bw_output", "mode levels out_planes out_groups *scale *add *thresholds *flip relu *grid")
+PackStruct = _struct("bw_pack", "n h w c nchw levels per_channel planes groups *thresholds *flip *grid")
 PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow")
+
+
+
+class GridStruct(ctypes.Structure):
+    """bw_grid."""
+
+    _fields_ = [("value", c_float), ("divide", c_int), ("base", c_int), ("low", c_int), ("high", c_int)]
+
 
 POINTER, _I = c_void_p, c_int64
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {

@@ -8,7 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.native_library import OutputStruct, table, words
+from bitwright.engine.even import Grid
+from bitwright.engine.native_library import GridStruct, OutputStruct, table, words
 from bitwright.errors import InputError
 
 
@@ -16,12 +17,12 @@ class Output:
     """Tells `ConvPlan.run` what to return; made once, used for every call. This one: the int32 sums."""
 
     mode = 0
-    sign_bits = False
+    extra = ""  # what else a call writes: "words" of the signs, or "bytes"
     channels: int | None = None
 
     def __init__(self, **fields: Any) -> None:
-        self.keep = fields  # tensors whose memory the struct points to
-        values = {k: v.data_ptr() if isinstance(v, Tensor) else v for k, v in fields.items() if v is not None}
+        self.keep = fields  # tensors and structs whose memory the struct points to
+        values = {k: _address(v) for k, v in fields.items() if v is not None}
         self.struct = OutputStruct(mode=self.mode, **values)
         self.address = ctypes.addressof(self.struct)
 
@@ -29,20 +30,58 @@ class Output:
         dtype = torch.int32 if self.mode == 0 else torch.float32
         return torch.empty((n, o, oh, ow), dtype=dtype, memory_format=torch.channels_last)
 
+    def empty_extra(self, n: int, oh: int, ow: int, o: int) -> Tensor:
+        if self.extra == "bytes":
+            return torch.empty((n, oh, ow, o), dtype=torch.uint8)
+        return torch.empty((n, oh, ow, 1, words(o)), dtype=torch.int32)
+
+
+def _address(value: Any) -> Any:
+    if isinstance(value, Tensor):
+        return value.data_ptr()
+    return ctypes.addressof(value) if isinstance(value, ctypes.Structure) else value
+
+
+def grid_struct(grid: Grid | None) -> GridStruct | None:
+    """The struct of an even ladder."""
+    if grid is None:
+        return None
+    return GridStruct(grid.value, int(grid.divide), grid.base, grid.low, grid.high)
+
 
 IntOutput = Output
 
 
 class FloatOutput(Output):
-    """`y = float(I) * scale[o] + add[o]`, then `+ residual`; with `sign_bits` also the words of `y >= 0`."""
+    """`y = float(I) * scale[o] + add[o]`, then `+ residual`, then with `relu` the larger of y and 0.
+
+    sign_bits   also the words of `y >= 0`;   grid   also the codes of y, as bytes
+    """
 
     mode = 1
 
-    def __init__(self, scale: Tensor, add: Tensor, sign_bits: bool = False) -> None:
-        super().__init__(scale=table(scale, torch.float32), add=table(add, torch.float32))
-        self.channels, self.sign_bits = scale.numel(), sign_bits
+    def __init__(
+        self, scale: Tensor, add: Tensor, sign_bits: bool = False, relu: bool = False, grid: Grid | None = None
+    ) -> None:
+        made = grid_struct(grid)
+        super().__init__(scale=table(scale, torch.float32), add=table(add, torch.float32), relu=int(relu), grid=made)
+        self.channels, self.extra = scale.numel(), "bytes" if made is not None else "words" if sign_bits else ""
         if add.numel() != scale.numel():
             raise InputError(f"native core: scale has {scale.numel()} entries, add {add.numel()}")
+
+
+class GridOutput(Output):
+    """Codes of `y = float(I) * scale[o] + add[o]` by an even ladder, as bytes."""
+
+    mode = 3
+
+    def __init__(self, scale: Tensor, add: Tensor, grid: Grid) -> None:
+        scale, add = table(scale, torch.float32), table(add, torch.float32)
+        super().__init__(scale=scale, add=add, grid=grid_struct(grid))
+        self.channels = scale.numel()
+
+    def empty(self, n: int, oh: int, ow: int, o: int) -> Tensor:
+        return torch.empty((n, oh, ow, o), dtype=torch.uint8)
 
 
 class CodeOutput(Output):

@@ -40,7 +40,7 @@ def _pack(node: Node, graph: Graph, threads: int | None) -> Step:
     a = node.attrs
     table, flip = graph.need(node, "thresholds"), graph.tensor(node, "flip")
     as_bytes = a["form"] == "bytes"
-    plan = native.PackPlan(table, code_planes(a["levels"]), int(a["groups"]), flip=flip, bytes=as_bytes)
+    plan = native.PackPlan(table, code_planes(a["levels"]), int(a["groups"]), flip=flip, bytes=as_bytes, grid=a.get("grid"))
     name, source = node.name, node.inputs[0]
     if bool(a["last"]) and len(node.shape) > 1:  # Linear on [N, ..., C]: pixels are all but the last axis
         return lambda env: env.__setitem__(
@@ -105,6 +105,9 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
 
     if "emit" in a:
         e = a["emit"]
+        if "grid" in e:
+            even = native.GridOutput(scale[0], add, e["grid"])
+            return lambda env: env.__setitem__(name, plans[0].run(env[source], even, None, threads))
         table, flip = graph.need(node, "int_thresholds"), graph.tensor(node, "int_flip")
         codes = native.CodeOutput(
             table, flip, planes=code_planes(e["levels"]), groups=int(e["groups"]), bytes=e["form"] == "bytes"
@@ -120,8 +123,8 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
 
         return several
     plan = plans[0]
-    bits_name = a.get("sign_bits")
-    floats = native.FloatOutput(scale[0], add, sign_bits=bits_name is not None)
+    beside, relu, grid = a.get("extra"), bool(a.get("relu")), a.get("grid")
+    floats = native.FloatOutput(scale[0], add, beside is not None and grid is None, relu, grid)
     extra = node.inputs[1] if len(node.inputs) == 2 else None
 
     def run(env: dict[str, Tensor]) -> None:
@@ -129,9 +132,9 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
         if residual is not None and residual.dim() == 3:
             residual = residual.unsqueeze(2)
         y = plan.run(env[source], floats, residual, threads)
-        if bits_name is None:
+        if beside is None:
             env[name] = out(y)
         else:
-            env[name], env[bits_name] = out(y[0]), y[1]
+            env[name], env[beside] = out(y[0]), y[1]
 
     return run

@@ -63,8 +63,13 @@ def _coded(node: Node, graph: Graph) -> Step:
         y = y.flatten(1) if node.attrs.get("flat") else y
         if len(node.inputs) == 2:
             y = y + env[node.inputs[1]]
+        if node.attrs.get("relu"):
+            y = y.relu()
+        if "emit" in node.attrs:
+            env[node.name] = node.attrs["emit"]["grid"].codes(y)
+            return
         env[node.name] = y
-        if "sign_bits" in node.attrs:
-            env[node.attrs["sign_bits"]] = (y >= 0).long()
+        if "extra" in node.attrs:
+            env[node.attrs["extra"]] = node.attrs["grid"].codes(y) if "grid" in node.attrs else (y >= 0).long()
 
     return run

@@ -242,7 +242,7 @@ def _compare_codes(
     """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch, whose values it returns."""
     env = {"input": packed.prepare(x)}
     runtime = {n.name: n for n, _, _ in packed.steps()}
-    emitted = {str(n.attrs["sign_bits"]): n for n in runtime.values() if "sign_bits" in n.attrs}
+    emitted = {str(n.attrs["extra"]): n for n in runtime.values() if "extra" in n.attrs}
     for node, step in run_reference.build(folded):
         step(env)
         if node.op != "quantize" or node.name not in values:
