@@ -135,10 +135,59 @@ def test_residual_adds_and_sign_bits() -> None:
     ]
 
 
-def test_a_layer_with_two_readers_stays_float() -> None:
+U = {"w": {"part": "uniform", "bits": 8}, "x": {"part": "uniform", "bits": 8, "signed": True, "observer": "ema"}}
+
+
+def test_a_residual_block_of_8_bits_is_its_convolutions() -> None:
+    """The relu behind the add, and the codes that the next layer reads of it, are written by the layer."""
+
+    def f(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).relu()
+        y = (s.c(s.b(y).relu()) + y).relu()
+        return s.d(y).mean((2, 3))
+
+    net = Net(f, **{n: conv(U, 3 if n == "a" else 6, 6, 3, padding=1) for n in "abcd"})
+    bw.calibrate(net, [torch.randn(4, 3, 6, 6)])
+    fused = both(net, 3, 6, 6)[1]
+    assert ops(fused) == [
+        "quantize",
+        "coded_conv",
+        "emitted",
+        "coded_conv>",
+        "coded_conv",
+        "emitted",
+        "coded_conv",
+        "mean",
+    ]
+    layers = [n for n in fused.nodes if n.op == "coded_conv"]
+    assert [bool(n.attrs.get("relu")) for n in layers] == [True, False, False, False]
+
+
+def test_a_relu_is_not_hidden_from_a_reader_that_sees_signs() -> None:
+    net = Net(
+        lambda s, x: (lambda y: s.b(y) + y.relu())(s.a(x)), a=conv(S, 3, 6, 3, padding=1), b=conv(S, 6, 6, 3, padding=1)
+    )
+    fused = both(net, 3, 6, 6)[1]
+    assert "relu" in ops(fused) and not any(n.attrs.get("relu") for n in fused.nodes)
+
+
+def test_norms_in_front_of_signs_are_cuts_of_the_layer_before() -> None:
+    norm = {"w": "bwn", "x": ["norm", "sign"]}
+    net = Net(
+        lambda s, x: (lambda y: s.b(y) + y)(s.a(x)),
+        a=conv(norm, 3, 40, 3, padding=1),
+        b=conv(norm, 40, 40, 3, padding=1),
+    )
+    net.train()(torch.randn(8, 3, 6, 6))
+    fused = both(net, 3, 6, 6)[1]
+    assert ops(fused) == ["quantize", "coded_conv", "emitted", "coded_conv"]
+    assert any(n.key("cuts") for n in fused.nodes)
+
+
+def test_a_layer_with_two_readers_writes_for_both() -> None:
     net = Net(lambda s, x: s.b(s.a(x)) + s.a(x).mean(), a=conv(D, 3, 4, 3), b=conv(D, 4, 4, 1))
     net.f = lambda s, x: (lambda y: s.b(y) + y)(s.a(x))
-    assert ops(both(net, 3, 6, 6)[1]) == ["quantize", "coded_conv", "quantize", "coded_conv"]
+    assert ops(both(net, 3, 6, 6)[1]) == ["quantize", "coded_conv", "emitted", "coded_conv"]
 
 
 @pytest.mark.parametrize(

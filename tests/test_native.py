@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitwright.engine import native, native_library
+from bitwright.engine.even import Grid
+from bitwright.engine.thresholds import float_thresholds
 from bitwright.errors import InputError
 
 # The AMX table leaves small maps to AVX-512; here it must take every shape it can.
@@ -302,7 +304,7 @@ def test_float_output(isa: str, o: int) -> None:
     scale[0] = float("nan") if o > 1 else 0.3
     add[-1] = -0.0
     residual = torch.randn(2, o, 5, 5, generator=g)
-    output = native.FloatOutput(scale, add, sign_bits=True)
+    output = native.FloatOutput(scale, add, cuts=torch.zeros(scale.numel()))
     column = (1, -1, 1, 1)
     product = case.want.float() * scale.view(column)  # rounded to float32 here,
     plain = product + add.view(column)  # and here: no fused multiply-add
@@ -313,6 +315,81 @@ def test_float_output(isa: str, o: int) -> None:
         assert torch.equal(y.nan_to_num(7e9), want.nan_to_num(7e9))
         assert torch.equal(signs, words_oracle((want >= 0).long(), 1, 1))
     assert torch.equal(case.plan.run_float(case.words, scale, add).nan_to_num(7e9), plain.nan_to_num(7e9))
+
+
+GRIDS = [
+    Grid(0.37, "divide", 3, 0, 7),
+    Grid(2.7, "multiply", -2, 1, 15),
+    Grid(0.05, "divide", 127, 127, 254),
+    Grid(-1.5, "step", 0, 2, 3),
+]
+
+
+def grid_oracle(y: torch.Tensor, grid: Grid) -> torch.Tensor:
+    """One number after another, in Python."""
+
+    def code(v: float) -> int:
+        if v != v:
+            return 0
+        if grid.kind == "step":
+            return grid.high if v >= grid.value else grid.low
+        a, b = torch.tensor(v), torch.tensor(grid.value)
+        place = float(a / b if grid.kind == "divide" else a * b)
+        return max(grid.low, min(grid.high, round(max(-1e6, min(1e6, place))) + grid.base))
+
+    return torch.tensor([code(v) for v in y.flatten().tolist()]).reshape(y.shape)
+
+
+@pytest.mark.parametrize("grid", GRIDS, ids=str)
+@pytest.mark.parametrize("o", [1, 16, 33, 70])
+def test_outputs_by_an_even_ladder(isa: str, o: int, grid: Grid) -> None:
+    """Codes beside the clipped floats, codes alone, and codes of packed floats."""
+    case = Case(o, 2, 64, o, (4, 5), (3, 3), padding=1)
+    g = torch.Generator().manual_seed(o)
+    scale, add, skip = (
+        torch.randn(o, generator=g) / 9,
+        torch.randn(o, generator=g),
+        torch.randn(2, o, 4, 5, generator=g),
+    )
+    add[-1] = float("nan") if o > 1 else 0.0
+    column = (1, -1, 1, 1)
+    plain = case.want.float() * scale.view(column) + add.view(column)
+    for relu in (False, True):
+        want = plain + skip
+        want = torch.where(want < 0, torch.zeros_like(want), want) if relu else want
+        output = native.FloatOutput(scale, add, relu=relu, grid=grid)
+        for threads in (1, 2):
+            y, codes = case.plan.run(case.words, output, skip, threads)
+            assert torch.equal(y.nan_to_num(7e9), want.nan_to_num(7e9))
+            assert torch.equal(codes.long(), grid_oracle(want, grid).permute(0, 2, 3, 1))
+    alone = case.plan.run(case.words, native.GridOutput(scale, add, grid))
+    assert torch.equal(alone.long(), grid_oracle(plain, grid).permute(0, 2, 3, 1))
+    if grid.low == 0:  # thresholds that say the same, for the kernels that read them
+        ladder = even_ladder(grid)
+        packed = native.PackPlan(ladder, bytes=True, grid=grid).run(plain)
+        assert torch.equal(packed.long(), grid_oracle(plain, grid).permute(0, 2, 3, 1))
+        assert torch.equal(packed, native.PackPlan(ladder, bytes=True).run(plain))
+
+
+def even_ladder(grid: Grid) -> torch.Tensor:
+    """The smallest float of each code, by bisection of the oracle."""
+    found, _ = float_thresholds(lambda x: grid_oracle(x, grid), grid.high, 1)
+    return found[0]
+
+
+@pytest.mark.parametrize("o", [1, 16, 33, 70])
+def test_one_bit_beside_the_floats(isa: str, o: int) -> None:
+    case = Case(o, 2, 64, o, (4, 5), (3, 3), padding=1)
+    g = torch.Generator().manual_seed(o)
+    scale, add = torch.randn(o, generator=g), torch.randn(o, generator=g)
+    cuts, flip = torch.randn(o, generator=g) * 9, torch.randint(0, 2, (o,), generator=g)
+    y = case.want.float() * scale.view(1, -1, 1, 1) + add.view(1, -1, 1, 1)
+    bit = (y >= cuts.view(1, -1, 1, 1)).long() ^ flip.view(1, -1, 1, 1)
+    as_words = case.plan.run(case.words, native.FloatOutput(scale, add, cuts=cuts, flip=flip))
+    as_bytes = case.plan.run(case.words, native.FloatOutput(scale, add, cuts=cuts, flip=flip, bytes=True))
+    assert torch.equal(as_words[0], y) and torch.equal(as_bytes[0], y)
+    assert torch.equal(as_words[1], words_oracle(bit, 1, 1))
+    assert torch.equal(as_bytes[1].long(), bit.permute(0, 2, 3, 1))
 
 
 @pytest.mark.parametrize("levels, planes", [(1, 1), (1, 3), (2, 2), (3, 2), (7, 3), (15, 4), (31, 5), (255, 8)])

@@ -122,7 +122,13 @@ void convolution(bool bits) {
   std::vector<float> floats;
   std::vector<int32_t> thresholds;
   std::vector<uint8_t> flips, codes((size_t)(in_pixels * conv.c));
-  const bw_output output = random_output(conv.o, floats, thresholds, flips);
+  bw_output output = random_output(conv.o, floats, thresholds, flips);
+  const bw_grid grid = {(float)pick(1, 9) / 4, pick(0, 2), pick(-9, 9), 0, pick(1, 255)};
+  std::vector<float> cuts((size_t)conv.o);
+  for (float& v : cuts) v = (float)pick(-9, 9);
+  output.relu = pick(0, 1), output.extra_bytes = pick(0, 1);
+  if (pick(0, 1)) output.cuts = cuts.data();
+  if (pick(0, 1) && output.mode != BW_WORDS) output.grid = &grid;
   for (uint8_t& v : codes) v = (uint8_t)(bits ? pick(0, (1 << conv.x_planes) - 1) : pick(0, 255));
   Memory x(bits ? (size_t)(in_pixels * conv.x_planes * words(conv.c, conv.groups)) * 4 : codes.size());
   if (bits) check(bw_bytes_to_bits(codes.data(), in_pixels, conv.x_planes, conv.c, conv.groups, (uint32_t*)x.data), "to bits");
@@ -134,20 +140,21 @@ void convolution(bool bits) {
   for (int16_t& v : weight_values) v = (int16_t)pick(-limit, limit);
   std::vector<float> residual((size_t)(pixels * conv.o));
   for (float& v : residual) v = (float)pick(-9, 9);
-  const bool with_residual = pick(0, 1), with_signs = pick(0, 1);
+  const bool with_residual = pick(0, 1), with_extra = pick(0, 1);
 
   same_everywhere(bits ? "conv_bits" : "conv_bytes", [&](int threads) {
     const int64_t size = bits ? bw_weights_size(&conv) : bw_byte_weights_size(&conv);
     Memory packed((size_t)size), out(output_bytes(output, pixels, conv.o));
-    Memory signs((size_t)(pixels * words(conv.o, 1)) * 4);
+    const bool bytes = output.grid || output.extra_bytes;
+    Memory extra((size_t)(bytes ? pixels * conv.o : pixels * words(conv.o, 1) * 4));
     check(bits ? bw_weights_pack(&conv, weight_bits.data(), packed.data)
                : bw_byte_weights_pack(&conv, weight_values.data(), packed.data), "weights");
     const float* add = with_residual ? residual.data() : nullptr;
-    uint32_t* sign_bits = with_signs ? (uint32_t*)signs.data : nullptr;
-    check(bits ? bw_conv_bits(&conv, (const uint32_t*)x.data, packed.data, &output, out.data, add, sign_bits, threads)
-               : bw_conv_bytes(&conv, x.data, packed.data, &output, out.data, add, sign_bits, threads), "conv");
+    void* beside = with_extra ? extra.data : nullptr;
+    check(bits ? bw_conv_bits(&conv, (const uint32_t*)x.data, packed.data, &output, out.data, add, beside, threads)
+               : bw_conv_bytes(&conv, x.data, packed.data, &output, out.data, add, beside, threads), "conv");
     std::vector<uint8_t> result = copy_of(out);
-    if (output.mode == BW_FLOAT32) result.insert(result.end(), signs.data, signs.data + signs.bytes);
+    if (output.mode == BW_FLOAT32) result.insert(result.end(), extra.data, extra.data + extra.bytes);
     return result;
   });
 }

@@ -67,7 +67,8 @@ int check_levels(int64_t levels, const void* thresholds, int64_t planes) {
 
 int check_grid(const bw_grid* grid) {
   if (!grid) return BW_OK;
-  BW_REQUIRE(grid->value > 0 && grid->value < 1e30f, "a grid's value must be positive");
+  BW_REQUIRE(grid->kind >= BW_GRID_MULTIPLY && grid->kind <= BW_GRID_STEP, "unknown kind of grid %d", grid->kind);
+  BW_REQUIRE(grid->kind == BW_GRID_STEP || (grid->value > 0 && grid->value < 1e30f), "a grid's value must be positive");
   BW_REQUIRE(grid->low >= 0 && grid->low <= grid->high && grid->high <= 255, "a grid's codes lie in 0..255");
   BW_REQUIRE(grid->base >= -255 && grid->base <= 255, "a grid's base lies in -255..255");
   return BW_OK;

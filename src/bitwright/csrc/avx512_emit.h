@@ -40,10 +40,14 @@ inline __mmask16 flips_of(const bw_sink& sink, int64_t block, __mmask16 lanes) {
 // Codes by an even ladder, as grid_codes of generic_emit.h.
 inline __m512i grid_codes_16(const bw_grid& grid, __m512 y) {
   const __m512 value = _mm512_set1_ps(grid.value);
-  const __m512 place = grid.divide ? _mm512_div_ps(y, value) : _mm512_mul_ps(y, value);
-  const __m512 above = _mm512_max_ps(place, _mm512_set1_ps((float)(grid.low - grid.base)));  // NaN: the second operand
+  const __mmask16 number = _mm512_cmp_ps_mask(y, y, _CMP_ORD_Q);
+  if (grid.kind == BW_GRID_STEP)
+    return _mm512_mask_mov_epi32(_mm512_maskz_set1_epi32(number, grid.low), _mm512_cmp_ps_mask(y, value, _CMP_GE_OQ),
+                                 _mm512_set1_epi32(grid.high));
+  const __m512 place = grid.kind == BW_GRID_DIVIDE ? _mm512_div_ps(y, value) : _mm512_mul_ps(y, value);
+  const __m512 above = _mm512_max_ps(place, _mm512_set1_ps((float)(grid.low - grid.base)));
   const __m512 inside = _mm512_min_ps(above, _mm512_set1_ps((float)(grid.high - grid.base)));
-  return _mm512_add_epi32(_mm512_cvt_roundps_epi32(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
+  return _mm512_maskz_add_epi32(number, _mm512_cvt_roundps_epi32(inside, _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC),
                           _mm512_set1_epi32(grid.base));
 }
 
@@ -62,9 +66,12 @@ inline void emit_float(const bw_sink& sink, int64_t channels, int64_t pixel, int
   _mm512_mask_storeu_ps((float*)sink.out + at, lanes, y);
   if (sink.extra && sink.grid)
     _mm512_mask_cvtepi32_storeu_epi8((uint8_t*)sink.extra + at, lanes, grid_codes_16(*sink.grid, y));
-  else if (sink.extra)
-    store_half_word((uint32_t*)sink.extra + pixel * bw_words(channels, 1), channels, block,
-                    _mm512_mask_cmp_ps_mask(lanes, y, _mm512_setzero_ps(), _CMP_GE_OQ));
+  else if (sink.extra) {
+    const __m512 cut = sink.cuts ? _mm512_maskz_loadu_ps(lanes, sink.cuts + block * 16) : _mm512_setzero_ps();
+    const __mmask16 bits = _mm512_mask_cmp_ps_mask(lanes, y, cut, _CMP_GE_OQ) ^ flips_of(sink, block, lanes);
+    if (sink.extra_bytes) _mm_mask_storeu_epi8((uint8_t*)sink.extra + at, lanes, _mm_maskz_set1_epi8(bits, 1));
+    else store_half_word((uint32_t*)sink.extra + pixel * bw_words(channels, 1), channels, block, bits);
+  }
 }
 
 inline __attribute__((always_inline)) void emit_16(const bw_sink& sink, int64_t channels, int64_t pixel,

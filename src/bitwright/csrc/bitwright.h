@@ -46,19 +46,21 @@ typedef struct bw_conv {
 
 enum bw_mode { BW_INT32 = 0, BW_FLOAT32 = 1, BW_WORDS = 2, BW_BYTES = 3 };
 
-// An even ladder: code = rint(y / value) + base (divide) or rint(y * value) + base, kept in low..high; halves go to the
-// even number, NaN to low. The caller has proven that this is the code for every float y.
+// An even ladder: code = rint(y * value) + base or rint(y / value) + base, kept in low..high; halves go to the even number.
+// Or one step: code = y >= value ? high : low. NaN has the code 0. The caller has proven that this is the code for every y.
+enum bw_grid_kind { BW_GRID_MULTIPLY = 0, BW_GRID_DIVIDE = 1, BW_GRID_STEP = 2 };
 typedef struct bw_grid {
   float value;
-  int32_t divide, base, low, high;
+  int32_t kind, base, low, high;
 } bw_grid;
 
 // What becomes of I. All tensors are channels last. The structs hold nothing that changes from call to call, so
 // that one may be shared by threads.
 //   BW_INT32    out = I
 //   BW_FLOAT32  out = fl(fl(float(I) * scale[o]) + add[o]), then fl(out + residual) if residual (like out), then
-//               max(out, 0) with relu; `extra`, if given, gets the codes of out by `grid`, one uint8 per element, or
-//               without a grid (out >= 0) as one plane of words, [N][OH*OW][1][ceil(O/32)]
+//               max(out, 0) with relu; `extra`, if given, gets codes of out: by `grid` one uint8 per element; else
+//               out >= cuts[o] (0 without cuts), the other way round where flip[o], as one uint8 per element with
+//               extra_bytes, else as one plane of words, [N][OH*OW][1][ceil(O/32)]
 //   BW_WORDS    code = #{l : I >= thresholds[l][o]} (ascending in l), levels - code where flip[o];
 //               out gets its out_planes binary digits as words with out_groups groups
 //   BW_BYTES    the same code, one uint8 per element; with `grid` instead of thresholds the code of
@@ -70,8 +72,9 @@ typedef struct bw_output {
   const float* add;             // [o]
   const int32_t* thresholds;    // [levels][o]
   const uint8_t* flip;          // [o] or null
-  int64_t relu;
+  int64_t relu, extra_bytes;
   const bw_grid* grid;          // or null
+  const float* cuts;            // [o] or null
 } bw_output;
 
 // float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above. With `grid`,

@@ -74,12 +74,16 @@ inline void count_levels_row(const int32_t* values, int64_t count, const int32_t
 
 // Codes by an even ladder. Adding and taking away 1.5 * 2^23 rounds to the even neighbour, and what is clamped is small.
 inline void grid_codes(const bw_grid& grid, const float* y, int64_t count, uint8_t* codes) {
+  if (grid.kind == BW_GRID_STEP) {
+    for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)(y[i] >= grid.value ? grid.high : y[i] == y[i] ? grid.low : 0);
+    return;
+  }
   const float low = (float)(grid.low - grid.base), high = (float)(grid.high - grid.base), magic = 12582912.0f;
   for (int64_t i = 0; i < count; i++) {
-    float place = grid.divide ? y[i] / grid.value : y[i] * grid.value;
-    place = place > low ? place : low;  // NaN is not above
+    float place = grid.kind == BW_GRID_DIVIDE ? y[i] / grid.value : y[i] * grid.value;
+    place = place > low ? place : low;
     place = place < high ? place : high;
-    codes[i] = (uint8_t)((int32_t)((place + magic) - magic) + grid.base);
+    codes[i] = y[i] == y[i] ? (uint8_t)((int32_t)((place + magic) - magic) + grid.base) : (uint8_t)0;
   }
 }
 
@@ -98,8 +102,12 @@ inline void emit_pixel(const bw_sink& output, int64_t channels, int64_t pixel, c
     if (output.extra && output.grid) {
       grid_codes(*output.grid, y, channels, (uint8_t*)output.extra + pixel * channels);
     } else if (output.extra) {
-      for (int64_t i = 0; i < channels; i++) codes[i] = y[i] >= 0.0f;
-      codes_to_words(codes, channels, 1, 1, (uint32_t*)output.extra + pixel * bw_words(channels, 1));
+      uint8_t* bits = output.extra_bytes ? (uint8_t*)output.extra + pixel * channels : codes;
+      for (int64_t i = 0; i < channels; i++) bits[i] = y[i] >= (output.cuts ? output.cuts[i] : 0.0f);
+      if (output.flip)
+        for (int64_t i = 0; i < channels; i++) bits[i] ^= output.flip[i] != 0;
+      if (!output.extra_bytes)
+        codes_to_words(codes, channels, 1, 1, (uint32_t*)output.extra + pixel * bw_words(channels, 1));
     }
   } else if (output.mode == BW_WORDS) {
     count_levels_row(values, channels, output.thresholds, output.levels, output.flip, codes);

@@ -9,7 +9,7 @@ Made at load, never stored. Each pass rewrites one pattern and keeps every value
     thresholds     quantize(coded layer)     -> the layer compares its integers and emits codes
     residual       add(coded layer, x)       -> the layer adds
     relu           relu(coded layer)         -> the layer clips
-    extra          sign, or even byte codes, of a coded layer beside other readers -> the layer emits both
+    extra          one bit, or codes of an even ladder, of a coded layer beside other readers -> the layer emits both
     share          equal quantizers of one value run once
 """
 
@@ -24,13 +24,13 @@ from torch import Tensor
 
 from bitwright.engine import reference
 from bitwright.engine.even import even_grid
+from bitwright.engine.forms import bytes_pay
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.operators import CODED, function, monotone
 from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_thresholds
 
 MAX_TABLE = 1 << 22  # thresholds of one layer; beyond it the quantizer runs as it is stored
 FUSED_LEVELS = 15  # a popcount layer is done before it has searched a longer ladder; packing floats is faster there
-BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit planes
 
 
 def fuse(folded: Graph) -> Graph:
@@ -64,24 +64,22 @@ def _formats(graph: Graph) -> None:
             reader.attrs["x"] = info
             form, groups = "plain", 1
             if reader.op in CODED:
-                planes = int(reader.attrs["weight"]["planes"])
-                wide = code_planes(q.attrs["levels"]) * planes > BYTE_PLANES
-                form = "bytes" if wide and _fits_bytes(reader, q) else "bits"
+                pays = bytes_pay(reader, code_planes(q.attrs["levels"]))
+                form = "bytes" if pays and _fits_bytes(reader, q) else "bits"
                 reader.attrs["x_form"] = form
                 groups = int(reader.attrs.get("groups", 1))
             q.attrs["form"], q.attrs["groups"] = form, groups if form == "bits" else 1
 
 
 def _fits_bytes(layer: Node, q: Node) -> bool:
-    """The byte kernel multiplies X = zero + code by whole weights of -255..255."""
-    terms = layer.attrs["weight"]["terms"]
-    mult = int(q.attrs["mult"])
-    if len(terms) != 1 or (mult != 1 and any(q.attrs["zero"])):
-        return False
-    ends = [int(terms[0]["zero"])] * 2
-    for m in terms[0]["mult"]:
-        ends[m > 0] += int(m)
-    return max(abs(e) for e in ends) * mult <= 255
+    """The byte kernel multiplies codes by whole weights of -255..255."""
+    for term in layer.attrs["weight"]["terms"]:
+        ends = [int(term["zero"])] * 2
+        for m in term["mult"]:
+            ends[m > 0] += int(m)
+        if max(abs(e) for e in ends) * int(q.attrs["mult"]) > 255:
+            return False
+    return True
 
 
 def _same_axis(a: Node, b: Node) -> bool:
@@ -314,7 +312,7 @@ def _relu(graph: Graph) -> None:
     for node in [n for n in graph.nodes if n.op == "relu"]:
         layer = graph.node(node.inputs[0])
         others = [n for n in graph.users()[layer.name] if n is not node]
-        if not _writes_floats(layer) or not all(_blind_below_zero(graph, n) for n in others):
+        if not _writes_floats(layer) or "relu" in layer.attrs or not all(_blind_below_zero(graph, n) for n in others):
             continue
         graph.nodes.remove(node)
         layer.attrs["relu"] = True
@@ -325,7 +323,7 @@ def _relu(graph: Graph) -> None:
 def _writes_floats(layer: Node) -> bool:
     """A convolution that writes its floats itself, and nothing besides yet."""
     fits = layer.op == "coded_conv" and not layer.attrs.get("flat") and len(layer.attrs["weight"]["terms"]) == 1
-    return fits and not {"emit", "extra", "relu"} & set(layer.attrs)
+    return fits and not {"emit", "extra"} & set(layer.attrs)
 
 
 def _blind_below_zero(graph: Graph, q: Node) -> bool:
@@ -338,17 +336,19 @@ def _blind_below_zero(graph: Graph, q: Node) -> bool:
 def _extra(graph: Graph) -> None:
     by_name = graph.by_name()
     for q in graph.nodes:
-        if q.op != "quantize" or q.attrs["form"] == "plain" or q.attrs["groups"] != 1 or q.key("flip"):
+        if q.op != "quantize" or q.attrs["form"] == "plain" or q.attrs["groups"] != 1:
             continue
         if q.attrs["last"] and len(q.shape) > 1:  # a Linear layer reads along the last axis, a convolution along axis 1
             continue
         layer = by_name[q.inputs[0]]
-        table = graph.tensor(q, "thresholds")
-        signs = q.attrs["form"] == "bits" and table is not None and table.tolist() == [0.0]
-        if not _writes_floats(Node(layer.op, "", [], {k: v for k, v in layer.attrs.items() if k != "relu"})):
+        table = graph.need(q, "thresholds")
+        if not _writes_floats(layer) or not ("grid" in q.attrs or table.shape[-1] == 1):
             continue
-        if signs or "grid" in q.attrs:
-            layer.attrs["extra"] = q.name
-            if "grid" in q.attrs:
-                layer.attrs["grid"] = q.attrs["grid"]
-            q.op = "emitted"
+        layer.attrs |= {"extra": q.name, "extra_form": q.attrs["form"]}
+        if "grid" in q.attrs:
+            layer.attrs["grid"] = q.attrs["grid"]
+        else:
+            graph.put(layer, "cuts", table.reshape(-1).expand(layer.shape[0]))
+            if (flip := graph.tensor(q, "flip")) is not None:
+                graph.put(layer, "flip", flip)
+        q.op = "emitted"

@@ -114,15 +114,18 @@ class ConvPlan:
 
     @classmethod
     def bytes(
-        cls, weight: Tensor, *, x_zero: int | Tensor = 0, bias: Tensor | None = None,
+        cls, weight: Tensor, *, x_mult: int = 1, x_zero: int | Tensor = 0, bias: Tensor | None = None,
         stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
         groups: int = 1,
     ) -> ConvPlan:  # fmt: skip
-        """`weight` integers -255..255 `[O, C/groups, kh, kw]`; X = x_zero + code, of uint8 `[N, H, W, C]`."""
-        if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) > 255):
-            raise InputError(f"native core: byte weights must be [O, C, kh, kw] in -255..255, got {list(weight.shape)}")
+        """`weight` integers `[O, C/groups, kh, kw]`, times x_mult in -255..255; X = x_zero + x_mult * code, of uint8
+        `[N, H, W, C]`."""
+        if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) * x_mult > 255):
+            raise InputError(
+                f"native core: byte weights [O, C, kh, kw] times x_mult must lie in -255..255, got {list(weight.shape)}"
+            )
         values = weight.detach().to(torch.int16)
-        taps_first = values.permute(0, 2, 3, 1).contiguous()
+        taps_first = (values * x_mult).permute(0, 2, 3, 1).contiguous()
         return cls("bytes", taps_first, values, [1], 0, [1], x_zero, bias, stride, padding, dilation, groups)
 
     def run(self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None) -> Any:

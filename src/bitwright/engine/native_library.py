@@ -28,16 +28,17 @@ ConvStruct = _struct(
     "n h w c o kh kw stride_h stride_w pad_h pad_w dil_h dil_w groups oh ow x_planes w_planes w_zero "
     "*x_mult *w_mult row_classes col_classes *row_class *col_class *corr",
 )
-OutputStruct = _struct("bw_output", "mode levels out_planes out_groups *scale *add *thresholds *flip relu *grid")
+OutputStruct = _struct(
+    "bw_output", "mode levels out_planes out_groups *scale *add *thresholds *flip relu extra_bytes *grid *cuts"
+)
 PackStruct = _struct("bw_pack", "n h w c nchw levels per_channel planes groups *thresholds *flip *grid")
 PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow")
-
 
 
 class GridStruct(ctypes.Structure):
     """bw_grid."""
 
-    _fields_ = [("value", c_float), ("divide", c_int), ("base", c_int), ("low", c_int), ("high", c_int)]
+    _fields_ = [("value", c_float), ("kind", c_int), ("base", c_int), ("low", c_int), ("high", c_int)]
 
 
 POINTER, _I = c_void_p, c_int64

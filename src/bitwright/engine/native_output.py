@@ -46,7 +46,7 @@ def grid_struct(grid: Grid | None) -> GridStruct | None:
     """The struct of an even ladder."""
     if grid is None:
         return None
-    return GridStruct(grid.value, int(grid.divide), grid.base, grid.low, grid.high)
+    return GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
 
 
 IntOutput = Output
@@ -55,19 +55,37 @@ IntOutput = Output
 class FloatOutput(Output):
     """`y = float(I) * scale[o] + add[o]`, then `+ residual`, then with `relu` the larger of y and 0.
 
-    sign_bits   also the words of `y >= 0`;   grid   also the codes of y, as bytes
+    What a call gives besides y, if anything, for a next layer that reads codes:
+    grid          codes of y as bytes, by an even ladder
+    cuts, flip    float [O], uint8 [O]: one bit `y >= cuts[o]`, the other one where flip[o]; as words, or with `bytes` as bytes
     """
 
     mode = 1
 
     def __init__(
-        self, scale: Tensor, add: Tensor, sign_bits: bool = False, relu: bool = False, grid: Grid | None = None
+        self,
+        scale: Tensor,
+        add: Tensor,
+        *,
+        relu: bool = False,
+        grid: Grid | None = None,
+        cuts: Tensor | None = None,
+        flip: Tensor | None = None,
+        bytes: bool = False,
     ) -> None:
-        made = grid_struct(grid)
-        super().__init__(scale=table(scale, torch.float32), add=table(add, torch.float32), relu=int(relu), grid=made)
-        self.channels, self.extra = scale.numel(), "bytes" if made is not None else "words" if sign_bits else ""
-        if add.numel() != scale.numel():
-            raise InputError(f"native core: scale has {scale.numel()} entries, add {add.numel()}")
+        o = scale.numel()
+        for name, value in (("add", add), ("cuts", cuts), ("flip", flip)):
+            if value is not None and value.numel() != o:
+                raise InputError(f"native core: scale has {o} entries, {name} {value.numel()}")
+        super().__init__(
+            scale=table(scale, torch.float32), add=table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
+            cuts=None if cuts is None else table(cuts, torch.float32), extra_bytes=int(bytes),
+            flip=None if flip is None else table(flip, torch.uint8),
+        )  # fmt: skip
+        self.channels = o
+        self.extra = (
+            "bytes" if grid is not None or (bytes and cuts is not None) else "words" if cuts is not None else ""
+        )
 
 
 class GridOutput(Output):

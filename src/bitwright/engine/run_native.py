@@ -40,7 +40,9 @@ def _pack(node: Node, graph: Graph, threads: int | None) -> Step:
     a = node.attrs
     table, flip = graph.need(node, "thresholds"), graph.tensor(node, "flip")
     as_bytes = a["form"] == "bytes"
-    plan = native.PackPlan(table, code_planes(a["levels"]), int(a["groups"]), flip=flip, bytes=as_bytes, grid=a.get("grid"))
+    plan = native.PackPlan(
+        table, code_planes(a["levels"]), int(a["groups"]), flip=flip, bytes=as_bytes, grid=a.get("grid")
+    )
     name, source = node.name, node.inputs[0]
     if bool(a["last"]) and len(node.shape) > 1:  # Linear on [N, ..., C]: pixels are all but the last axis
         return lambda env: env.__setitem__(
@@ -70,9 +72,9 @@ def _conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     else:
         kernel = [1, 1]
     shape = [*shape[:2], *kernel]
-    if a["x_form"] == "bytes":  # X = mult * code + zero, and zero is 0 where mult is not 1: mult goes into the weight
-        w = reference.weight_integers(graph, node)[0].reshape(shape) * int(x["mult"])
-        return [native.ConvPlan.bytes(w, x_zero=zero, **geometry)]
+    if a["x_form"] == "bytes":
+        weights = [w.reshape(shape) for w in reference.weight_integers(graph, node)]
+        return [native.ConvPlan.bytes(w, x_mult=int(x["mult"]), x_zero=zero, **geometry) for w in weights]
     bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *info["shape"])).reshape(info["planes"], *shape)
     return [
         native.ConvPlan.bits(
@@ -123,8 +125,11 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
 
         return several
     plan = plans[0]
-    beside, relu, grid = a.get("extra"), bool(a.get("relu")), a.get("grid")
-    floats = native.FloatOutput(scale[0], add, beside is not None and grid is None, relu, grid)
+    beside = a.get("extra")
+    floats = native.FloatOutput(
+        scale[0], add, relu=bool(a.get("relu")), grid=a.get("grid"), cuts=graph.tensor(node, "cuts"),
+        flip=graph.tensor(node, "flip"), bytes=a.get("extra_form") == "bytes",
+    )  # fmt: skip
     extra = node.inputs[1] if len(node.inputs) == 2 else None
 
     def run(env: dict[str, Tensor]) -> None:

@@ -70,6 +70,13 @@ def _coded(node: Node, graph: Graph) -> Step:
             return
         env[node.name] = y
         if "extra" in node.attrs:
-            env[node.attrs["extra"]] = node.attrs["grid"].codes(y) if "grid" in node.attrs else (y >= 0).long()
+            env[node.attrs["extra"]] = _extra(node, graph, y)
 
     return run
+
+
+def _extra(node: Node, graph: Graph, y: Tensor) -> Tensor:
+    """Codes of the layer's float output that it writes besides."""
+    if "grid" in node.attrs:
+        return node.attrs["grid"].codes(y)
+    return reference.quantize(y, graph.need(node, "cuts")[:, None], graph.tensor(node, "flip"), False)

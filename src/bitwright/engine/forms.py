@@ -1,0 +1,38 @@
+"""Bits or bytes: which kernel a coded layer runs on. Both are exact; this is a question of time alone.
+
+Counting bits costs a pass for each pair of a weight's bit plane and an input's, over words of 32 channels; multiplying bytes costs
+the same whatever the bits. So bits pay for few pairs and many channels, and where the weights of a layer that is run on one
+pixel come from memory, an eighth as many bytes. The limits are measured: bench/forms.py.
+"""
+
+from __future__ import annotations
+
+import math
+
+from bitwright.engine import native_library
+from bitwright.engine.graph import Node
+
+# input channels of a group from which so many pairs of planes still run faster as bits. "balanced": the weights lie evenly
+# about 0, which a kernel of AVX-512 can use
+LIMITS = {
+    "avx512": ((256, 4), (128, 3), (64, 2), (32, 1)),
+    "avx512 balanced": ((64, 4), (32, 3), (0, 1)),
+    "amx": ((0, 16),),  # whose kernel expands bits into the tiles that bytes use
+    "": ((256, 2), (64, 1)),
+}
+STREAMED = 1 << 20  # bytes of a linear layer's weights above which memory decides
+STREAMED_PAIRS = 8
+
+
+def bytes_pay(layer: Node, x_planes: int) -> bool:
+    """Whether a coded layer is faster on byte codes than on bit planes."""
+    info = layer.attrs["weight"]
+    pairs, shape = x_planes * int(info["planes"]), info["shape"]
+    if layer.op == "coded_linear" and math.prod(shape) >= STREAMED:
+        return pairs > STREAMED_PAIRS
+    isa = native_library.isa() if native_library.available() else ""
+    balanced = all(2 * int(term["zero"]) == -sum(term["mult"]) for term in info["terms"])
+    limits = LIMITS.get(f"{isa} balanced" if balanced else isa) or LIMITS.get(isa) or LIMITS[""]
+    if int(layer.attrs.get("groups", 1)) > 1:
+        limits = LIMITS["amx"]
+    return pairs > next((most for channels, most in limits if shape[1] >= channels), 0)
