@@ -142,7 +142,11 @@ def test_unknown_bits_count_as_float_and_say_so() -> None:
 
     row = one(bw.nn.Linear(4, 2, w=Own(), x=Own()), torch.zeros(1, 4))
     assert row.w_bits is None and row.x_bits is None and row.weight_bytes == 4 * 8
-    assert row.notes == ("weight bits unknown: counted as float", "input bits unknown: counted as float")
+    assert row.notes == (
+        "weight bits unknown: counted as float",
+        "input bits unknown: counted as float",
+        "stays float when packed: slot w holds Own, which has no integer codes",
+    )
 
 
 def test_other_kinds_are_listed_with_a_reason() -> None:

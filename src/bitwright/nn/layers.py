@@ -288,6 +288,7 @@ def replace_layer(layer: nn.Module) -> SlotLayer:
     nn.Module.__init__(new)
     kept = dict(layer.__dict__)
     kept["_modules"] = {}
+    kept["_compiled_call_impl"] = None  # `layer.compile()` has compiled the call of the old one
     new.__dict__.update(kept)  # the same Parameter objects: optimizers keep working
     for slot in SLOTS:
         new.register_module(slot, None)

@@ -15,7 +15,8 @@ from bitwright.nn.layers import KINDS, SlotLayer
 from bitwright.transforms.facts import bit_facts, density_of, float_bytes, part_text, weight_bits
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.forward import evaluating, run_model
-from bitwright.transforms.layers import Candidate, candidates
+from bitwright.transforms.layers import Candidate, candidates, hooks_of
+from bitwright.transforms.packs import why_not
 from bitwright.transforms.unwrap import unwrap
 from bitwright.types import LayerInfo
 
@@ -141,6 +142,12 @@ def info_of(candidate: Candidate, layer: nn.Module, seen: Seen) -> LayerInfo:
             notes.append(f"{word} bits unknown: counted as float")
     if candidate.reason:
         notes.append(f"skipped: {candidate.reason}")
+    elif hooks := hooks_of(candidate.module):
+        notes.append(f"{', '.join(hooks)}: kept")
+    if isinstance(layer, SlotLayer) and layer.gate is None and (why := why_not(layer)):  # a gate holds up the whole net
+        notes.append(f"stays float when packed: {why}")
+    if candidate.is_depthwise:
+        notes.append("depthwise")
     if not isinstance(layer, tuple(KINDS)):
         notes.append("MACs not counted")
     elif not seen.calls and not candidate.reason:
