@@ -82,8 +82,8 @@ class SlotLayer(nn.Module):
 
     def evaluate(self, raw: Tensor, op: Callable[..., Tensor]) -> Tensor:
         """The whole data flow: input part, weight part, bias part, gate, gradient part."""
-        if self.gate is not None and raw.dim() == self.weight.dim() - 1:
-            return self.evaluate(raw[None], op)[0]  # one sample without a batch: gates tell samples from channels
+        if (self.gate is not None or self.x is not None) and raw.dim() == self.weight.dim() - 1:
+            return self.evaluate(raw[None], op)[0]  # one sample without a batch: parts tell samples from channels
         exact = None if self.training else self.exact(raw, op)
         if exact is not None and not (torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)):
             return exact if self.g is None else self.g(exact)
