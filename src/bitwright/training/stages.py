@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from bitwright.engine.files import load, read_tensors
+from bitwright.engine.files import load
 from bitwright.errors import InputError, Negative, nearest
 from bitwright.experiment.schema import Teacher
 from bitwright.parts.moments import moment
 from bitwright.runs import apply_stage, build_model, is_run
+from bitwright.runs.weights import put_weights, read_weights
 from bitwright.training import health
 from bitwright.training.job import Job, accelerator, reseed
 from bitwright.training.losses import make_loss
@@ -126,15 +127,12 @@ def make_teacher(job: Job) -> tuple[nn.Module | None, Teacher | None]:
     else:
         path = _teacher_file(rule.source)
     net = build_model(job.experiment, job.test, weights=False)
-    tensors, metadata = read_tensors(path)
+    where = f"stage {index}: teacher"
+    tensors, metadata = read_weights(path, where)
     if "bitwright" in metadata:
         load(path, net)
     else:
-        try:
-            net.load_state_dict(tensors)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise InputError(f"stage {index}: teacher {path}: {first}", code="teacher") from None
+        put_weights(net, tensors, f"{where} {path}", "teacher")
     if job.experiment.train.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False), rule
