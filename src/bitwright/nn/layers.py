@@ -85,7 +85,8 @@ class SlotLayer(nn.Module):
         if (self.gate is not None or self.x is not None) and raw.dim() == self.weight.dim() - 1:
             return self.evaluate(raw[None], op)[0]  # one sample without a batch: parts tell samples from channels
         exact = None if self.training else self.exact(raw, op)
-        if exact is not None and not (torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)):
+        graph = torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)
+        if exact is not None and (torch.compiler.is_exporting() or not graph):  # an exported net is not trained
             return exact if self.g is None else self.g(exact)
         seen, quantizer = raw, self.x
         wants = {key for key in ("needs_raw_input", "needs_code") if getattr(self.gate, key, False)}

@@ -114,7 +114,7 @@ class Input8(nn.Module):
         return self.zero if self.zero.numel() == 1 else self.zero.reshape(-1, *[1] * (t.dim() - 2))
 
     def codes(self, x: Tensor) -> Tensor:
-        return x.float() if x.dtype == torch.uint8 else (x.float().clamp(0, 1) * 255).round()
+        return x.float() if x.dtype == torch.uint8 else (x.float().clamp(0.0, 1.0) * 255).round()
 
     def forward(self, x: Tensor) -> Tensor:
         # [1] against [N, C, ...] broadcasts either way; a full vector needs the channel axis
