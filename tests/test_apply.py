@@ -411,6 +411,19 @@ def test_an_example_of_the_wrong_shape_is_one_line() -> None:
         apply(Net(), "bwn", torch.zeros(1, 5, 6, 6))
 
 
+@pytest.mark.parametrize(
+    "verb", [lambda net, x: apply(net, "bwn", x), lambda net, x: bw.plan(net, "bwn", x), bw.cost, bw.walk]
+)
+def test_a_single_image_without_a_batch_axis_is_told(verb: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"does not run on this example: .*\[2, 6, 6\] is one sample, give example\[None\]"
+    ):
+        verb(Net(), torch.zeros(2, 6, 6))
+    with pytest.raises(InputError) as error:
+        verb(Net(), torch.zeros(5, 6, 6))
+    assert "sample" not in str(error.value)
+
+
 def test_apply_changes_no_statistics_and_no_modes() -> None:
     net: Any = Net().train()
     net.bn1.eval()

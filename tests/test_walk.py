@@ -96,7 +96,7 @@ def test_a_module_that_writes_its_buffer_in_eval_is_put_back() -> None:
 
 def test_an_error_in_forward_still_restores() -> None:
     net: Any = nn.Sequential(nn.Linear(4, 4)).train()
-    with pytest.raises(RuntimeError):
+    with pytest.raises(bw.InputError, match="the model does not run on this example: mat1 and mat2"):
         walk(net, torch.zeros(1, 5))
     assert net.training and not net[0]._forward_hooks
 

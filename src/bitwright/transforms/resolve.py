@@ -15,7 +15,7 @@ from bitwright.nn.layers import SlotLayer, replace_layer
 from bitwright.parts.moments import moment
 from bitwright.transforms.layers import Candidate, candidates
 from bitwright.transforms.recipe import Recipe, Rule
-from bitwright.transforms.walk import Seen, run_forward
+from bitwright.transforms.walk import Seen, try_example
 
 
 @dataclass
@@ -115,13 +115,9 @@ def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolu
 
 def _run(model: nn.Module, example: Any, found: list[Candidate], where: str) -> dict[int, Seen]:
     try:
-        return run_forward(model, example, found)
-    except (RuntimeError, TypeError) as error:
-        text = str(error).strip().splitlines()
-        raise InputError(
-            f"{where}: the model does not run on this example: {text[0] if text else type(error).__name__}",
-            code="example",
-        ) from error
+        return try_example(model, example, found)
+    except InputError as error:
+        raise error.reworded(f"{where}: {error}") from error.__cause__
 
 
 def _leave_unreached(decisions: list[Decision], hits: list[list[str]], seen: dict[int, Seen], verb: str) -> Recipe:
