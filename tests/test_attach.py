@@ -202,7 +202,7 @@ class TwoStep(torch.optim.Optimizer):
     def descend(self) -> None:
         self.base.step()
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.descend()
 
 
@@ -212,7 +212,7 @@ class Around(torch.optim.Optimizer):
     def __init__(self, inner: torch.optim.Optimizer) -> None:
         self.optimizer, self.param_groups, self.defaults = inner, inner.param_groups, inner.defaults
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.optimizer.step()
 
     def zero_grad(self, set_to_none: bool = True) -> None:
@@ -235,7 +235,7 @@ class Plain:
 class Template(TwoStep):
     """Steps by itself; the optimizer inside only lends its groups."""
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         pass
 
 
@@ -246,7 +246,7 @@ class Half(torch.optim.Optimizer):
         super().__init__([g for g in groups if g["name"] == "latents"], {"lr": 0.1})
         self.rest = torch.optim.SGD([g for g in groups if g["name"] != "latents"], lr=0.1)
 
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         self.rest.step()
 
 

@@ -115,7 +115,7 @@ def test_input8_refuses_what_no_pixel_has(options: dict[str, Any]) -> None:
 
 
 def test_input8_by_the_name_of_a_data_set() -> None:
-    named, listed = (bw.make_part("input8", **o) for o in ({"mean": "svhn"}, {"mean": SVHN[0], "std": SVHN[1]}))
+    named, listed = bw.make_part("input8", mean="svhn"), bw.make_part("input8", mean=SVHN[0], std=SVHN[1])
     x = torch.rand(2, 3, 4, 4)
     assert torch.equal(named(x), listed(x)) and named.state_dict() == {}
     with pytest.raises(InputError, match=r"mean='cifar'. Nearest: cifar10.*Possible: numbers, or .*measured"):
