@@ -45,7 +45,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"surrogate": "identity"},
         {"surrogate": "swish", "threshold": -0.25},
     ],
-    "input8": [{"mean": 0.5, "std": 0.25}, {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]}],
+    "input8": [
+        {"mean": "measured"},
+        {"mean": 0.5, "std": 0.25},
+        {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]},
+    ],
     "kbit": [
         {"bits": 1},
         {"bits": 4, "weight_scale": "max"},

@@ -12,6 +12,7 @@ from typing import overload
 
 from bitwright import usercode
 from bitwright.errors import InputError
+from bitwright.fn.pixels import PIXELS
 
 from .cifar import read_batches, read_names
 from .dataset import Batches, Dataset, loader_rate
@@ -49,21 +50,21 @@ _DIGITS = tuple("0123456789")
 # Augmentation: color sets crop from 4 pixels of padding and mirror; a mirrored digit is no digit, so gray
 # sets only shift, by 2 pixels of 28 or 1 pixel of 8.
 _FACTS = {
-    "digits": _Facts((0.3058,), (0.3761,), pad=1, flip=False, classes=_DIGITS),
-    "mnist": _Facts((0.1307,), (0.3081,), pad=2, flip=False, classes=_DIGITS),
+    "digits": _Facts(*PIXELS["digits"], pad=1, flip=False, classes=_DIGITS),
+    "mnist": _Facts(*PIXELS["mnist"], pad=2, flip=False, classes=_DIGITS),
     "fashion-mnist": _Facts(
-        (0.2860,), (0.3530,), pad=2, flip=False,
+        *PIXELS["fashion-mnist"], pad=2, flip=False,
         classes=("T-shirt/top", "trouser", "pullover", "dress", "coat",
                  "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
     "cifar10": _Facts(
-        (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), pad=4, flip=True,
+        *PIXELS["cifar10"], pad=4, flip=True,
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
-    "cifar100": _Facts((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), pad=4, flip=True),  # names: meta
-    "svhn": _Facts((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), pad=4, flip=False, classes=_DIGITS),
+    "cifar100": _Facts(*PIXELS["cifar100"], pad=4, flip=True),  # names: meta
+    "svhn": _Facts(*PIXELS["svhn"], pad=4, flip=False, classes=_DIGITS),
     "stl10": _Facts(
-        (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), pad=12, flip=True,
+        *PIXELS["stl10"], pad=12, flip=True,
         classes=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
     ),
 }  # fmt: skip

@@ -64,7 +64,8 @@ class Model(Table):
     """name and arguments of `bw.models.create`, or "file.py:fn" and the arguments of fn.
 
     init       "default", "kaiming", "xavier", "orthogonal", "xnor" (std 2 / fan_in) or "normal:0.02"
-    weights    a safetensors file or a run to start from (float or trained), or "zoo:NAME", a float net of the zoo
+    weights    a file or a run to start from (float or trained): safetensors, or .pth, .pt as torch.save writes them; or
+               "zoo:NAME", a float net of the zoo
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())

@@ -97,7 +97,7 @@ class Kbit(nn.Module):
     def _odd(self, place: Tensor) -> Tensor:
         """Odd whole numbers 2 u - n of places on [-1, 1]."""
         if self.clip:
-            place = place.clamp(-1, 1)
+            place = place.clamp(-1.0, 1.0)
         return odd_levels(place, self.top)
 
     def _reach(self, fixed: Tensor, keep: Tensor | None) -> Tensor:

@@ -76,7 +76,7 @@ class Pact(nn.Module):
 
     def _code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         level = self._level()
-        clipped = torch.minimum(wide(x.detach()).clamp_min(0), level)
+        clipped = torch.minimum(wide(x.detach()).clamp_min(0.0), level)
         return (clipped * (self.top / level)).round(), level / self.top
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,7 +85,7 @@ class Pact(nn.Module):
         if not self.seed:
             return fast.clip_round(x, level, self.top)
         fixed, edge = wide(x.detach()), level.detach()
-        value = torch.minimum(fixed.clamp_min(0), edge)
+        value = torch.minimum(fixed.clamp_min(0.0), edge)
         return ste2(x, level, value, (fixed >= 0) & (fixed <= edge), fixed > edge)
 
     def encode(self, x: Tensor) -> Coded:

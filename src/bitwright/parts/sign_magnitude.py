@@ -90,7 +90,7 @@ class SignMagnitude(nn.Module):
         nothing. No branch on data."""
         if not self.kept or not t.numel():
             return
-        peak = t.detach().abs().amax().to(self.high.dtype)
+        peak = t.detach().abs().max().to(self.high.dtype)
         fresh = (self.seen == 0) | (self.slot == "w")
         later = torch.maximum(self.high, peak) if rate == 1 else self.high + rate * (peak - self.high)
         wider = torch.where(fresh, peak, later)
@@ -104,11 +104,11 @@ class SignMagnitude(nn.Module):
         if self.kept:
             size = wide(self.high)
         else:
-            size = fixed.abs().amax() if fixed.numel() else fixed.new_zeros(())
+            size = fixed.abs().max() if fixed.numel() else fixed.new_zeros(())
         if self.seed:
             size = size + 1e-7
         unit = torch.where(size > 0, size / self.top, torch.ones_like(size))
-        return fixed, (fixed / unit).round().clamp(-self.top, self.top), unit, size
+        return fixed, (fixed / unit).round().clamp(float(-self.top), float(self.top)), unit, size
 
     def _one_bit(self, t: Tensor) -> Tensor:
         return scalar(math.sqrt(1 / max(1, math.prod(t.shape[1:]))) if self.slot == "w" else 1.0, t)
@@ -118,7 +118,7 @@ class SignMagnitude(nn.Module):
         if self.training and self.slot == "x":
             self._note(t, FOLLOW if self.scale == "max" else 0.0)
         if self.binary:
-            plus = torch.where(t.detach() > 0, 1.0, -1.0).to(t.dtype) + 0 * t.detach().clamp(-1, 1)  # NaN stays
+            plus = torch.where(t.detach() > 0, 1.0, -1.0).to(t.dtype) + 0 * t.detach().clamp(-1.0, 1.0)  # NaN stays
             return ste(t, plus * self._one_bit(t))
         fixed, code, unit, size = self._grid(t, keep)
         return ste(t, code * unit, fixed != 0 if self.seed else fixed.abs() <= size)

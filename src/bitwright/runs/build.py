@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from bitwright import data, models, usercode, zoo
 from bitwright.errors import InputError
 from bitwright.runs.init import initialize
+from bitwright.runs.weights import put_weights, read_weights
 from bitwright.transforms import Recipe, apply, recipe_of
 
 if TYPE_CHECKING:
@@ -82,25 +83,13 @@ def _start_from(model: nn.Module, source: str) -> None:
     """Weights of a float or trained file, or of a run, into the model as it is."""
     from pathlib import Path
 
-    from bitwright.engine.files import read_tensors
     from bitwright.runs.folder import is_run
 
     if zoo.is_zoo(source):
         path = zoo.weights(source)
     else:
         path = Path(source) / "model.safetensors" if is_run(source) else Path(source)
-    tensors, _ = read_tensors(path)
-    own = model.state_dict()
-    missing = [key for key in own if key not in tensors]
-    wrong = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
-    if missing or wrong:
-        first = f"{missing[0]} is missing" if missing else f"{wrong[0]} is {list(tensors[wrong[0]].shape)}"
-        raise InputError(
-            f"model weights {path}: do not fit this model: {first} ({len(missing)} missing, {len(wrong)} of other shape)",
-            code="weights-fit",
-            given=str(path),
-        )
-    model.load_state_dict({key: tensors[key] for key in own})
+    put_weights(model, read_weights(path, "model weights")[0], f"model weights {path}")
 
 
 def recipe_of_stage(experiment: Experiment, index: int) -> Recipe:
