@@ -316,6 +316,7 @@ def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path) -> 
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d])
 def test_the_order_of_memory_is_kept(kind: Any, tmp_path: Path) -> None:
     order = torch.channels_last_3d if kind is nn.Conv3d else torch.channels_last
+    net: Any
     net, fresh = (nn.Sequential(kind(8, 16, 3), kind(16, 4, 3)).eval() for _ in range(2))
     bw.apply(net, [{"match": "0", "w": ["mask", "bwn"]}])
     net[0].to(memory_format=order)
