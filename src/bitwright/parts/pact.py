@@ -10,7 +10,7 @@ from bitwright.fn import fast
 from bitwright.fn.coded import uint_code
 from bitwright.fn.ste import ste, ste2
 from bitwright.parts.bits import check_bits
-from bitwright.parts.options import check_compat
+from bitwright.parts.options import check_coded, check_compat
 from bitwright.parts.ranges import limits, rows
 from bitwright.parts.registry import part
 from bitwright.parts.scale import wide
@@ -89,6 +89,7 @@ class Pact(nn.Module):
         return ste2(x, level, value, (fixed >= 0) & (fixed <= edge), fixed > edge)
 
     def encode(self, x: Tensor) -> Coded:
+        check_coded(self, 'compat="seed" clips and does not round')
         code, step = self._code(x)
         return uint_code(torch.nan_to_num(code), self.bits, step, torch.zeros_like(step))
 

@@ -164,7 +164,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Latent weights of a layer divided by the largest of their sizes, in 20 equal bins from -1 to 1."""
+    """Latent weights of a layer divided by the largest of their sizes, in 20 equal bins from -1 to 1; latents of 0/1
+    weights less their threshold."""
 
     layer: str
     counts: tuple[int, ...]
