@@ -184,7 +184,7 @@ class TrainingCallback(pl.Callback):
         job.check(device, shared=True)
 
     def evaluations(self, device: Any, shared: bool) -> tuple[Evaluation, Evaluation | None]:
-        loss = make_loss(self.stage, self.job.state.stage, smoothing=False)
+        loss = make_loss(self.stage, self.job.state.stage, smoothing=False, home=self.job.experiment.home)
         test = self.job.evaluate(self.job.test, loss, device, shared)
         return test, None if self.job.val is None else self.job.evaluate(self.job.val, loss, device, shared)
 

@@ -42,7 +42,7 @@ def run_stage(job: Job, checkpoint: Path | None) -> None:
         _calibrate(job, stage.calibrate)
         state.scale = {name: health.latent_size(layer) for name, layer in health.coded_layers(job.net).items()}
     reseed(experiment.seed, index, job.rank)
-    loss = make_loss(stage, index)
+    loss = make_loss(stage, index, home=experiment.home)
     job.net.train()
     try:
         with lightning_quiet():

@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,13 @@ import torch
 
 from bitwright.data import Dataset
 from bitwright.errors import InputError
-from bitwright.experiment import to_toml
 from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
 from bitwright.runs import Run, build_model
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, is_normalized, open_data, rank_of, reseed
 from bitwright.training.progress import Screen
-from bitwright.training.resume import check_same, discard, prepare
+from bitwright.training.resume import check_same, discard, prepared
 from bitwright.training.signals import Signals, Stopped, StopRequest
 from bitwright.training.stages import begin_stage, check_teachers, run_stage
 from bitwright.training.state import State
@@ -47,7 +46,7 @@ def train(
     echo: Callable[[str], None] | None = None,
     screen: Screen | None = None,
 ) -> Result:
-    """Trains all stages and leaves the files of contract 4 in `out`.
+    """Trains all stages and leaves the files of a run in `out`.
 
     resume    go on from `out`/last.ckpt: final weights are bit by bit those of an unbroken run, on the same machine
               with the same number of threads and processes. Without a checkpoint it begins at the beginning
@@ -63,9 +62,10 @@ def train(
     main = rank_of(experiment) == 0
     accelerator(experiment)  # its errors before any work
     check_teachers(experiment)
-    with Signals() as signals, _as_it_was(experiment.train.threads):
-        if main:
-            prepare(run, experiment, resume=resume, force=force)
+    for spec, what in experiment.own_code().items():
+        experiment.home.place(spec, what)  # a wrong name is told before anything is read or removed
+    folder = prepared(run, experiment, resume=resume, force=force) if main else nullcontext()
+    with Signals() as signals, _as_it_was(experiment.train.threads), folder:
         job: Job | None = None
         try:
             job, checkpoint = _begin(experiment, run, screen, signals, resume, command)
@@ -117,7 +117,7 @@ def _begin(
     job = Job(experiment, run, screen, signals, train_set, test_set, val_set, is_normalized(experiment), net, state)
     if main:
         _describe(job)
-        run.write_text("experiment.toml", to_toml(experiment))
+        run.keep_code(experiment)
         if command:
             run.write_text("command.txt", command + "\n")
         run.write_json("machine.json", machine(experiment.train.threads or torch.get_num_threads()))
@@ -168,7 +168,9 @@ def _evaluate_again(job: Job, saved: dict[str, Any]) -> None:
 
     state, before = job.state, time.perf_counter()
     ours = saved["bitwright"]
-    loss = make_loss(job.experiment.stage[state.stage], state.stage, smoothing=False)
+    loss = make_loss(
+        job.experiment.stage[state.stage], state.stage, smoothing=False, home=job.experiment.home
+    )
     test = job.evaluate(job.test, loss)
     val = None if job.val is None else job.evaluate(job.val, loss)
     sweep = sweep_rows(job, job.check)
