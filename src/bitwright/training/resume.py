@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright import experiment as experiments
+from bitwright.atomic import PREFIX
 from bitwright.errors import InputError, Negative
 from bitwright.experiment import to_toml
-from bitwright.atomic import PREFIX
 from bitwright.runs import Run, files, is_run
 from bitwright.runs.lock import locked
 from bitwright.usercode import KEPT
