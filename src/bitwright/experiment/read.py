@@ -80,6 +80,9 @@ def parse(text: str, overrides: Iterable[str] = (), title: str = "experiment") -
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _not_toml(text, str(error), title) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{title}: not readable as TOML: {reason}", code="experiment-toml") from None
     put = put_all(data, overrides, title)
     found: list[_Mistake] = []
     try:

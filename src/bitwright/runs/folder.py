@@ -98,7 +98,7 @@ class Run:
         try:
             return self.file(name).read_text(encoding="utf-8") if self.has(name) else ""
         except UnicodeDecodeError:
-            raise InputError(f"run {self.path}: {name} is damaged", code="run-damaged", given=name) from None
+            raise self.damaged(name, "not UTF-8 text") from None
 
     def write_text(self, name: str, text: str) -> Path:
         """Beside the target, flushed, renamed."""
@@ -113,16 +113,34 @@ class Run:
         text = self.read_text(name)
         try:
             found = json.loads(text) if text else {}
-        except ValueError:
-            raise InputError(f"run {self.path}: {name} is damaged", code="run-damaged", given=name) from None
-        return found if isinstance(found, dict) else {}
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise self.damaged(name, "not a JSON object")
+        return found
+
+    def damaged(self, name: str, what: str) -> InputError:
+        """The error for a file of the run that says what it cannot say."""
+        return InputError(f"run {self.path}: {name} is damaged: {what}", code="run-damaged", given=name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         return self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
 
-    def read_csv(self, name: str) -> list[dict[str, str]]:
-        """Rows as text; [] where the file is not there."""
-        return list(csv.DictReader(io.StringIO(self.read_text(name))))
+    def read_csv(self, name: str, needed: Iterable[str] = ()) -> list[dict[str, str]]:
+        """Rows as text; [] where the file is not there. Errors: `InputError` where the `needed` columns or cells are missing."""
+        reader = csv.DictReader(io.StringIO(self.read_text(name)), strict=True)
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise self.damaged(name, f"line {reader.line_num}: {error}") from None
+        columns = reader.fieldnames or ()
+        missing = [column for column in needed if column not in columns]
+        if rows and missing:
+            raise self.damaged(name, f"it has no column {missing[0]}")
+        for i, row in enumerate(rows, 1):
+            if None in row or None in row.values():
+                raise self.damaged(name, f"row {i} has not {len(columns)} cells")
+        return rows
 
     def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> Path:
         """All rows; the columns are `columns`, then those of all rows in order of appearance. None is an empty cell."""
@@ -139,7 +157,7 @@ class Run:
 
         A row without `batch` says something of the net (its accuracy), not of a measurement: into all rows of the net.
         """
-        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv("results.csv")]
+        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv("results.csv", ("net",))]
         for row in rows:
             batch = str(row.get("batch") or "")
             same = [r for r in kept if r["net"] == row["net"]]

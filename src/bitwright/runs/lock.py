@@ -63,7 +63,7 @@ def _taken(path: Path) -> int:
             host, process = _holder(handle)
             os.close(handle)
             if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
+                raise OSError(error.errno, error.strerror, str(path)) from None
             raise InputError(
                 f"train: process {process} is training in {path.parent}. Wait for it, stop it (kill -INT {process} saves), "
                 "or give another folder: --out DIR",

@@ -34,6 +34,7 @@ class TrainingCallback(pl.Callback):
 
     def __init__(self, job: Job, module: TrainingModule) -> None:
         self.job, self.module = job, module
+        self.started = False  # a first step is done, so all of a checkpoint was good
         self.stage = job.experiment.stage[job.state.stage]
         self.layers = health.coded_layers(job.net)
         self.probe: health.Probe | None = None
@@ -100,6 +101,7 @@ class TrainingCallback(pl.Callback):
             self.probe = None
         if self.module.budget is not None:
             self.module.budget.step()
+        self.started = True
         state.step += 1
         state.batch += 1
         if self.watch is not None:

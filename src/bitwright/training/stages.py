@@ -47,14 +47,20 @@ def run_stage(job: Job, checkpoint: Path | None) -> None:
     try:
         with lightning_quiet():
             from bitwright.training.callback import TrainingCallback
+            from bitwright.training.checkpoint import damaged
             from bitwright.training.module import NotFinite, TrainingModule
 
             module = TrainingModule(job, loss, teacher, rule)
-            trainer = make_trainer(job, TrainingCallback(job, module))
+            callback = TrainingCallback(job, module)
+            trainer = make_trainer(job, callback)
             try:
                 trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint))
             except NotFinite as error:
                 raise not_finite(job, error.what, error.images) from None
+            except Exception as error:
+                if checkpoint is None or callback.started or isinstance(error, (InputError, OSError, StopRequest)):
+                    raise
+                raise damaged(checkpoint, error) from error
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         raise KeyboardInterrupt from None
     finally:

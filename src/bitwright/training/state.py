@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from bitwright.training.schedules import Plateau
 
 
@@ -58,9 +60,14 @@ class State:
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> State:
+        """Errors: `ValueError` where a value has not the type of its field, or counts below zero."""
         known = {f.name for f in fields(cls)}
-        kept = {k: v for k, v in saved.items() if k in known}
-        return cls(**{**kept, "sums": Sums(**saved["sums"]), "plateau": Plateau(**saved["plateau"])})
+        state = TypeAdapter(cls).validate_python({k: v for k, v in saved.items() if k in known})
+        if min(state.stage, state.epoch, state.step, state.batch) < 0:
+            raise ValueError("a place below zero")
+        for row in state.rows:
+            row["stage"], row["epoch"], row["test_top1"]
+        return state
 
     def begin_stage(self, index: int) -> None:
         self.stage, self.epoch, self.step = index, 0, 0

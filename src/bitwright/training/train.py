@@ -78,10 +78,13 @@ def train(
             raise
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
+            kept = "The last checkpoint is whole. Make room, then go on with: --resume"
+            if not run.has("last.ckpt"):
+                kept = "Nothing was saved yet. Make room, then give the same command again"
+                if main and not resume:
+                    discard(run.path)
             raise InputError(
-                f"train {run.path}: {name}{error.strerror or error}. The last checkpoint is whole. "
-                "Make room, then go on with: --resume",
-                code="file-write",
+                f"train {run.path}: {name}{error.strerror or error}. {kept}", code="file-write", given=str(run.path)
             ) from None
         finally:
             if job is not None and (job.world > 1 or _in_memory(job) > COLLECT_FROM):
@@ -107,8 +110,9 @@ def _begin(
             remove_leftovers(run.path)
         if run.has("last.ckpt"):
             saved = read_checkpoint(run.file("last.ckpt"))
-            state = State.from_dict(saved["bitwright"]["state"])
+            state = _state(run.file("last.ckpt"), saved)
             check_same(run, experiment, saved["bitwright"]["experiment"], state)
+            _check_place(run.file("last.ckpt"), state, experiment)
         elif run.has("experiment.toml"):
             check_same(run, experiment, run.read_text("experiment.toml"), state)
     train_set, test_set, val_set = open_data(experiment)
@@ -137,6 +141,31 @@ def _begin(
 
         write_tables(run, state)
     return job, run.file("last.ckpt")
+
+
+def _state(path: Path, saved: dict[str, Any]) -> State:
+    """Where the checkpoint stands. Errors: `InputError` where it does not say so."""
+    from bitwright.training.checkpoint import damaged
+
+    try:
+        ours = saved["bitwright"]
+        if not isinstance(ours["experiment"], str):
+            raise TypeError("its experiment is no text")
+        for rank in ours["ranks"]:
+            rank["cpu"], rank["cuda"], [float(value) for value in rank["sums"]]
+        if not all(isinstance(value, torch.Tensor) for value in saved["state_dict"].values()):
+            raise TypeError("its weights are no tensors")
+        return State.from_dict(ours["state"])
+    except Exception as error:
+        raise damaged(path, error) from None
+
+
+def _check_place(path: Path, state: State, experiment: Experiment) -> None:
+    from bitwright.training.checkpoint import damaged
+
+    stages = experiment.stage
+    if state.stage >= len(stages) or state.epoch > stages[state.stage].epochs:
+        raise damaged(path, ValueError(f"it stands at stage {state.stage}, epoch {state.epoch}"))
 
 
 def _load(job: Job, saved: dict[str, Any]) -> None:
