@@ -36,7 +36,9 @@ def remember(run: Path, folders: tuple[Path, ...] = ()) -> None:
     with suppress(OSError, RuntimeError):  # a place to write is not needed: it is asked again
         path = _record(run)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
-        text = json.dumps({"run": str(run.resolve()), "digest": digest(run), "folders": [str(f.resolve()) for f in folders]})
+        text = json.dumps(
+            {"run": str(run.resolve()), "digest": digest(run), "folders": [str(f.resolve()) for f in folders]}
+        )
         with replacing(path) as beside:
             beside.write_text(text, encoding="utf-8")
 

@@ -45,6 +45,7 @@ class Data(Table):
     transform    of imagenet, or of a folder that is read batch by batch: "squash256-crop227", "resize256-crop224",
                  "random-sized224", or these with other sides
     format       "folder", or "lmdb" as `bitwright data pack` or Caffe writes it
+    skip_bad     leave out pictures of a folder that cannot be read, instead of ending; the run counts and names them
     """
 
     name: str = "digits"
@@ -61,6 +62,7 @@ class Data(Table):
     size: PositiveInt = 32
     transform: str | None = None
     format: Literal["folder", "lmdb"] = "folder"
+    skip_bad: bool = False
 
 
 class Model(Table):

@@ -33,6 +33,7 @@ def dataset(experiment: Experiment, split: str) -> Images:
             transform=spec.transform,
             format=spec.format,
             workers=spec.workers,
+            skip_bad=spec.skip_bad,
         )
     if split == "test":
         found = found.limit(spec.limit_test) if spec.limit_test else found

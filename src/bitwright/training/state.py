@@ -32,6 +32,7 @@ class State:
     step, batch    steps done in the stage, in the epoch; batch equals the epoch's steps while its evaluation is due
     rows           of metrics.csv;    health_rows   of health.csv;    gate_rows   of gates.csv
     connection_rows   of connections.csv;    sweep_rows   of sweep.csv
+    skipped        pictures left out because they cannot be read
     told           lessons that were given;   warnings   their texts
     """
 
@@ -54,6 +55,7 @@ class State:
     float_stage: int | None = None
     best: float | None = None
     seconds: float = 0.0
+    skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
@@ -90,4 +92,5 @@ class State:
             "warnings": self.warnings,
             "seconds": round(self.seconds, 3),
             "float_top1": self.float_top1,
+            "skipped_pictures": self.skipped,
         }

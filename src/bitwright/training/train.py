@@ -119,8 +119,14 @@ def _begin(
     reseed(experiment.seed, -1)
     net = build_model(experiment, test_set, weights=saved is None)
     job = Job(experiment, run, screen, signals, train_set, test_set, val_set, is_normalized(experiment), net, state)
+    skipped = [(which, *row) for which, s in (("train", train_set), ("test", test_set)) for row in s.skipped]
+    state.skipped = len(skipped)
     if main:
         _describe(job)
+        if skipped:
+            run.write_csv("skipped.csv", [dict(zip(("split", "picture", "why"), row, strict=True)) for row in skipped])
+            many = "1 picture" if len(skipped) == 1 else f"{len(skipped):,} pictures"
+            screen.warn(f"{many} cannot be read and are left out; they are listed in {run.file('skipped.csv')}")
         run.keep_code(experiment)
         if command:
             run.write_text("command.txt", command + "\n")
@@ -197,9 +203,7 @@ def _evaluate_again(job: Job, saved: dict[str, Any]) -> None:
 
     state, before = job.state, time.perf_counter()
     ours = saved["bitwright"]
-    loss = make_loss(
-        job.experiment.stage[state.stage], state.stage, smoothing=False, home=job.experiment.home
-    )
+    loss = make_loss(job.experiment.stage[state.stage], state.stage, smoothing=False, home=job.experiment.home)
     test = job.evaluate(job.test, loss)
     val = None if job.val is None else job.evaluate(job.val, loss)
     sweep = sweep_rows(job, job.check)
