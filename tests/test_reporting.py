@@ -252,7 +252,7 @@ def test_reproduce_begins_with_the_experiment_of_the_run(tmp_path: Path, monkeyp
 def test_every_damage_of_a_runs_files_is_one_line(tmp_path: Path) -> None:
     """A few of many thousand mutants: what they have in common is what went wrong once."""
     damage = {
-        "predictions.csv": ["index,true,said,confidence\n0,30000000,1,0.5\n", "index,true\n0\n", "a,b\n1,2,3\n", "\0"],
+        "predictions.csv": ["index,true,said,confidence\n0,30000000,1,0.5\n", "index,true\n0\n", "a,b\n1,2,3\n"],
         "convert.json": ['{"images": 1' + "0" * 400 + "}", "[" * 100_000, "[1]", '{"file_bytes": ' + "1" * 5000 + "}"],
         "machine.json": ['{"threads": ' + "1" * 5000 + "}"],
         "experiment.toml": ["seed = " + "1" * 5000, "a = " + "[" * 5000, "seed ="],
