@@ -244,9 +244,9 @@ def test_other_kinds_of_pictures_are_read_or_named(tmp_path: Path) -> None:
     (tmp_path / "train" / "a" / "9.heic").touch()
     (tmp_path / "test" / "b" / "9.heic").touch()
     (tmp_path / "test" / "b" / "9.nef").touch()
-    for options in ({}, {"transform": "resize10-crop8"}):
+    for transform in (None, "resize10-crop8"):
         with pytest.warns(bw.BitwrightWarning, match=r"files are left out \((2 \.heic, 1 \.nef|1 \.heic)\); read are"):
-            data.load("folder", tmp_path, "train", **options)
+            data.load("folder", tmp_path, "train", transform=transform)
 
 
 def test_a_thin_picture_is_refused_before_it_is_scaled(tmp_path: Path) -> None:

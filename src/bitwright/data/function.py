@@ -28,7 +28,9 @@ def read_function(spec: str, split: str, function: Callable[[str], Any] | None =
 
     Classes, mean and deviation are those of the training images, so fn("train") is also called for "test".
     """
-    function = usercode.find(spec, "data") if function is None else function
+    if function is None:
+        function = usercode.find(spec, "data")
+    assert function is not None
     found = _call(function, spec, split)
     if isinstance(found, Dataset):
         return found

@@ -40,7 +40,7 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     100
     """
     text, known = str(name_or_path), names()
-    overrides = list(overrides)
+    overrides, folder = list(overrides), False
     if text in known:
         path = FOLDER / f"{text}.toml"
     else:

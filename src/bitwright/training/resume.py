@@ -73,10 +73,10 @@ def _content(path: Path) -> bool:
 
 def _check_reads(run: Run, experiment: Experiment) -> None:
     """What the experiment reads must not be among what `--force` removes."""
-    reads = {"model.weights": experiment.model.weights}
+    reads: dict[str, str | None] = {"model.weights": experiment.model.weights}
     for i, stage in enumerate(experiment.stage):
         reads[f"stage.{i}.recipe"] = stage.recipe
-        reads[f"stage.{i}.teacher"] = None if stage.teacher is None else getattr(stage.teacher, "source", stage.teacher)
+        reads[f"stage.{i}.teacher"] = None if stage.teacher is None else stage.teacher.source
     for key, value in reads.items():
         if value and Path(value).exists() and Path(value).resolve().is_relative_to(run.path.resolve()):
             raise InputError(

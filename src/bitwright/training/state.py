@@ -67,8 +67,8 @@ class State:
         state = TypeAdapter(cls).validate_python({k: v for k, v in saved.items() if k in known})
         if min(state.stage, state.epoch, state.step, state.batch) < 0:
             raise ValueError("a place below zero")
-        for row in state.rows:
-            row["stage"], row["epoch"], row["test_top1"]
+        if any(not {"stage", "epoch", "test_top1"} <= row.keys() for row in state.rows):
+            raise ValueError("a row without its place")
         return state
 
     def begin_stage(self, index: int) -> None:

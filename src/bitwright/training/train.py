@@ -157,8 +157,8 @@ def _state(path: Path, saved: dict[str, Any]) -> State:
         ours = saved["bitwright"]
         if not isinstance(ours["experiment"], str):
             raise TypeError("its experiment is no text")
-        for rank in ours["ranks"]:
-            rank["cpu"], rank["cuda"], [float(value) for value in rank["sums"]]
+        if not all(isinstance(rank["cpu"], torch.Tensor) and len(rank["sums"]) == 4 for rank in ours["ranks"]):
+            raise TypeError("no random state")
         if not all(isinstance(value, torch.Tensor) for value in saved["state_dict"].values()):
             raise TypeError("its weights are no tensors")
         return State.from_dict(ours["state"])
