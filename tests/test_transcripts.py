@@ -353,7 +353,7 @@ def test_bench(journey: Journey) -> None:
         "...",  # the note of a peer may go on below it
         row.format("torch-fp32", "fp32", r"[\d.]+x( \(slower\))? +best fp32.*"),
         "...",
-        r"in one line: [\d.]+x( \(slower\))? the best int8 here.*",
+        r"in one line: [\d.]+x( \(slower\))? the fastest program here, .*",
         "...",
         # the machine is named as it is: spread and load
         r"quality: quartile spread [\d.]+ %.*|quality: NOISY.*",
@@ -433,7 +433,7 @@ def test_demo(here: Path) -> None:
         r"\[4/5\] convert \+ verify +360 of 360 test images: same answer as the trained net",
         r"\[5/5\] bench +1 thread, batch 1.*, interleaved, (up to )?\d+ runs.*",
         "",
-        r"  net +test % +vs float +kB +smaller +ms.* vs best int8 .*verdict",
+        r"  net +test % +vs float +kB +smaller +ms.* vs fastest .*verdict",
         net.format("float", "-", "-"),
         net.format("W1A1", r"[+-][\d.]+", X),
         net.format("W1A2", r"[+-][\d.]+", X),

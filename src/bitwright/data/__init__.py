@@ -91,12 +91,13 @@ def splits(name: str) -> tuple[str, ...]:
 
 @overload
 def load(
-    name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0
-) -> Dataset: ...
+    name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0,
+    skip_bad: bool = False,
+) -> Dataset: ...  # fmt: skip
 @overload
 def load(
     name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0,
-    transform: str | None, format: str = "folder",
+    transform: str | None, format: str = "folder", skip_bad: bool = False,
 ) -> Images: ...  # fmt: skip
 
 
@@ -110,6 +111,7 @@ def load(
     workers: int = 0,
     transform: str | None = None,
     format: str = "folder",
+    skip_bad: bool = False,
 ) -> Images:
     """One split ("train" or "test", see `splits`) of a set, in memory as uint8; CIFAR-100 with its 100 fine labels.
 
@@ -120,6 +122,8 @@ def load(
     transform  for "imagenet" [default: random-sized224], or for a folder that is to be read batch by batch: see
                `transform.Transform`; then also format "folder" or "lmdb", and `workers`, threads that decode. The
                result is a `Streamed`, which has everything of a `Dataset` but the pixels
+    skip_bad   pictures of a folder or of imagenet that cannot be read are left out and named in `skipped`; else an error
+               names all of them. Of what is read batch by batch, each picture is decoded once to find out
 
     >>> d = load("digits", split="test")
     >>> len(d), d.images.shape, d.images.dtype
@@ -137,11 +141,11 @@ def load(
     if split not in splits(name):
         raise InputError(f"data {name}: unknown split {split!r}; possible: {', '.join(splits(name))}")
     if streamed:
-        return open_streamed(name, root, split, transform, format, workers)
+        return open_streamed(name, root, split, transform, format, workers, skip_bad)
     if size < 1:
         raise InputError(f"data {name}: size={size}; possible: at least 1")
     if own:
-        return read_folder(root, split, size) if name == "folder" else read_function(name, split)
+        return read_folder(root, split, size, skip_bad) if name == "folder" else read_function(name, split)
     facts = _FACTS[name]
     classes = facts.classes
     if name == "digits":

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright import data, models, usercode, zoo
+from bitwright.data.function import read_function
 from bitwright.errors import InputError
 from bitwright.runs.init import initialize
 from bitwright.runs.weights import put_weights, read_weights
@@ -21,15 +22,20 @@ if TYPE_CHECKING:
 def dataset(experiment: Experiment, split: str) -> Images:
     """ "train", "test", or "val" (the last `data.val` training images, which "train" then lacks)."""
     spec = experiment.data
-    found = data.load(
-        spec.name,
-        spec.root,
-        "test" if split == "test" else "train",
-        size=spec.size,
-        transform=spec.transform,
-        format=spec.format,
-        workers=spec.workers,
-    )
+    which = "test" if split == "test" else "train"
+    if usercode.is_own(spec.name):
+        found = read_function(spec.name, which, experiment.home.find(spec.name, "data"))
+    else:
+        found = data.load(
+            spec.name,
+            spec.root,
+            which,
+            size=spec.size,
+            transform=spec.transform,
+            format=spec.format,
+            workers=spec.workers,
+            skip_bad=spec.skip_bad,
+        )
     if split == "test":
         found = found.limit(spec.limit_test) if spec.limit_test else found
     else:
@@ -64,7 +70,7 @@ def build_model(experiment: Experiment, images: Images | None = None, *, weights
     spec = experiment.model
     arguments: dict[str, Any] = spec.arguments
     if usercode.is_own(spec.name):
-        model = usercode.call(spec.name, "model", **arguments)
+        model = usercode.call(experiment.home.find(spec.name, "model"), spec.name, "model", **arguments)
         if not isinstance(model, nn.Module):
             raise InputError(f"model {spec.name}: gave {type(model).__name__}, not a torch module", code="own-call")
     else:
