@@ -16,6 +16,7 @@ import bitwright as bw
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.parts import forget, part
 from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.unwrap import unwrap
 
 
 def mlp() -> Any:
@@ -263,17 +264,164 @@ class Unused(nn.Module):
         return F.linear(self.a(x), self.b.weight) + 0 * self.c.bias
 
 
-def test_a_replaced_layer_that_was_not_called_is_an_error() -> None:
+def test_a_layer_that_is_never_called_stays_float_with_a_word() -> None:
+    net: Any = Unused()
+    x = torch.randn(3, 2)
+    with pytest.warns(BitwrightWarning, match=r"stays float: b \(Linear, the example never reaches it.*; c \(Linear"):
+        apply(net, [{"match": "*", "w": "bwn"}], x)
+    assert names(net) == {"a": "bwn"} and type(net.b) is type(net.c) is nn.Linear
+    again: Any = apply(Unused(), net.bitwright_recipe)  # the saved recipe leaves them out without an example too
+    assert names(again) == {"a": "bwn"}
+
+
+@pytest.mark.parametrize("match", ["b", "[bc]"])
+def test_a_rule_for_layers_that_are_never_called_is_an_error(match: str) -> None:
     net = Unused()
-    with pytest.raises(InputError, match=r"b .Linear. was replaced but the example never reached it"):
-        apply(net, [{"match": "*", "w": "bwn"}], torch.zeros(1, 2))
+    for verb in (apply, bw.plan):
+        with pytest.raises(InputError, match=r"rule 1 is for b .Linear., but the example never reached it") as error:
+            verb(net, [{"match": "a", "w": "bwn"}, {"match": match, "w": "bwn"}], torch.zeros(1, 2))
+        assert error.value.layer == "b"
     assert type(net.a) is type(net.b) is nn.Linear and not hasattr(net, "bitwright_recipe")
-    apply(net, [{"match": "*", "w": "bwn"}, {"match": "[bc]", "w": "float"}], torch.zeros(1, 2))
+
+
+class Guarded(nn.Module):
+    """Calls its layer only as long as that is torch's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.a(x) if type(self.a) is nn.Linear else x
+
+
+def test_a_replaced_layer_that_was_not_called_is_an_error() -> None:
+    net = Guarded()
+    with pytest.raises(InputError, match=r"a .Linear. was replaced but the example never reached it"):
+        apply(net, [{"match": "*", "w": "bwn"}], torch.zeros(1, 2))
+    assert type(net.a) is nn.Linear and not hasattr(net, "bitwright_recipe")
+
+
+# -- nothing silent ----------------------------------------------------------------------------------
+def test_a_net_without_one_layer_that_gets_a_part_is_an_error() -> None:
+    subclasses = nn.Sequential(MyConv(2, 2, 1), MyConv(2, 2, 1), nn.Flatten(), nn.Linear(8, 2))
+    rules = [{"match": "*", "w": "bwn"}, {"match": "last", "w": "float"}]
+    with pytest.raises(InputError) as error:
+        apply(subclasses, rules)
+    assert str(error.value) == (
+        "apply: not one layer gets a part, so the net would stay as it is: 0 (MyConv, subclass of Conv2d with its own "
+        "forward), 1 (MyConv, subclass of Conv2d with its own forward), 3 (Linear, left float by rule 1)"
+    )
+    assert bw.plan(subclasses, rules).warnings == [str(error.value).replace("apply", "plan")]
+    optional = [{"match": "*shortcut*", "optional": True, "w": "bwn"}]
+    with pytest.raises(InputError, match=r"0 \(Linear, no rule is for it\), 2 .* and 1 more"):
+        apply(nn.Sequential(nn.Linear(2, 2), nn.ReLU(), nn.Linear(2, 2), nn.Linear(2, 2), nn.Linear(2, 2)), optional)
+    net: Any = apply(mlp(), "bwn")
+    apply(net, [{"match": "*", "w": "float", "x": "float"}])  # to take parts away is no such error
+    assert set(names(net).values()) == {"float"}
+
+
+def test_hooks_of_a_layer_go_on_working() -> None:
+    net: Any = mlp()
+    net[0].register_forward_pre_hook(lambda m, i: (i[0] * 0,))
+    handle = net[4].register_forward_hook(lambda m, i, o: o * 0 + 3)
+    seen: list[str] = []
+    net[0].register_full_backward_hook(lambda m, i, o: seen.append(type(m).__module__))
+    net[0].register_load_state_dict_pre_hook(lambda m, state, *rest: seen.append(type(m).__module__))
+    x = torch.randn(4, 6)
+    notes = [r.note for r in bw.plan(net, [{"match": "*", "w": "bwn"}], x).rows]
+    assert notes == ["forward pre-hook, backward hook: kept", "", "forward hook: kept"]
+    apply(net, [{"match": "*", "w": "bwn"}], x)
+    assert names(net) == {"0": "bwn", "2": "bwn", "4": "bwn"}
+    assert torch.equal(net(x), torch.full((4, net[4].out_features), 3.0))
+    assert torch.equal(net[0](x), net[0].bias.expand(4, -1))
+    net[0](x.requires_grad_()).sum().backward()
+    net.load_state_dict(net.state_dict())
+    assert seen == ["bitwright.nn.layers"] * 2
+    handle.remove()  # the handle that the user holds is that of the new layer too
+    assert not torch.equal(net(x), torch.full((4, net[4].out_features), 3.0))
+
+
+def test_a_forward_replaced_on_the_instance_leaves_the_layer_float() -> None:
+    net: Any = mlp()
+    was = net[0].forward
+    net[0].forward = lambda x: -was(x)
+    x = torch.randn(4, 6)
+    want = net[0](x)
+    assert bw.plan(net, [{"match": "*", "w": "bwn"}], x).rows[0].runs == "your code"
+    with pytest.warns(BitwrightWarning, match=r"0 \(Linear, its forward was replaced on the instance\)"):
+        apply(net, [{"match": "*", "w": "bwn"}], x)
+    assert names(net) == {"2": "bwn", "4": "bwn"} and torch.equal(net[0](x), want)
+
+
+def test_a_layer_that_was_compiled_in_place() -> None:
+    net: Any = mlp()
+    net[0].compile(backend="eager")
+    x = torch.randn(4, 6)
+    net(x)
+    apply(net, [{"match": "*", "w": "bwn"}])
+    with torch.no_grad():
+        net[0].weight.fill_(0.25)
+        net[0].bias.zero_()
+    assert torch.equal(net[0](x), net[0].op(x, net[0].w(net[0].weight), None)) and net[0]._compiled_call_impl is None
+
+
+def test_a_hook_on_an_activation_or_a_norm_is_not_lost() -> None:
+    net: Any = nn.Sequential(nn.Conv2d(2, 2, 1), nn.Hardtanh(), nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2), nn.ReLU())
+    net[1].register_forward_hook(lambda m, i, o: o.clamp(max=0.5))
+    apply(net, [{"match": "2", "w": "bwn", "x": "sign"}], torch.zeros(1, 2, 3, 3))
+    assert type(net[1]) is nn.Hardtanh and float(net[1](torch.ones(1))) == 0.5
+    net[3].register_forward_hook(lambda m, i, o: o * 2)
+    for verb in (apply, bw.plan):
+        with pytest.raises(InputError, match="takes over the BatchNorm 3, and its forward hook would be lost"):
+            verb(net, [{"match": "2", "gate": {"part": "fbs", "keep": 0.5}}], torch.zeros(1, 2, 3, 3))
+
+
+def test_wrapped_models_are_applied_to_the_net_inside() -> None:
+    from torch.optim.swa_utils import AveragedModel
+
+    x = torch.randn(2, 6)
+    for wrap in (nn.DataParallel, lambda m: torch.compile(m, backend="eager"), AveragedModel):
+        wrapped: Any = wrap(mlp())
+        wrapped(x)  # compiled by now, without a hook
+        assert apply(wrapped, [{"match": "0", "w": "bwn"}], x) is wrapped
+        assert names(unwrap(wrapped)) == {"0": "bwn"}
+        assert bw.recipe_of(wrapped).rules == bw.recipe_of(unwrap(wrapped)).rules
+        rows = bw.plan(wrapped, [{"match": "2", "w": "bwn"}], x).rows
+        assert [r.name for r in rows] == [r.name for r in bw.walk(wrapped, x)] == ["0", "2", "4"]
+        assert bw.cost(wrapped, x).totals == bw.cost(unwrap(wrapped), x).totals
+        bw.apply(wrapped, [{"match": "4", "x": {"part": "uniform", "bits": 8}}])
+        bw.calibrate(wrapped, [x])
+        assert unwrap(wrapped).get_submodule("4.x").high > 0
+        groups = bw.param_groups(wrapped, 0.1, 1e-4)
+        assert [g["name"] for g in groups] == ["weights", "latents", "plain"]
+        optimizer = torch.optim.SGD(groups, lr=0.1)
+        with bw.attach(wrapped, optimizer):
+            unwrap(wrapped).get_submodule("0").weight.data.fill_(7.0)
+            optimizer.step()
+            assert float(unwrap(wrapped).get_submodule("0").weight.detach().max()) == 1
+        with bw.count_macs(wrapped) as macs, torch.no_grad():
+            wrapped(x)
+        assert macs.total == macs.dense > 0
+        assert list(macs.per_layer) == ["0", "2", "4"] and macs.samples == 2
 
 
 def test_an_example_of_the_wrong_shape_is_one_line() -> None:
     with pytest.raises(InputError, match="apply Net: the model does not run on this example"):
         apply(Net(), "bwn", torch.zeros(1, 5, 6, 6))
+
+
+@pytest.mark.parametrize(
+    "verb", [lambda net, x: apply(net, "bwn", x), lambda net, x: bw.plan(net, "bwn", x), bw.cost, bw.walk]
+)
+def test_a_single_image_without_a_batch_axis_is_told(verb: Any) -> None:
+    with pytest.raises(
+        InputError, match=r"does not run on this example: .*\[2, 6, 6\] is one sample, give example\[None\]"
+    ):
+        verb(Net(), torch.zeros(2, 6, 6))
+    with pytest.raises(InputError) as error:
+        verb(Net(), torch.zeros(5, 6, 6))
+    assert "sample" not in str(error.value)
 
 
 def test_apply_changes_no_statistics_and_no_modes() -> None:

@@ -181,13 +181,134 @@ def test_optimizer_does_not_keep_the_model_alive_through_the_hook() -> None:
     import weakref
 
     net: Any = two("bwn")
-    optimizer = torch.optim.SGD([nn.Parameter(torch.zeros(1))], 0.1)
+    optimizer = torch.optim.SGD([net[0].bias], 0.1)
     attach(net, optimizer)
     alive = weakref.ref(net)
     del net
     gc.collect()
     assert alive() is None
     optimizer.step()
+
+
+# -- optimizers around optimizers --------------------------------------------------------------------
+class TwoStep(torch.optim.Optimizer):
+    """As sharpness-aware minimization is written: climb, come back, and the base optimizer steps."""
+
+    def __init__(self, groups: Any) -> None:
+        super().__init__(groups, {"lr": 0.1})
+        self.base = torch.optim.SGD(self.param_groups, lr=0.1)
+        self.param_groups = self.base.param_groups
+
+    def descend(self) -> None:
+        self.base.step()
+
+    def step(self, closure: Any = None) -> Any:
+        self.descend()
+
+
+class Around(torch.optim.Optimizer):
+    """As Lookahead is often written: the constructor of its base class is never called."""
+
+    def __init__(self, inner: torch.optim.Optimizer) -> None:
+        self.optimizer, self.param_groups, self.defaults = inner, inner.param_groups, inner.defaults
+
+    def step(self, closure: Any = None) -> Any:
+        self.optimizer.step()
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        self.optimizer.zero_grad(set_to_none)
+
+
+class Plain:
+    """A trainer's wrapper, no optimizer of torch."""
+
+    def __init__(self, inner: Any) -> None:
+        self._parts = {"all": inner}
+
+    def step(self) -> None:
+        self._parts["all"].step()
+
+    def zero_grad(self) -> None:
+        self._parts["all"].zero_grad()
+
+
+class Template(TwoStep):
+    """Steps by itself; the optimizer inside only lends its groups."""
+
+    def step(self, closure: Any = None) -> Any:
+        pass
+
+
+class Half(torch.optim.Optimizer):
+    """Matrices by itself, the rest by an optimizer inside."""
+
+    def __init__(self, groups: list[dict[str, Any]]) -> None:
+        super().__init__([g for g in groups if g["name"] == "latents"], {"lr": 0.1})
+        self.rest = torch.optim.SGD([g for g in groups if g["name"] != "latents"], lr=0.1)
+
+    def step(self, closure: Any = None) -> Any:
+        self.rest.step()
+
+
+AROUND: dict[str, Any] = {
+    "two steps": TwoStep,
+    "no constructor": lambda groups: Around(torch.optim.SGD(groups, 0.1)),
+    "no optimizer": lambda groups: Plain(torch.optim.SGD(groups, 0.1)),
+    "nested": lambda groups: Plain(Around(torch.optim.SGD(groups, 0.1))),
+    "template": Template,
+    "half": Half,
+}
+
+
+@pytest.mark.parametrize("name", AROUND)
+def test_projections_run_once_per_step_of_what_really_steps(name: str) -> None:
+    net: Any = two()
+    optimizer = AROUND[name](param_groups(net, 0.1, 0.0))
+    handle = attach(net, optimizer)
+    handle = attach(net, optimizer)  # again: still once
+    step(net, optimizer)
+    step(net, optimizer)
+    assert net[0].w.seen == net[1].w.seen == [4, 4]
+    if name == "two steps":
+        optimizer.descend()  # past the outer step, as its users call it
+        optimizer.descend()
+        assert net[0].w.seen == [4] * 4
+    handle.remove()
+    seen = list(net[0].w.seen)
+    step(net, optimizer)
+    assert net[0].w.seen == seen
+
+
+@pytest.mark.parametrize("name", ["two steps", "no constructor", "no optimizer"])
+def test_latents_stay_in_their_range(name: str) -> None:
+    net: Any = two("bwn")
+    optimizer = AROUND[name]([{"params": list(net.parameters()), "lr": 30.0}])
+    attach(net, optimizer)
+    for _ in range(2):
+        net(torch.ones(1, 2)).sum().backward()
+        getattr(optimizer, "descend", optimizer.step)()
+    assert max(float(layer.weight.detach().abs().max()) for layer in net) == 1
+
+
+def test_part_parameters_are_added_to_the_optimizer_that_steps() -> None:
+    net: Any = two()
+    optimizer = TwoStep([{"params": [p for n, p in net.named_parameters() if ".w." not in n]}])
+    with pytest.raises(InputError, match=r"in no group of the optimizer: 0.w.scale, 1.w.scale"):
+        attach(net, optimizer)
+    attach(net, optimizer, add=True)
+    assert optimizer.base.param_groups[-1]["params"] == [net[0].w.scale, net[1].w.scale]
+    assert net[0].w.bound[0] == "SGD"
+
+
+def test_what_cannot_be_attached_says_what_to_give() -> None:
+    net = two("bwn")
+    with pytest.raises(
+        InputError, match=r"Plain is no optimizer of torch and holds none.*Give the torch.optim.Optimizer whose"
+    ):
+        attach(net, Plain(None))
+    copies = torch.optim.SGD([p.detach().clone() for p in net.parameters()], 0.1)
+    with pytest.raises(InputError, match="SGD holds no parameter of this Sequential, perhaps copies of them"):
+        attach(net, copies)
 
 
 def test_transposed_convolution_is_written_back() -> None:

@@ -59,7 +59,9 @@ def test_ratios_best_and_order():
     best = t.best("int8")
     assert best is not None and best.name == "ort-int8"
     assert t.best("int4") is None
-    assert t.summary() == "in one line: 2.5x the best int8 here, 0.5x (slower) the best bf16"
+    assert (
+        t.summary() == "in one line: 0.5x (slower) the fastest program here, torch-bf16; 2.5x the best int8, ort-int8"
+    )
     assert t.ours.per_second == pytest.approx(1000)
 
 
@@ -272,7 +274,7 @@ def test_without_onnxruntime_the_row_says_what_to_install(monkeypatch: pytest.Mo
 
     monkeypatch.setattr(builtins, "__import__", no_onnx)
     t = bench(nn.Linear(4, 4), torch.randn(1, 4), rounds=1, against=("ort-fp32", "ort-int8"))
-    assert [r.note for r in t.rows[1:]] == ["unavailable: pip install 'bitwright[onnx]'"] * 2
+    assert [r.note for r in t.rows[1:]] == ["unavailable: pip install onnx onnxscript onnxruntime"] * 2
     assert "pip install" in str(t) and t.summary() == "in one line: no peer was measured"
 
 

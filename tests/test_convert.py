@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import pickle
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -892,3 +894,53 @@ def test_a_packed_net_is_not_packed_again() -> None:
     assert done.model is not None
     with pytest.raises(InputError, match="packed already"):
         bw.convert(done.model, x)
+
+
+# -- memory of a long life
+
+
+def test_float_convolutions_meet_few_batch_sizes(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And the answers are those of the samples one by one."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 4, 3), nn.ReLU(), nn.ConvTranspose2d(4, 2, 2), nn.ReLU(), B.Conv2d(2, 3, 1, w="bwn")
+    )
+    packed = bw.convert(net.eval(), torch.rand(2, 3, 5, 5), force=True).model
+    assert packed is not None
+    seen: set[int] = set()
+    for name in ("conv2d", "conv_transpose2d"):
+        plain = getattr(F, name)
+        monkeypatch.setattr(F, name, lambda x, *a, plain=plain: (seen.add(len(x)), plain(x, *a))[1])
+    x = torch.rand(300, 3, 5, 5)
+    want = torch.cat([packed(one[None]) for one in x])
+    for n in range(301):
+        torch.testing.assert_close(packed(x[:n]), want[:n])
+    assert len(seen) <= 8 + 4 * 6 and max(seen) == 320
+
+
+MANY_SIZES = """
+import torch, bitwright as bw
+from pathlib import Path
+def resident():
+    return next(int(l.split()[1]) / 1024 for l in Path("/proc/self/status").read_text().splitlines() if "VmRSS" in l)
+torch.set_num_threads(1)
+block = lambda i, o: [torch.nn.Conv2d(i, o, 3, padding=1, bias=False), torch.nn.BatchNorm2d(o), torch.nn.Hardtanh()]
+net = torch.nn.Sequential(*block(3, 32), *block(32, 32), torch.nn.Flatten(), torch.nn.Linear(32 * 36, 10))
+bw.apply(net, "w1a1", torch.rand(1, 3, 6, 6))
+packed = bw.convert(net.eval(), torch.rand(8, 3, 6, 6), force=True).model
+images = torch.rand(700, 3, 6, 6)
+packed(images)
+before = resident()
+for i in range(3000):
+    packed(images[: 1 + i * 37 % 700])
+print(resident() - before)
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="resident memory is read from /proc")
+def test_many_batch_sizes_do_not_grow_a_process() -> None:
+    """Where torch makes code for every size, one float convolution alone takes more than 200 MB."""
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", MANY_SIZES], capture_output=True, text=True, check=True
+    )
+    assert float(done.stdout.splitlines()[-1]) < 120

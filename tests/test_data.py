@@ -14,6 +14,7 @@ from torch import Tensor
 
 from bitwright import data
 from bitwright.data import files
+from bitwright.data.cifar import read_pickle
 from bitwright.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -256,6 +257,33 @@ class Payload:
 
     def __reduce__(self) -> Any:
         return self.call
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"\x80\x02}r\xff\xff\xff\x7f.",  # LONG_BINPUT 2^31 - 1: an unpickler makes a table of 32 GB for it
+        b"\x80\x04\x8e\x00\x00\x00\x00\x10\x00\x00\x00abc.",  # 64 GB of bytes are promised
+        b"\x80\x05\x96\x00\x00\x00\x00\x10\x00\x00\x00abc.",
+        b"\x80\x04\x95\xff\xff\xff\xff\xff\xff\x00\x00}.",  # a frame
+        # one string of 10 kB, encoded 1,000 times
+        b"\x80\x02](c_codecs\nencode\nq\x00X\x10\x27\x00\x00" + b"a" * 10000 + b"q\x01X\x06\x00\x00\x00latin1q\x02\x87R0"
+        + b"(h\x00h\x01h\x02\x86R" * 1000 + b"e.",
+    ],
+    ids=["put", "bytes", "bytearray", "frame", "copies"],
+)  # fmt: skip
+def test_memory_does_not_follow_a_number_in_a_pickle(tmp_path: Path, content: bytes):
+    import tracemalloc
+
+    path = tmp_path / "batch"
+    path.write_bytes(content)
+    tracemalloc.start()
+    try:
+        with pytest.raises(InputError, match="is damaged or unsafe"):
+            read_pickle(path)
+        assert tracemalloc.get_traced_memory()[1] < 5_000_000
+    finally:
+        tracemalloc.stop()
 
 
 def test_hostile_pickles_run_nothing(tmp_path: Path):

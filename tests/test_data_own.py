@@ -10,10 +10,12 @@ import numpy as np
 import pytest
 import torch
 
+import bitwright as bw
 from bitwright import data
 from bitwright.data import folder as folder_module
 from bitwright.data import function as function_module
 from bitwright.data import pixels
+from bitwright.data.transform import parse
 from bitwright.errors import InputError
 
 RNG = np.random.default_rng(0)
@@ -185,8 +187,77 @@ def test_a_damaged_picture_is_named(tmp_path: Path, content: bytes | str) -> Non
         data.load("folder", tmp_path, "train")
         data.load("folder", tmp_path, "test")
 
-    error = fails(both, f"data: {path} is damaged: ")
-    assert error.code == "data-damaged" and error.given == str(path)
+    error = fails(both, f"data folder {tmp_path}: 1 picture cannot be read: dark/001.jpg (", "--skip-bad")
+    assert error.code == "data-damaged" and error.given == "dark/001.jpg"
+
+
+def test_all_damaged_pictures_are_named_at_once_or_left_out(tmp_path: Path) -> None:
+    for split in ("train", "test"):
+        for name in ("a", "b"):
+            for i in range(3):
+                put(tmp_path / split / name / f"{i}.png", (200, 0, 0) if name == "a" else (0, 90, 0))
+    whole = data.load("folder", tmp_path, "train")
+    for bad in ("train/a/1.png", "train/b/2.png", "test/b/0.png"):
+        (tmp_path / bad).write_bytes(b"no picture")
+    for split in ("train", "test"):
+        fails(
+            lambda split=split: data.load("folder", tmp_path, split), "3 pictures cannot be read", "train/a/1.png (",
+            "train/b/2.png (", "test/b/0.png (",
+        )  # fmt: skip
+    for first in ("train", "test"):  # in either order
+        folder_module._seen.clear()
+        sets = {s: data.load("folder", tmp_path, s, skip_bad=True) for s in (first, "train", "test")}
+        assert [len(sets[s]) for s in ("train", "test")] == [4, 5]
+        assert {name for name, _ in sets["train"].skipped} == {"train/a/1.png", "train/b/2.png"}
+        assert [name for name, _ in sets["test"].skipped] == ["test/b/0.png"]
+        assert sets["train"].mean == sets["test"].mean == whole.mean  # all pictures of a class are alike
+        assert sets["train"].limit(2).skipped == sets["train"].skipped
+    for i in range(3):
+        (tmp_path / "train" / "a" / f"{i}.png").write_bytes(b"")
+    fails(lambda: data.load("folder", tmp_path, "train", skip_bad=True), "no picture of a can be read")
+
+
+def test_damaged_pictures_of_a_streamed_folder_can_be_left_out(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        for name in ("a", "b"):
+            for i in range(3):
+                put(tmp_path / split / name / f"{i}.png", (200, 0, 0))
+    (tmp_path / "train" / "a" / "1.png").write_bytes(b"no picture")
+    (tmp_path / "train" / "b" / "0.png").write_bytes(b"")
+    kept = data.load("folder", tmp_path, "train", transform="resize10-crop8", skip_bad=True, workers=2)
+    assert len(kept) == 4 and len(torch.cat([x for x, _ in kept.batches(3)])) == 4
+    assert {Path(name).relative_to(tmp_path).as_posix() for name, _ in kept.skipped} == {
+        "train/a/1.png",
+        "train/b/0.png",
+    }
+    other = data.load("folder", tmp_path, "train", transform="resize10-crop8")
+    fails(lambda: list(other.batches(6)), "is damaged", "--skip-bad")
+
+
+def test_other_kinds_of_pictures_are_read_or_named(tmp_path: Path) -> None:
+    for name in ("a", "b"):
+        for i, kind in enumerate(("png", "tif", "TIFF", "gif", "ppm")):
+            put(tmp_path / "train" / name / f"{i}.{kind}", (200, 0, 0))
+            put(tmp_path / "test" / name / f"{i}.{kind}", (200, 0, 0))
+    (tmp_path / "train" / "a" / "notes.txt").touch()
+    assert [len(data.load("folder", tmp_path, split)) for split in ("train", "test")] == [10, 10]
+    (tmp_path / "train" / "a" / "9.heic").touch()
+    (tmp_path / "test" / "b" / "9.heic").touch()
+    (tmp_path / "test" / "b" / "9.nef").touch()
+    for transform in (None, "resize10-crop8"):
+        with pytest.warns(bw.BitwrightWarning, match=r"files are left out \((2 \.heic, 1 \.nef|1 \.heic)\); read are"):
+            data.load("folder", tmp_path, "train", transform=transform)
+
+
+def test_a_thin_picture_is_refused_before_it_is_scaled(tmp_path: Path) -> None:
+    path = put(tmp_path / "thin.png", size=(60_000, 1))
+    assert path.stat().st_size < 1000
+    fails(lambda: folder_module.read_picture(path, 64), "60000x1 pixels would become 3840000x64")
+    item = path.read_bytes()
+    fails(lambda: parse("resize256-crop224").pixels(item, "thin", None, 0), "15360000x256")
+    fails(lambda: parse("resize256-crop224").pixels(item, "thin", 1, 0), "15360000x256")
+    assert parse("random-sized64").pixels(item, "thin", 3, 0).shape == (64, 64, 3)  # cut first, scaled then
+    assert parse("squash64-crop60").pixels(item, "thin", 3, 0).shape == (64, 64, 3)
 
 
 def test_a_decompression_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -214,7 +285,7 @@ def test_wrong_folders(tmp_path: Path) -> None:
     put(root / "a" / "1.jpg")
     fails(load(), "one class, a; possible: 2 or more class folders")
     (root / "b").mkdir()
-    fails(load(), "no picture in b; read are .jpg, .jpeg, .png, .bmp, .webp")
+    fails(load(), "no picture in b; read are .jpg, .jpeg, .jfif, .png, .bmp, .webp, .tif")
     put(root / "b" / "1.jpg")
     fails(load(), "1 picture cannot be in train and test; possible: 2 or more")
     root = tmp_path / "s"

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import bitwright as bw
-from bitwright.cli.demo_net import BINARY, TWO_BIT, DemoNet
+from bitwright.cli.demo_train import BINARY, TWO_BIT
 from bitwright.cli.run import run
 from bitwright.runs import Run
 
@@ -52,7 +52,7 @@ def test_demo_json_is_one_object(tmp_path: Path, capsys: pytest.CaptureFixture[s
 @pytest.mark.parametrize("rules", [BINARY, TWO_BIT], ids=["W1A1", "W1A2"])
 def test_the_demo_net_packs_all_but_its_classifier(rules: list[dict[str, object]]):
     x = torch.rand(2, 1, 8, 8)
-    net = bw.apply(DemoNet(32).eval(), rules, x)
+    net = bw.apply(bw.models.create("demo", width=0.5).eval(), rules, x)
     report = bw.convert(net, x, threads=1).report
     assert [row.runs_as for row in report.rows] == ["int8", "bits", "bits", "bits", "float"]
     assert report.layers_exact
@@ -69,7 +69,7 @@ def test_a_loss_that_becomes_nan_is_one_line_and_exit_code_1(
         def forward(self, x: torch.Tensor) -> torch.Tensor:
             return self.layer(x.flatten(1)) * torch.tensor(float("nan"))
 
-    monkeypatch.setattr("bitwright.cli.demo_net.DemoNet", Broken)
+    monkeypatch.setattr("bitwright.models.create", lambda *args, **options: Broken())
     assert run(["demo", "--quick", "--out", str(tmp_path)]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "loss became nan at stage 0, epoch 0" in said[0]

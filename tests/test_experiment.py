@@ -377,7 +377,8 @@ def test_shipped(name: str) -> None:
 
 # ---- round trip ----
 
-text = st.text(st.characters(exclude_categories=["Cs"]), min_size=1, max_size=12)
+# a colon would make a name the user's own code, which has a form of its own
+text = st.text(st.characters(exclude_categories=["Cs"], exclude_characters=":"), min_size=1, max_size=12)
 share = st.floats(0, 1)
 positive = st.floats(1e-8, 1e8)
 plain = st.one_of(st.booleans(), st.integers(-(2**40), 2**40), st.floats(allow_nan=False), text)

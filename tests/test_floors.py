@@ -17,6 +17,7 @@ FLOORS = {
     "version": 0,
     "fn": 0,
     "usercode": 0,
+    "trust": 0,
     "toml": 0,
     "parts": 1,
     "experiment": 1,

@@ -45,7 +45,11 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"surrogate": "identity"},
         {"surrogate": "swish", "threshold": -0.25},
     ],
-    "input8": [{"mean": 0.5, "std": 0.25}, {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]}],
+    "input8": [
+        {"mean": "measured"},
+        {"mean": 0.5, "std": 0.25},
+        {"mean": [0.1, 0.2, 0.3, 0.4], "std": [0.2, 0.3, 0.2, 0.3]},
+    ],
     "kbit": [
         {"bits": 1},
         {"bits": 4, "weight_scale": "max"},
@@ -228,6 +232,13 @@ class OtherCode(Good):
         return sign_code(-w, torch.ones((), dtype=w.dtype))
 
 
+class Withholds(Good):
+    """Says that it has no code, and gives one all the same."""
+
+    def offers(self, moment: str) -> bool:
+        return moment != "encode"
+
+
 class GraphInCode(Good):
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         return sign_code(w, w.abs().mean() * 0 + 1)
@@ -338,6 +349,7 @@ BROKEN: list[tuple[type[nn.Module], str]] = [
     (GraphInCode, "encode"),
     (ThreeLevels, "encode"),
     (TwoPlanes, "planes"),
+    (Withholds, "withheld"),
     (NoStorage, "declares"),
     (NoGradient, "gradient"),
     (NanGradient, "gradient"),
@@ -376,6 +388,7 @@ def test_the_good_part_obeys(registered: Callable[..., str]) -> None:
         "bits32",
         "batch_free",
         "pixel_bytes",
+        "withheld",
         "whole",
         "not_a_number",
         "moments",

@@ -32,11 +32,13 @@ SMALL: dict[str, dict[str, Any]] = {
     "resnet18": {"size": 33, "width": 0.0625},
     "bireal_resnet18": {"size": 32, "width": 0.0625},
     "alexnet": {"size": 67, "width": 0.03125},
+    "demo": {"size": 8, "width": 0.125},
     "selfprune_mlp": {"hidden": 32, "size": 8},
     "selfprune_conv": {"size": 8, "width": 0.25},
 }
 NATIVE: dict[str, tuple[int, int]] = {
     **dict.fromkeys(("mlp", "lenet5", "lenet300", "selfprune_mlp", "selfprune_conv"), (1, 28)),
+    "demo": (1, 8),
     "resnet18": (3, 224),
     "bireal_resnet18": (3, 224),
     "alexnet": (3, 227),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -250,3 +252,30 @@ class Doubling(nn.Module):
 def test_modules_may_be_links() -> None:
     made = chain([Doubling(), "sign"], "x")
     assert made(torch.tensor([-1.0, 3.0])).tolist() == [-1.0, 1.0] and made.part_name == "Doubling+sign"
+
+
+@pytest.mark.parametrize(
+    ("w", "planes", "storage"),
+    [
+        ("bwn", 1, 1),
+        (["mask", "bwn"], 2, 2),
+        ([{"part": "xnor", "center": "graph"}, "mask"], 2, 2),
+        (["mask", {"part": "dorefa_w", "bits": 2}], 3, 3),
+        (["mask", {"part": "kbit", "bits": 2, "clip": False}], None, 33),
+        (["mask", "ttq"], 2, 3),
+        (["mask", "zero_one"], 1, 2),
+        (["mask", {"part": "zero_one", "off": -1.0}], 2, 2),
+    ],
+    ids=str,
+)
+def test_a_chain_states_the_planes_of_its_code(w: Any, planes: int | None, storage: int) -> None:
+    """And cost counts them: an offset that a mask hides where it prunes is a plane of its own."""
+    net = nn.Sequential(bw.nn.Conv2d(4, 6, 3, bias=False, w=w, x="sign")).eval()
+    part: Any = net[0].w
+    row = bw.cost(net, torch.randn(1, 4, 5, 5)).rows[0]
+    assert (part.planes, part.storage_bits) == (planes, storage)
+    if planes is not None:
+        assert part.encode(net[0].weight).planes == planes and row.bops == row.macs * planes
+    with bw.count_macs(net) as count:
+        net(torch.randn(1, 4, 5, 5))
+    assert count.bops == row.bops

@@ -114,6 +114,70 @@ def test_input8_refuses_what_no_pixel_has(options: dict[str, Any]) -> None:
         bw.make_part("input8", **options)
 
 
+def test_input8_by_the_name_of_a_data_set() -> None:
+    named, listed = bw.make_part("input8", mean="svhn"), bw.make_part("input8", mean=SVHN[0], std=SVHN[1])
+    x = torch.rand(2, 3, 4, 4)
+    assert torch.equal(named(x), listed(x)) and named.state_dict() == {}
+    with pytest.raises(InputError, match=r"mean='cifar'. Nearest: cifar10.*Possible: numbers, or .*measured"):
+        bw.make_part("input8", mean="cifar")
+    with pytest.raises(InputError, match="names the std too"):
+        bw.make_part("input8", mean="cifar10", std=0.2)
+
+
+SVHN = [0.4377, 0.4438, 0.4728], [0.1980, 0.2010, 0.1970]
+
+
+@pytest.mark.parametrize("layer", [nn.Conv2d(1, 4, 3), nn.Conv2d(4, 4, 3), nn.Linear(12, 2)])
+def test_values_of_other_channels_are_measured(layer: nn.Module) -> None:
+    with pytest.warns(bw.BitwrightWarning, match="mean and std of cifar10 are for 3 channels, not for "):
+        part: Any = bw.make_part("input8", layer=layer, mean="cifar10")
+    channels = getattr(layer, "in_channels", 1)
+    torch.manual_seed(0)
+    k = torch.randint(0, 200, (5, 12) if isinstance(layer, nn.Linear) else (5, channels, 6, 6), dtype=torch.uint8)
+    assert torch.equal(part(k), k.float() * (torch.ones(()) / 255))  # neutral until it is measured
+    for piece in k.split(2):
+        part.observe(piece)
+        part.observe(piece.float() / 255)  # the same pixels, as floats
+    rows = k.double().movedim(1, -1).reshape(-1, channels)
+    assert part.zero.tolist() == rows.mean(0).round().tolist()
+    std = rows.std(0, correction=0).mean() / 255
+    torch.testing.assert_close(part.width.double(), std, rtol=1e-6, atol=0)
+    torch.testing.assert_close(
+        part(k).double(),
+        (k.double() - rows.mean(0).round().reshape(-1, *[1] * (k.dim() - 2))) / (255 * std),
+        rtol=1e-6,
+        atol=0,
+    )
+    code = part.encode(k)
+    torch.testing.assert_close(code.value(), part(k), rtol=0, atol=1e-6)
+    whole, unit = part.whole(k)
+    assert torch.equal(whole * unit, part(k))
+    again: Any = bw.make_part("input8", layer=layer, mean="measured")
+    again.load_state_dict(part.state_dict())
+    assert torch.equal(again(k), part(k))
+
+
+def test_calibrate_measures_only_where_asked() -> None:
+    net: Any = nn.Sequential(
+        bw.nn.Conv2d(2, 4, 1, x={"part": "input8", "mean": "measured"}), bw.nn.Conv2d(4, 4, 1, x="input8")
+    )
+    x = torch.tensor([[[[0.0, 1.0]], [[0.5, 0.5]]]])
+    bw.calibrate(net, [x, x])
+    assert net[0].x.zero.tolist() == [128, 128] and net[0].x.width.item() == 0.75  # stds 0.5, and 1 where constant
+    assert net[1].x.zero.tolist() == [0] and net[1].x.step == 1 / 255
+
+
+def test_one_image_without_a_batch_axis() -> None:
+    x = torch.rand(3, 5, 5)
+    for spec in ({"part": "input8", "mean": "cifar10"}, ["norm", "sign"], "rsign", {"part": "lsq", "bits": 4}):
+        layer = bw.nn.Conv2d(3, 4, 3, w="bwn", x=spec).eval()
+        for part in layer.x.modules() if layer.x is not None else ():
+            for value in (*part.parameters(recurse=False), *part.buffers(recurse=False)):
+                if value.is_floating_point() and value.numel() == 3:
+                    value.data.copy_(torch.tensor([0.1, 0.2, 0.7]))
+        assert torch.equal(layer(x), layer(x[None])[0])
+
+
 def test_input8_refuses_another_number_of_channels() -> None:
     with pytest.raises(InputError, match="2 means for 3 channels"):
         bw.make_part("input8", layer=nn.Conv2d(3, 4, 3), mean=[0.1, 0.2])

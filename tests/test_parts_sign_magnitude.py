@@ -76,11 +76,15 @@ def test_seed_quirks_by_hand() -> None:
     s = 2 + 1e-7
     assert value.tolist()[0] == pytest.approx([s, 0.0, -s / 3], abs=1e-12)
     assert w.grad is not None and w.grad.tolist() == [[1.0, 0.0, 1.0]]
-    # one bit: 0 gives -1, weights shrink by sqrt(1 / 4), everything passes
+    # one bit: 0 gives -1, everything passes; weights and what passes shrink by sqrt(1 / 4), for the scale comes last
     w = torch.tensor([[2.0, 0.0, -0.5, 1.0]], requires_grad=True)
     value = bw.make_part("sign_magnitude", bits=1, compat="seed")(w)
     value.sum().backward()
-    assert value.tolist() == [[0.5, -0.5, -0.5, 0.5]] and w.grad is not None and w.grad.tolist() == [[1.0] * 4]
+    assert value.tolist() == [[0.5, -0.5, -0.5, 0.5]] and w.grad is not None and w.grad.tolist() == [[0.5] * 4]
+    x = torch.tensor([[2.0, 0.0]], requires_grad=True)
+    value = bw.make_part("sign_magnitude", slot="x", bits=1, compat="seed")(x)
+    value.sum().backward()
+    assert value.tolist() == [[1.0, -1.0]] and x.grad is not None and x.grad.tolist() == [[1.0, 1.0]]
 
 
 @pytest.mark.parametrize("options", [{"bits": 9}, {"scale": "mean"}, {"compat": "pg"}])

@@ -47,7 +47,7 @@ def test_the_map_follows_stride_padding_dilation_and_groups(geometry: dict[str, 
     if layer.bias is not None:
         expected = expected + layer.bias.reshape(-1, 1, 1)
     for mode in (True, False):
-        torch.testing.assert_close(layer.train(mode)(raw), expected)
+        torch.testing.assert_close(layer.train(mode)(raw), expected, rtol=0, atol=1e-14)
 
 
 def test_a_linear_layer_scales_by_the_row_mean() -> None:

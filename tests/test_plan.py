@@ -224,3 +224,81 @@ def test_no_note_without_a_decision_or_an_example() -> None:
     assert "leave nothing to split" in row.note and NO_RELU not in row.note
     row = plan(nn.Sequential(nn.Conv2d(4, 4, 1)), [{"match": "*", "gate": GATES["channel_gate"]}]).rows[0]
     assert row.note == ""
+
+
+# -- how each layer will run -------------------------------------------------------------------------
+def body(mid: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), mid, nn.ReLU(), nn.Conv2d(8, 1, 1))
+
+
+STUCK = {
+    "ConvTranspose2d has no bit kernel": lambda: nn.ConvTranspose2d(8, 8, 4, 2, 1),
+    "padding_mode='reflect'; bit kernels take zeros": lambda: nn.Conv2d(8, 8, 5, padding=2, padding_mode="reflect"),
+    "padding='same' is not symmetric": lambda: nn.Conv2d(8, 8, (3, 4), padding="same"),
+    "padding='same' is not symmetric here": lambda: nn.Conv2d(8, 8, 4, padding="same"),
+}
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("words", STUCK)
+@pytest.mark.parametrize("recipe", ["w1a1", "bwn"])
+def test_a_layer_that_cannot_be_packed_says_so_before_training(words: str, recipe: str) -> None:
+    net, x = body(STUCK[words]()), torch.zeros(1, 3, 12, 12)
+    table = plan(net, recipe, x)
+    row = table.rows[1]
+    assert words in row.why and row.note == f"stays float when packed: {row.why}" and row.runs == "float"
+    size = 4 * row.weights / 1000
+    assert f"packed   2: float, {size:.3g} kB and not {row.weight_bytes / 1000:.3g} kB" in str(table)
+    apply(net, recipe, x)
+    assert f"stays float when packed: {row.why}" in {r.name: r for r in bw.cost(net, x).rows}["2"].note
+
+
+@pytest.mark.parametrize(
+    ("rule", "runs"),
+    [
+        ({"w": "bwn", "x": ["norm", "sign"]}, "bits"),
+        ({"w": {"part": "lsq", "bits": 4}, "x": {"part": "lsq", "bits": 4}}, "bits"),
+        ({"w": {"part": "uniform", "bits": 8}, "x": {"part": "uniform", "bits": 8}}, "int8"),
+        ({"w": "ttq"}, "float"),  # bits in the file
+        ({"w": {"part": "sign_magnitude", "bits": 8}, "x": {"part": "pact", "bits": 3}}, "float"),
+        ({"w": "bwn", "x": "sign", "gate": "xnor_k"}, "float"),
+    ],
+)
+def test_what_the_plan_says_of_running_is_what_convert_does(rule: dict[str, Any], runs: str) -> None:
+    net: Any = nn.Sequential(
+        nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), nn.Conv2d(32, 32, 3), nn.Flatten(), nn.Linear(1152, 2)
+    )
+    x = torch.randn(4, 3, 10, 10)
+    row = plan(net, [{"match": "2", **rule}], x).rows[1]
+    assert row.runs == runs
+    apply(net, [{"match": "2", **rule}], x)
+    if isinstance(rule["w"], dict):
+        bw.calibrate(net, [x])
+    done = {r.layer: r for r in bw.convert(net.eval(), x, verify=False).report.rows}["2"]
+    assert done.runs_as.removesuffix(" run").endswith(runs)
+    assert (row.why != "") == (done.why != "" and done.runs_as == "float")
+
+
+class Twice(nn.Conv2d):
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+def test_code_of_the_users_is_named() -> None:
+    net = nn.Sequential(Twice(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Conv2d(3, 3, 1), nn.Flatten())
+    rows = plan(net, [{"match": "*", "w": "bwn", "x": "sign"}, {"match": "2", "w": "float", "x": "float"}]).rows
+    assert [r.runs for r in rows] == ["your code", "bits", "float"]
+
+
+def test_depthwise_layers_have_a_note_and_a_kind() -> None:
+    net = nn.Sequential(
+        nn.Conv2d(4, 4, 3, groups=4), nn.Conv2d(4, 8, 3, groups=2), nn.Conv2d(8, 16, 1, groups=8), nn.Conv2d(16, 1, 1)
+    )
+    rules = [{"match": "*", "w": "bwn"}, {"match": "*", "kind": "depthwise", "w": {"part": "uniform", "bits": 8}}]
+    rows = plan(net, rules).rows
+    assert [r.w for r in rows] == ["uniform", "bwn", "uniform", "bwn"]
+    assert [r.note for r in rows] == ["depthwise", "", "depthwise", ""]
+    with pytest.raises(InputError, match=r'kind="depthwise" selects no layer.* Kinds here: Linear'):
+        plan(nn.Sequential(nn.Linear(2, 2)), [{"match": "*", "kind": "depthwise", "w": "bwn"}])
+    with pytest.raises(InputError, match="Kinds here: Conv2d, depthwise"):
+        plan(net, [{"match": "*", "kind": "Linear", "w": "bwn"}])

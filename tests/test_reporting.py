@@ -25,6 +25,7 @@ from bitwright.measure import numbers
 from bitwright.reporting import images, page, words
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
+from bitwright.reporting.page import commands, html
 from bitwright.reporting.scales import linear_ticks, log_ticks
 from bitwright.reporting.verdict import findings, verdict
 from bitwright.runs.folder import Run
@@ -195,9 +196,14 @@ def test_any_size_fits(tmp_path: Path, layers: int, classes: int) -> None:
 @pytest.mark.parametrize(
     ("status", "ours", "shift", "expected"),
     [
-        ("PASS", 0.888, 0.0, "is 37.3x smaller and 3.8x faster than the best int8 here, for 2.2 points of accuracy"),
-        ("WARN", 6.0, 0.0, "is 37.3x smaller but slower than the best int8 here (0.6x)"),
-        ("PASS", 3.33, 0.0, "as fast as the best int8 here (1.0x)"),
+        (
+            "PASS",
+            0.888,
+            0.0,
+            "is 37.3x smaller and 3.8x faster than the fastest program here, ort-int8, for 2.2 points of accuracy",
+        ),
+        ("WARN", 6.0, 0.0, "is 37.3x smaller but slower than the fastest program here, ort-int8 (0.6x)"),
+        ("PASS", 3.33, 0.0, "as fast as the fastest program here, ort-int8 (1.0x)"),
         ("PASS", 0.888, 0.0218, ", at the same accuracy"),
         ("PASS", 0.888, 0.0228, ", with 0.1 points more accuracy"),
         ("REFUSE", 0.888, 0.0, "was not packed: 20.0x smaller"),
@@ -212,12 +218,58 @@ def test_the_headline_follows_the_numbers(
     assert said.word == status and expected in said.sentence
 
 
-def test_without_an_int8_peer_there_is_no_ratio(tmp_path: Path) -> None:
+def test_without_an_int8_peer_the_claim_says_so(tmp_path: Path) -> None:
     run = example_run(tmp_path / "mynet")
     table = bench_dict()
     run.write_json("bench.json", table | {"rows": [r for r in table["rows"] if r["precision"] != "int8"]})
     said = verdict(load_run(run.path)).sentence
-    assert "faster" not in said and "no int8 program was measured beside it" in said
+    assert "6.2x faster than the fastest program here, torch-bf16" in said and said.endswith(
+        "no int8 program was measured"
+    )
+    run.write_json("bench.json", table | {"rows": table["rows"][:1]})
+    assert "no other program was measured beside it" in verdict(load_run(run.path)).sentence
+
+
+def test_no_accuracy_is_compared_with_a_float_net_that_guesses(tmp_path: Path) -> None:
+    run = example_run(tmp_path / "mynet")
+    rows = run.read_csv("results.csv")
+    run.write_csv("results.csv", [r | {"accuracy": "0.101"} if r["net"] == "float" else r for r in rows])
+    found = load_run(run.path)
+    assert found.float_guesses and "its float net only guesses" in verdict(found).sentence
+    page = html(found)
+    assert "float 10.1 %, which only guesses" in page and "points of accuracy" not in verdict(found).sentence
+
+
+def test_reproduce_begins_with_the_experiment_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = example_run(Path("my net"))
+    given = commands(load_run(run.path))
+    assert given[1].startswith("# this run was made by: bitwright train digits-resnet20-bwn")
+    assert given[2] == "bitwright train 'my net/experiment.toml' --out 'my net-again'"
+    assert all("'my net-again'" in line for line in given[3:]) and given[3:]
+
+
+def test_every_damage_of_a_runs_files_is_one_line(tmp_path: Path) -> None:
+    """A few of many thousand mutants: what they have in common is what went wrong once."""
+    damage = {
+        "predictions.csv": ["index,true,said,confidence\n0,30000000,1,0.5\n", "index,true\n0\n", "a,b\n1,2,3\n"],
+        "convert.json": ['{"images": 1' + "0" * 400 + "}", "[" * 100_000, "[1]", '{"file_bytes": ' + "1" * 5000 + "}"],
+        "machine.json": ['{"threads": ' + "1" * 5000 + "}"],
+        "experiment.toml": ["seed = " + "1" * 5000, "a = " + "[" * 5000, "seed ="],
+        "results.csv": ["net,bytes\nfloat,x\n", 'net\n"'],
+    }
+    run = example_run(tmp_path / "run")
+    for name, texts in damage.items():
+        whole = run.file(name).read_bytes()
+        for text in texts:
+            run.file(name).write_text(text)
+            with pytest.raises(InputError) as error:
+                html(load_run(run.path))
+            assert "\n" not in str(error.value) and name.partition(".")[0] in str(error.value), (name, text[:40])
+        run.file(name).write_bytes(whole)
+    for cells in ("bitwright,w1,0.5,10,1e308,1,1e308", "bitwright,w1,0.5,10,1" + "0" * 400 + ",1,-1e308"):
+        run.write_text("results.csv", f"net,precision,accuracy,images,bytes,batch,latency_ms\n{cells}\n")
+        html(load_run(run.path))
     run.file("bench.json").unlink()
     assert "speed against others is not measured" in verdict(load_run(run.path)).sentence
 

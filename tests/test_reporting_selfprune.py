@@ -8,13 +8,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from torch import nn
 
+import bitwright as bw
 from bitwright.analysis.sweep_result import SweepPoint, WeightSweep
 from bitwright.analysis.sweep_words import findings, spread
 from bitwright.errors import InputError
 from bitwright.reporting.load import load_run
 from bitwright.reporting.selfprune import selfprune_of
 from bitwright.reporting.selfprune_charts import _places, against_share, sweep_chart
+from bitwright.reporting.weights import histograms
 from bitwright.runs.folder import Run
 from bitwright.training import train
 from reporting_example import HOSTILE, example_run, layer_names, selfprune_files
@@ -213,3 +217,20 @@ def test_a_sweep_table_without_shares_is_damage(pruned: Run) -> None:
     pruned.write_csv("sweep.csv", [row])
     with pytest.raises(InputError, match=r"sweep\.csv row 1: accuracy is missing"):
         page_of(pruned)
+
+
+def test_latents_of_zero_one_weights_are_counted_from_their_threshold(tmp_path: Path) -> None:
+    """Most of them lie at 0, which is as decided as can be; a signed weight there is not."""
+    net = nn.Sequential(nn.Linear(8, 4), nn.Linear(4, 4), nn.Linear(4, 2))
+    chained = ["mask", {"part": "zero_one", "init": "keep", "threshold": 0.25}]
+    rules = [{"match": "0", "w": {"part": "zero_one", "init": "keep"}}, {"match": "1", "w": chained}]
+    bw.apply(net, [*rules, {"match": "2", "w": "bwn"}])
+    with torch.no_grad():
+        for layer in net:
+            layer.weight.zero_()  # type: ignore[operator]
+            layer.weight.view(-1)[0] = 1.0  # type: ignore[index, operator]
+        net[1].weight.view(-1)[1] = 0.3  # type: ignore[index, operator]
+    bw.save(net, tmp_path / "model.safetensors")
+    first, second, signed = histograms(tmp_path / "model.safetensors", ["0", "1", "2"])
+    assert (first.undecided, second.undecided, signed.undecided) == (0.0, 1 / 16, 7 / 8)
+    assert (first.largest, second.largest) == (0.5, 0.75)

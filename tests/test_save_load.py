@@ -311,3 +311,28 @@ def test_a_file_that_does_not_fit_leaves_the_model_as_it_was(tmp_path: Path) -> 
         bw.load(path, other)
     assert type(other[0]) is nn.Linear and list(other.state_dict()) == list(before)
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items())
+
+
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d])
+def test_the_order_of_memory_is_kept(kind: Any, tmp_path: Path) -> None:
+    order = torch.channels_last_3d if kind is nn.Conv3d else torch.channels_last
+    net: Any
+    net, fresh = (nn.Sequential(kind(8, 16, 3), kind(16, 4, 3)).eval() for _ in range(2))
+    bw.apply(net, [{"match": "0", "w": ["mask", "bwn"]}])
+    net[0].to(memory_format=order)
+    bw.save(net, tmp_path / "net.safetensors")
+    loaded: Any = bw.load(tmp_path / "net.safetensors", fresh)
+    assert loaded[0].weight.is_contiguous(memory_format=order) and torch.equal(loaded[0].weight, net[0].weight)
+    assert loaded[0].w.mask.mask.is_contiguous(memory_format=order) is net[0].w.mask.mask.is_contiguous(
+        memory_format=order
+    )
+    assert loaded[1].weight.is_contiguous()
+
+
+def test_a_damaged_list_of_orders_is_no_reason_to_refuse_weights(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Conv2d(2, 2, 3))
+    for text in ("{", "3", "[[1]]", '["0.bias", "none"]'):
+        write_tensors(
+            tmp_path / "a", dict(net.state_dict()), {"bitwright": "trained", "format": "1", "channels_last": text}
+        )
+        assert torch.equal(bw.load(tmp_path / "a", nn.Sequential(nn.Conv2d(2, 2, 3)))[0].weight, net[0].weight)  # type: ignore[index]

@@ -385,6 +385,10 @@ def test_switch_loader_and_chance() -> None:
         "test accuracy fell 10.0 points at the switch to stage 1; a dip that recovers within 2 epochs"
     )
     assert "stage.1.teacher=previous" in text and "binarize inputs before weights" in text
+    state.rows.append(metrics(1, 1, test_top1=0.85))
+    assert told(state) == [] and state.warnings == [text]
+    state.rows.append(metrics(1, 2, test_top1=0.895))  # within a point of the 0.9 before: it was a dip
+    assert told(state) == [] and state.warnings == []
     float_on = TWO.model_copy(update={"stage": [TWO.stage[0], TWO.stage[1].model_copy(update={"rule": []})]})
     state = State(stage=1, rows=[metrics(0, 3), metrics(1, 0, test_top1=0.8)])
     (text,) = lessons(float_on, state, lambda name: True, classes=10, images=1000)

@@ -163,12 +163,12 @@ def test_plan(here: Path) -> None:
     assert said.code == 0
     like(
         said.out,
-        r"layer +kind +shape +rule  w +x +bits +MACs  note",
-        r"conv1 +Conv2d  3>16 3x3 +1 +float  float +32/32  0\.44 M  first",
-        r"layer1\.0\.conv1  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +2\.36 M",
-        r"layer1\.0\.conv2  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +2\.36 M",
+        r"layer +kind +shape +rule  w +x +bits +runs +MACs  note",
+        r"conv1 +Conv2d  3>16 3x3 +1 +float  float +32/32  float  0\.44 M  first",
+        r"layer1\.0\.conv1  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +bits   2\.36 M",
+        r"layer1\.0\.conv2  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +bits   2\.36 M",
         r"\.\.\.  16 more like these \(--all\)",
-        r"fc +Linear  64>10 +2 +float  float +32/32 +640  last",
+        r"fc +Linear  64>10 +2 +float  float +32/32  float +640  last",
         r"total    20 layers: 18 binary, 2 float   40\.55 M MACs, 98\.9 % of them at 1 bit",
         rf"weights  1,073 kB -> {KB} kB \({X} smaller\), computed; time is not predicted: use bench",
         # no "each matched": a rule that matches nothing is an error, so all others did
@@ -353,7 +353,7 @@ def test_bench(journey: Journey) -> None:
         "...",  # the note of a peer may go on below it
         row.format("torch-fp32", "fp32", r"[\d.]+x( \(slower\))? +best fp32.*"),
         "...",
-        r"in one line: [\d.]+x( \(slower\))? the best int8 here.*",
+        r"in one line: [\d.]+x( \(slower\))? the fastest program here, .*",
         "...",
         # the machine is named as it is: spread and load
         r"quality: quartile spread [\d.]+ %.*|quality: NOISY.*",
@@ -433,7 +433,7 @@ def test_demo(here: Path) -> None:
         r"\[4/5\] convert \+ verify +360 of 360 test images: same answer as the trained net",
         r"\[5/5\] bench +1 thread, batch 1.*, interleaved, (up to )?\d+ runs.*",
         "",
-        r"  net +test % +vs float +kB +smaller +ms.* vs best int8 .*verdict",
+        r"  net +test % +vs float +kB +smaller +ms.* vs fastest .*verdict",
         net.format("float", "-", "-"),
         net.format("W1A1", r"[+-][\d.]+", X),
         net.format("W1A2", r"[+-][\d.]+", X),

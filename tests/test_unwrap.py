@@ -1,6 +1,7 @@
 import copy
 import threading
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -87,8 +88,8 @@ def test_a_kept_tensor_is_detached_in_the_copy_and_untouched_in_the_model():
     assert twin.layer.weight.requires_grad and twin.layer.weight is not model.layer.weight
 
 
-def test_what_cannot_be_copied_is_shared():
-    model = Keeps()
+def test_what_cannot_be_copied_is_shared() -> None:
+    model: Any = Keeps()
     model.lock, model.rows = threading.Lock(), (i for i in range(3))
     model(torch.ones(2, 3))
     twin = copy_model(model)

@@ -44,7 +44,7 @@ class InputError(ValueError):
         )
 
     def to_dict(self) -> dict[str, str | None]:
-        """The `error` object of `--json` (contract 8)."""
+        """The `error` object of `--json`."""
         return {
             "code": self.code,
             "message": str(self),

@@ -1,14 +1,22 @@
-"""A user's own file or module, named as `file.py:name` or `module:name`: naming it is asking to run it."""
+"""A user's own code: `file.py:name` or `module:name` named by hand, and `file.py:name` named by an experiment.
+
+Naming it on the command line or in Python is asking to run it. An experiment is a file, perhaps somebody else's: what it
+names comes from files in its own folder (`Home`), and for a run directory only if the user trusts it (`trust.py`).
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bitwright import trust
 from bitwright.errors import InputError, nearest
+
+KEPT = "code"  # folder of a run with the Python files that its experiment named
 
 
 def is_own(spec: str) -> bool:
@@ -18,6 +26,108 @@ def is_own(spec: str) -> bool:
     (True, False)
     """
     return ":" in spec
+
+
+def is_file(spec: str) -> bool:
+    """Whether a name has the only form that an experiment may hold.
+
+    >>> is_file("net.py:Net"), is_file("os:system")
+    (True, False)
+    """
+    file, _, name = spec.rpartition(":")
+    return file.endswith(".py") and bool(name)
+
+
+@dataclass(frozen=True)
+class Home:
+    """Where an experiment was read, and so which files its `file.py:name` may mean.
+
+    folders   the experiment's own folder; with overrides on the command line also the current one. Empty: the experiment
+              was made in Python, where any file may be named
+    run       a run directory: the folders are those of its training, then its own copy of the code (`RUN/code`), then RUN
+    """
+
+    folders: tuple[Path, ...] = ()
+    run: Path | None = None
+
+    def find(self, spec: str, where: str) -> Any:
+        """What the experiment names; `where` begins every message. Errors: `InputError`, code "run-untrusted" among them."""
+        folder, file = self.place(spec, where)
+        return find(f"{file}:{spec.rpartition(':')[2]}", where, folder)
+
+    def place(self, spec: str, where: str) -> tuple[Path, str]:
+        """(folder, file in it), without running anything."""
+        file = spec.rpartition(":")[0]
+        if not is_file(spec):
+            raise InputError(
+                f"{where} {spec}: an experiment names code as file.py:name, a file in its own folder, not a module",
+                code="own-form",
+                given=spec,
+                possible="file.py:name",
+            )
+        folders = self.folders
+        if self.run is not None:
+            known = trust.folders_of(self.run)
+            if known is None:
+                raise InputError(
+                    f"{where} {spec}: this is Python code named by the run {self.run}, which you did not train here (or it "
+                    "was moved or changed since). Read the code first; to run it, once and for all, add: --trust",
+                    code="run-untrusted",
+                    given=str(self.run),
+                    remedy="--trust",
+                )
+            folders = (*known, *folders)
+        if not folders and self.run is None:
+            folder = Path(file).parent if Path(file).is_absolute() else Path()
+            if not (folder / file).is_file():
+                raise InputError(f"{where} {spec}: no file {folder / file}", code="own-unknown", given=file)
+            return folder, file
+        tried = [(folder, file) for folder in folders]
+        if self.run is not None:
+            tried += [(self.run / KEPT, kept_as(file)), (self.run, file)]
+        for folder, name in tried:
+            if (folder / name).is_file() and _inside(folder, name):
+                return folder, name
+        outside = next((folder for folder, name in tried if (folder / name).is_file()), None)
+        raise InputError(
+            f"{where} {spec}: {file} lies outside of the experiment's folder {outside}; possible: a file in it"
+            if outside is not None
+            else f"{where} {spec}: no file {' nor '.join(dict.fromkeys(str(f / n) for f, n in tried))}",
+            code="own-unknown",
+            given=file,
+        )
+
+
+def kept_as(file: str) -> str:
+    """The name of a file in `RUN/code`.
+
+    >>> kept_as("nets/a.py"), kept_as("/home/me/a.py")
+    ('nets/a.py', 'a.py')
+    """
+    return Path(file).name if Path(file).is_absolute() else file
+
+
+def _inside(folder: Path, name: str) -> bool:
+    return (folder / name).resolve().is_relative_to(folder.resolve())
+
+
+def with_imports(folder: Path, file: str) -> dict[str, Path]:
+    """The file and what it imports from beside it, as name in `RUN/code` -> path; found without running any of it."""
+    from modulefinder import ModuleFinder
+
+    path = (folder / file).resolve()
+    found = {kept_as(file): path}
+    finder = ModuleFinder([str(path.parent)])
+    try:
+        finder.run_script(str(path))
+    except Exception:  # its import will say what is wrong with it
+        return found
+    base = Path(kept_as(file)).parent
+    for module in finder.modules.values():
+        place = getattr(module, "__file__", None)
+        if place and Path(place).resolve().is_relative_to(path.parent) and Path(place).suffix == ".py":
+            found[str(base / Path(place).resolve().relative_to(path.parent))] = Path(place)
+    return found
 
 
 def find(spec: str, where: str, folder: Path | None = None) -> Any:
@@ -39,9 +149,8 @@ def find(spec: str, where: str, folder: Path | None = None) -> Any:
     return getattr(module, name)
 
 
-def call(spec: str, where: str, folder: Path | None = None, **arguments: Any) -> Any:
-    """Calls what `spec` names; an exception of the user's code becomes one line that says whose it is."""
-    function = find(spec, where, folder)
+def call(function: Any, spec: str, where: str, **arguments: Any) -> Any:
+    """Calls what `spec` named; an exception of the user's code becomes one line that says whose it is."""
     try:
         return function(**arguments)
     except InputError:

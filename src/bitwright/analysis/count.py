@@ -18,6 +18,7 @@ from bitwright.nn.layers import KINDS, SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.split_gate import spent_of
 from bitwright.transforms.facts import bit_facts
+from bitwright.transforms.forward import eagerly
 from bitwright.transforms.layers import Candidate, candidates
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import call_macs
@@ -54,6 +55,7 @@ def count_macs(model: nn.Module) -> Iterator[MacCount]:
     watch = _Watch(count, found)
     with ExitStack() as stack:
         watch.install(model, stack)
+        stack.enter_context(eagerly())
         yield count
 
 

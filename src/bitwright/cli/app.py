@@ -28,7 +28,7 @@ from bitwright.cli import (
 
 EPILOG = (
     "Every command also takes --json (one object on stdout), --quiet (verdict and errors only), -v (more), --plain, "
-    "--no-color and --debug (traceback). Exit codes: 0 done (also WARN), 1 the answer is no, 2 wrong use or input, "
+    "--no-color, --debug (traceback) and --trust (run the Python code that a run directory from elsewhere names). Exit codes: 0 done (also WARN), 1 the answer is no, 2 wrong use or input, "
     "3 internal error, 130 stopped."
 )
 

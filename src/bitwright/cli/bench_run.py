@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from bitwright.cli.bench import show
@@ -23,12 +24,19 @@ def bench_run(out: Output, target: str, batch: int, threads: int, peers: tuple[s
     _check_packed(run)
     if run.has("bench.json"):
         out.note(f"bench {target}: replaces bench.json and the rows for batch {batch} in results.csv of this run")
-    show(out, measure_run(run, batch, threads, peers, rounds))
+    show(out, measure_run(run, batch, threads, peers, rounds, out.warn))
     out.next(f"bitwright report {quoted(target)}", "accuracy, size and speed on one page")
 
 
-def measure_run(run: Run, batch: int, threads: int, peers: tuple[str, ...], rounds: int) -> BenchTable:
-    """Measures; writes bench.json and the rows of results.csv."""
+def measure_run(
+    run: Run,
+    batch: int,
+    threads: int,
+    peers: tuple[str, ...],
+    rounds: int,
+    warn: Callable[[str], None] = lambda text: None,
+) -> BenchTable:
+    """Measures; writes bench.json and the rows of results.csv. Code of a run from elsewhere is not run: `warn` says so."""
     import bitwright as bw
     from bitwright.cli.resolve import example
     from bitwright.engine.packed import PackedModel
@@ -39,10 +47,14 @@ def measure_run(run: Run, batch: int, threads: int, peers: tuple[str, ...], roun
         raise InputError(f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}")
     nodes = packed.graph.nodes
     x = example(tuple(nodes[0].shape), batch)
-    table = bench(
-        packed, x, threads=threads, against=peers, rounds=rounds,
-        baseline=_float_net(run, tuple(nodes[0].shape), int(nodes[-1].shape[-1])),
-    )  # fmt: skip
+    try:
+        baseline = _float_net(run, tuple(nodes[0].shape), int(nodes[-1].shape[-1]))
+    except InputError as error:
+        if error.code != "run-untrusted":
+            raise
+        baseline = None
+        warn(f"bench: the packed net alone, without other programs: {error}")
+    table = bench(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
     run.write_json("bench.json", table.to_dict())
     run.put_results(result_rows(run, table))
     return table

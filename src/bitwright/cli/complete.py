@@ -11,7 +11,7 @@ from typing import Any, Literal, get_args, get_origin
 MODELS = (
     "mlp", "lenet5", "lenet300", "nin", "cifarnet", "m_cifarnet", "vgg_small", "vgg15", "resnet20", "resnet32",
     "resnet44", "resnet56", "resnet20_postact", "resnet20_plain", "bireal_resnet20", "bireal_resnet32", "resnet18",
-    "bireal_resnet18", "alexnet", "selfprune_mlp", "selfprune_conv",
+    "bireal_resnet18", "alexnet", "demo", "selfprune_mlp", "selfprune_conv",
 )  # fmt: skip
 DATA = ("digits", "mnist", "fashion-mnist", "cifar10", "cifar100", "svhn", "stl10", "imagenet", "folder")
 STAGES = 3  # offered as stage.0 to stage.2; more can be typed

@@ -118,9 +118,13 @@ def measured_gates(target: str) -> dict[str, float]:
 
     from bitwright.runs import Run
 
-    rows = Run(Path(target)).read_csv("gates.csv")
+    run = Run(Path(target))
+    rows = run.read_csv("gates.csv", ("stage", "epoch", "layer", "rate"))
     last = [r for r in rows if (r["stage"], r["epoch"]) == (rows[-1]["stage"], rows[-1]["epoch"])]
-    return {r["layer"]: float(r["rate"]) for r in last}
+    try:
+        return {r["layer"]: float(r["rate"]) for r in last}
+    except ValueError:
+        raise run.damaged("gates.csv", "a rate is not a number") from None
 
 
 def gate_note(target: str, gates: dict[str, str], measured: dict[str, float], is_run: bool) -> str:

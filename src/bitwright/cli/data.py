@@ -174,6 +174,7 @@ def show(
     workers: Annotated[int, typer.Option(min=0, help="Threads that decode pictures.")] = 0,
     batch: Annotated[int, typer.Option(min=1, help="Images per batch, for the speed of the loader.")] = 128,
     seconds: Annotated[float, typer.Option(min=0.01, help="How long to measure it.")] = 1.0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")] = False,
 ) -> None:
     """Print counts, shape, classes, mean and standard deviation of a data set, and how fast it loads.
 
@@ -185,7 +186,7 @@ def show(
 
     from bitwright import data
 
-    given = {"size": size, "transform": transform, "workers": workers}
+    given = {"size": size, "transform": transform, "workers": workers, "skip_bad": skip_bad}
     formats = formats_of(name, root, transform)
     sets = {f: [data.load(name, root, s, format=f, **given) for s in ("train", "test")] for f in formats}
     train, test = sets[formats[0]]
@@ -217,6 +218,10 @@ def show(
         f"mean     {', '.join(f'{v:.4f}' for v in train.mean)}     std  {', '.join(f'{v:.4f}' for v in train.std)}"
     )
     out.result(f"augment  {train.augmentation}")
+    bad = [*train.skipped, *test.skipped]
+    if bad:
+        out.data["set"]["skipped"] = [{"picture": name, "why": why} for name, why in bad]
+        out.prose(f"skipped  {len(bad):,}: {', '.join(name for name, _ in bad)}", 9)
     for form, rate in rates.items():
         how = "" if memory else f"{form}, {workers} workers, "
         out.result(

@@ -8,7 +8,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bitwright.cli.demo_net import BINARY, TWO_BIT
 from bitwright.cli.output import Output
 from bitwright.experiment import Experiment
 from bitwright.measure.numbers import percent
@@ -17,6 +16,13 @@ from bitwright.training import train
 from bitwright.training.progress import Screen
 
 BATCH = 64
+# The stem reads pixels as the bytes they are, with 8-bit weights; the classifier, 1 % of the work, stays float.
+_ENDS = [
+    {"match": "first", "w": {"part": "uniform", "bits": 8}, "x": "input8"},
+    {"match": "last", "w": "float", "x": "float"},
+]
+BINARY = [{"match": "*", "w": "bwn", "x": "sign"}, *_ENDS]
+TWO_BIT = [{"match": "*", "w": "bwn", "x": {"part": "dorefa_a", "bits": 2}}, *_ENDS]
 ADAM, COSINE = {"name": "adam", "lr": 2e-3, "weight_decay": 1e-4}, {"name": "cosine"}
 
 
@@ -93,7 +99,7 @@ def _experiment(seed: int, stages: list[dict[str, Any]], weights: str | None = N
         {
             "seed": seed,
             "data": {"name": "digits", "batch": BATCH, "normalize": False},
-            "model": {"name": "bitwright.cli.demo_net:DemoNet", "weights": weights},
+            "model": {"name": "demo", "weights": weights},
             "stage": stages,
             "train": {"threads": 1, "device": "cpu", "checkpoint_every": 1000},
             "log": {"tensorboard": False, "histograms_every": 0},

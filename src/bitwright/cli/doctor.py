@@ -20,12 +20,11 @@ if TYPE_CHECKING:
 
 NEEDED = (
     "torch", "numpy", "safetensors", "pydantic", "typer", "rich", "scikit-learn", "lightning", "torchmetrics",
-    "tensorboard", "jinja2", "scipy",
+    "tensorboard", "jinja2", "scipy", "onnx", "onnxscript", "onnxruntime",
 )  # fmt: skip
 EXTRAS = {
     "data": ("pillow", "lmdb"),
     "interactive": ("plotly",),
-    "onnx": ("onnx", "onnxscript", "onnxruntime"),
     "docs": ("mkdocs", "mkdocs-material"),
 }
 # what each kernel set asks of the CPU, as /proc/cpuinfo spells it

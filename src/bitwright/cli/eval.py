@@ -116,21 +116,17 @@ def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) 
 
 def _other(experiment: Experiment, test: Any, path: Path) -> Any:
     """A packed file, a trained one, or plain weights of the float model."""
-    from bitwright.engine.files import load, read_tensors
-    from bitwright.errors import InputError
+    from bitwright.engine.files import load
     from bitwright.runs import build_model
+    from bitwright.runs.weights import put_weights, read_weights
 
-    tensors, metadata = read_tensors(path)
+    tensors, metadata = read_weights(path, "eval")
     if metadata.get("bitwright") == "packed":
         return load(path)
     net = build_model(experiment, test, weights=False)
     if "bitwright" in metadata:
         return load(path, net)
-    try:
-        net.load_state_dict(tensors)
-    except RuntimeError as error:
-        first = next((t.strip() for t in str(error).splitlines()[1:]), str(error))
-        raise InputError(f"eval {path}: does not fit {experiment.model.name}: {first}", code="load-keys") from None
+    put_weights(net, tensors, f"eval {path}", "load-keys")
     return net
 
 

@@ -110,7 +110,7 @@ def try_input(model: nn.Module, x: Tensor, command: str, spec: str) -> None:
 def _call(spec: str, command: str) -> nn.Module:
     from torch import nn
 
-    model = usercode.call(spec, command)
+    model = usercode.call(usercode.find(spec, command), spec, command)
     if not isinstance(model, nn.Module):
         name = spec.rpartition(":")[2]
         raise InputError(f"{command} {spec}: {name}() gave {type(model).__name__}, not a torch module", code="own-call")

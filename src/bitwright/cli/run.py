@@ -13,12 +13,13 @@ from contextlib import contextmanager, redirect_stdout, suppress
 from pathlib import Path
 from typing import Any, NoReturn
 
+from bitwright import trust
 from bitwright.cli.output import Output
 from bitwright.errors import BitwrightWarning, InputError, Negative
 
 FLAGS = {
     "--json": "as_json", "--quiet": "quiet", "--debug": "debug", "--plain": "plain", "--verbose": "verbose",
-    "-v": "verbose", "--no-color": "no_color",
+    "-v": "verbose", "--no-color": "no_color", "--trust": "trust",
 }  # fmt: skip
 
 STOPPED = 130
@@ -32,10 +33,11 @@ def main(argv: Sequence[str] | None = None) -> NoReturn:
 def run(argv: list[str]) -> int:
     """Runs one command and returns its exit code; never raises, never prints a traceback without --debug."""
     options, rest = split_flags(argv)
+    trusted = options.pop("trust", False)
     out = Output(color=False if options.pop("no_color", False) else None, **options)
     out.command = next((a for a in rest if not a.startswith("-")), "")
     try:
-        with _warnings_to(out), _stdout_of(out):
+        with _warnings_to(out), _stdout_of(out), trust.asked(trusted):
             _dispatch(rest or ["--help"], out)
         return out.finish()
     except BrokenPipeError:  # the reader (head, less) has seen enough

@@ -43,13 +43,16 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Go on where the run in that folder stands.")] = False,
     force: Annotated[bool, typer.Option("--force", help="Remove the run in that folder and begin again.")] = False,
     data_root: Annotated[Path | None, typer.Option(help="Where the data sets lie. [default: BITWRIGHT_DATA]")] = None,
+    skip_bad: Annotated[
+        bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read; the run names them.")
+    ] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Plan, steps and disk; nothing is written.")] = False,
 ) -> None:
     """Train an experiment, all its stages. Ctrl-C saves; the same command with --resume goes on."""
     screen: Output = ctx.obj
     from bitwright import experiment as experiments
 
-    given = list(overrides or [])
+    given = [*(overrides or []), *(["data.skip_bad=true"] if skip_bad else [])]
     loaded = experiments.load(experiment, given)
     if data_root is not None:
         loaded = loaded.model_copy(update={"data": loaded.data.model_copy(update={"root": str(data_root)})})

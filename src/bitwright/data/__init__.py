@@ -12,6 +12,7 @@ from typing import overload
 
 from bitwright import usercode
 from bitwright.errors import InputError
+from bitwright.fn.pixels import PIXELS
 
 from .cifar import read_batches, read_names
 from .dataset import Batches, Dataset, loader_rate
@@ -49,21 +50,21 @@ _DIGITS = tuple("0123456789")
 # Augmentation: color sets crop from 4 pixels of padding and mirror; a mirrored digit is no digit, so gray
 # sets only shift, by 2 pixels of 28 or 1 pixel of 8.
 _FACTS = {
-    "digits": _Facts((0.3058,), (0.3761,), pad=1, flip=False, classes=_DIGITS),
-    "mnist": _Facts((0.1307,), (0.3081,), pad=2, flip=False, classes=_DIGITS),
+    "digits": _Facts(*PIXELS["digits"], pad=1, flip=False, classes=_DIGITS),
+    "mnist": _Facts(*PIXELS["mnist"], pad=2, flip=False, classes=_DIGITS),
     "fashion-mnist": _Facts(
-        (0.2860,), (0.3530,), pad=2, flip=False,
+        *PIXELS["fashion-mnist"], pad=2, flip=False,
         classes=("T-shirt/top", "trouser", "pullover", "dress", "coat",
                  "sandal", "shirt", "sneaker", "bag", "ankle boot"),
     ),
     "cifar10": _Facts(
-        (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616), pad=4, flip=True,
+        *PIXELS["cifar10"], pad=4, flip=True,
         classes=("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"),
     ),
-    "cifar100": _Facts((0.5071, 0.4866, 0.4409), (0.2673, 0.2564, 0.2762), pad=4, flip=True),  # names: meta
-    "svhn": _Facts((0.4377, 0.4438, 0.4728), (0.1980, 0.2010, 0.1970), pad=4, flip=False, classes=_DIGITS),
+    "cifar100": _Facts(*PIXELS["cifar100"], pad=4, flip=True),  # names: meta
+    "svhn": _Facts(*PIXELS["svhn"], pad=4, flip=False, classes=_DIGITS),
     "stl10": _Facts(
-        (0.4467, 0.4398, 0.4066), (0.2603, 0.2566, 0.2713), pad=12, flip=True,
+        *PIXELS["stl10"], pad=12, flip=True,
         classes=("airplane", "bird", "car", "cat", "deer", "dog", "horse", "monkey", "ship", "truck"),
     ),
 }  # fmt: skip
@@ -90,12 +91,13 @@ def splits(name: str) -> tuple[str, ...]:
 
 @overload
 def load(
-    name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0
-) -> Dataset: ...
+    name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0,
+    skip_bad: bool = False,
+) -> Dataset: ...  # fmt: skip
 @overload
 def load(
     name: str, root: Root = None, split: str = "train", *, verify: bool = False, size: int = 32, workers: int = 0,
-    transform: str | None, format: str = "folder",
+    transform: str | None, format: str = "folder", skip_bad: bool = False,
 ) -> Images: ...  # fmt: skip
 
 
@@ -109,6 +111,7 @@ def load(
     workers: int = 0,
     transform: str | None = None,
     format: str = "folder",
+    skip_bad: bool = False,
 ) -> Images:
     """One split ("train" or "test", see `splits`) of a set, in memory as uint8; CIFAR-100 with its 100 fine labels.
 
@@ -119,6 +122,8 @@ def load(
     transform  for "imagenet" [default: random-sized224], or for a folder that is to be read batch by batch: see
                `transform.Transform`; then also format "folder" or "lmdb", and `workers`, threads that decode. The
                result is a `Streamed`, which has everything of a `Dataset` but the pixels
+    skip_bad   pictures of a folder or of imagenet that cannot be read are left out and named in `skipped`; else an error
+               names all of them. Of what is read batch by batch, each picture is decoded once to find out
 
     >>> d = load("digits", split="test")
     >>> len(d), d.images.shape, d.images.dtype
@@ -136,11 +141,11 @@ def load(
     if split not in splits(name):
         raise InputError(f"data {name}: unknown split {split!r}; possible: {', '.join(splits(name))}")
     if streamed:
-        return open_streamed(name, root, split, transform, format, workers)
+        return open_streamed(name, root, split, transform, format, workers, skip_bad)
     if size < 1:
         raise InputError(f"data {name}: size={size}; possible: at least 1")
     if own:
-        return read_folder(root, split, size) if name == "folder" else read_function(name, split)
+        return read_folder(root, split, size, skip_bad) if name == "folder" else read_function(name, split)
     facts = _FACTS[name]
     classes = facts.classes
     if name == "digits":

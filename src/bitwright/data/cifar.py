@@ -5,7 +5,9 @@ The published files are protocol-2 pickles of Python 2: a dict of lists, strings
 this file; any other name ends the reading before anything is called.
 """
 
+import io
 import pickle
+import pickletools
 from pathlib import Path
 from typing import Any
 
@@ -16,18 +18,32 @@ from torch import Tensor
 from bitwright.errors import InputError
 
 
+class _Room:
+    """Bytes that may still be copied: a string that the file holds once may be asked for again and again."""
+
+    def __init__(self, size: int) -> None:
+        self.left = 2 * size
+
+    def take(self, size: int) -> None:
+        self.left -= size
+        if self.left < 0:
+            raise pickle.UnpicklingError("it asks for more bytes than it has")
+
+
 class _Array:
     """What a pickled numpy array becomes: `state` is (version, shape, dtype, fortran order, bytes)."""
 
-    __slots__ = ("value",)
+    __slots__ = ("room", "value")
 
-    def __init__(self) -> None:
+    def __init__(self, room: _Room) -> None:
+        self.room = room
         self.value: np.ndarray | None = None
 
     def __setstate__(self, state: tuple[int, tuple[int, ...], Any, bool, bytes]) -> None:
         _, shape, dtype, fortran, raw = state
         if not isinstance(dtype, _Uint8) or fortran or not isinstance(raw, bytes):
             raise pickle.UnpicklingError("an array that is not plain uint8")
+        self.room.take(len(raw))
         self.value = np.frombuffer(bytearray(raw), np.uint8).reshape(shape)
 
 
@@ -43,10 +59,10 @@ class _Uint8:
 class _Name:
     """A name found in a pickle. Not a class or function itself: a pickle could set attributes on those."""
 
-    __slots__ = ("what",)
+    __slots__ = ("room", "what")
 
-    def __init__(self, what: str) -> None:
-        self.what = what
+    def __init__(self, what: str, room: _Room) -> None:
+        self.what, self.room = what, room
 
     def __setstate__(self, state: object) -> None:
         raise pickle.UnpicklingError(f"a state for {self.what}")
@@ -55,8 +71,9 @@ class _Name:
         if self.what == "numpy.dtype" and args and args[0] in ("u1", b"u1"):
             return _Uint8()
         if self.what == "multiarray._reconstruct":
-            return _Array()
+            return _Array(self.room)
         if self.what == "_codecs.encode" and len(args) == 2 and isinstance(args[0], str):
+            self.room.take(len(args[0]))
             return args[0].encode("latin1")  # how Python 3 writes bytes in protocol 2
         raise pickle.UnpicklingError(f"a call of {self.what}{args!r:.40}")
 
@@ -71,17 +88,32 @@ _NAMES = {
 
 
 class _Reader(pickle.Unpickler):
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self.room = _Room(len(content))
+
     def find_class(self, module: str, name: str) -> Any:  # never imports anything
         if (module, name) not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no CIFAR file holds")
-        return _Name(_NAMES[module, name])
+        return _Name(_NAMES[module, name], self.room)
+
+
+def _check_numbers(content: bytes) -> None:
+    """Before anything is built: no number in the file may ask for more memory than the file has bytes.
+
+    An unpickler makes room for the place that a PUT names and for the bytes that a string promises. Errors: `ValueError`.
+    """
+    for code, argument, _ in pickletools.genops(content):  # a promised length that the file lacks ends it
+        if "PUT" in code.name and isinstance(argument, int) and argument > len(content):
+            raise ValueError(f"place {argument:,} in a file of {len(content):,} bytes")
 
 
 def read_pickle(path: Path) -> dict[bytes, Any]:
     """The dict in `path` with bytes keys; arrays as `numpy.ndarray`. Nothing in the file is executed."""
     try:
-        with open(path, "rb") as file:
-            found = _Reader(file, encoding="bytes").load()
+        content = path.read_bytes()
+        _check_numbers(content)
+        found = _Reader(content).load()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
     except Exception as error:  # a damaged pickle raises nearly anything

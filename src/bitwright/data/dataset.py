@@ -39,6 +39,7 @@ class Dataset(Images):
     std: tuple[float, ...]
     pad: int = 0
     flip: bool = False
+    skipped: tuple[tuple[str, str], ...] = ()
 
     def __post_init__(self) -> None:
         images, labels = self.images, self.labels

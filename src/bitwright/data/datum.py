@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .transform import LARGEST
+from .pictures import LARGEST
 
 Value = int | memoryview
 _DATUM = {1: "channels", 2: "height", 3: "width", 5: "label", 7: "encoded"}

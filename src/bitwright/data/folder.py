@@ -3,14 +3,16 @@
 import hashlib
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import torch
 
 from bitwright.errors import InputError
 
 from .dataset import Dataset
-from .pictures import SUFFIXES, pillow, read_picture, same_colors
+from .pictures import SUFFIXES, bad_pictures, left_out, pillow, read_picture, same_colors, tell_left_out
 from .pixels import check_memory, moments, own
 
 _TEST = ("test", "val", "valid")
@@ -19,13 +21,15 @@ Files = dict[str, list[Path]]  # class -> its pictures
 _seen: dict[tuple[object, ...], tuple[bool, tuple[float, ...], tuple[float, ...]]] = {}  # of training pictures
 
 
-def read_folder(root: str | os.PathLike[str] | None, split: str, size: int) -> Dataset:
+def read_folder(root: str | os.PathLike[str] | None, split: str, size: int, skip_bad: bool = False) -> Dataset:
     """One split in memory, each picture at size x size; RGB, or gray where all training pictures are gray.
 
     root/train/CLASS/* and root/test/CLASS/* (or val, valid), or root/CLASS/* alone: then about a fifth of each
     class is for test, chosen by the hash of "CLASS/file", so that a file stays in its split when others come.
     Classes are the folders of training, by name. The order is mixed but fixed, so that `limit` sees all classes.
-    Mean and deviation are those of the training pictures. Hidden files and other kinds of files are skipped.
+    Mean and deviation are those of the training pictures. Hidden files are skipped, other kinds of files too, with a
+    warning. Pictures that cannot be read are an error that names all of both splits; with `skip_bad` they are left out
+    and named in `skipped`.
     """
     folder = _root(root)
     pillow()
@@ -39,18 +43,50 @@ def read_folder(root: str | os.PathLike[str] | None, split: str, size: int) -> D
         (3, size, size),
         f"Try data.size={max(1, size // 2)}, or data.transform, which reads them batch by batch",
     )
+    if split == "train":
+        tell_left_out(folder, left_out(path.name for path in _files(folder)))
     # what was read may not have changed since: place, size in bytes and time of each training picture
     key = (size, *((str(path), path.stat().st_size, path.stat().st_mtime_ns) for _, path in train_rows))
-    pictures = [read_picture(path, size) for _, path in rows]
+    found, bad = _read(folder, rows, size)
+    others: list[tuple[str, np.ndarray]] = []
+    if (bad and not skip_bad) or (split == "test" and key not in _seen):
+        others, more = _read(folder, _rows(test) if split == "train" else train_rows, size)
+        if not skip_bad and (bad or more):
+            raise bad_pictures(folder, bad + more)
     if split == "train" or key not in _seen:
-        seen = pictures if split == "train" else [read_picture(path, size) for _, path in train_rows]
-        gray = all(picture.ndim == 2 for picture in seen)
+        seen = [picture for _, picture in (found if split == "train" else others)]
+        gray = bool(seen) and all(picture.ndim == 2 for picture in seen)
         _seen.clear()
-        _seen[key] = (gray, *moments(torch.from_numpy(same_colors(seen, gray))))
+        _seen[key] = (gray, *moments(torch.from_numpy(same_colors(seen, gray)))) if seen else (gray, (), ())
+    empty = [name for name in classes if split == "train" and name not in {name for name, _ in found}]
+    if empty or not found:
+        raise _wrong(f"data folder {folder}: no picture of {empty[0] if empty else split} can be read")
     gray, mean, std = _seen[key]
-    images = torch.from_numpy(same_colors(pictures, gray))
-    labels = torch.tensor([classes.index(name) for name, _ in rows])
-    return own("folder", images, labels, classes, mean, std)
+    images = torch.from_numpy(same_colors([picture for _, picture in found], gray))
+    labels = torch.tensor([classes.index(name) for name, _ in found])
+    return replace(own("folder", images, labels, classes, mean, std), skipped=tuple(bad))
+
+
+def _read(
+    folder: Path, rows: list[tuple[str, Path]], size: int
+) -> tuple[list[tuple[str, np.ndarray]], list[tuple[str, str]]]:
+    """(class, pixels) of what can be read, (name, why) of the rest."""
+    found, bad = [], []
+    for name, path in rows:
+        try:
+            found.append((name, read_picture(path, size)))
+        except InputError as error:
+            if error.code != "data-damaged":
+                raise
+            bad.append((str(path.relative_to(folder)), str(error).partition(" is damaged: ")[2]))
+    return found, bad
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """Every file below a class folder of any split."""
+    splits = [p for p in _folders(folder) if p.name in ("train", *_TEST)]
+    whole = any(p.name == "train" for p in splits)
+    return (p for part in (splits if whole else [folder]) for c in _folders(part) for p in c.rglob("*") if p.is_file())
 
 
 def _root(root: str | os.PathLike[str] | None) -> Path:

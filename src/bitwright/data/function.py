@@ -18,8 +18,8 @@ Facts = tuple[tuple[str, ...], tuple[float, ...], tuple[float, ...]]  # classes,
 _facts: dict[Any, Facts] = {}  # by function, so that the test split need not read the training images again
 
 
-def read_function(spec: str, split: str) -> Dataset:
-    """What fn(split) gives, in memory.
+def read_function(spec: str, split: str, function: Callable[[str], Any] | None = None) -> Dataset:
+    """What fn(split) gives, in memory; `function` where `spec` was looked up already.
 
     Dataset     as it is
     pair        images uint8, or float in 0..1, [N, C, H, W], [N, H, W] or [N, H, W, C]; labels integers [N]
@@ -28,7 +28,9 @@ def read_function(spec: str, split: str) -> Dataset:
 
     Classes, mean and deviation are those of the training images, so fn("train") is also called for "test".
     """
-    function = usercode.find(spec, "data")
+    if function is None:
+        function = usercode.find(spec, "data")
+    assert function is not None
     found = _call(function, spec, split)
     if isinstance(found, Dataset):
         return found

@@ -15,6 +15,7 @@ from .files import roots
 from .index import Index, Names, folder_index
 from .lmdb_read import LmdbSource, lmdb_index
 from .mean_file import find_mean, read_mean
+from .pictures import tell_left_out
 from .streamed import Source, Streamed
 from .transform import Item
 
@@ -51,7 +52,13 @@ Root = str | os.PathLike[str] | None
 
 
 def open_streamed(
-    name: str, root: Root, split: str, transform: str | None = None, format: str = "folder", workers: int = 0
+    name: str,
+    root: Root,
+    split: str,
+    transform: str | None = None,
+    format: str = "folder",
+    workers: int = 0,
+    skip_bad: bool = False,
 ) -> Streamed:
     """One split of "imagenet", or of a "folder" of any size, as the transform's name says."""
     chosen = transforms.parse(DEFAULT if transform is None else transform)
@@ -68,9 +75,10 @@ def open_streamed(
     if format == "lmdb" and (file := find_mean(base)):
         mean, average = read_mean(file, chosen.side())
     count = torch.arange(len(labels))
-    return Streamed(
+    found = Streamed(
         name, source, count, torch.from_numpy(labels), classes, chosen, mean, chosen.std, workers, average
     )  # fmt: skip
+    return found.without_bad() if skip_bad else found
 
 
 def candidates(name: str, root: Root) -> list[Path]:
@@ -134,6 +142,7 @@ def _folders(base: Path, split: str) -> Found:
     classes: list[str] = train.facts["classes"]
     _check_classes(base / "train", train)
     if split == "train":
+        tell_left_out(base / "train", train.facts.get("left_out", {}))
         return FolderSource(base / "train", train.names), train.labels, named(base, classes)
     part = _part(base, "test", "folder")
     test = folder_index(part)

@@ -24,6 +24,7 @@ class Images(ABC):
     labels    int64 [N], the index into `classes`
     mean, std per channel, in units where 255 is 1; of the training split
     flip      whether augmentation may mirror left-right
+    skipped   (name, why) of pictures that could not be read and were left out, where that was asked for
     """
 
     name: str
@@ -32,6 +33,7 @@ class Images(ABC):
     mean: tuple[float, ...]
     std: tuple[float, ...]
     flip: bool
+    skipped: tuple[tuple[str, str], ...]
 
     def __len__(self) -> int:
         return len(self.labels)

@@ -8,6 +8,7 @@ import hashlib
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,8 +19,9 @@ import numpy as np
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
 
-from .pictures import SUFFIXES
+from .pictures import SUFFIXES, left_out
 
+FORMAT = 2  # of the cache
 RACY = 2_000_000_000  # ns: what changed so shortly before may change again without a new time
 
 
@@ -78,7 +80,7 @@ def _read(path: Path) -> Index | None:
             names = Names(file["blob"].tobytes(), file["ends"].astype(np.int64))
             labels = file["labels"].astype(np.int64)
         whole = (
-            facts["format"] == 1
+            facts["format"] == FORMAT
             and len(names) == len(labels)
             and (not len(names) or int(names.ends[-1]) == len(names.blob))
         )
@@ -88,7 +90,7 @@ def _read(path: Path) -> Index | None:
 
 
 def _write(path: Path, index: Index) -> None:
-    facts = np.frombuffer(json.dumps({**index.facts, "format": 1}).encode(), np.uint8)
+    facts = np.frombuffer(json.dumps({**index.facts, "format": FORMAT}).encode(), np.uint8)
     blob = np.frombuffer(index.names.blob, np.uint8)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -121,10 +123,12 @@ def _scan(folder: Path) -> tuple[Index, bool]:
             classes = sorted(e.name for e in entries if e.is_dir() and not e.name.startswith((".", "__")))
         times = [("", os.stat(folder).st_mtime_ns)]
         rows: list[tuple[bytes, bytes, int]] = []
+        others: Counter[str] = Counter()
         for label, name in enumerate(classes):
             for place, _, files in os.walk(folder / name):
                 below = os.path.relpath(place, folder)
                 times.append((below, os.stat(place).st_mtime_ns))
+                others += left_out(files)
                 for file in files:
                     if file.lower().endswith(SUFFIXES) and not file.startswith("."):
                         full = os.fsencode(f"{below}/{file}")
@@ -133,5 +137,5 @@ def _scan(folder: Path) -> tuple[Index, bool]:
         raise InputError(f"data: {error.filename or folder} cannot be read: {error.strerror or error}") from None
     rows.sort()
     labels = np.array([row[2] for row in rows], np.int64)
-    facts = {"classes": classes, "folders": times}
+    facts = {"classes": classes, "folders": times, "left_out": dict(others)}
     return Index(Names.of(row[1] for row in rows), labels, facts), max(t for _, t in times) < started - RACY

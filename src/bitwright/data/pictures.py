@@ -1,17 +1,22 @@
 """One picture file as pixels. Pillow is imported here only, and only when a picture is read."""
 
 import warnings
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from bitwright.errors import InputError
+from bitwright.errors import BitwrightWarning, InputError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp")
+SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
+# what lies in folders of pictures and is none: notes, labels, what systems put there
+_BESIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".log", ".py", ".db", ".ini")
+LARGEST = 89_478_485  # pixels of one picture, also once it is scaled: Pillow's own limit, a quarter of a gigabyte
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F")
 
 
@@ -52,10 +57,51 @@ def _fit(image: "Image", size: int) -> np.ndarray:
     width, height = image.size
     ratio = size / min(width, height)
     width, height = max(size, round(width * ratio)), max(size, round(height * ratio))
+    check_scaled(image.size, (width, height))
     if (width, height) != image.size:
         image = image.resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return np.array(image.crop((left, top, left + size, top + size)))
+
+
+def check_scaled(before: tuple[int, int], after: tuple[int, int]) -> None:
+    """A thin picture of few bytes becomes a huge one when its shorter side is scaled. Errors: `ValueError`."""
+    if after[0] * after[1] > LARGEST:
+        was, becomes = ("x".join(map(str, size)) for size in (before, after))
+        raise ValueError(f"{was} pixels would become {becomes}, more than {LARGEST:,}")
+
+
+def left_out(names: Iterable[str]) -> Counter[str]:
+    """Endings of files that may be pictures and are not read -> how many.
+
+    >>> dict(left_out(["a.jpg", "b.heic", ".c", "notes.txt"]))
+    {'.heic': 1}
+    """
+    others = (n for n in names if not n.startswith(".") and not n.lower().endswith((*SUFFIXES, *_BESIDE)))
+    return Counter(Path(n).suffix.lower() or n for n in others)
+
+
+def tell_left_out(folder: Path, found: Mapping[str, int]) -> None:
+    """One warning for all."""
+    if found:
+        kinds = ", ".join(
+            f"{count:,} {end}" for end, count in sorted(found.items(), key=lambda pair: (-pair[1], pair[0]))[:8]
+        )
+        text = f"data folder {folder}: {sum(found.values()):,} files are left out ({kinds}); read are {', '.join(SUFFIXES)}"
+        warnings.warn(text, BitwrightWarning, stacklevel=2)
+
+
+def bad_pictures(folder: Path, bad: Sequence[tuple[str, str]]) -> InputError:
+    """The error that names all of them; (name, why) each."""
+    names = ", ".join(f"{name} ({why})" for name, why in bad)
+    many = "1 picture" if len(bad) == 1 else f"{len(bad):,} pictures"
+    return InputError(
+        f"data folder {folder}: {many} cannot be read: {names}. Mend or remove them, or go on without them: --skip-bad "
+        "(data.skip_bad = true)",
+        code="data-damaged",
+        given=bad[0][0],
+        remedy="--skip-bad",
+    )
 
 
 def plain(image: "Image") -> "Image":

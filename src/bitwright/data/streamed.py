@@ -52,6 +52,7 @@ class Streamed(Images):
     workers: int = 0
     average: Tensor | None = None
     flip: bool = True
+    skipped: tuple[tuple[str, str], ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -78,6 +79,27 @@ class Streamed(Images):
     def chosen(self, index: Tensor) -> "Streamed":
         return replace(self, rows=self.rows[index], labels=self.labels[index])
 
+    def without_bad(self) -> "Streamed":
+        """Without the pictures that cannot be read. Each is decoded once to find out."""
+
+        def why(row: int) -> str:
+            try:
+                self.transform.pixels(self.source.read(row), self.source.where(row), None, 0)
+            except InputError as error:
+                return str(error).removeprefix("data: ")
+            return ""
+
+        quiet()
+        with ThreadPoolExecutor(max(1, self.workers), "bitwright-decode") as pool:
+            found = list(pool.map(why, self.rows.tolist()))
+        bad = tuple((self.source.where(int(self.rows[i])), text) for i, text in enumerate(found) if text)
+        good = torch.tensor([not text for text in found])
+        kept = replace(self, rows=self.rows[good], labels=self.labels[good], skipped=bad)
+        if len(kept.labels.unique()) < len(self.labels.unique()):
+            lost = (set(self.labels.tolist()) - set(kept.labels.tolist())).pop()
+            raise InputError(f"data {self.name}: no picture of {self.classes[lost]} can be read", code="data-damaged")
+        return kept
+
     def put(self, x: Tensor, place: Place | None) -> tuple[Tensor, Tensor | None]:
         size, edge = self.transform.size, self.room // 2
         average = None if self.average is None else self.average.to(x.device)
@@ -95,7 +117,11 @@ class Streamed(Images):
 
         def fill(out: np.ndarray, index: list[int], rows: list[int]) -> None:
             for k, (place, row) in enumerate(zip(index, rows, strict=True)):
-                out[k] = self.transform.pixels(self.source.read(row), self.source.where(row), chance, place)
+                try:
+                    out[k] = self.transform.pixels(self.source.read(row), self.source.where(row), chance, place)
+                except InputError as error:
+                    hint = "To find all such pictures and go on without them: --skip-bad (data.skip_bad = true)"
+                    raise error.reworded(f"{error}. {hint}") from None
 
         side = self.transform.side()
         for out in _made(places, self.rows, side, fill, self.workers):

@@ -1,5 +1,6 @@
 """Reader of SVHN, cropped digits: MATLAB files with X [32, 32, 3, N] and y [N, 1], where label 10 is the digit 0."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,8 @@ from torch import Tensor
 from bitwright.errors import InputError
 
 FILES = {"train": ("train",), "test": ("test",), "extra": ("extra",), "train+extra": ("train", "extra")}
+PIXELS = 32 * 32 * 3
+LIMIT, SHRUNK = 1 << 28, 20  # a file inflates to at most this many bytes, or to this many times its size
 _NUMBERS = ("uint8", "int8", "uint16", "int16", "uint32", "int32", "uint64", "int64", "single", "double")
 
 
@@ -26,6 +29,9 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
         with open(path, "rb") as file:
             shapes = {name: (shape, kind) for name, shape, kind in whosmat(file)}
             count = _count(shapes)
+            size = os.fstat(file.fileno()).st_size
+            if count * PIXELS > max(LIMIT, SHRUNK * size):
+                raise InputError(f"its header promises {count * PIXELS:,} bytes of pixels in a file of {size:,}")
             file.seek(0)
             found: dict[str, Any] = loadmat(file, variable_names=("X", "y"))
             pixels, digits = np.asarray(found["X"]), np.asarray(found["y"]).reshape(-1)

@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from bitwright.errors import InputError, nearest
+from bitwright.fn.pixels import PIXELS
 
 from .draws import below, uniform
-from .pictures import pillow
+from .pictures import LARGEST, check_scaled, pillow
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 NAMES = ("squash256-crop227", "resize256-crop224", "random-sized224")
-LARGEST = 89_478_485  # pixels of one picture: Pillow's own limit, a quarter of a gigabyte
 _FORM = re.compile(r"(?:(squash|resize)(\d{1,4})-crop|(random-sized))(\d{1,4})")
-_MEAN = (0.485, 0.456, 0.406)
-_STD = {"squash": (1 / 255,) * 3, "resize": (0.229, 0.224, 0.225), "random-sized": (0.229, 0.224, 0.225)}
+_MEAN, _DEVIATION = PIXELS["imagenet"]
+_STD = {"squash": (1 / 255,) * 3, "resize": _DEVIATION, "random-sized": _DEVIATION}
 Item = bytes | np.ndarray  # a picture file, or its pixels, RGB [H, W, 3]
 
 
@@ -77,6 +77,7 @@ class Transform:
         width, height = image.size
         ratio = self.stage / min(width, height)
         width, height = max(self.stage, round(width * ratio)), max(self.stage, round(height * ratio))
+        check_scaled(image.size, (width, height))
         image = _scaled(image, (width, height))
         across, down = width - self.size, height - self.size
         left, top = (

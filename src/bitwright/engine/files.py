@@ -22,7 +22,8 @@ from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
 
 FORMAT = "1"
-RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "aliases"})
+RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "aliases", "channels_last"})
+CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
@@ -120,8 +121,27 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
         text, tensors = stored(model.graph)
         return write_tensors(path, tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": text})
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    last = [key for key, value in state.items() if _is_channels_last(value)]
+    if last:
+        extra["channels_last"] = json.dumps(last, separators=(",", ":"))
     recipe = recipe_of(model).to_toml()
     return write_tensors(path, state, {**extra, "bitwright": "trained", "format": FORMAT, "recipe": recipe})
+
+
+def _is_channels_last(value: Tensor) -> bool:
+    kind = CHANNELS_LAST.get(value.dim())
+    return kind is not None and value.is_contiguous(memory_format=kind) and not value.is_contiguous()
+
+
+def _restore_layout(model: nn.Module, metadata: dict[str, str]) -> None:
+    """Puts the tensors that were channels_last when saved into that order of memory; the values stay."""
+    try:
+        names = set(json.loads(metadata.get("channels_last", "[]")))
+    except (ValueError, TypeError, RecursionError):
+        return  # an order of memory is no reason to refuse weights that are whole
+    for key, value in model.state_dict(keep_vars=True).items():
+        if key in names and value.dim() in CHANNELS_LAST:
+            value.data = value.data.contiguous(memory_format=CHANNELS_LAST[value.dim()])
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
@@ -162,6 +182,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     if needed:
         apply(model, recipe)
     _load_strictly(model, tensors, path, recipe)
+    _restore_layout(model, metadata)
     return model.to(device)
 
 

@@ -274,7 +274,10 @@ def _largest(n: Node, source: Node) -> int:
 
 
 def _transposed(x: Tensor, w: Tensor, b: Tensor | None, a: Attrs) -> Tensor:
-    return F.conv_transpose2d(x, w, b, a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"])
+    y = F.conv_transpose2d(
+        reference.in_few_sizes(x), w, b, a["stride"], a["padding"], a["output_padding"], a["groups"], a["dilation"]
+    )
+    return y[: len(x)]
 
 
 def _run_layer(node: Node, graph: Graph) -> Function:

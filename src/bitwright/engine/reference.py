@@ -81,7 +81,22 @@ def integer_products(x: Tensor, weights: list[Tensor], node: Node) -> list[Tenso
 def convolve(x: Tensor, w: Tensor, bias: Tensor | None, node: Node) -> Tensor:
     a = node.attrs
     f = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[int(a["rank"])]
-    return f(x, w, bias, a["stride"], a["padding"], a["dilation"], int(a["groups"]))
+    y = f(in_few_sizes(x), w, bias, a["stride"], a["padding"], a["dilation"], int(a["groups"]))
+    return y[: len(x)]
+
+
+def in_few_sizes(x: Tensor) -> Tensor:
+    """The batch, filled up with zeros to a multiple of an eighth to a quarter of its size; up to 8 samples as it is.
+
+    torch keeps the code that it makes for each size of a convolution, about 0.4 MB, for up to 1024 of them: a server that
+    meets every batch size up to 700 would hold hundreds of megabytes. These are 36 sizes up to 1024.
+
+    >>> [len(in_few_sizes(torch.zeros(n, 1))) for n in (0, 1, 7, 8, 9, 17, 100, 128, 700)]
+    [0, 1, 7, 8, 10, 20, 112, 128, 768]
+    """
+    step = 1 << max(0, (len(x) - 1).bit_length() - 3) if len(x) else 1
+    missing = -len(x) % step
+    return F.pad(x, [*[0, 0] * (x.dim() - 1), 0, missing]) if missing else x
 
 
 def epilogue(products: list[Tensor], scale: Tensor, add: Tensor, last: bool) -> Tensor:

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 from bitwright.errors import nearest
 from bitwright.experiment.schema import OPTIMIZER_OPTIONS, Experiment, Stage
+from bitwright.usercode import is_file
 
 LOSSES = ("cross_entropy", "squared_hinge", "mse")
 Path = tuple[str | int, ...]
@@ -21,6 +22,9 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
     ['fp16 needs a GPU; possible on device = "cpu": fp32, bf16']
     """
     data, train, expected = experiment.data, experiment.train, experiment.expected
+    for table, name in (("model", experiment.model.name), ("data", data.name)):
+        if ":" in name and not is_file(name):
+            yield ((table, "name"),), f'name = "{name}" is a module; possible: file.py:name, a file in this folder'
     if data.limit is not None and data.val >= data.limit:
         text = f"val = {data.val} leaves no training image of limit = {data.limit}; possible: below {data.limit}"
         yield (("data", "val"), ("data", "limit")), text
@@ -37,6 +41,8 @@ def problems(experiment: Experiment) -> Iterator[Problem]:
 
 def _stage(i: int, stage: Stage) -> Iterator[tuple[tuple[str, ...], str]]:
     optimizer, schedule = stage.optimizer, stage.schedule
+    if ":" in stage.loss and not is_file(stage.loss):
+        yield ("loss",), f'loss = "{stage.loss}" is a module; possible: file.py:name, a file in this folder'
     if stage.recipe is not None and stage.rule:
         yield ("recipe", "rule"), "a stage has a recipe or rules, not both; to change a recipe, copy its rules"
     if stage.teacher is not None and stage.teacher.source == "previous" and i == 0:

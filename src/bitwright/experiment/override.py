@@ -48,7 +48,7 @@ def value_of(text: str) -> Any:
         return float(text)
     try:
         found = tomllib.loads(f"value = {text}")
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return text
     value = found.get("value")
     plain = isinstance(value, (bool, int, float, str, list, dict))

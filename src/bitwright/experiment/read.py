@@ -18,8 +18,10 @@ from bitwright.experiment.lines import index, nearest_line
 from bitwright.experiment.override import Override, put_all
 from bitwright.experiment.schema import Experiment
 from bitwright.toml import toml_value
+from bitwright.usercode import Home
 
 FOLDER = Path(__file__).parent / "shipped"
+_OF_A_RUN = ("state.json", "machine.json", "command.txt", "last.ckpt", "model.safetensors")  # beside experiment.toml
 _PLACE = re.compile(r" \(at (?:line (\d+), column \d+|end of document)\)$")
 
 
@@ -38,10 +40,12 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
     100
     """
     text, known = str(name_or_path), names()
+    overrides, folder = list(overrides), False
     if text in known:
         path = FOLDER / f"{text}.toml"
     else:
         path = Path(name_or_path)
+        folder = path.is_dir()
         path = path / "experiment.toml" if (path / "experiment.toml").is_file() else path
     if not path.is_file():
         raise InputError(
@@ -57,7 +61,13 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
         raise InputError(f"experiment {text}: not readable as TOML: not UTF-8 text", code="experiment-toml") from None
     except OSError as error:
         raise InputError(f"experiment {text}: cannot be read: {error.strerror}", code="experiment-toml") from None
-    return parse(content, overrides, f"experiment {text}")
+    found = parse(content, overrides, f"experiment {text}")
+    here = (Path(),) if overrides or text in known else ()  # where code lies that was named on the command line
+    if text in known:
+        return found.read_from(Home(here))
+    if folder or (path.name == "experiment.toml" and any((path.parent / name).exists() for name in _OF_A_RUN)):
+        return found.read_from(Home(here, path.parent))
+    return found.read_from(Home((path.parent, *here)))
 
 
 def parse(text: str, overrides: Iterable[str] = (), title: str = "experiment") -> Experiment:
@@ -70,6 +80,9 @@ def parse(text: str, overrides: Iterable[str] = (), title: str = "experiment") -
         data = tomllib.loads(text)
     except tomllib.TOMLDecodeError as error:
         raise _not_toml(text, str(error), title) from None
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
+        reason = " ".join(str(error).split())[:120]
+        raise InputError(f"{title}: not readable as TOML: {reason}", code="experiment-toml") from None
     put = put_all(data, overrides, title)
     found: list[_Mistake] = []
     try:

@@ -1,4 +1,4 @@
-"""What an experiment file may hold (contract 4). Data only: nothing here knows torch."""
+"""What an experiment file may hold. Data only: nothing here knows torch."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from pydantic import (
     NonNegativeInt,
     PositiveFloat,
     PositiveInt,
+    PrivateAttr,
 )
+
+from bitwright.usercode import Home
 
 Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
@@ -42,6 +45,7 @@ class Data(Table):
     transform    of imagenet, or of a folder that is read batch by batch: "squash256-crop227", "resize256-crop224",
                  "random-sized224", or these with other sides
     format       "folder", or "lmdb" as `bitwright data pack` or Caffe writes it
+    skip_bad     leave out pictures of a folder that cannot be read, instead of ending; the run counts and names them
     """
 
     name: str = "digits"
@@ -58,13 +62,15 @@ class Data(Table):
     size: PositiveInt = 32
     transform: str | None = None
     format: Literal["folder", "lmdb"] = "folder"
+    skip_bad: bool = False
 
 
 class Model(Table):
     """name and arguments of `bw.models.create`, or "file.py:fn" and the arguments of fn.
 
     init       "default", "kaiming", "xavier", "orthogonal", "xnor" (std 2 / fan_in) or "normal:0.02"
-    weights    a safetensors file or a run to start from (float or trained), or "zoo:NAME", a float net of the zoo
+    weights    a file or a run to start from (float or trained): safetensors, or .pth, .pt as torch.save writes them; or
+               "zoo:NAME", a float net of the zoo
     """
 
     model_config = ConfigDict(extra="allow", frozen=True, protected_namespaces=())
@@ -237,3 +243,24 @@ class Experiment(Table):
     train: Train = Train()
     log: Log = Log()
     expected: Expected | None = None
+    _home: Home = PrivateAttr(default_factory=Home)
+
+    def __eq__(self, other: object) -> bool:  # wherever they were read
+        return isinstance(other, Experiment) and self.model_dump() == other.model_dump()
+
+    @property
+    def home(self) -> Home:
+        """Where it was read: what its own code (`file.py:name`) may be."""
+        return self._home
+
+    def own_code(self) -> dict[str, str]:
+        """Every `file.py:name` in it -> what it is, for messages."""
+        named = {self.model.name: "model", self.data.name: "data"}
+        named |= {stage.loss: f"stage {i}: loss" for i, stage in enumerate(self.stage)}
+        return {spec: what for spec, what in named.items() if ":" in spec}
+
+    def read_from(self, home: Home) -> Experiment:
+        """The same, with its home."""
+        found = self.model_copy()
+        found._home = home
+        return found

@@ -115,10 +115,10 @@ def clip_round_composed(x: Tensor, high: Tensor | float, levels: int) -> Tensor:
     """The definition of `clip_round`."""
     fixed = _wide(x.detach())
     if not isinstance(high, Tensor):
-        value = (fixed.clamp(0, high) * (levels / high)).round() * (high / levels)
+        value = (fixed.clamp(0.0, float(high)) * (levels / high)).round() * (high / levels)
         return ste(x, value, (fixed >= 0) & (fixed <= high))
     edge = _wide(high.detach()).reshape(())
-    value = (torch.minimum(fixed.clamp_min(0), edge) * (levels / edge)).round() * (edge / levels)
+    value = (torch.minimum(fixed.clamp_min(0.0), edge) * (levels / edge)).round() * (edge / levels)
     return ste2(x, high, value, (fixed >= 0) & (fixed <= edge), fixed >= edge)
 
 
@@ -139,7 +139,7 @@ def odd_grid(x: Tensor, top: int) -> Tensor:
 def odd_grid_composed(x: Tensor, top: int) -> Tensor:
     """The definition of `odd_grid`."""
     fixed = _wide(x.detach())
-    return ste(x, odd_levels(fixed.clamp(-1, 1), top) * (1 / top), fixed.abs() <= 1)
+    return ste(x, odd_levels(fixed.clamp(-1.0, 1.0), top) * (1 / top), fixed.abs() <= 1)
 
 
 def odd_levels(place: Tensor, top: int) -> Tensor:
@@ -169,6 +169,6 @@ def lsq_composed(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0
     spread = fused.along(step, x, axis)
     spread = ste(spread, fused.size_of(spread), plain_sign(spread.detach()))
     fixed, size = _wide(x.detach()), _wide(spread.detach())
-    value = (fixed / size).clamp(low, high).round() * size
+    value = (fixed / size).clamp(float(low), float(high)).round() * size
     slope_x, slope_step = fused.lsq_slopes(fixed, size, low, high)
     return ste2(x, spread, value, slope_x, slope_step * factor)

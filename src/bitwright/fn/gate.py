@@ -15,7 +15,7 @@ class _Gate(torch.autograd.Function):
 
     @staticmethod
     def forward(v: Tensor, slope: float, sparse: bool) -> Tensor:
-        return v.clamp(0, 1).ceil()  # two vectorized passes, and a NaN stays; a comparison would need five
+        return v.clamp(0.0, 1.0).ceil()  # two vectorized passes, and a NaN stays; a comparison would need five
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Tensor, float, bool], output: Tensor) -> None:

@@ -87,4 +87,4 @@ def sign(x: Tensor) -> Tensor:
     [1.0, 1.0, -1.0]
     """
     plus = (x >= 0).to(x.dtype) * 2 - 1
-    return torch.maximum(plus, x.clamp_max(-1))  # only a NaN wins; where() is not vectorized in bfloat16
+    return torch.maximum(plus, x.clamp_max(-1.0))  # only a NaN wins; where() is not vectorized in bfloat16

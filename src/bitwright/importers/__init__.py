@@ -10,8 +10,8 @@ import os
 from pathlib import Path
 
 from bitwright.errors import InputError, nearest
-from bitwright.importers.checkpoint import read_checkpoint
 from bitwright.importers.mapping import Imported, Row
+from bitwright.runs.checkpoint import read_checkpoint
 
 __all__ = ["Imported", "Row", "import_checkpoint", "sources"]
 

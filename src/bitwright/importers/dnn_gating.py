@@ -29,11 +29,11 @@ from torch import Tensor, nn
 
 from bitwright import models
 from bitwright.errors import InputError, nearest
-from bitwright.importers.checkpoint import Checkpoint
 from bitwright.importers.mapping import Imported, Move, carry_out, not_needed
 from bitwright.models.resnet_cifar import BasicBlock
 from bitwright.parts import make_part
 from bitwright.parts.channel_gate import base_mask
+from bitwright.runs.checkpoint import Checkpoint
 from bitwright.transforms import Recipe, apply
 
 METHODS = ("cg", "cg-shuffle", "pg-w8a3p2 (any bits)", "w8a3 (any bits)", "float")

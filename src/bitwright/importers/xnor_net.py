@@ -25,9 +25,9 @@ from torch import Tensor, nn
 
 from bitwright import models
 from bitwright.errors import InputError, nearest
-from bitwright.importers.checkpoint import Checkpoint
 from bitwright.importers.mapping import Imported, Move, carry_out
 from bitwright.importers.xnor_moves import ALEXNET, EPS, NIN, Values, alexnet_moves, lenet5_moves, nin_moves
+from bitwright.runs.checkpoint import Checkpoint
 from bitwright.transforms import Recipe, apply
 
 NORM_SIGN = [{"part": "norm", "eps": EPS}, {"part": "sign", "boundary": "open"}]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 
 def ms(seconds: float | None) -> str:
     """Milliseconds with three significant digits; microseconds below 0.01 ms.
@@ -61,6 +63,16 @@ def percent(share: float | None) -> str:
     '97.2'
     """
     return "-" if share is None else f"{share * 100:.1f}"
+
+
+def at_chance(share: float, classes: int, images: int) -> bool:
+    """Whether so many right answers are what guessing gives: within three standard deviations of 1 / classes.
+
+    >>> at_chance(0.12, 10, 360), at_chance(0.5, 10, 360)
+    (True, False)
+    """
+    chance = 1 / max(1, classes)
+    return share <= chance + 3 * math.sqrt(chance * (1 - chance) / max(1, images))
 
 
 def points(difference: float) -> str:

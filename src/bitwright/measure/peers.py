@@ -57,7 +57,7 @@ def build(name: str, net: FloatNet | str, threads: int) -> Peer:
             for call in variants.values():
                 call()
     except ImportError:
-        return Peer(name, precision, note="unavailable: pip install 'bitwright[onnx]'")
+        return Peer(name, precision, note="unavailable: pip install onnx onnxscript onnxruntime")
     except Exception as error:  # whatever a peer cannot do is its row's reason, never our failure
         return Peer(name, precision, note=f"unavailable: {one_line(error)}")
     return Peer(name, precision, variants, net.note if name.startswith("torch") else "")

@@ -73,14 +73,24 @@ class BenchTable:
         """The fastest peer of "int8", "bf16" or "fp32"; None where none was measured."""
         return next((row for row in self.rows[1:] if row.precision == precision and row.best_of_precision), None)
 
+    @property
+    def fastest(self) -> BenchRow | None:
+        """The fastest peer of any precision; None where none was measured."""
+        return min(
+            (r for r in self.rows[1:] if r.median_ms is not None), key=lambda r: r.median_ms or 0.0, default=None
+        )
+
     def summary(self) -> str:
         """The sentence to quote."""
-        found = [(p, row.ratio) for p in ("int8", "bf16", "fp32") if (row := self.best(p)) is not None]
-        said = [f"{numbers.ratio(value)} the best {p}" for p, value in found if value is not None]
-        if not said:
+        first = self.fastest
+        if first is None or first.ratio is None:
             return "in one line: " + ("no peer was measured" if self.ours.median_ms else "ours was not measured")
-        said[0] += " here"
-        return "in one line: " + ", ".join(said[:2])
+        said = [f"{numbers.ratio(first.ratio)} the fastest program here, {first.name}"]
+        others = (self.best(p) for p in ("int8", "bf16", "fp32") if p != first.precision)
+        said += [f"{numbers.ratio(r.ratio)} the best {r.precision}, {r.name}" for r in others if r is not None]
+        if self.best("int8") is None:
+            said.append("no int8 was measured")
+        return "in one line: " + "; ".join(said[:2])
 
     @property
     def spread(self) -> float:

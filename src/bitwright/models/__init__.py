@@ -18,6 +18,7 @@ from .alexnet import alexnet
 from .bireal import bireal_cifar, bireal_resnet18
 from .cifarnet import cifarnet, m_cifarnet
 from .common import ACTIVATIONS
+from .demo import demo
 from .lenet import lenet5
 from .mlp import lenet300, mlp
 from .nin import nin
@@ -56,6 +57,7 @@ _MODELS: dict[str, _Entry] = {
     "resnet18": _Entry(resnet18),
     "bireal_resnet18": _Entry(bireal_resnet18, multiple=32),
     "alexnet": _Entry(alexnet, min_size=67),
+    "demo": _Entry(demo, min_size=4),
     "selfprune_mlp": _Entry(selfprune_mlp),
     "selfprune_conv": _Entry(selfprune_conv, min_size=8),
 }

@@ -47,7 +47,7 @@ class SoftInvert(nn.Module):
         self.invert = nn.Parameter(torch.rand(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        t = ste(self.invert, self.invert.detach().clamp(0, 1))
+        t = ste(self.invert, self.invert.detach().clamp(0.0, 1.0))
         return x * (1 - 2 * t) + t
 
     @torch.no_grad()

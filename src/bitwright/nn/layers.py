@@ -83,10 +83,11 @@ class SlotLayer(nn.Module):
 
     def evaluate(self, raw: Tensor, op: Callable[..., Tensor]) -> Tensor:
         """The whole data flow: input part, weight part, bias part, gate, gradient part."""
-        if self.gate is not None and raw.dim() == self.weight.dim() - 1:
-            return self.evaluate(raw[None], op)[0]  # one sample without a batch: gates tell samples from channels
+        if (self.gate is not None or self.x is not None) and raw.dim() == self.weight.dim() - 1:
+            return self.evaluate(raw[None], op)[0]  # one sample without a batch: parts tell samples from channels
         exact = None if self.training else self.exact(raw, op)
-        if exact is not None and not (torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)):
+        graph = torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)
+        if exact is not None and (torch.compiler.is_exporting() or not graph):  # an exported net is not trained
             return exact if self.g is None else self.g(exact)
         seen, quantizer = raw, self.x
         wants = {key for key in ("needs_raw_input", "needs_code") if getattr(self.gate, key, False)}
@@ -292,6 +293,7 @@ def replace_layer(layer: nn.Module) -> SlotLayer:
     nn.Module.__init__(new)
     kept = dict(layer.__dict__)
     kept["_modules"] = {}
+    kept["_compiled_call_impl"] = None  # `layer.compile()` has compiled the call of the old one
     new.__dict__.update(kept)  # the same Parameter objects: optimizers keep working
     for slot in SLOTS:
         new.register_module(slot, None)

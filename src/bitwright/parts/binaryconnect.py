@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn.coded import sign_code
 from bitwright.fn.ste import sign, ste
-from bitwright.parts.options import check_word
+from bitwright.parts.options import check_coded, check_word
 from bitwright.parts.registry import part
 from bitwright.parts.scale import wide
 from bitwright.types import Coded, scalar
@@ -63,6 +63,7 @@ class BinaryConnect(nn.Module):
         return ste(w, sign(fixed) * self.scale)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
+        check_coded(self, "evaluation uses the real weights")
         return sign_code(w, scalar(self.scale, w))
 
     def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:

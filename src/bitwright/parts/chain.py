@@ -63,6 +63,30 @@ class Chain(nn.Module):
     def bits(self) -> int | None:
         return 32 if self.quantizer is None else getattr(self.quantizer, "bits", None)
 
+    @property
+    def planes(self) -> int | None:
+        """Planes of the code; None where there is none. A mask makes the offset of its quantizer one plane more."""
+        own = getattr(self.quantizer, "planes", None) if self.offers("encode") else None
+        return own if own is None or self.mask is None else own + self._has_offset(self.mask)
+
+    @property
+    def storage_bits(self) -> int:
+        """Bits of a weight on disk: those of its code, or a float, and those of the mask."""
+        bits = [int(getattr(m, "storage_bits", 0)) for m in self.links]
+        return (32 if self.quantizer is None else bits.pop(self.code_at)) + sum(b for b in bits if b < 32)
+
+    @torch.no_grad()
+    def _has_offset(self, mask: Mask) -> bool:
+        """Read off the code of a small weight with both signs, since only the quantizer knows it."""
+        if mask.mask.is_meta:
+            return True  # nothing to look at; few codes have none
+        shape = mask.mask.shape if mask.mask.dim() > 1 else (1, 1)
+        pair = torch.tensor([1.0, -1.0], device=mask.mask.device).reshape(1, 2, *[1] * (len(shape) - 2))
+        probe = pair.expand(shape[0], *pair.shape[1:])
+        code = moment(self.quantizer, "encode")
+        assert code is not None
+        return bool((code(probe, keep=torch.ones_like(probe)).offset != 0).any())
+
     def offers(self, name: str) -> bool:
         """Whether some link has this moment; `encode` and `whole` also need that nothing after it moves the value."""
         if name == "whole" and moment(self.quantizer, "whole") is None:

@@ -46,10 +46,10 @@ class DorefaW(nn.Module):
         """(position on [0, 1], slope, alive): alive is 0 for a layer of zeros, whose value is then exactly 0."""
         t = torch.tanh(wide(w.detach()))
         seen = kept_only(t, keep)
-        peak = seen.abs().amax() if t.numel() else t.new_zeros(())
+        peak = seen.abs().max() if t.numel() else t.new_zeros(())
         alive = (peak > 0).to(t.dtype)
         peak = torch.where(peak > 0, peak, torch.ones_like(peak))
-        return (t / (2 * peak) + 0.5).clamp(0, 1), (1 - t * t) / peak, alive
+        return (t / (2 * peak) + 0.5).clamp(0.0, 1.0), (1 - t * t) / peak, alive
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         if keep is None:
@@ -102,8 +102,8 @@ class DorefaA(nn.Module):
         return clip_round(x, 1.0, self.top)
 
     def encode(self, x: Tensor) -> Coded:
-        code = torch.nan_to_num((wide(x).clamp(0, 1) * self.top).round())
+        code = torch.nan_to_num((wide(x).clamp(0.0, 1.0) * self.top).round())
         return uint_code(code, self.bits, scalar(1 / self.top, x), scalar(0.0, x))
 
     def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        return (wide(x.detach()).clamp(0, 1) * self.top).round().to(x.dtype), scalar(1 / self.top, x)
+        return (wide(x.detach()).clamp(0.0, 1.0) * self.top).round().to(x.dtype), scalar(1 / self.top, x)

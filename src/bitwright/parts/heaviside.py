@@ -45,7 +45,7 @@ class Heaviside(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()
-        value = torch.maximum(self.bit(fixed).to(x.dtype), fixed.clamp_max(0))  # only a NaN wins, and so stays one
+        value = torch.maximum(self.bit(fixed).to(x.dtype), fixed.clamp_max(0.0))  # only a NaN wins, and so stays one
         slope = surrogate_slope(fixed - self.threshold, self.surrogate, self.boundary)
         return ste(x, value, None if slope is None else 0.5 * slope)
 
@@ -57,4 +57,4 @@ class Heaviside(nn.Module):
 
     def whole(self, x: Tensor) -> tuple[Tensor, Tensor]:
         fixed = x.detach()
-        return torch.maximum(self.bit(fixed).to(x.dtype), fixed.clamp_max(0)), scalar(1.0, x)
+        return torch.maximum(self.bit(fixed).to(x.dtype), fixed.clamp_max(0.0)), scalar(1.0, x)

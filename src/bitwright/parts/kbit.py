@@ -11,7 +11,7 @@ from bitwright.fn.coded import uint_code
 from bitwright.fn.fast import odd_grid, odd_levels
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
-from bitwright.parts.options import check_compat, check_word
+from bitwright.parts.options import check_coded, check_compat, check_word
 from bitwright.parts.registry import part
 from bitwright.parts.scale import centered, filter_axes, kept_only, mean_abs, weight_of, wide
 from bitwright.types import Coded, scalar
@@ -97,7 +97,7 @@ class Kbit(nn.Module):
     def _odd(self, place: Tensor) -> Tensor:
         """Odd whole numbers 2 u - n of places on [-1, 1]."""
         if self.clip:
-            place = place.clamp(-1, 1)
+            place = place.clamp(-1.0, 1.0)
         return odd_levels(place, self.top)
 
     def _reach(self, fixed: Tensor, keep: Tensor | None) -> Tensor:
@@ -155,6 +155,7 @@ class Kbit(nn.Module):
         return odd, unit
 
     def encode(self, t: Tensor, keep: Tensor | None = None) -> Coded:
+        check_coded(self, "clip=False has a grid without ends")
         odd, unit = self._codes(t, keep)
         code = (torch.nan_to_num(odd, nan=-self.top) + self.top) / 2
         return uint_code(code, self.bits, 2 * unit, -self.top * unit)

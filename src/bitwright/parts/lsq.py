@@ -114,7 +114,7 @@ class Lsq(nn.Module):
         """(t / s, its integer, s), all without a graph."""
         size = self._spread(size_of(wide(self.step)), t)
         place = wide(t.detach()) / size
-        return place, place.clamp(self.floor, self.top).round(), size
+        return place, place.clamp(float(self.floor), float(self.top)).round(), size
 
     def forward(self, t: Tensor, keep: Tensor | None = None) -> Tensor:
         return fast.lsq(kept_only(t, keep), wide(self.step), self.floor, self.top, self._axis(t), self._rate(t))

@@ -1,11 +1,14 @@
-"""One check for every part with an option that is a word."""
+"""Checks of options, each written once for all parts."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
 
+from torch import nn
+
 from bitwright.errors import InputError
+from bitwright.parts.moments import moment
 
 
 def check_word(name: str, option: str, value: str, words: Sequence[str]) -> str:
@@ -44,3 +47,10 @@ def check_compat(name: str, compat: str | None) -> bool:
     (False, True)
     """
     return compat is not None and check_word(name, "compat", compat, ("seed",)) == "seed"
+
+
+def check_coded(part: nn.Module, why: str) -> None:
+    """`InputError` where a part with these options offers no code: one that `encode` made would hold other values."""
+    if moment(part, "encode") is None:
+        name = str(getattr(part, "part_name", type(part).__name__))
+        raise InputError(f"part {name}: {why}, so there is nothing to encode", code="no-code", given=name)

@@ -10,7 +10,7 @@ from bitwright.fn import fast
 from bitwright.fn.coded import uint_code
 from bitwright.fn.ste import ste, ste2
 from bitwright.parts.bits import check_bits
-from bitwright.parts.options import check_compat
+from bitwright.parts.options import check_coded, check_compat
 from bitwright.parts.ranges import limits, rows
 from bitwright.parts.registry import part
 from bitwright.parts.scale import wide
@@ -76,7 +76,7 @@ class Pact(nn.Module):
 
     def _code(self, x: Tensor) -> tuple[Tensor, Tensor]:
         level = self._level()
-        clipped = torch.minimum(wide(x.detach()).clamp_min(0), level)
+        clipped = torch.minimum(wide(x.detach()).clamp_min(0.0), level)
         return (clipped * (self.top / level)).round(), level / self.top
 
     def forward(self, x: Tensor) -> Tensor:
@@ -85,10 +85,11 @@ class Pact(nn.Module):
         if not self.seed:
             return fast.clip_round(x, level, self.top)
         fixed, edge = wide(x.detach()), level.detach()
-        value = torch.minimum(fixed.clamp_min(0), edge)
+        value = torch.minimum(fixed.clamp_min(0.0), edge)
         return ste2(x, level, value, (fixed >= 0) & (fixed <= edge), fixed > edge)
 
     def encode(self, x: Tensor) -> Coded:
+        check_coded(self, 'compat="seed" clips and does not round')
         code, step = self._code(x)
         return uint_code(torch.nan_to_num(code), self.bits, step, torch.zeros_like(step))
 

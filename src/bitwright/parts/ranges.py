@@ -31,7 +31,7 @@ def limits(t: Tensor, observer: str, levels: int, grid: str, keep: Tensor | None
     t = wide(t.detach())
     if t.shape[1] == 0:
         return t.new_zeros(t.shape[0]), t.new_zeros(t.shape[0])
-    low, high = t.amin(1).clamp_max(0), t.amax(1).clamp_min(0)
+    low, high = t.amin(1).clamp_max(0.0), t.amax(1).clamp_min(0.0)
     if observer == "percentile":
         low, high = -_percentile(-t, keep), _percentile(t, keep)
     elif observer == "mse":

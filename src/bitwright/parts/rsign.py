@@ -53,7 +53,7 @@ class Rsign(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         z = self.moved(x)
         fixed = z.detach()
-        return ste(z, sign(fixed), torch.rsub(fixed.abs(), 2, alpha=2).clamp_min(0))
+        return ste(z, sign(fixed), torch.rsub(fixed.abs(), 2, alpha=2).clamp_min(0.0))
 
     def encode(self, x: Tensor) -> Coded:
         return sign_code(self.moved(x).detach(), scalar(1.0, x))

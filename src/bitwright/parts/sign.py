@@ -26,9 +26,9 @@ def surrogate_slope(x: Tensor, surrogate: str, boundary: str) -> Tensor | None:
     if surrogate == "clip":
         return size <= 1 if boundary == "closed" else size < 1
     if surrogate == "approx":
-        return torch.rsub(size, 2, alpha=2).clamp_min(0)
+        return torch.rsub(size, 2, alpha=2).clamp_min(0.0)
     if surrogate == "swish":
-        z = (5 * x).clamp(-30, 30)  # the bump is below 1e-11 there; cosh would overflow in half precision
+        z = (5 * x).clamp(-30.0, 30.0)  # the bump is below 1e-11 there; cosh would overflow in half precision
         z = z.float() if z.dtype in (torch.float16, torch.bfloat16) else z
         return 5 * (2 - z * torch.tanh(z / 2)) / (1 + torch.cosh(z))
     return None
@@ -78,7 +78,7 @@ class Sign(nn.Module):
         return fast.sign(x, self.surrogate, self.boundary == "open", self.slope)
 
     def hard(self, x: Tensor) -> Tensor:
-        return torch.sign(x) + 0 * x.clamp(-1, 1) if self.seed else sign(x)  # NaN stays NaN
+        return torch.sign(x) + 0 * x.clamp(-1.0, 1.0) if self.seed else sign(x)  # NaN stays NaN
 
     def encode(self, x: Tensor) -> Coded:
         one = scalar(1.0, x)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bitwright.fn.coded import sign_code, uint_code
 from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
-from bitwright.parts.options import check_compat, check_word
+from bitwright.parts.options import check_coded, check_compat, check_word
 from bitwright.parts.registry import part
 from bitwright.parts.scale import kept_only, weight_of, wide
 from bitwright.types import Coded, scalar
@@ -33,8 +33,8 @@ class SignMagnitude(nn.Module):
     moments   observe: the largest magnitude of calibration batches
     source    cornell-zhang/dnn-gating, utils: the quantizer under precision gating (Zhang et al. 2020, arXiv 2002.07136)
     differs   bits is the paper's b; planes and storage_bits are b + 1. compat="seed": s has 1e-7 added, the gradient is g
-              everywhere but 0 where t is 0; b = 1 gives -1 or +1 (0 gives -1) with gradient g, weights times
-              sqrt(1 / n), n = weights of a filter (the code counts the inputs of all groups)
+              everywhere but 0 where t is 0; b = 1 gives -1 or +1 (0 gives -1) with gradient g; weights: value and
+              gradient times sqrt(1 / n), n = weights of a filter (the code counts the inputs of all groups)
 
     >>> SignMagnitude(bits=2)(torch.tensor([3.0, -1.4, 0.2])).tolist()
     [3.0, -1.0, 0.0]
@@ -90,7 +90,7 @@ class SignMagnitude(nn.Module):
         nothing. No branch on data."""
         if not self.kept or not t.numel():
             return
-        peak = t.detach().abs().amax().to(self.high.dtype)
+        peak = t.detach().abs().max().to(self.high.dtype)
         fresh = (self.seen == 0) | (self.slot == "w")
         later = torch.maximum(self.high, peak) if rate == 1 else self.high + rate * (peak - self.high)
         wider = torch.where(fresh, peak, later)
@@ -104,11 +104,11 @@ class SignMagnitude(nn.Module):
         if self.kept:
             size = wide(self.high)
         else:
-            size = fixed.abs().amax() if fixed.numel() else fixed.new_zeros(())
+            size = fixed.abs().max() if fixed.numel() else fixed.new_zeros(())
         if self.seed:
             size = size + 1e-7
         unit = torch.where(size > 0, size / self.top, torch.ones_like(size))
-        return fixed, (fixed / unit).round().clamp(-self.top, self.top), unit, size
+        return fixed, (fixed / unit).round().clamp(float(-self.top), float(self.top)), unit, size
 
     def _one_bit(self, t: Tensor) -> Tensor:
         return scalar(math.sqrt(1 / max(1, math.prod(t.shape[1:]))) if self.slot == "w" else 1.0, t)
@@ -118,12 +118,14 @@ class SignMagnitude(nn.Module):
         if self.training and self.slot == "x":
             self._note(t, FOLLOW if self.scale == "max" else 0.0)
         if self.binary:
-            plus = torch.where(t.detach() > 0, 1.0, -1.0).to(t.dtype) + 0 * t.detach().clamp(-1, 1)  # NaN stays
-            return ste(t, plus * self._one_bit(t))
+            plus = torch.where(t.detach() > 0, 1.0, -1.0).to(t.dtype) + 0 * t.detach().clamp(-1.0, 1.0)  # NaN stays
+            scale = self._one_bit(t)
+            return ste(t, plus * scale, scale)
         fixed, code, unit, size = self._grid(t, keep)
         return ste(t, code * unit, fixed != 0 if self.seed else fixed.abs() <= size)
 
     def encode(self, t: Tensor, keep: Tensor | None = None) -> Coded:
+        check_coded(self, 'scale="batch_max" makes the grid of an input depend on its batch')
         if self.binary:
             return sign_code(torch.where(t.detach() > 0, 1.0, -1.0), self._one_bit(t))
         _, code, unit, _ = self._grid(t, keep)

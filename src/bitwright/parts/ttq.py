@@ -71,7 +71,7 @@ class Ttq(nn.Module):
 
     def regions(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         fixed = kept_only(w.detach(), keep)
-        d = self.threshold * fixed.abs().amax() if w.numel() else fixed.new_zeros(())
+        d = self.threshold * fixed.abs().max() if w.numel() else fixed.new_zeros(())
         return fixed > d, fixed < -d
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:

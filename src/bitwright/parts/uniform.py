@@ -161,11 +161,11 @@ class Uniform(nn.Module):
         if not self.symmetric:
             step = (high - low) / top
             step = torch.where(step > 0, step, torch.ones_like(step))
-            return step, (-low / step).round().clamp(0, top), 0.0, float(top)
+            return step, (-low / step).round().clamp(0.0, float(top)), 0.0, float(top)
         if self.signed:
             half = self.levels // 2
             step = torch.maximum(-low, high) / half
-            return torch.where(step > 0, step, torch.ones_like(step)), torch.zeros_like(step), -half, half
+            return torch.where(step > 0, step, torch.ones_like(step)), torch.zeros_like(step), -float(half), float(half)
         step = high / top
         return torch.where(step > 0, step, torch.ones_like(step)), torch.zeros_like(step), 0.0, float(top)
 

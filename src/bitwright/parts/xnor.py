@@ -64,7 +64,7 @@ class Xnor(nn.Module):
         return new
 
     def latent(self, w: Tensor, keep: Tensor | None) -> Tensor:
-        return centered(w, keep).clamp(-1, 1) if self.center == "graph" else w
+        return centered(w, keep).clamp(-1.0, 1.0) if self.center == "graph" else w
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         if self.seed:

@@ -29,13 +29,14 @@ class XnorK(nn.Module):
     [[2.0]]
     """
 
-    flat: Tensor | None
+    ones: Tensor | None
+    taps: int
     needs_raw_input = True
 
     def __init__(self, detach: bool = True) -> None:
         super().__init__()
         self.detach = detach
-        self.register_buffer("flat", None, persistent=False)
+        self.register_buffer("ones", None, persistent=False)
 
     @classmethod
     def for_layer(cls, layer: nn.Module, detach: bool = True) -> XnorK:
@@ -46,14 +47,14 @@ class XnorK(nn.Module):
             one = weight.detach()[:, :1] if transposed else weight.detach()[:1]  # one output sees this many weights
             taps = one.numel() // groups if transposed else one.numel()
             # one map serves all outputs; with groups the maps differ, and the operator hands each output its own
-            new.flat = torch.ones_like(one if groups == 1 else weight.detach()) / max(1, taps)
+            new.ones, new.taps = torch.ones_like(one if groups == 1 else weight.detach()), max(1, taps)
         return new
 
     def scale_map(self, op: Callable[..., Tensor], w: Tensor, raw: Tensor) -> Tensor:
         """K by the layer's own operator on |raw|, with equal weights."""
-        flat = torch.ones_like(w[:1]) / max(1, w[0].numel()) if self.flat is None else self.flat.to(w.dtype)
+        ones, taps = (torch.ones_like(w[:1]), max(1, w[0].numel())) if self.ones is None else (self.ones, self.taps)
         size = (raw.detach() if self.detach else raw).abs()
-        return op(size.to(w.dtype), flat.detach(), None)
+        return op(size.to(w.dtype), ones.to(w.dtype), None) / taps  # here, in the type that the layer has now
 
     def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor) -> Tensor:
         y = op(x, w, None) * self.scale_map(op, w, raw)

@@ -70,8 +70,8 @@ def _origin(run: Run) -> Origin:
     text = run.read_text("experiment.toml")
     try:
         table: dict[str, Any] = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise InputError(f"report {run.path}: experiment.toml is damaged: {error}", code="run-damaged") from None
+    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        raise run.damaged("experiment.toml", " ".join(str(error).split())[:160]) from None
     seed = table.get("seed")
     return Origin(
         name=run.name,

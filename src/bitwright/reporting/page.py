@@ -103,15 +103,13 @@ def _kinds(run: RunData) -> str:
 
 
 def commands(run: RunData) -> list[str]:
-    """The commands that give these figures again; only steps whose results are here."""
+    """The commands that make such a run again, beside this one; only steps whose results are here."""
     lines = [f"pip install bitwright=={__version__}"]
     if run.origin.command:
-        lines.append(run.origin.command)
+        lines.append(f"# this run was made by: {' '.join(run.origin.command.split())}")
     if run.origin.path is not None:
-        path = shlex.quote(run.origin.path)
-        if not run.origin.command:
-            again = shlex.quote(f"{run.origin.path}/experiment.toml")
-            lines.append(f"bitwright train {again} --out {shlex.quote(run.origin.path + '-again')}")
+        experiment, path = (shlex.quote(run.origin.path + end) for end in ("/experiment.toml", "-again"))
+        lines.append(f"bitwright train {experiment} --out {path}")
         lines += [f"bitwright analyze {path} --images {run.bits.images}"] if run.bits and run.bits.images else []
         swept = run.selfprune is not None and run.selfprune.analyzed
         lines += [f"bitwright analyze {path} --judge weight_sweep"] if swept else []

@@ -12,6 +12,7 @@ from bitwright.reporting.weights import opened
 from bitwright.runs.folder import Run
 
 MOST = 24  # pictures on a page
+CLASSES = 65_536  # where no file names them
 
 
 def errors_of(run: Run, most: int = MOST) -> Errors | None:
@@ -31,6 +32,10 @@ def errors_of(run: Run, most: int = MOST) -> Errors | None:
         compared |= before is not None
         only_ours += said != true and before == true
     classes = max(len(names), 1 + max(max(pair) for pair in counts))
+    if classes > max(len(names), CLASSES):  # a page has a line for each
+        raise InputError(
+            f"report: predictions.csv names class {classes - 1:,}; possible: below {CLASSES:,}", code="run-damaged"
+        )
     names = tuple(names[i] if i < len(names) else str(i) for i in range(classes))
     return Errors(names, counts, _mistakes(run, names, by_index)[:most], only_ours if compared else None)
 

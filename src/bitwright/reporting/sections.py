@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from bitwright.measure.numbers import at_chance
+
 if TYPE_CHECKING:
     from bitwright.reporting.gates import Gates
     from bitwright.reporting.selfprune import SelfPrune
@@ -99,6 +101,12 @@ class Speed:
         """None where our net was not measured."""
         return self.rows[0] if self.rows and self.rows[0].ms is not None else None
 
+    @property
+    def fastest(self) -> Candidate | None:
+        """The fastest measured peer of any precision."""
+        measured = [r for r in self.rows[1:] if r.ms is not None]
+        return min(measured, key=lambda r: r.ms or 0.0, default=None)
+
     def best(self, precision: str) -> Candidate | None:
         """The fastest measured peer of a precision."""
         return next((r for r in self.rows[1:] if r.precision == precision and r.best and r.ms is not None), None)
@@ -164,7 +172,8 @@ class Training:
 
 @dataclass(frozen=True)
 class Histogram:
-    """Latent weights of a layer divided by the largest of their sizes, in 20 equal bins from -1 to 1."""
+    """Latent weights of a layer divided by the largest of their sizes, in 20 equal bins from -1 to 1; latents of 0/1
+    weights less their threshold."""
 
     layer: str
     counts: tuple[int, ...]
@@ -333,6 +342,13 @@ class RunData:
         if net is not None and net.accuracy is not None:
             return net.accuracy
         return self.training.float_top1 if self.training else None
+
+    @property
+    def float_guesses(self) -> bool:
+        """Whether the float net is no better than guessing: no accuracy is worth comparing with that."""
+        if self.float_accuracy is None or self.errors is None:
+            return False
+        return at_chance(self.float_accuracy, len(self.errors.classes), self.errors.images)
 
     @property
     def test_images(self) -> int | None:

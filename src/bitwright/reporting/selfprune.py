@@ -82,6 +82,8 @@ def _sweep(facts: Cells, points: list[SweepPoint]) -> WeightSweep:
             f"report: {facts.where}: norm is {norm[:40]!r} of {images} images; possible: {', '.join(NORMS)}, at least 1",
             code="run-damaged",
         )
+    if facts.text("ranking") not in ("", "largest", "smallest", "mixed"):
+        raise InputError(f"report: {facts.where}: ranking is {facts.text('ranking')[:40]!r}", code="run-damaged")
     limit = facts.number("limit")
     return WeightSweep(
         norm, images, tuple(points), facts.number("trained_on"), facts.text("output"), facts.text("ranking"),

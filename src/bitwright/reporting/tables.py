@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from bitwright.errors import InputError
+
+LARGEST = 1e30
 
 
 class Cells:
@@ -25,19 +26,19 @@ class Cells:
         return "" if value is None else str(value)
 
     def number(self, key: str) -> float | None:
-        """None where the cell is empty; also for nan and inf, which no chart can show."""
+        """None where the cell is empty; also for nan, inf and what is as good as that, which no chart can show."""
         value = self.values.get(key)
         if value is None or value == "":
             return None
         try:
             number = float(value)
-        except (TypeError, ValueError):
+        except (TypeError, ValueError, OverflowError):
             raise InputError(
                 f"report: {self.where}: {key} is {str(value)[:40]!r}; possible: a number or an empty cell",
                 code="run-damaged",
                 given=str(value)[:80],
             ) from None
-        return number if math.isfinite(number) else None
+        return number if abs(number) < LARGEST else None  # nan is not
 
     def integer(self, key: str) -> int | None:
         number = self.number(key)

@@ -56,12 +56,12 @@ def _trained(run: RunData) -> str:
     if run.layers and run.speed is None:
         return ": counted, neither packed nor measured"
     if run.speed is not None:
-        return f": {_speed_word(run) or 'no int8 program was measured beside it'}, as measured"
+        return f": {_speed_word(run) or 'no other program was measured beside it'}, as measured"
     return " is not packed yet"
 
 
 def _claims(run: RunData) -> str:
-    """Size, speed against the best int8, price in accuracy; what is unknown is said or left out."""
+    """Size, speed against the fastest program, price in accuracy; what is unknown is said or left out."""
     parts = []
     if run.smaller is not None:
         parts.append(_smaller(run.smaller))
@@ -72,7 +72,9 @@ def _claims(run: RunData) -> str:
     text = (" but " if slower else " and ").join(parts) or "packed"
     text += _price(run)
     if not speed:
-        text += "; no int8 program was measured beside it" if run.speed else "; speed against others is not measured"
+        text += "; no other program was measured beside it" if run.speed else "; speed against others is not measured"
+    elif run.speed is not None and run.speed.best("int8") is None:
+        text += "; no int8 program was measured"
     return text
 
 
@@ -81,19 +83,23 @@ def _smaller(ratio: float) -> str:
 
 
 def _speed_word(run: RunData) -> str:
-    best = run.speed.best("int8") if run.speed else None
+    """Against the fastest program of any precision, by its name."""
+    best = run.speed.fastest if run.speed else None
     if best is None or best.ratio is None:
         return ""
+    ratio = numbers.ratio(best.ratio).removesuffix(" (slower)")
     if best.ratio < 0.95:
-        return f"slower than the best int8 here ({numbers.ratio(best.ratio).removesuffix(' (slower)')})"
+        return f"slower than the fastest program here, {best.name} ({ratio})"
     if best.ratio < 1.05:
-        return f"as fast as the best int8 here ({numbers.ratio(best.ratio)})"
-    return f"{numbers.ratio(best.ratio)} faster than the best int8 here"
+        return f"as fast as the fastest program here, {best.name} ({ratio})"
+    return f"{ratio} faster than the fastest program here, {best.name}"
 
 
 def _price(run: RunData) -> str:
     if run.accuracy is None or run.float_accuracy is None:
         return ""
+    if run.float_guesses:
+        return "; its float net only guesses, so there is no accuracy to compare with"
     change = numbers.points(run.accuracy - run.float_accuracy)
     if change == "0.0":
         return ", at the same accuracy"

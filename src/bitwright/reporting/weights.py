@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -27,24 +28,43 @@ def histograms(path: Path, layers: list[str] | None) -> tuple[Histogram, ...]:
         return ()
     found = []
     with opened(path) as f:
-        keys = list(f.keys())
+        keys, middles = list(f.keys()), _middles(str((f.metadata() or {}).get("recipe", "")))
         if layers is None:
             layers = [k.removesuffix(".weight") for k in keys if k.endswith("weight") and len(_shape(f, k)) > 1]
         for name in layers:
             key = f"{name}.weight" if f"{name}.weight" in keys else "weight"
-            if key in keys and (made := histogram(name, f.get_tensor(key))) is not None:
+            if key in keys and (made := histogram(name, f.get_tensor(key), middles.get(name, 0.0))) is not None:
                 found.append(made)
     return tuple(found)
 
 
-def histogram(layer: str, weight: np.ndarray) -> Histogram | None:
-    """None where there is nothing to divide by: no weights, only zeros, or not a number.
+def _middles(recipe: str) -> dict[str, float]:
+    """Where the weights of a layer turn over, if not at 0: zero_one compares its latents with a threshold."""
+    try:
+        rules = tomllib.loads(recipe).get("rule", [])
+    except tomllib.TOMLDecodeError:
+        return {}
+    found: dict[str, float] = {}
+    for rule in rules if isinstance(rules, list) else []:
+        slot = rule.get("w") if isinstance(rule, dict) else None
+        for part in slot if isinstance(slot, list) else [slot]:
+            options = part if isinstance(part, dict) else {"part": part}
+            if options.get("part") == "zero_one" and isinstance(at := options.get("threshold", 0.5), (int, float)):
+                found[str(rule.get("match"))] = float(at)
+    return found
+
+
+def histogram(layer: str, weight: np.ndarray, middle: float = 0.0) -> Histogram | None:
+    """Of the distances from `middle`. None where there is nothing to divide by: no weights, all of them there, or not a
+    number.
 
     >>> h = histogram("a", np.array([-2.0, 0.1, 2.0, 2.0]))
     >>> h.counts[0], h.counts[-1], h.undecided, h.largest
     (1, 2, 0.25, 2.0)
+    >>> histogram("a", np.array([0.0, 0.0, 0.52, 1.0]), middle=0.5).undecided  # latents of 0/1 weights
+    0.25
     """
-    flat = np.asarray(weight, dtype=np.float64).ravel()
+    flat = np.asarray(weight, dtype=np.float64).ravel() - middle
     largest = float(np.abs(flat).max()) if flat.size else 0.0
     if not np.isfinite(largest) or largest == 0.0:
         return None

@@ -8,8 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bitwright import data, models, usercode, zoo
+from bitwright.data.function import read_function
 from bitwright.errors import InputError
 from bitwright.runs.init import initialize
+from bitwright.runs.weights import put_weights, read_weights
 from bitwright.transforms import Recipe, apply, recipe_of
 
 if TYPE_CHECKING:
@@ -20,15 +22,20 @@ if TYPE_CHECKING:
 def dataset(experiment: Experiment, split: str) -> Images:
     """ "train", "test", or "val" (the last `data.val` training images, which "train" then lacks)."""
     spec = experiment.data
-    found = data.load(
-        spec.name,
-        spec.root,
-        "test" if split == "test" else "train",
-        size=spec.size,
-        transform=spec.transform,
-        format=spec.format,
-        workers=spec.workers,
-    )
+    which = "test" if split == "test" else "train"
+    if usercode.is_own(spec.name):
+        found = read_function(spec.name, which, experiment.home.find(spec.name, "data"))
+    else:
+        found = data.load(
+            spec.name,
+            spec.root,
+            which,
+            size=spec.size,
+            transform=spec.transform,
+            format=spec.format,
+            workers=spec.workers,
+            skip_bad=spec.skip_bad,
+        )
     if split == "test":
         found = found.limit(spec.limit_test) if spec.limit_test else found
     else:
@@ -63,7 +70,7 @@ def build_model(experiment: Experiment, images: Images | None = None, *, weights
     spec = experiment.model
     arguments: dict[str, Any] = spec.arguments
     if usercode.is_own(spec.name):
-        model = usercode.call(spec.name, "model", **arguments)
+        model = usercode.call(experiment.home.find(spec.name, "model"), spec.name, "model", **arguments)
         if not isinstance(model, nn.Module):
             raise InputError(f"model {spec.name}: gave {type(model).__name__}, not a torch module", code="own-call")
     else:
@@ -82,25 +89,13 @@ def _start_from(model: nn.Module, source: str) -> None:
     """Weights of a float or trained file, or of a run, into the model as it is."""
     from pathlib import Path
 
-    from bitwright.engine.files import read_tensors
     from bitwright.runs.folder import is_run
 
     if zoo.is_zoo(source):
         path = zoo.weights(source)
     else:
         path = Path(source) / "model.safetensors" if is_run(source) else Path(source)
-    tensors, _ = read_tensors(path)
-    own = model.state_dict()
-    missing = [key for key in own if key not in tensors]
-    wrong = [key for key in own if key in tensors and tensors[key].shape != own[key].shape]
-    if missing or wrong:
-        first = f"{missing[0]} is missing" if missing else f"{wrong[0]} is {list(tensors[wrong[0]].shape)}"
-        raise InputError(
-            f"model weights {path}: do not fit this model: {first} ({len(missing)} missing, {len(wrong)} of other shape)",
-            code="weights-fit",
-            given=str(path),
-        )
-    model.load_state_dict({key: tensors[key] for key in own})
+    put_weights(model, read_weights(path, "model weights")[0], f"model weights {path}")
 
 
 def recipe_of_stage(experiment: Experiment, index: int) -> Recipe:

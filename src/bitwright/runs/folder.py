@@ -10,9 +10,11 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from bitwright import experiment
+from bitwright import experiment as experiments
+from bitwright import trust
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
+from bitwright.usercode import KEPT, with_imports
 
 if TYPE_CHECKING:
     from torch import nn
@@ -26,20 +28,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 
 
 class Run:
-    """A folder with the files of contract 4; commands take it where they take a file.
-
-    experiment.toml     as run, overrides and defaults filled in;  command.txt, machine.json
-    metrics.csv         a row per epoch;  health.csv  a row per epoch and layer
-    model.safetensors   last epoch;  best.safetensors  best on data.val;  stages/K.safetensors  end of stage K
-    last.ckpt           everything to go on from;  state.json  status, stage, epoch, test accuracy, warnings
-    gates.csv           a row per epoch and gated layer;  gate_classes.csv  a row per gated layer and class
-    connections.csv     a row per epoch and layer of 0/1 weights;  sweep.csv  a row per sweep, norm mode and weight value
-    compute.csv         work per test image of a gated net;  compute.safetensors  the cheapest and dearest images
-    work.json           what the work of a gated net is made of, per test image
-    predictions.csv     a row per test image;  worst.safetensors  the images it is surest and wrong about
-    pca.json, hybrid.toml   what `analyze` found, and the recipe that follows;  sweep.json  of `--judge weight_sweep`
-    packed.safetensors, convert.json, layers.csv, bench.json, results.csv, report.html
-    """
+    """A folder with the files that `files.FILES` lists; commands take it where they take a file."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -70,7 +59,25 @@ class Run:
 
     @property
     def experiment(self) -> Experiment:
-        return experiment.load(self.file("experiment.toml"))
+        return experiments.load(self.path)
+
+    def keep_code(self, experiment: Experiment) -> None:
+        """experiment.toml, and in `code/` the Python files that it names and those they import from beside them, so that the
+        run needs nothing from outside; from now on they are trusted here."""
+        copies: dict[str, bytes] = {}
+        homes = []
+        for spec, what in experiment.own_code().items():
+            folder, file = experiment.home.place(spec, what)
+            homes.append(folder)
+            copies |= {name: path.read_bytes() for name, path in with_imports(folder, file).items()}
+        for name, content in copies.items():
+            target = self.file(f"{KEPT}/{name}")
+            target.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(target) as beside:
+                beside.write_bytes(content)
+        self.write_text("experiment.toml", experiments.to_toml(experiment))
+        if copies:
+            trust.remember(self.path, tuple(dict.fromkeys(homes)))
 
     def model(self, weights: str = "model.safetensors") -> nn.Module:
         """The trained model in eval mode, from the run's experiment and weights."""
@@ -91,7 +98,7 @@ class Run:
         try:
             return self.file(name).read_text(encoding="utf-8") if self.has(name) else ""
         except UnicodeDecodeError:
-            raise InputError(f"run {self.path}: {name} is damaged", code="run-damaged", given=name) from None
+            raise self.damaged(name, "not UTF-8 text") from None
 
     def write_text(self, name: str, text: str) -> Path:
         """Beside the target, flushed, renamed."""
@@ -106,16 +113,34 @@ class Run:
         text = self.read_text(name)
         try:
             found = json.loads(text) if text else {}
-        except ValueError:
-            raise InputError(f"run {self.path}: {name} is damaged", code="run-damaged", given=name) from None
-        return found if isinstance(found, dict) else {}
+        except (ValueError, RecursionError):
+            found = None
+        if not isinstance(found, dict):
+            raise self.damaged(name, "not a JSON object")
+        return found
+
+    def damaged(self, name: str, what: str) -> InputError:
+        """The error for a file of the run that says what it cannot say."""
+        return InputError(f"run {self.path}: {name} is damaged: {what}", code="run-damaged", given=name)
 
     def write_json(self, name: str, value: Mapping[str, Any]) -> Path:
         return self.write_text(name, json.dumps(value, indent=1, default=str) + "\n")
 
-    def read_csv(self, name: str) -> list[dict[str, str]]:
-        """Rows as text; [] where the file is not there."""
-        return list(csv.DictReader(io.StringIO(self.read_text(name))))
+    def read_csv(self, name: str, needed: Iterable[str] = ()) -> list[dict[str, str]]:
+        """Rows as text; [] where the file is not there. Errors: `InputError` where the `needed` columns or cells are missing."""
+        reader = csv.DictReader(io.StringIO(self.read_text(name)), strict=True)
+        try:
+            rows = list(reader)
+        except csv.Error as error:
+            raise self.damaged(name, f"line {reader.line_num}: {error}") from None
+        columns = reader.fieldnames or ()
+        missing = [column for column in needed if column not in columns]
+        if rows and missing:
+            raise self.damaged(name, f"it has no column {missing[0]}")
+        for i, row in enumerate(rows, 1):
+            if None in row or None in row.values():
+                raise self.damaged(name, f"row {i} has not {len(columns)} cells")
+        return rows
 
     def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> Path:
         """All rows; the columns are `columns`, then those of all rows in order of appearance. None is an empty cell."""
@@ -132,7 +157,7 @@ class Run:
 
         A row without `batch` says something of the net (its accuracy), not of a measurement: into all rows of the net.
         """
-        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv("results.csv")]
+        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv("results.csv", ("net",))]
         for row in rows:
             batch = str(row.get("batch") or "")
             same = [r for r in kept if r["net"] == row["net"]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
@@ -58,6 +60,20 @@ def encode(case: Case) -> None:
 
 def _declares_planes(case: Case) -> bool:
     return _encodes(case) and isinstance(getattr(case.build(), "planes", None), int)
+
+
+def _withholds(case: Case) -> bool:
+    return case.slot != "gate" and case.has("encode") is None and callable(getattr(case.build(), "encode", None))
+
+
+@law("a part that has no code with its options refuses to encode", _withholds)
+def withheld(case: Case) -> None:
+    part: Any = case.build().eval()
+    try:
+        part.encode(case.tensor())
+    except ValueError:
+        return
+    require(False, "it says that it has no code, and encode gives one")
 
 
 @law("`planes` is the number of planes of the code", _declares_planes)

@@ -34,6 +34,7 @@ class TrainingCallback(pl.Callback):
 
     def __init__(self, job: Job, module: TrainingModule) -> None:
         self.job, self.module = job, module
+        self.started = False  # a first step is done, so all of a checkpoint was good
         self.stage = job.experiment.stage[job.state.stage]
         self.layers = health.coded_layers(job.net)
         self.probe: health.Probe | None = None
@@ -100,6 +101,7 @@ class TrainingCallback(pl.Callback):
             self.probe = None
         if self.module.budget is not None:
             self.module.budget.step()
+        self.started = True
         state.step += 1
         state.batch += 1
         if self.watch is not None:
@@ -184,7 +186,7 @@ class TrainingCallback(pl.Callback):
         job.check(device, shared=True)
 
     def evaluations(self, device: Any, shared: bool) -> tuple[Evaluation, Evaluation | None]:
-        loss = make_loss(self.stage, self.job.state.stage, smoothing=False)
+        loss = make_loss(self.stage, self.job.state.stage, smoothing=False, home=self.job.experiment.home)
         test = self.job.evaluate(self.job.test, loss, device, shared)
         return test, None if self.job.val is None else self.job.evaluate(self.job.val, loss, device, shared)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from pathlib import Path
 from typing import Any
 
@@ -33,10 +32,12 @@ def write_checkpoint(checkpoint: dict[str, Any], path: Path) -> None:
             torch.save(checkpoint, f)
     except (OSError, RuntimeError) as error:  # torch's own writer turns a short write into a RuntimeError
         reason = error.strerror if isinstance(error, OSError) and error.strerror else _root(error)
-        kept = " The checkpoint before it is whole." if path.exists() else ""
-        raise InputError(
-            f"save {path}: {reason}.{kept} Make room, then go on with: --resume", code="file-write", given=str(path)
-        ) from None
+        kept = (
+            "The checkpoint before it is whole. Make room, then go on with: --resume"
+            if path.exists()
+            else "Nothing was saved yet. Make room, then give the same command again"
+        )
+        raise InputError(f"save {path}: {reason}. {kept}", code="file-write", given=str(path)) from None
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -45,15 +46,21 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"resume {path}: no such file", code="file-missing", given=str(path))
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, pickle.UnpicklingError, EOFError, OSError, ValueError, KeyError) as error:
-        raise InputError(
-            f"resume {path}: damaged or not a checkpoint ({_root(error)[:120]}). Delete it to start from the beginning",
-            code="file-damaged",
-            given=str(path),
-        ) from None
+    except Exception as error:  # a damaged file raises nearly anything
+        raise damaged(path, error) from None
     if not isinstance(found, dict) or not {"bitwright", "state_dict", "optimizer_states"} <= set(found):
         raise InputError(f"resume {path}: not a checkpoint of bitwright", code="file-foreign", given=str(path))
     return found
+
+
+def damaged(path: Path, error: Exception) -> InputError:
+    """One line for whatever a checkpoint cannot give."""
+    return InputError(
+        f"resume {path}: damaged or not a checkpoint ({type(error).__name__}: {' '.join(_root(error).split())[:120]}). "
+        "Delete it to start from the beginning",
+        code="file-damaged",
+        given=str(path),
+    )
 
 
 def remove_leftovers(folder: Path) -> None:

@@ -94,12 +94,10 @@ def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:
     facts = machine(torch.get_num_threads())
     keys = ("threads", "cpu", "isa", "kernels", "torch", "bitwright", "date")
     common = {"images": found.images, **{key: facts[key] for key in keys}}
-    parameters = sum(p.numel() for p in build_model(job.experiment, job.test, weights=False).parameters())
     rows = []
-    if job.state.float_top1 is not None:
-        rows.append(
-            {"net": "float", "precision": "fp32", "accuracy": job.state.float_top1, "bytes": 4 * parameters, **common}
-        )
+    if job.state.float_top1 is not None:  # sizes are of files: the float net's beside the packed one's
+        floats = job.run.file(f"stages/{job.state.float_stage}.safetensors").stat().st_size
+        rows.append({"net": "float", "precision": "fp32", "accuracy": job.state.float_top1, "bytes": floats, **common})
     size = job.run.file("model.safetensors").stat().st_size
     rows.append(
         {

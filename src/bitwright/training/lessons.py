@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Callable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
-from bitwright.measure.numbers import percent
+from bitwright.measure.numbers import at_chance, percent
 
 if TYPE_CHECKING:
     from bitwright.experiment import Experiment
@@ -40,6 +40,7 @@ def lessons(
     on                connections of each layer of 0/1 weights
     """
     index = state.stage
+    _recovered(state)
     new = []
     for key, text in _all(experiment, state, signed, classes, images, on or {}):
         told = f"{index} {key}"
@@ -253,6 +254,14 @@ def _switch(experiment: Experiment, state: State) -> Iterator[Lesson]:
         )
 
 
+def _recovered(state: State) -> None:
+    """A dip at a switch that is over is no warning any more."""
+    row, before = state.rows[-1], [r for r in state.rows if r["stage"] == state.stage - 1]
+    if before and row["test_top1"] >= before[-1]["test_top1"] - DROP:
+        dip = f"at the switch to stage {state.stage};"
+        state.warnings = [text for text in state.warnings if dip not in text]
+
+
 def _loader(experiment: Experiment, row: dict[str, Any]) -> Iterator[Lesson]:
     data, step = row["data_ms"], row["step_ms"]
     if data is None or data < WAITING * (data + step) or data < 1:
@@ -270,8 +279,7 @@ def _chance(experiment: Experiment, state: State, chance: float, images: int) ->
     done = row["epoch"] + 1
     if done < max(2, experiment.stage[state.stage].epochs // 3):
         return
-    limit = chance + 3 * math.sqrt(chance * (1 - chance) / images)
-    if row["test_top1"] <= limit:
+    if at_chance(row["test_top1"], round(1 / chance), images):
         yield (
             "chance",
             f"test accuracy {percent(row['test_top1'])} % after {done} epochs is what guessing gives ({percent(chance)} %); "

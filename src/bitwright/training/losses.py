@@ -18,8 +18,8 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 NAMES = ("cross_entropy", "squared_hinge", "mse")
 
 
-def make_loss(stage: Stage, index: int = 0, *, smoothing: bool = True) -> Loss:
-    """(outputs [N, C], labels [N]) -> scalar; `smoothing=False` for evaluation."""
+def make_loss(stage: Stage, index: int = 0, *, smoothing: bool = True, home: usercode.Home | None = None) -> Loss:
+    """(outputs [N, C], labels [N]) -> scalar; `smoothing=False` for evaluation; `home` of the experiment."""
     name = stage.loss
     if stage.label_smoothing and name != "cross_entropy":
         raise InputError(
@@ -33,7 +33,7 @@ def make_loss(stage: Stage, index: int = 0, *, smoothing: bool = True) -> Loss:
     if name == "mse":
         return squared_error
     if usercode.is_own(name):
-        return _own(name, index)
+        return _own(name, index, home or usercode.Home())
     raise InputError(
         f"stage {index}: unknown loss {name!r}.{nearest(name, NAMES)} Known: {', '.join(NAMES)}, file.py:fn",
         code="loss-unknown",
@@ -74,8 +74,8 @@ def distilled(loss: Tensor, student: Tensor, teacher: Tensor, weight: float, tem
     return (1 - weight) * loss + weight * temperature**2 * soft
 
 
-def _own(name: str, index: int) -> Loss:
-    function = usercode.find(name, f"stage {index}: loss")
+def _own(name: str, index: int, home: usercode.Home) -> Loss:
+    function = home.find(name, f"stage {index}: loss")
 
     def loss(outputs: Tensor, labels: Tensor) -> Tensor:
         value = function(outputs, labels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -19,6 +20,14 @@ def lightning_quiet() -> Iterator[None]:
     """Errors still come through. Our own warnings, and those of the user's model, are not touched."""
     loggers = [logging.getLogger(name) for name in _LOGGERS]
     levels = [logger.level for logger in loggers]
+    hook = threading.excepthook
+
+    def without_writer(args: threading.ExceptHookArgs) -> None:
+        # TensorBoard writes in a thread and raises its error once more where it is flushed: there it becomes one line
+        if not (isinstance(args.exc_value, OSError) and type(args.thread).__module__.startswith("tensorboard.")):
+            hook(args)
+
+    threading.excepthook = without_writer
     try:
         with warnings.catch_warnings():
             for theirs in (r"lightning(\.|$)", r"tensorboard(\.|$)", r"torchmetrics(\.|$)", r"torch\.utils\._pytree"):
@@ -32,5 +41,6 @@ def lightning_quiet() -> Iterator[None]:
                 logger.setLevel(logging.ERROR)
             yield
     finally:
+        threading.excepthook = hook
         for logger, level in zip(loggers, levels, strict=True):
             logger.setLevel(level)

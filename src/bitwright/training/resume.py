@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright import experiment as experiments
+from bitwright.atomic import PREFIX
 from bitwright.errors import InputError, Negative
 from bitwright.experiment import to_toml
-from bitwright.runs import Run, is_run
+from bitwright.runs import Run, files, is_run
+from bitwright.runs.lock import locked
+from bitwright.usercode import KEPT
 
 if TYPE_CHECKING:
     from bitwright.experiment import Experiment
@@ -19,15 +22,32 @@ if TYPE_CHECKING:
 # How it runs and what it writes down, not what is learned. (Threads, precision, devices and memory format change
 # the last bits, and the promise is: bit by bit the unbroken run.)
 HARMLESS = ("log", "expected", "data.root", "data.workers", "data.eval_batch", "train.checkpoint_every")
-MADE = (
-    "last.ckpt", "metrics.csv", "health.csv", "model.safetensors", "best.safetensors", "worst.safetensors",
-    "predictions.csv", "results.csv", "layers.csv", "state.json", "classes.json", "convert.json", "bench.json",
-    "gates.csv", "connections.csv", "sweep.csv", "sweep.json", "compute.csv", "work.json", "gate_classes.csv", "compute.safetensors", "packed.safetensors", "machine.json", "command.txt", "report.html", "experiment.toml",
-)  # fmt: skip
 
 
-def prepare(run: Run, experiment: Experiment, *, resume: bool, force: bool) -> None:
-    """Makes the folder, or says what to type where there is one already; `force` removes what a run left there."""
+@contextmanager
+def prepared(run: Run, experiment: Experiment, *, resume: bool, force: bool) -> Iterator[None]:
+    """Makes the folder and keeps other trainings out of it, or says what to type where there is one already; `force`
+    removes what a run left there."""
+    path = run.path
+    _check_folder(run, resume)
+    with locked(path):
+        there = _content(path)
+        if there and not (resume or force):
+            raise InputError(
+                f"train: {path} exists. Go on: --resume; another folder: --out DIR; begin again: --force",
+                code="run-exists",
+                given=str(path),
+                possible="--resume, --out DIR, --force",
+            )
+        if there and force and not resume:
+            _check_reads(run, experiment)
+            own = experiment.home.run is not None and experiment.home.run.resolve() == path.resolve()
+            files.clear(path, keep=(KEPT, "experiment.toml") if own else ())  # its own code is still needed
+        yield
+
+
+def _check_folder(run: Run, resume: bool) -> None:
+    """Errors: `InputError` where no run can be."""
     path = run.path
     if not _is_utf8(path):
         raise InputError(
@@ -38,23 +58,33 @@ def prepare(run: Run, experiment: Experiment, *, resume: bool, force: bool) -> N
         )
     if path.exists() and not path.is_dir():
         raise InputError(f"train: {path} is a file. Give another folder: --out DIR", code="run-exists", given=str(path))
-    there = path.is_dir() and any(not p.name.startswith(".bitwright-") for p in path.iterdir())
-    if there and not is_run(path) and not resume and not run.has("last.ckpt"):
+    if _content(path) and not is_run(path) and not resume and not run.has("last.ckpt"):
         raise InputError(
             f"train: {path} is not empty and not a run. Give another folder: --out DIR",
             code="run-exists",
             given=str(path),
         )
-    if there and not (resume or force):
-        raise InputError(
-            f"train: {path} exists. Go on: --resume; another folder: --out DIR; begin again: --force",
-            code="run-exists",
-            given=str(path),
-            possible="--resume, --out DIR, --force",
-        )
-    if there and force and not resume:
-        _remove(path)
-    path.mkdir(parents=True, exist_ok=True)
+
+
+def _content(path: Path) -> bool:
+    """Whether anything is there but a lock and what a killed process was writing."""
+    return path.is_dir() and any(p.name != files.LOCK and not p.name.startswith(PREFIX) for p in path.iterdir())
+
+
+def _check_reads(run: Run, experiment: Experiment) -> None:
+    """What the experiment reads must not be among what `--force` removes."""
+    reads: dict[str, str | None] = {"model.weights": experiment.model.weights}
+    for i, stage in enumerate(experiment.stage):
+        reads[f"stage.{i}.recipe"] = stage.recipe
+        reads[f"stage.{i}.teacher"] = None if stage.teacher is None else stage.teacher.source
+    for key, value in reads.items():
+        if value and Path(value).exists() and Path(value).resolve().is_relative_to(run.path.resolve()):
+            raise InputError(
+                f"train: {key} = {value} lies in {run.path}, which --force would clear. Copy it elsewhere, or give another "
+                "folder: --out DIR",
+                code="run-exists",
+                given=value,
+            )
 
 
 def _is_utf8(path: Path) -> bool:
@@ -65,17 +95,10 @@ def _is_utf8(path: Path) -> bool:
     return True
 
 
-def _remove(path: Path) -> None:
-    """Only what a run writes; anything else in the folder is the user's."""
-    for name in MADE:
-        (path / name).unlink(missing_ok=True)
-    for name in ("stages", "tensorboard"):
-        shutil.rmtree(path / name, ignore_errors=True)
-
-
 def discard(path: Path) -> None:
     """What a run wrote, and the folder if nothing else is in it."""
-    _remove(path)
+    files.clear(path)
+    (path / files.LOCK).unlink(missing_ok=True)
     with suppress(OSError):
         path.rmdir()
 

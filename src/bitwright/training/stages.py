@@ -39,19 +39,25 @@ def run_stage(job: Job, checkpoint: Path | None) -> None:
         _calibrate(job, stage.calibrate)
         state.scale = {name: health.latent_size(layer) for name, layer in health.coded_layers(job.net).items()}
     reseed(experiment.seed, index, job.rank)
-    loss = make_loss(stage, index)
+    loss = make_loss(stage, index, home=experiment.home)
     job.net.train()
     try:
         with lightning_quiet():
             from bitwright.training.callback import TrainingCallback
+            from bitwright.training.checkpoint import damaged
             from bitwright.training.module import NotFinite, TrainingModule
 
             module = TrainingModule(job, loss, teacher, rule)
-            trainer = make_trainer(job, TrainingCallback(job, module))
+            callback = TrainingCallback(job, module)
+            trainer = make_trainer(job, callback)
             try:
                 trainer.fit(module, ckpt_path=None if checkpoint is None else str(checkpoint))
             except NotFinite as error:
                 raise not_finite(job, error.what, error.images) from None
+            except Exception as error:
+                if checkpoint is None or callback.started or isinstance(error, (InputError, OSError, StopRequest)):
+                    raise
+                raise damaged(checkpoint, error) from error
     except SystemExit:  # what Lightning makes of a KeyboardInterrupt
         raise KeyboardInterrupt from None
     finally:

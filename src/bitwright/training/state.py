@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any
 
+from pydantic import TypeAdapter
+
 from bitwright.training.schedules import Plateau
 
 
@@ -30,6 +32,7 @@ class State:
     step, batch    steps done in the stage, in the epoch; batch equals the epoch's steps while its evaluation is due
     rows           of metrics.csv;    health_rows   of health.csv;    gate_rows   of gates.csv
     connection_rows   of connections.csv;    sweep_rows   of sweep.csv
+    skipped        pictures left out because they cannot be read
     told           lessons that were given;   warnings   their texts
     """
 
@@ -52,15 +55,21 @@ class State:
     float_stage: int | None = None
     best: float | None = None
     seconds: float = 0.0
+    skipped: int = 0
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     @classmethod
     def from_dict(cls, saved: dict[str, Any]) -> State:
+        """Errors: `ValueError` where a value has not the type of its field, or counts below zero."""
         known = {f.name for f in fields(cls)}
-        kept = {k: v for k, v in saved.items() if k in known}
-        return cls(**{**kept, "sums": Sums(**saved["sums"]), "plateau": Plateau(**saved["plateau"])})
+        state = TypeAdapter(cls).validate_python({k: v for k, v in saved.items() if k in known})
+        if min(state.stage, state.epoch, state.step, state.batch) < 0:
+            raise ValueError("a place below zero")
+        if any(not {"stage", "epoch", "test_top1"} <= row.keys() for row in state.rows):
+            raise ValueError("a row without its place")
+        return state
 
     def begin_stage(self, index: int) -> None:
         self.stage, self.epoch, self.step = index, 0, 0
@@ -83,4 +92,5 @@ class State:
             "warnings": self.warnings,
             "seconds": round(self.seconds, 3),
             "float_top1": self.float_top1,
+            "skipped_pictures": self.skipped,
         }

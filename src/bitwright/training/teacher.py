@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from bitwright import zoo
-from bitwright.engine.files import load, read_tensors
+from bitwright.engine.files import load
 from bitwright.errors import InputError
 from bitwright.experiment.schema import Teacher
 from bitwright.runs import build_model, is_run
 from bitwright.runs.build import normalized
+from bitwright.runs.weights import put_weights, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -69,15 +70,12 @@ def _read(job: Job, source: str, index: int) -> tuple[nn.Module, bool]:
     else:
         path, fed = _file(source), job.normalize
     net = build_model(job.experiment, job.test, weights=False)
-    tensors, metadata = read_tensors(path)
+    where = f"stage {index}: teacher"
+    tensors, metadata = read_weights(path, where)
     if "bitwright" in metadata:
         load(path, net)
     else:
-        try:
-            net.load_state_dict(tensors)
-        except RuntimeError as error:
-            first = str(error).splitlines()[-1].strip()
-            raise InputError(f"stage {index}: teacher {path}: {first}", code="teacher") from None
+        put_weights(net, tensors, f"{where} {path}", "teacher")
     return net, fed
 
 

@@ -6,7 +6,7 @@ import gc
 import os
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,14 +14,13 @@ import torch
 
 from bitwright.data import Dataset
 from bitwright.errors import InputError
-from bitwright.experiment import to_toml
 from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
 from bitwright.runs import Run, build_model
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
 from bitwright.training.progress import Screen
-from bitwright.training.resume import check_same, discard, prepare
+from bitwright.training.resume import check_same, discard, prepared
 from bitwright.training.signals import Signals, Stopped, StopRequest
 from bitwright.training.stages import begin_stage, run_stage
 from bitwright.training.state import State
@@ -48,7 +47,7 @@ def train(
     echo: Callable[[str], None] | None = None,
     screen: Screen | None = None,
 ) -> Result:
-    """Trains all stages and leaves the files of contract 4 in `out`.
+    """Trains all stages and leaves the files of a run in `out`.
 
     resume    go on from `out`/last.ckpt: final weights are bit by bit those of an unbroken run, on the same machine
               with the same number of threads and processes. Without a checkpoint it begins at the beginning
@@ -64,9 +63,10 @@ def train(
     main = rank_of(experiment) == 0
     accelerator(experiment)  # its errors before any work
     check_teachers(experiment)
-    with Signals() as signals, _as_it_was(experiment.train.threads):
-        if main:
-            prepare(run, experiment, resume=resume, force=force)
+    for spec, what in experiment.own_code().items():
+        experiment.home.place(spec, what)  # a wrong name is told before anything is read or removed
+    folder = prepared(run, experiment, resume=resume, force=force) if main else nullcontext()
+    with Signals() as signals, _as_it_was(experiment.train.threads), folder:
         job: Job | None = None
         try:
             job, checkpoint = _begin(experiment, run, screen, signals, resume, command)
@@ -79,10 +79,13 @@ def train(
             raise
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
+            kept = "The last checkpoint is whole. Make room, then go on with: --resume"
+            if not run.has("last.ckpt"):
+                kept = "Nothing was saved yet. Make room, then give the same command again"
+                if main and not resume:
+                    discard(run.path)
             raise InputError(
-                f"train {run.path}: {name}{error.strerror or error}. The last checkpoint is whole. "
-                "Make room, then go on with: --resume",
-                code="file-write",
+                f"train {run.path}: {name}{error.strerror or error}. {kept}", code="file-write", given=str(run.path)
             ) from None
         finally:
             if job is not None and (job.world > 1 or _in_memory(job) > COLLECT_FROM):
@@ -108,17 +111,24 @@ def _begin(
             remove_leftovers(run.path)
         if run.has("last.ckpt"):
             saved = read_checkpoint(run.file("last.ckpt"))
-            state = State.from_dict(saved["bitwright"]["state"])
+            state = _state(run.file("last.ckpt"), saved)
             check_same(run, experiment, saved["bitwright"]["experiment"], state)
+            _check_place(run.file("last.ckpt"), state, experiment)
         elif run.has("experiment.toml"):
             check_same(run, experiment, run.read_text("experiment.toml"), state)
     train_set, test_set, val_set = open_data(experiment)
     reseed(experiment.seed, -1)
     net = build_model(experiment, test_set, weights=saved is None)
     job = Job(experiment, run, screen, signals, train_set, test_set, val_set, net, state)
+    skipped = [(which, *row) for which, s in (("train", train_set), ("test", test_set)) for row in s.skipped]
+    state.skipped = len(skipped)
     if main:
         _describe(job)
-        run.write_text("experiment.toml", to_toml(experiment))
+        if skipped:
+            run.write_csv("skipped.csv", [dict(zip(("split", "picture", "why"), row, strict=True)) for row in skipped])
+            many = "1 picture" if len(skipped) == 1 else f"{len(skipped):,} pictures"
+            screen.warn(f"{many} cannot be read and are left out; they are listed in {run.file('skipped.csv')}")
+        run.keep_code(experiment)
         if command:
             run.write_text("command.txt", command + "\n")
         run.write_json("machine.json", machine(experiment.train.threads or torch.get_num_threads()))
@@ -138,6 +148,31 @@ def _begin(
 
         write_tables(run, state)
     return job, run.file("last.ckpt")
+
+
+def _state(path: Path, saved: dict[str, Any]) -> State:
+    """Where the checkpoint stands. Errors: `InputError` where it does not say so."""
+    from bitwright.training.checkpoint import damaged
+
+    try:
+        ours = saved["bitwright"]
+        if not isinstance(ours["experiment"], str):
+            raise TypeError("its experiment is no text")
+        if not all(isinstance(rank["cpu"], torch.Tensor) and len(rank["sums"]) == 4 for rank in ours["ranks"]):
+            raise TypeError("no random state")
+        if not all(isinstance(value, torch.Tensor) for value in saved["state_dict"].values()):
+            raise TypeError("its weights are no tensors")
+        return State.from_dict(ours["state"])
+    except Exception as error:
+        raise damaged(path, error) from None
+
+
+def _check_place(path: Path, state: State, experiment: Experiment) -> None:
+    from bitwright.training.checkpoint import damaged
+
+    stages = experiment.stage
+    if state.stage >= len(stages) or state.epoch > stages[state.stage].epochs:
+        raise damaged(path, ValueError(f"it stands at stage {state.stage}, epoch {state.epoch}"))
 
 
 def _load(job: Job, saved: dict[str, Any]) -> None:
@@ -169,7 +204,7 @@ def _evaluate_again(job: Job, saved: dict[str, Any]) -> None:
 
     state, before = job.state, time.perf_counter()
     ours = saved["bitwright"]
-    loss = make_loss(job.experiment.stage[state.stage], state.stage, smoothing=False)
+    loss = make_loss(job.experiment.stage[state.stage], state.stage, smoothing=False, home=job.experiment.home)
     test = job.evaluate(job.test, loss)
     val = None if job.val is None else job.evaluate(job.val, loss)
     sweep = sweep_rows(job, job.check)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Iterator
 from typing import Any, TypeVar, cast
 
@@ -22,12 +23,14 @@ from bitwright.transforms.recipe import Recipe, RecipeLike, Rule, as_recipe
 from bitwright.transforms.resolve import (
     Decision,
     build,
+    check_any,
     check_skipped,
     check_tied,
     exact,
     resolve,
     shared_with_float,
     slot_layers,
+    unreached,
     warn_skipped,
 )
 from bitwright.transforms.unwrap import unwrap
@@ -42,10 +45,11 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
 
     Layers become `bw.nn` layers with the same Parameter objects, so optimizers and checkpoints keep working.
     With `example` (a batch of inputs) one eval forward proves that every replaced layer is really called, and
-    that no signed input part reads a ReLU. Then a part that draws first latents does so
-    (`zero_one`), and each part's projection runs once.
-    The recipe, `first` and `last` resolved to names, stays at `model.bitwright_recipe`.
-    Errors: `InputError`, and the model is as it was.
+    that no signed input part reads a ReLU; a layer that the example never reaches stays float, with a warning. Then a
+    part that draws first latents does so (`zero_one`), and each part's projection runs once.
+    Wrappers (`DataParallel`, compiled and averaged models, ...) are looked through; names are those of the net inside.
+    The recipe, `first` and `last` resolved to names, stays at `bitwright_recipe` of the net.
+    Errors: `InputError`, and the model is as it was; also where not one layer would get a part.
 
     >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
     >>> apply(net, [{"match": "last", "w": "bwn"}])[2]
@@ -54,6 +58,8 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     given, model = model, cast("Model", unwrap(model))
     resolved = resolve(model, as_recipe(recipe), example, "apply")
     left = check_skipped(resolved, "apply")
+    if nothing := check_any(resolved, "apply"):
+        raise InputError(nothing, code="apply-nothing")
     wanted = [d for d in resolved.decisions if d.replaces]
     rng = torch.get_rng_state()
     try:
@@ -160,6 +166,11 @@ def _install(model: nn.Module, decision: Decision, new: SlotLayer, undo: Undo) -
         holder = model.get_submodule(parent)
         undo.add(lambda holder=holder, child=child: holder._modules.__setitem__(child, old))
         holder._modules[child] = new
+    for hook in new._load_state_dict_pre_hooks.values():
+        wrapped: Any = hook  # torch's, which knows its module by itself
+        if getattr(wrapped, "with_module", False) and wrapped.module() is old:
+            undo.add(lambda hook=wrapped: setattr(hook, "module", weakref.ref(old)))
+            wrapped.module = weakref.ref(new)
 
 
 def _fast_paths_off(model: nn.Module, undo: Undo) -> None:
@@ -188,13 +199,7 @@ def _check_called(model: nn.Module, built: list[tuple[Decision, SlotLayer]], exa
     seen = run_forward(model, example, rows)
     for row in rows:
         if id(row.module) not in seen:
-            raise InputError(
-                f"apply: {row.name} ({row.kind}) was replaced but the example never reached it: its part "
-                f'would do nothing. Leave it out (match="{row.name}" w="float" x="float"), '
-                "or call the module, not its weight",
-                code="layer-unused",
-                layer=row.name,
-            )
+            raise unreached(row, f"apply: {row.name} ({row.kind}) was replaced but")
 
 
 def recipe_of(model: nn.Module) -> Recipe:

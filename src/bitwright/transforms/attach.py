@@ -13,25 +13,27 @@ from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.transforms.facts import bit_facts
 from bitwright.transforms.project import parts_of, project
+from bitwright.transforms.steppers import held_by, steppers
 from bitwright.transforms.unwrap import unwrap
 
 # which optimizers serve which model; on neither of them, so that both can be copied and pickled at any time
-_Hooks: TypeAlias = "weakref.WeakKeyDictionary[torch.optim.Optimizer, Any]"
+_Hooks: TypeAlias = "weakref.WeakKeyDictionary[Any, list[Any]]"
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, _Hooks] = weakref.WeakKeyDictionary()
 
 
 class Handle:
     """Ends an attachment: `handle.remove()`, or leave the `with` block."""
 
-    def __init__(self, model: nn.Module, optimizer: torch.optim.Optimizer, hook: Any) -> None:
-        self._model, self._optimizer, self._hook = model, optimizer, hook
+    def __init__(self, model: nn.Module, optimizer: Any, hooks: list[Any]) -> None:
+        self._model, self._optimizer, self._hooks = model, optimizer, hooks
 
     def remove(self) -> None:
-        """Takes the hook off; a second call does nothing."""
-        self._hook.remove()
-        hooks = _ATTACHED.get(self._model)
-        if hooks is not None and hooks.get(self._optimizer) is self._hook:
-            del hooks[self._optimizer]
+        """Takes the hooks off; a second call does nothing."""
+        for hook in self._hooks:
+            hook.remove()
+        attached = _ATTACHED.get(self._model)
+        if attached is not None and attached.get(self._optimizer) is self._hooks:
+            del attached[self._optimizer]
 
     def __enter__(self) -> Handle:
         return self
@@ -40,13 +42,15 @@ class Handle:
         self.remove()
 
 
-def attach(model: nn.Module, optimizer: torch.optim.Optimizer, add: bool = False) -> Handle:
+def attach(model: nn.Module, optimizer: Any, add: bool = False) -> Handle:
     """From now on each `optimizer.step()` is followed by `after_step` of the parts whose weight it moves.
 
     A tied weight is projected once per step. With several optimizers, attach each; the one holding the part
-    parameters first.
+    parameters first. Where an optimizer works through another one that it holds (SAM, Lookahead, the wrappers of
+    trainers), the step of that one counts; and where a `step` of the outer one never calls it, that of the outer.
     add      True: trainable part parameters in no group get one, without weight decay
-    Errors   `InputError` listing part parameters, of layers this optimizer trains, that no optimizer moves
+    Errors   `InputError` listing part parameters, of layers this optimizer trains, that no optimizer moves; for an
+             optimizer that is none of torch's and holds none; for one that holds no parameter of this model
 
     >>> net = nn.Sequential(nn.Linear(2, 2))
     >>> import bitwright as bw
@@ -58,7 +62,16 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, add: bool = False
     True
     """
     model = unwrap(model)
-    missing = _missing(model, optimizer)
+    found = steppers(optimizer)
+    mine = set[int]().union(*(held_by(each) for each in found))
+    if not any(id(p) in mine for p in model.parameters()):
+        raise InputError(
+            f"attach: {type(optimizer).__name__} holds no parameter of this {type(model).__name__}, perhaps copies of "
+            "them: no step of it would be followed by a projection. Build it from bw.param_groups(model, lr, weight_decay)",
+            code="attach-none",
+            given=type(optimizer).__name__,
+        )
+    missing = _missing(model, mine)
     if missing and not add:
         names = ", ".join(missing)
         raise InputError(
@@ -70,33 +83,33 @@ def attach(model: nn.Module, optimizer: torch.optim.Optimizer, add: bool = False
         )
     for decay in sorted({d for _, d in missing.values()}):
         group = [p for p, d in missing.values() if d == decay]
-        optimizer.add_param_group({"params": group, "weight_decay": decay})
-    bind(model, optimizer)
-    watched = weakref.ref(model)
+        found[0].add_param_group({"params": group, "weight_decay": decay})
+    for each in reversed(found):  # the one that steps last, so that its parts know it
+        bind(model, each)
+    attached = _ATTACHED.setdefault(model, weakref.WeakKeyDictionary())
+    for hook in attached.pop(optimizer, ()):
+        hook.remove()  # attached again, e.g. after another `apply`: still once per step
+    watched, done = weakref.ref(model), set[int]()
 
     def after(opt: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        living = watched()
+        living, held = watched(), held_by(opt)
+        outer = opt is found[-1]
         if living is not None:
-            project(living, weights=_held(opt))
+            project(living, weights=held - done if outer else held)
+        done.clear() if outer else done.update(held)  # by an optimizer inside, since the outer one stepped last
 
-    hooks = _ATTACHED.setdefault(model, weakref.WeakKeyDictionary())
-    if optimizer in hooks:
-        hooks[optimizer].remove()  # attached again, e.g. after another `apply`: still once per step
-    hooks[optimizer] = optimizer.register_step_post_hook(after)
-    return Handle(model, optimizer, hooks[optimizer])
+    attached[optimizer] = [each.register_step_post_hook(after) for each in found]
+    return Handle(model, optimizer, attached[optimizer])
 
 
-def _held(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(p) for group in optimizer.param_groups for p in group["params"]}
-
-
-def _missing(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, tuple[nn.Parameter, float]]:
+def _missing(model: nn.Module, mine: set[int]) -> dict[str, tuple[nn.Parameter, float]]:
     """Trainable part parameters that nobody moves, name -> (parameter, its weight decay).
 
-    Parts of a layer whose weight trains elsewhere are left to that other optimizer.
+    mine   ids of the parameters of this optimizer. Parts of a layer whose weight trains elsewhere are left to that other
+           optimizer.
     """
-    mine = _held(optimizer)
-    held = set(mine).union(*(_held(o) for o in _ATTACHED.get(model, ())))
+    others = (held_by(each) for given in _ATTACHED.get(model, ()) for each in steppers(given))
+    held = set(mine).union(*others)
     found: dict[str, tuple[nn.Parameter, float]] = {}
     for name, layer, _, part in parts_of(model):
         if layer is not None and layer.weight.requires_grad and id(layer.weight) not in mine:

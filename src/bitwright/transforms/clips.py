@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bitwright.nn.layers import SlotLayer
 from bitwright.transforms.facts import links_of
 from bitwright.transforms.flow import trace_flow
+from bitwright.transforms.layers import hooks_of
 
 
 class IdleClip(nn.Module):
@@ -56,7 +57,8 @@ def clips_itself(layer: nn.Module, clip: nn.Module) -> bool:
 
 def idle_clips(model: nn.Module, example: Any, undo: Any) -> None:
     """Activations that only such layers read become `IdleClip`s; needs an example to know the readers."""
-    found = {n: m for n, m in model.named_modules() if type(m) is nn.ReLU or _is_hardtanh(m)}
+    plain = ((n, m) for n, m in model.named_modules() if type(m) is nn.ReLU or _is_hardtanh(m))
+    found = {n: m for n, m in plain if not hooks_of(m)}  # a hook on an activation is there to see it work
     if example is not None and any(clips_itself(layer, m) for layer in model.modules() for m in found.values()):
         with awake(model):
             read_by = trace_flow(model, example).clip_readers

@@ -42,7 +42,7 @@ def bit_facts(part: nn.Module | None) -> tuple[int | None, int | None]:
         return (32, None) if all(_harmless(m) for m in links_of(part)) else (None, None)
     if moment(found, "encode") is None and getattr(found, "clip", True) is False:
         return None, None  # a grid without ends has more levels than its bits can name
-    return _int(getattr(found, "bits", None)), _int(getattr(found, "planes", None))
+    return _int(getattr(found, "bits", None)), _int(getattr(part, "planes", None))
 
 
 def _harmless(part: nn.Module) -> bool:

@@ -2,12 +2,23 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import nn
+
+
+@contextmanager
+def eagerly() -> Iterator[None]:
+    """What `torch.compile` has compiled runs as written inside: compiled code does not see hooks that come after it."""
+    if "torch._dynamo" not in sys.modules:  # nobody has compiled anything, and the import takes seconds
+        yield
+        return
+    with torch.compiler.set_stance("force_eager"):
+        yield
 
 
 @contextmanager
@@ -29,7 +40,7 @@ def evaluating(model: nn.Module, leave: Collection[nn.Module] = ()) -> Iterator[
     torch.backends.mha.set_fastpath_enabled(False)  # its kernels read weights past the layers: no hook fires
     model.eval()
     try:
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
+        with torch.random.fork_rng(devices=devices), torch.no_grad(), eagerly():
             yield
     finally:
         torch.backends.mha.set_fastpath_enabled(fused)

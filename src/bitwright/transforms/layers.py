@@ -43,6 +43,16 @@ class Candidate:
     def kind(self) -> str:
         return type(self.module).__name__
 
+    @property
+    def is_depthwise(self) -> bool:
+        """A convolution each of whose outputs reads one input channel."""
+        conv = self.module
+        return isinstance(conv, nn.modules.conv._ConvNd) and conv.groups == conv.in_channels > 1
+
+    def is_kind(self, kind: str) -> bool:
+        """Whether a rule for this kind is for this layer; "" is for all."""
+        return kind in ("", self.kind) or (kind == "depthwise" and self.is_depthwise)
+
 
 def candidates(model: nn.Module) -> list[Candidate]:
     """Compute layers in order of definition; what lies inside a slot layer belongs to its parts.
@@ -73,6 +83,24 @@ def _tree(
             yield from _tree(child, f"{name}.{key}" if name else key, module, (*above, id(module)))
 
 
+def hooks_of(module: nn.Module) -> list[str]:
+    """What runs beside the class of this module: its hooks, and a forward replaced on the instance.
+
+    >>> layer = nn.Linear(2, 2)
+    >>> _ = layer.register_forward_hook(print)
+    >>> hooks_of(layer)
+    ['forward hook']
+    """
+    found = {
+        "forward pre-hook": module._forward_pre_hooks,
+        "forward hook": module._forward_hooks,
+        "backward pre-hook": module._backward_pre_hooks,
+        "backward hook": module._backward_hooks,
+        "forward replaced on the instance": "forward" in module.__dict__,
+    }
+    return [text for text, there in found.items() if there]
+
+
 def skip_reason(module: nn.Module, parent: nn.Module | None = None) -> str:
     """Why this layer cannot get slots; "" if it can."""
     kind = type(module).__name__
@@ -86,6 +114,8 @@ def skip_reason(module: nn.Module, parent: nn.Module | None = None) -> str:
     exact = type(module) in KINDS or isinstance(module, SlotLayer)
     if exact and "weight" not in module._parameters:
         return f"{kind}, its weight is computed by a hook (weight_norm, spectral_norm, prune); remove it first"
+    if exact and "forward" in module.__dict__ and not isinstance(module, SlotLayer):
+        return f"{kind}, its forward was replaced on the instance"
     if exact:
         return ""
     if base is None:

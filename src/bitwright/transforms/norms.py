@@ -13,6 +13,7 @@ from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS
 from bitwright.transforms.facts import links_of
 from bitwright.transforms.flow import Flow, trace_flow
+from bitwright.transforms.layers import hooks_of
 
 OWNED = "bitwright_norm"  # attribute of the part: the name of the norm it took
 
@@ -79,6 +80,13 @@ def plan_norms(
                         f"{verb}: the {slot} part of {name} takes over the BatchNorm {wanted}, which keeps no running "
                         "statistics; build it with track_running_stats=True",
                         code="norm-none",
+                        layer=name,
+                    )
+                if hooks := hooks_of(norm):
+                    raise InputError(
+                        f"{verb}: the {slot} part of {name} takes over the BatchNorm {wanted}, and its {hooks[0]} would be "
+                        "lost; remove that first",
+                        code="norm-hook",
                         layer=name,
                     )
                 chained = len(links_of(getattr(layer, slot))) > 1

@@ -17,8 +17,9 @@ from bitwright.transforms.clips import awake, clips_itself
 from bitwright.transforms.facts import part_text, signed_first
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.norms import inherit, plan_norms
+from bitwright.transforms.packs import runs_as, why_not
 from bitwright.transforms.recipe import RecipeLike, as_recipe
-from bitwright.transforms.resolve import Decision, build, check_skipped, check_tied, resolve, slot_layers
+from bitwright.transforms.resolve import Decision, build, check_any, check_skipped, check_tied, resolve, slot_layers
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import Seen, info_of, untie
 from bitwright.types import LayerInfo
@@ -26,7 +27,12 @@ from bitwright.types import LayerInfo
 
 @dataclass(frozen=True)
 class PlanRow:
-    """One layer. rule = numbers of the deciding rules, from 0; macs None = not known without example."""
+    """One layer. rule = numbers of the deciding rules, from 0; macs None = not known without example.
+
+    runs   once it is packed: "bits", "int8", "float" (also weights that are bits in the file alone), "your code" (a
+           forward of its own)
+    why    what keeps a layer with parts float, as `convert` will say; "" where nothing does
+    """
 
     name: str
     kind: str
@@ -38,6 +44,7 @@ class PlanRow:
     g: str
     gate: str
     bits: str
+    runs: str
     macs: int | None
     note: str
     w_bits: int | None = 32
@@ -45,6 +52,7 @@ class PlanRow:
     weights: int = 0
     weight_bytes: float = 0.0
     float_bytes: float = 0.0
+    why: str = ""
 
 
 @dataclass(frozen=True)
@@ -103,7 +111,7 @@ class Plan:
 
     def _cells(self) -> Iterator[list[str]]:
         extra = [s for s in ("b", "g", "gate") if any(getattr(r, s) for r in self.rows)]
-        yield ["layer", "kind", "shape", "rule", "w", "x", *extra, "bits", "MACs", "note"]
+        yield ["layer", "kind", "shape", "rule", "w", "x", *extra, "bits", "runs", "MACs", "note"]
         for r in self.rows:
             slots = [getattr(r, s) or "-" for s in extra]
             yield [
@@ -115,6 +123,7 @@ class Plan:
                 r.x,
                 *slots,
                 r.bits,
+                r.runs,
                 macs_text(r.macs),
                 r.note,
             ]
@@ -143,6 +152,10 @@ class Plan:
         size += "use bench"
         rules = [f'{i} "{m}"' + ("" if n else " (no layer, optional)") for i, (m, n) in enumerate(self.matches)]
         lines = [text, size]
+        if stuck := [r for r in self.rows if r.why and r.weight_bytes < 4 * r.weights]:
+            names = ", ".join(r.name for r in stuck[:3]) + (f" and {len(stuck) - 3} more" if len(stuck) > 3 else "")
+            sizes = [kb_text(sum(each)) for each in ((4 * r.weights for r in stuck), (r.weight_bytes for r in stuck))]
+            lines.append(f"packed   {names}: float, {sizes[0]} and not {sizes[1]}")
         words = ["rules   ", *rules] + ([f"untouched: {self.untouched}"] if self.untouched else [])
         line = words.pop(0) if rules or self.untouched else ""
         for i, word in enumerate(words):
@@ -176,6 +189,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
         if isinstance(old := decision.layer.module, SlotLayer):
             inherit(decision.name, old, new)  # a part of the same kind has its norm already
     _check_tied(model, built)
+    nothing = check_any(resolved, "plan")
     warnings, said = [], [_fused(model, built)]
     computes = {d.name: shadows.get(d.name, d.layer.module) for d in resolved.decisions}
     signs = any(signed_first(new.x) for d, new in built if "x" in d.slots)
@@ -193,7 +207,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     infos = untie(found, [info_of(*each) for each in zip(found, layers, saw, strict=True)])
     rows = [_row(d, layer, info, ran, said) for d, layer, info in zip(resolved.decisions, layers, infos, strict=True)]
     matches = tuple((r.match, len(h)) for r, h in zip(as_recipe(recipe).rules, resolved.hits, strict=True))
-    return Plan(tuple(rows), matches, warnings, _untouched(model))
+    return Plan(tuple(rows), matches, [*([nothing] if nothing else []), *warnings], _untouched(model))
 
 
 def _row(d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, said: list[dict[str, str]]) -> PlanRow:
@@ -213,6 +227,7 @@ def _row(d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, said: list[d
         w=info.w_part,
         x=info.x_part,
         bits=f"{_bits(info.w_bits)}/{_bits(info.x_bits)}",
+        runs=runs_as(layer),
         macs=info.macs if ran and "MACs not counted" not in info.notes else None,
         note="; ".join(notes),
         w_bits=info.w_bits,
@@ -220,6 +235,7 @@ def _row(d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, said: list[d
         weights=info.weights,
         weight_bytes=info.weight_bytes,
         float_bytes=info.float_bytes,
+        why=why_not(layer) if isinstance(layer, SlotLayer) else "",
         **{s: "" if p is None else part_text(p) for s, p in slots.items()},
     )
 

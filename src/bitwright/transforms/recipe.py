@@ -22,7 +22,8 @@ class Rule:
     """One rule: which layers, which slots.
 
     match      glob on the qualified name, or `first`, `last` (execution order)
-    kind       narrows by type name, e.g. "Linear"; "" takes every kind
+    kind       narrows by type name, e.g. "Linear", or "depthwise" (convolutions of one input channel per output);
+               "" takes every kind
     slots      slot -> part name, `{"part": name, option: value}`, or a list of them (a chain);
                "float" empties a slot
     optional   True: the rule may match nothing (e.g. shortcuts in a net that has none)

@@ -14,8 +14,8 @@ from bitwright.errors import BitwrightWarning, InputError, nearest
 from bitwright.nn.layers import SlotLayer, replace_layer
 from bitwright.parts.moments import moment
 from bitwright.transforms.layers import Candidate, candidates
-from bitwright.transforms.recipe import Recipe
-from bitwright.transforms.walk import Seen, run_forward
+from bitwright.transforms.recipe import Recipe, Rule
+from bitwright.transforms.walk import Seen, try_example
 
 
 @dataclass
@@ -87,7 +87,7 @@ def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolu
     hits: list[list[str]] = []
     for i, rule in enumerate(recipe.rules):
         if rule.match in ("first", "last"):
-            ends = [d for d in decisions if rule.kind in ("", d.layer.kind) and not d.layer.is_table]
+            ends = [d for d in decisions if d.layer.is_kind(rule.kind) and not d.layer.is_table]
             one = _end(model, rule.match, ends, seen, f"{where}: rule {i}") if ends else None
             chosen = [] if one is None else [one]
             if one is not None:
@@ -97,7 +97,7 @@ def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolu
             chosen = [
                 d
                 for d in decisions
-                if any(fnmatchcase(n, rule.match) for n in d.layer.names) and rule.kind in ("", d.layer.kind)
+                if any(fnmatchcase(n, rule.match) for n in d.layer.names) and d.layer.is_kind(rule.kind)
             ]
         usable = [d for d in chosen if not d.layer.reason or rule.match != "*"]
         if not usable and not rule.optional:
@@ -108,19 +108,57 @@ def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolu
             d.rules |= dict.fromkeys(rule.slots, i)
             d.norm = rule.norm or d.norm
     if seen is not None:
+        recipe += _leave_unreached(decisions, hits, seen, verb)
         decisions.sort(key=lambda d: seen[id(d.layer.module)].order if id(d.layer.module) in seen else len(seen))
     return Resolution(decisions, recipe.renamed(matches), hits, seen)
 
 
 def _run(model: nn.Module, example: Any, found: list[Candidate], where: str) -> dict[int, Seen]:
     try:
-        return run_forward(model, example, found)
-    except (RuntimeError, TypeError) as error:
-        text = str(error).strip().splitlines()
-        raise InputError(
-            f"{where}: the model does not run on this example: {text[0] if text else type(error).__name__}",
-            code="example",
-        ) from error
+        return try_example(model, example, found)
+    except InputError as error:
+        raise error.reworded(f"{where}: {error}") from error.__cause__
+
+
+def _leave_unreached(decisions: list[Decision], hits: list[list[str]], seen: dict[int, Seen], verb: str) -> Recipe:
+    """Layers that the example never calls (an auxiliary head, a rest of pretraining) stay float, and the saved recipe
+    says so; where a rule is for such layers alone, its part would do nothing: an error."""
+    called = {d.name for d in decisions if id(d.layer.module) in seen}
+    rules = []
+    for d in decisions:
+        if d.name in called or not d.fills or d.layer.reason or isinstance(d.layer.module, SlotLayer):
+            continue
+        for slot, i in d.rules.items():
+            if not is_float(d.slots[slot]) and not called.intersection(hits[i]):
+                raise unreached(d.layer, f"{verb}: rule {i} is for {d.name} ({d.layer.kind}), but")
+        d.layer.reason = f"{d.layer.kind}, the example never reaches it, unless its weight is read past the layer"
+        rules.append(Rule(exact(d.name), slots=dict.fromkeys(d.slots, "float")))
+    return Recipe(tuple(rules))
+
+
+def unreached(layer: Candidate, head: str) -> InputError:
+    return InputError(
+        f'{head} the example never reached it: its part would do nothing. Leave it out (match="{layer.name}" w="float" '
+        'x="float"), or call the module, not its weight',
+        code="layer-unused",
+        layer=layer.name,
+    )
+
+
+def check_any(result: Resolution, verb: str) -> str:
+    """In words: that not one layer would get a part, and why; "" where one does, or where no rule wants one."""
+    wanted = any(not is_float(value) for rule in result.recipe.rules for value in rule.slots.values())
+    if not wanted or any(d.replaces and d.fills for d in result.decisions):
+        return ""
+    why = [f"{d.name} ({d.layer.reason or _left_out(d)})" for d in result.decisions]
+    rest = f" and {len(why) - 3} more" if len(why) > 3 else ""
+    return f"{verb}: not one layer gets a part, so the net would stay as it is: {', '.join(why[:3])}{rest}"
+
+
+def _left_out(d: Decision) -> str:
+    if not d.rules:
+        return f"{d.layer.kind}, no rule is for it"
+    return f"{d.layer.kind}, left float by rule {', '.join(str(i) for i in sorted(set(d.rules.values())))}"
 
 
 def check_skipped(result: Resolution, verb: str) -> list[str]:
@@ -279,7 +317,7 @@ def _no_layer(where: str, match: str, kind: str, found: list[Candidate], skipped
     if len(heads) > 12:
         heads = [*heads[:8], "...", *heads[-3:]]
     close = nearest(match, [n for c in found for n in c.names])
-    kinds = sorted({c.kind for c in found})
+    kinds = sorted({c.kind for c in found}) + ["depthwise"] * any(c.is_depthwise for c in found)
     tail = f" Kinds here: {', '.join(kinds)}" if kind else ""
     return InputError(
         f"{here} selects no layer.{close} Names here: {', '.join(heads)}{tail}",

@@ -15,7 +15,8 @@ from bitwright.nn.layers import KINDS, SlotLayer
 from bitwright.transforms.facts import bit_facts, density_of, float_bytes, part_text, weight_bits
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.forward import evaluating, run_model
-from bitwright.transforms.layers import Candidate, candidates
+from bitwright.transforms.layers import Candidate, candidates, hooks_of
+from bitwright.transforms.packs import why_not
 from bitwright.transforms.unwrap import unwrap
 from bitwright.types import LayerInfo
 
@@ -63,6 +64,32 @@ def run_forward(model: nn.Module, example: Any, found: list[Candidate]) -> dict[
     return seen
 
 
+def try_example(model: nn.Module, example: Any, found: list[Candidate]) -> dict[int, Seen]:
+    """`run_forward` on the model as the user gave it; an example that does not fit is one line."""
+    try:
+        return run_forward(model, example, found)
+    except InputError:
+        raise
+    except (RuntimeError, TypeError, ValueError, IndexError) as error:
+        text = str(error).strip().splitlines()
+        raise InputError(
+            f"the model does not run on this example: {text[0] if text else type(error).__name__}{_one(model, example)}",
+            code="example",
+        ) from error
+
+
+def _one(model: nn.Module, example: Any) -> str:
+    """In words: that the example is a single sample, where the model runs once it has a batch axis."""
+    if not isinstance(example, Tensor):
+        return ""
+    try:
+        with evaluating(model):
+            run_model(model, example[None])
+    except Exception:  # whatever the user's forward raises
+        return ""
+    return f". It runs on a batch: {list(example.shape)} is one sample, give example[None]"
+
+
 def call_macs(layer: nn.Module, x: Tensor, y: Tensor) -> int:
     """Multiply-accumulates of one call, whole batch; zero padding counts as work, as everywhere.
 
@@ -94,7 +121,7 @@ def walk(model: nn.Module, example: Any) -> list[LayerInfo]:
     """
     model = unwrap(model)
     found = candidates(model)
-    seen = run_forward(model, example, found)
+    seen = try_example(model, example, found)
     found.sort(key=lambda c: seen[id(c.module)].order if id(c.module) in seen else len(seen))
     return untie(found, [info_of(c, c.module, seen.get(id(c.module), Seen())) for c in found])
 
@@ -121,7 +148,7 @@ def batch_of(model: nn.Module, example: Any) -> int:
     """
     model = unwrap(model)
     found = candidates(model)
-    return _batch(example, found, run_forward(model, example, found))
+    return _batch(example, found, try_example(model, example, found))
 
 
 def info_of(candidate: Candidate, layer: nn.Module, seen: Seen) -> LayerInfo:
@@ -141,6 +168,12 @@ def info_of(candidate: Candidate, layer: nn.Module, seen: Seen) -> LayerInfo:
             notes.append(f"{word} bits unknown: counted as float")
     if candidate.reason:
         notes.append(f"skipped: {candidate.reason}")
+    elif hooks := hooks_of(candidate.module):
+        notes.append(f"{', '.join(hooks)}: kept")
+    if isinstance(layer, SlotLayer) and layer.gate is None and (why := why_not(layer)):  # a gate holds up the whole net
+        notes.append(f"stays float when packed: {why}")
+    if candidate.is_depthwise:
+        notes.append("depthwise")
     if not isinstance(layer, tuple(KINDS)):
         notes.append("MACs not counted")
     elif not seen.calls and not candidate.reason:

@@ -1,0 +1,95 @@
+"""How a layer will run once it is packed, and why not as bits: read off the layer and its parts, before any training."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from bitwright.nn.layers import KINDS, Conv1d, Conv2d, Linear, SlotLayer
+from bitwright.parts.chain import Chain
+from bitwright.parts.moments import moment
+from bitwright.parts.norm import Norm
+from bitwright.transforms.facts import bit_facts, links_of, part_text
+
+PACKED = (Linear, Conv1d, Conv2d)
+MAX_PLANES = 8  # of a weight or an input, in the kernels
+BYTE_PLANES = 16  # planes of weight times planes of input above which bytes are multiplied, not bits
+
+
+def runs_as(layer: nn.Module) -> str:
+    """`bits`, `int8`, `float` (also weights that are bits in the file and float when they run), or `your code`.
+
+    >>> import bitwright as bw
+    >>> [runs_as(bw.nn.Linear(2, 2, w=w, x=x)) for w, x in (("bwn", "sign"), ("bwn", None), (None, None))]
+    ['bits', 'float', 'float']
+    """
+    if own_code(layer):
+        return "your code"
+    if not isinstance(layer, SlotLayer) or layer.w is None or why_not(layer):
+        return "float"
+    w, x = bit_facts(layer.w)[1], bit_facts(layer.x)[1]
+    if w is None or x is None:
+        return "float"
+    return "int8" if w * x > BYTE_PLANES else "bits"
+
+
+def own_code(layer: nn.Module) -> bool:
+    """Whether a forward that is neither torch's nor ours computes this layer."""
+    kind: Any = next((k for k in (*KINDS.values(), *KINDS) if isinstance(layer, k)), None)
+    return "forward" in layer.__dict__ or (kind is not None and type(layer).forward is not kind.forward)
+
+
+def why_not(layer: SlotLayer) -> str:
+    """Why nothing in this layer becomes bits although it has parts; "" where it does, or where its slots are empty.
+
+    Known from types, options and sizes; what depends on trained values (sums that may exceed 32 bits, levels that are
+    no multiples of one step) is found when the net is packed.
+
+    >>> import bitwright as bw
+    >>> why_not(bw.nn.Conv2d(2, 2, 4, padding="same", w="bwn"))
+    "padding='same' is not symmetric here"
+    """
+    if layer.w is None and layer.x is None and layer.gate is None:
+        return ""
+    if type(layer) not in PACKED:
+        return f"{type(layer).__name__} has no bit kernel; Linear, Conv1d, Conv2d have"
+    if layer.gate is not None:
+        return f"slot gate holds {part_text(layer.gate)}; gated layers are not packed yet"
+    if layer.b is not None and moment(layer.b, "encode") is None:
+        return f"slot b holds {part_text(layer.b)}; biases stay float"
+    if getattr(layer, "padding_mode", "zeros") != "zeros":
+        return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
+    if not isinstance(layer, nn.Linear) and padding_of(layer) is None:
+        return f"padding={layer.padding!r} is not symmetric here"
+    return _no_codes(layer)
+
+
+def _no_codes(layer: SlotLayer) -> str:
+    if layer.w is not None and moment(layer.w, "encode") is None:
+        return f"slot w holds {part_text(layer.w)}, which has no integer codes"
+    links = links_of(layer.x)
+    at = layer.x.code_at if isinstance(layer.x, Chain) else 0 if moment(layer.x, "encode") is not None else -1
+    for link in links if at < 0 else links[:at]:
+        if not isinstance(link, Norm) and getattr(link, "part_name", "") != "dropout":
+            return f"slot x holds {part_text(link)}, which has no integer codes"
+    for slot, part in (("w", layer.w), ("x", layer.x)):
+        planes = bit_facts(part)[1] or 0
+        if planes > MAX_PLANES:
+            return f"slot {slot} holds {part_text(part)}: {planes} planes; bit kernels take 1 to {MAX_PLANES}"
+    return ""
+
+
+def padding_of(layer: nn.Module) -> list[int] | None:
+    """Symmetric zero padding as ints, or None where it cannot be said so.
+
+    >>> padding_of(nn.Conv2d(1, 1, 5, padding="same")), padding_of(nn.Conv2d(1, 1, 4, padding="same"))
+    ([2, 2], None)
+    """
+    conv: Any = layer
+    if not isinstance(conv.padding, str):
+        return [int(p) for p in conv.padding]
+    if conv.padding == "valid":
+        return [0] * len(conv.kernel_size)
+    total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+    return [t // 2 for t in total] if all(t % 2 == 0 for t in total) else None
