@@ -26,7 +26,7 @@ from bitwright.engine.report import PASS, REFUSE, WARN, ConvertReport, ReportRow
 from bitwright.engine.trace import trace
 from bitwright.engine.verify import Proof, remember
 from bitwright.engine.verify import verify as prove
-from bitwright.errors import InputError, Negative
+from bitwright.errors import InputError
 from bitwright.nn import is_slot_layer
 
 LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
@@ -85,7 +85,6 @@ def convert(
     if isinstance(model, PackedModel):
         raise InputError("convert: this net is packed already; run it, or bench it", code="convert-packed")
     example = _example(example)
-    _check_finite(model)
     if gated := gated_layers(model):
         return Converted(None, refusal(model, gated), model, example)
     traced = trace(model, example)
@@ -102,20 +101,6 @@ def convert(
     _time(report, model, packed, example, threads)
     _verdict(report, verified=verify is not False)
     return Converted(packed if report.status != REFUSE else None, report, model, example)
-
-
-def _check_finite(model: nn.Module) -> None:
-    """A net with nan or infinite weights has no codes: the answer is no, and says where."""
-    for name, value in model.state_dict().items():
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            word = "nan" if torch.isnan(value).any() else "inf"
-            raise Negative(
-                f"convert: {name} holds {word}, so there is nothing to pack. Its training went wrong; "
-                "train it again with a smaller learning rate, or clip=1.0",
-                code="weights-not-finite",
-                layer=name.rpartition(".")[0],
-                given=word,
-            )
 
 
 def _example(example: Any) -> Tensor:

@@ -14,6 +14,7 @@ from bitwright.engine.fuse import _formats
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.integers import term_integers, weight_terms
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.packing import crop_of
 from bitwright.engine.report import Disagreement
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
@@ -159,6 +160,7 @@ class LayerChecks:
                 continue
             value = trained_scale(layer, node, got)
             plain = layer(x)
+            value = value[(..., *(slice(c, None) for c in crop_of(layer)))]  # "same" padding of an even kernel
             diff = float((value - plain).abs().max()) if plain.numel() else 0.0
             proof.layer_difference[name] = max(diff, proof.layer_difference.get(name, 0.0))
 
