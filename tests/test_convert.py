@@ -803,7 +803,7 @@ def test_data_dependent_control_flow_is_one_line_with_the_users_line() -> None:
 
     line = line_of("# the branch that cannot")
     with pytest.raises(InputError) as error:
-        bw.convert(Branch(), X)
+        bw.convert(Branch(), X, form="graph")
     text = str(error.value)
     assert (
         "\n" not in text
@@ -817,7 +817,7 @@ def test_an_operator_outside_the_table_is_named() -> None:
     with pytest.raises(
         InputError, match=r"uses aten\.cumsum \(test_convert.py line \d+\), which the packed graph has no"
     ):
-        bw.convert(net, X)
+        bw.convert(net, X, form="graph")
 
 
 @pytest.mark.parametrize(

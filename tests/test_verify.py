@@ -17,7 +17,7 @@ from bitwright.engine.ir import Graph
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.report import ConvertReport, ReportRow
 from bitwright.engine.trace import trace
-from bitwright.engine.verify import inputs_of, verify
+from bitwright.engine.verify import batches_of, verify
 from bitwright.errors import InputError
 
 B = bw.nn
@@ -138,7 +138,7 @@ def test_verify_forms_of_convert() -> None:
 
 def test_a_batch_that_is_no_tensor() -> None:
     with pytest.raises(InputError, match="a batch is a tensor or a pair, got str"):
-        list(inputs_of(["x"]))
+        list(batches_of(["x"], X))
     with pytest.raises(InputError, match="a batch is a tensor or a pair, got dict"):
         bw.convert(net(), X, verify=[{"x": X}])
 

@@ -18,12 +18,15 @@ from torch import Tensor, nn
 from bitwright.atomic import replacing
 from bitwright.engine.check import light
 from bitwright.engine.ir import Graph
+from bitwright.engine.layer_file import described, restored
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.packed_layer import packed_layers
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.unwrap import unwrap
 
 FORMAT = "1"
-RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "aliases"})
+RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "layers", "aliases"})
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
@@ -104,7 +107,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
     """Writes a trained or a packed model; returns the bytes of the file.
 
     A trained model is its state dict (keys as in the float model, plus part parameters) and its recipe; extra
-    keywords are stored as text. A packed model is bits, scales, float layers and the graph (docs/format.md).
+    keywords are stored as text. A packed model is bits, scales, float layers and the graph (docs/format.md); in layer form
+    the state dict of the module with its packed layers, their small graphs, and the recipe.
 
     Errors: `InputError` where the folder is missing or the disk is full; the old file stays.
     """
@@ -121,16 +125,18 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
         text, tensors = model.graph.stored()
         return write_tensors(path, tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": text})
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    recipe = recipe_of(model).to_toml()
-    return write_tensors(path, state, {**extra, "bitwright": "trained", "format": FORMAT, "recipe": recipe})
+    kind = {"bitwright": "trained", "format": FORMAT, "recipe": recipe_of(model).to_toml()}
+    if packed_layers(model):
+        kind |= {"bitwright": "layers", "layers": described(model)}
+    return write_tensors(path, state, {**extra, **kind})
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
     """Reads what `save` wrote.
 
-    A packed file loads as a plain callable module, without the model's code. A trained file needs `model`, the float
-    model (or one with the same recipe applied): the file's recipe is applied where it is missing, then the weights load
-    strictly.
+    A packed file in graph form loads as a plain callable module, without the model's code. A trained file needs `model`,
+    the float model (or one with the same recipe applied): the file's recipe is applied where it is missing, then the
+    weights load strictly. A packed file in layer form needs it, too: its packed layers go into the places of the model's.
 
     Errors: `InputError` for an unreadable, truncated, foreign or hostile file, and for keys that do not match; `model` is
     then unchanged.
@@ -150,7 +156,12 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
         check_runs(packed, path)
         return packed
     if model is None:
-        raise InputError(f"load {path}: holds a trained net; give the model, bw.load(path, model)", code="load-model")
+        what = "packed layers of a model, which runs with its own code" if kind == "layers" else "a trained net"
+        raise InputError(f"load {path}: holds {what}; give the model, bw.load(path, model)", code="load-model")
+    if kind == "layers" and device != "cpu":
+        raise InputError(f"load {path}: packed layers run on the CPU, not on {device!r}", code="device")
+    if kind == "layers":
+        return restored(unwrap(model), tensors, metadata, path)
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
     needed = bool(recipe.rules) and recipe_of(model).to_toml() != recipe.to_toml()
     trial = copy.deepcopy(model)  # the given model stays as it is unless everything fits

@@ -97,7 +97,7 @@ def _narrow(layers: Sequence[Step]) -> str:
 
 def steps_of(packed: PackedModel, x: Tensor) -> list[Step]:
     """Each layer with its input's quantizer, timed on `x`; then everything else as one step."""
-    from bitwright.engine.convert import median_ms
+    from bitwright.engine.clock import median_ms
 
     graph = packed.graph
     env = {"input": packed.prepare(x)}
