@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils._pytree import tree_structure
+from torch.utils._pytree import tree_flatten
 
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
@@ -62,20 +62,31 @@ class Batch:
 
 def batches_of(batches: Iterable[object], example: Any) -> Iterator[Batch]:
     """Inputs, or (input, target) pairs, as calls of the model; an input has the structure of the example."""
-    want = tree_structure(example)
+    leaves, want = tree_flatten(example)
+
+    def like(b: Any) -> bool:
+        found, structure = tree_flatten(b)
+        return structure == want and all(
+            isinstance(f, Tensor) for f, x in zip(found, leaves, strict=True) if _tensor(x)
+        )
+
     count = len(example) if isinstance(example, tuple) else 0
     for given in batches:
         b = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
-        if tree_structure(b) == want:
+        if like(b):
             yield Batch(Call.of(b))
-        elif isinstance(b, (tuple, list)) and len(b) and tree_structure(b[0]) == want:
+        elif isinstance(b, (tuple, list)) and len(b) and like(b[0]):
             yield Batch(Call.of(b[0]), b[1] if len(b) > 1 else None)
-        elif count and isinstance(b, tuple) and len(b) == count + 1 and tree_structure(b[:count]) == want:
+        elif count and isinstance(b, tuple) and len(b) == count + 1 and like(b[:count]):
             yield Batch(Call.of(b[:count]), b[count])
         else:
             what = "a tensor" if isinstance(example, Tensor) else f"made like the example ({type(example).__name__})"
             inner = b[0] if isinstance(b, tuple) and b else b
             raise InputError(f"verify: a batch is {what} or a pair, got {type(inner).__name__}", code="verify-batch")
+
+
+def _tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
 
 
 def verify(
@@ -95,6 +106,8 @@ def verify(
     example = torch.zeros(1) if example is None else example
     proof, work = Proof(), None
     for batch in batches_of(batches, example):
+        if not batch.call.images:
+            continue
         batch.call = batch.call.map(change).map(as_floats)
         work = work or _Work(model, packed, batch.call, proof)
         work.step(batch)
