@@ -496,6 +496,11 @@ def test_damaged_lists_of_layers_are_one_line(tmp_path: Path, change: Any) -> No
     assert "\n" not in str(error.value) and type(fresh.body) is nn.Conv2d
 
 
+def test_a_single_image_is_told_from_a_batch() -> None:
+    with pytest.raises(InputError, match=r"shape \[3, 10, 10\]: .* With a batch axis in front it does: example\[None\]"):
+        bw.convert(made(), X[0])
+
+
 # -- what else takes the form --------------------------------------------------------------------------------
 def test_bench_takes_it() -> None:
     done = packed(made(), verify=False)

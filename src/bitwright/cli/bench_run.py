@@ -34,15 +34,23 @@ def measure_run(run: Run, batch: int, threads: int, peers: tuple[str, ...], roun
     from bitwright.engine.packed import PackedModel
     from bitwright.measure.bench import bench
 
-    packed = bw.load(run.file(PACKED))
-    if not isinstance(packed, PackedModel):
-        raise InputError(f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}")
-    nodes = packed.graph.nodes
-    x = example(tuple(nodes[0].shape), batch)
-    table = bench(
-        packed, x, threads=threads, against=peers, rounds=rounds,
-        baseline=_float_net(run, tuple(nodes[0].shape), int(nodes[-1].shape[-1])),
-    )  # fmt: skip
+    own, classes = run.read_json("convert.json").get("form") == "layers", 10
+    if own:  # packed layers live in the experiment's model
+        from bitwright.runs import build_model
+
+        shape = tuple(run.read_json("convert.json").get("input", ()))
+        packed: nn.Module = bw.load(run.file(PACKED), build_model(run.experiment, stand_in(shape, classes), weights=False))
+    else:
+        packed = bw.load(run.file(PACKED))
+        if not isinstance(packed, PackedModel):
+            raise InputError(
+                f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}"
+            )
+        nodes = packed.graph.nodes
+        shape, classes = tuple(nodes[0].shape), int(nodes[-1].shape[-1])
+    x = example(shape, batch)
+    baseline = _float_net(run, shape, classes)
+    table = bench(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
     run.write_json("bench.json", table.to_dict())
     run.put_results(result_rows(run, table))
     return table

@@ -119,7 +119,8 @@ def prepare(model: nn.Module, example: Any) -> Prepared:
     Errors: `InputError` where the model does not run on this example.
     """
     call = Call.of(example)
-    if not call.tensors or call.images < 1:
+    lone = isinstance(example, Tensor) and (example.dim() == 0 or (example.dim() == 1 and example.is_floating_point()))
+    if not call.tensors or call.images < 1 or lone:
         what = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise InputError(f"convert: the example is one batch of inputs [N, ...], got {what}", code="convert-example")
     copied = copy_model(unwrap(model)).eval()
@@ -241,9 +242,16 @@ def _run(found: Prepared, reads: _Reads) -> None:
         except Exception as error:  # whatever the user's code raises
             failed = failed or error
     assert failed is not None
+    axis = ""
+    try:
+        with evaluating(found.model):
+            given.map(lambda t: as_pixels(t)[None])(found.model)
+        axis = " With a batch axis in front it does: example[None]"
+    except Exception:  # then that is not what is missing
+        pass
     shapes = ", ".join(str(list(t.shape)) for t in given.tensors)
     raise InputError(
-        f"convert: the model does not run on this example of shape {shapes}: {first_line(failed)}",
+        f"convert: the model does not run on this example of shape {shapes}: {first_line(failed)}{axis}",
         code="convert-example",
     ) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from bitwright.measure.tracing import trace
 from bitwright.nn.layers import KINDS, SlotLayer, is_slot_layer
 from bitwright.parts.registry import SLOTS
+from bitwright.transforms.copying import copy_model
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {slot: plain for plain, slot in KINDS.items()}
 _SINGLE = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
@@ -61,7 +61,7 @@ def float_twin(model: nn.Module) -> nn.Module:
     >>> float_twin(Conv2d(3, 8, 3, w="bwn", x="sign"))
     Conv2d(3, 8, kernel_size=(3, 3), stride=(1, 1))
     """
-    return _plain(copy.deepcopy(model))
+    return _plain(copy_model(model))
 
 
 def _plain(module: nn.Module) -> nn.Module:
@@ -91,7 +91,7 @@ def fold_batchnorm(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModu
 
     Only where the layer is called once and the norm is its only reader; others stay.
     """
-    traced = trace(copy.deepcopy(model), inputs)
+    traced = trace(copy_model(model), inputs)
     modules: dict[str, Any] = dict(traced.named_modules())
     calls = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
     for node in list(traced.graph.nodes):
