@@ -14,7 +14,8 @@ import bitwright as bw
 from bitwright.engine import run_reference
 from bitwright.engine.fold import fold
 from bitwright.engine.fuse import code_planes, fuse, integer_range
-from bitwright.engine.ir import Graph
+from bitwright.engine.graph import Graph
+from bitwright.engine.store import from_json
 from bitwright.engine.trace import trace
 
 B = bw.nn
@@ -160,7 +161,7 @@ def test_names_with_a_caret_do_not_clash() -> None:
     net.eval()
     graph = fold(trace(net, torch.randn(2, 3, 8, 8)).graph)
     text = graph.to_json().replace('"a"', '"b.x^"').replace("a.bits", "a.bits")
-    other = Graph.from_json(text, graph.tensors)
+    other = from_json(text, graph.tensors)
     x = torch.randn(2, 3, 8, 8)
     fused = fuse(other)
     assert len({n.name for n in fused.nodes}) == len(fused.nodes)

@@ -15,9 +15,10 @@ import bitwright as bw
 from bitwright.engine import native
 from bitwright.engine.convert import _verdict
 from bitwright.engine.fold import fold
-from bitwright.engine.ir import Graph
+from bitwright.engine.graph import Graph
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.report import ConvertReport, ReportRow
+from bitwright.engine.store import from_json
 from bitwright.engine.trace import trace
 from bitwright.engine.verify import batches_of, verify
 from bitwright.errors import InputError
@@ -90,7 +91,7 @@ def test_a_wrong_multiplier_or_zero_is_found() -> None:
     for key, value in (("zero", [0]), ("mult", 3)):
         nodes = json.loads(folded(model).to_json())
         next(n for n in nodes if n["name"] == "2.x")["attrs"][key] = value
-        graph = Graph.from_json(json.dumps(nodes), folded(model).tensors)
+        graph = from_json(json.dumps(nodes), folded(model).tensors)
         assert verify(model, PackedModel(graph, "reference"), [X]).inexact == ["2"]
 
 

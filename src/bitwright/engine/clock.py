@@ -61,7 +61,7 @@ def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None
     inputs = _inputs(prepared)
     spent: dict[str, float] = {}
     if isinstance(model, PackedModel):
-        env = {"input": model.prepare(prepared.call.args[0])}
+        env = model.environment(*prepared.call.in_order(prepared.model).args)
         for node, step, _ in model.steps():
             owner = node.owner.removesuffix(".x").removesuffix(".plain")
             spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
@@ -78,7 +78,8 @@ def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None
 
 def _whole(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int) -> None:
     twin, call = float_twin(prepared.model, prepared.call.map(as_pixels))
-    both: dict[str, Callable[[], object]] = {"float": lambda: call(twin), "ours": lambda: prepared.call(model)}
+    ours = prepared.call.in_order(prepared.model) if isinstance(model, PackedModel) else prepared.call
+    both: dict[str, Callable[[], object]] = {"float": lambda: call(twin), "ours": lambda: ours(model)}
     times = interleave(both, rounds=9, slice_seconds=0.004, clock=clock_for(threads)[0])
     before, after = times["float"], times["ours"]
     report.ms_before, report.ms_after = 1e3 * before.median, 1e3 * after.median

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from bitwright.engine import native
 from bitwright.engine.clock import clock
@@ -18,7 +18,7 @@ from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.layer_form import layer_form
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Prepared, as_pixels, first_line, prepare, without_watchers
+from bitwright.engine.prepare import Prepared, as_floats, as_pixels, first_line, prepare, without_watchers
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
 from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
 from bitwright.engine.trace import Traced, trace
@@ -123,9 +123,7 @@ def _traced(prepared: Prepared, form: str) -> Traced | str:
     if form == "layers":
         return 'form="layers"'
     try:
-        _whole_graph(prepared)
-        x = as_pixels(prepared.call.in_order(prepared.model).args[0])
-        return trace(without_watchers(prepared).float(), x)
+        return _graph(prepared)
     except InputError as error:
         if form == "graph" or error.code == "convert-unbounded":
             raise
@@ -137,27 +135,25 @@ def _traced(prepared: Prepared, form: str) -> Traced | str:
         return f"torch.export: {first_line(error).rstrip('.')}"
 
 
-def _whole_graph(prepared: Prepared) -> None:
-    """`InputError` for what a graph would lose or cannot take."""
+def _graph(prepared: Prepared) -> Traced:
+    """Errors: `InputError` for what a graph would lose or cannot take."""
     for name, layer in prepared.layers.items():
-        why = prepared.own.get(name) or prepared.hooked.get(name)
-        if why and (layer.w is not None or layer.x is not None):
-            what = why if name in prepared.own else f"a {why} changes values"
+        if name in prepared.own and (layer.w is not None or layer.x is not None):
             raise InputError(
-                f'convert: {name or "the layer"}: {what}; a graph has no place for it. form="layers" keeps it',
+                f'convert: {name or "the layer"}: {prepared.own[name]}; a graph has no place for it. form="layers" keeps it',
                 code="convert-hook",
                 layer=name,
             )
     call = prepared.call.in_order(prepared.model)
-    if call.kwargs or len(call.args) != 1 or not isinstance(call.args[0], Tensor):
-        raise InputError("convert: models with one tensor input only", code="convert-inputs")
-    x = call.args[0]
-    if x.dim() < 2 or not (x.is_floating_point() or x.dtype == torch.uint8):
-        raise InputError(
-            f"convert: an input {str(x.dtype).removeprefix('torch.')}{list(x.shape)}; a graph reads [N, ...] of floats or "
-            "uint8 pixels",
-            code="convert-inputs",
-        )
+    if call.kwargs:
+        raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")
+    model, call = without_watchers(prepared).float(), call.map(as_floats)
+    try:
+        return trace(model, call.args)
+    except InputError:
+        if all(t.dtype != torch.uint8 for t in call.tensors):
+            raise
+        return trace(model, call.map(as_pixels).args)  # its first layer reads pixels as k / 255
 
 
 def _backend(packed: nn.Module, backend: str, threads: int | None) -> str:

@@ -1,4 +1,4 @@
-"""Folds BatchNorm and constants in float64, rounding once: the folded net is the reference of contract 3.2."""
+"""Folds BatchNorm and constants in float64, rounding once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.graph import Graph, Node
+from bitwright.engine.operators import OPERATORS, function, monotone
 from bitwright.engine.thresholds import float_thresholds
 
 
@@ -39,9 +40,6 @@ def fold(graph: Graph) -> Graph:
     return graph
 
 
-IDLE = ("relu", "relu6", "hardtanh", "clamp", "leaky_relu")
-
-
 def _drop_idle(graph: Graph) -> None:
     """A clip in front of a quantizer that changes none of its codes: the hardtanh that stands in a sign's place."""
     by_name = graph.by_name()
@@ -50,8 +48,8 @@ def _drop_idle(graph: Graph) -> None:
         if table is None or table.dim() != 1:
             continue
         source = by_name[q.inputs[0]]
-        while source.op in IDLE and source.attrs.get("slope", 0) >= 0:
-            clip = reference.float_op(source, graph)
+        while OPERATORS[source.op].clip and monotone(source, graph):
+            clip = function(source, graph)
             found, flip = float_thresholds(
                 lambda x, f=clip, t=table: reference.quantize(f(x), t, None, True), int(q.attrs["levels"]), 1
             )
@@ -99,13 +97,12 @@ def _absorb(graph: Graph, layer: Node, affine: Node) -> bool:
 
 
 def _get(graph: Graph, node: Node, role: str) -> Tensor:
-    found = graph.tensor(node, role)
-    assert found is not None, (node.name, role)
-    return found.double()
+    return graph.need(node, role).double()
 
 
 def _round(graph: Graph) -> None:
-    """float64 -> float32, the only rounding of the folded constants."""
-    for key, value in graph.tensors.items():
-        if value.dtype == torch.float64:
-            graph.tensors[key] = value.float()
+    """float64 -> float32, the only rounding of the folded constants; a generic call keeps its own types."""
+    for node in graph.nodes:
+        for key in node.attrs.get("tensors", {}).values() if node.op != "aten" else ():
+            if graph.tensors[key].dtype == torch.float64:
+                graph.tensors[key] = graph.tensors[key].float()

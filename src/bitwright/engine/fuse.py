@@ -15,6 +15,7 @@ Made at load, never stored. Each pass rewrites one pattern and keeps every value
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -22,12 +23,13 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.ir import Graph, Node
-from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_thresholds
+from bitwright.engine.graph import Graph, Node, fresh
+from bitwright.engine.operators import CODED, bounds, function, monotone
+from bitwright.engine.thresholds import ENUMERATE, NotMonotone, float_thresholds, integer_thresholds
 
-CODED = ("coded_conv", "coded_linear")
-# elementwise, monotone in exact float arithmetic (each step a correctly rounded or comparison operation)
-MONOTONE = ("affine", "relu", "relu6", "hardtanh", "clamp", "leaky_relu", "prelu", "add_scalar", "mul_scalar", "neg")
+LIMIT = float(1 << 20)  # of an input: beyond it, and for NaN, the folded graph itself runs
+MAX_SEARCH = 1 << 24  # numbers looked at in each step of all searches for float thresholds together
+MAX_COUNT = 1 << 28  # integers tried one by one, of all layers together; beyond it thresholds are bisected
 MAX_TABLE = 1 << 22  # thresholds of one layer; beyond it the quantizer runs as it is stored
 FUSED_LEVELS = 15  # a popcount layer is done before it has searched a longer ladder; packing floats is faster there
 BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit planes
@@ -36,10 +38,11 @@ BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit 
 def fuse(folded: Graph) -> Graph:
     """A runtime graph; the given one is left alone."""
     graph = folded.copy()
+    bound = bounds(graph, LIMIT)
     _formats(graph)
-    changed = True
+    changed, budget = True, [MAX_SEARCH]
     while changed:
-        changed = _absorb(graph) or _pool_codes(graph) or _flatten_codes(graph)
+        changed = _absorb(graph, bound, budget) or _pool_codes(graph, bound) or _flatten_codes(graph)
     _share(graph)
     _thresholds(graph)
     _residual(graph)
@@ -54,20 +57,32 @@ def code_planes(levels: int) -> int:
 
 
 def _formats(graph: Graph) -> None:
-    """Each reader keeps what it must know of its input's grid; each quantizer learns what its reader wants."""
+    """Each reader keeps what it must know of its input's grid; readers that want another layout get a quantizer of their own."""
     users = graph.users()
     for q in [n for n in graph.nodes if n.op == "quantize"]:
         info = {k: q.attrs[k] for k in ("levels", "mult", "zero")}
+        made: dict[tuple[str, int], Node] = {}
         for reader in users[q.name]:
             reader.attrs["x"] = info
             form, groups = "plain", 1
             if reader.op in CODED:
                 planes = int(reader.attrs["weight"]["planes"])
                 wide = code_planes(q.attrs["levels"]) * planes > BYTE_PLANES
-                form = "bytes" if wide and _fits_bytes(reader, q) else "bits"
-                reader.attrs["x_form"] = form
-                groups = int(reader.attrs.get("groups", 1))
-            q.attrs["form"], q.attrs["groups"] = form, groups if form == "bits" else 1
+                reader.attrs["x_form"] = form = "bytes" if wide and _fits_bytes(reader, q) else "bits"
+                groups = int(reader.attrs.get("groups", 1)) if form == "bits" else 1
+            if (form, groups) not in made:
+                made[form, groups] = q if not made else _twin(graph, q)
+                made[form, groups].attrs |= {"form": form, "groups": groups}
+            reader.inputs = [made[form, groups].name]
+        if not made:
+            q.attrs |= {"form": "plain", "groups": 1}
+
+
+def _twin(graph: Graph, q: Node) -> Node:
+    """The same quantizer once more."""
+    twin = Node(q.op, fresh(f"{q.name}^", graph.by_name(), "^"), list(q.inputs), dict(q.attrs))
+    graph.nodes.insert(graph.nodes.index(q) + 1, twin)
+    return twin
 
 
 def _fits_bytes(layer: Node, q: Node) -> bool:
@@ -82,45 +97,32 @@ def _fits_bytes(layer: Node, q: Node) -> bool:
     return max(abs(e) for e in ends) * mult <= 255
 
 
-def _channels(node: Node, last: bool) -> int:
-    return node.shape[-1] if last or len(node.shape) == 1 else node.shape[0]
-
-
 def _same_axis(a: Node, b: Node) -> bool:
     return len(a.shape) == 1 or bool(a.attrs.get("last", False)) == bool(b.attrs.get("last", False))
 
 
-def _monotone(node: Node, graph: Graph) -> bool:
-    if node.op == "leaky_relu":
-        return node.attrs["slope"] >= 0
-    if node.op == "prelu":
-        slope = graph.tensor(node, "slope")
-        return slope is not None and bool((slope >= 0).all())
-    return node.op in MONOTONE
-
-
-def _absorb(graph: Graph) -> bool:
+def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     by_name = graph.by_name()
     done = False
-    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
+    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain" and "apart" not in n.attrs]:
         chain: list[Node] = []
         source = by_name[q.inputs[0]]
-        while _monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
+        while monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
             if source.op == "prelu" and bool(q.attrs["last"]) and len(q.shape) > 1:
                 break  # prelu's channels are axis 1, the quantizer's the last
             chain.append(source)
             source = by_name[source.inputs[0]]
         if not chain:
             continue
-        last = bool(q.attrs["last"])
-        old = graph.tensor(q, "thresholds")
-        assert old is not None
+        old = graph.need(q, "thresholds")
         alike = old.dim() == 1 and not any(n.attrs.get("tensors") for n in chain) and not q.key("flip")
         # one row serves all channels
-        channels, levels = 1 if alike else _channels(q, last), int(q.attrs["levels"])
-        if channels * levels > MAX_TABLE:
+        channels, levels = 1 if alike else q.channels, int(q.attrs["levels"])
+        work = channels * levels * len(chain)
+        if channels * levels > MAX_TABLE or work > budget[0]:
             continue
-        steps = [reference.float_op(n, graph) for n in reversed(chain)]
+        budget[0] -= work
+        steps = [function(n, graph) for n in reversed(chain)]
         old_flip = graph.tensor(q, "flip")
 
         def code(x: Tensor, steps: Any = steps, old: Tensor = old, old_flip: Any = old_flip) -> Tensor:
@@ -129,10 +131,13 @@ def _absorb(graph: Graph) -> bool:
             return reference.quantize(x, old, old_flip, True)
 
         found, flip = float_thresholds(code, levels, channels)
+        if bound[source.name] == math.inf and not (_tame(code, channels) and not bool(flip.any())):
+            q.attrs["apart"] = True
+            continue
         if bool((found == found[:1]).all()) and not bool(flip.any()):
             found = found[0].clone()
         elif alike:
-            found, flip = found.expand(_channels(q, last), levels), flip.expand(_channels(q, last))
+            found, flip = found.expand(q.channels, levels), flip.expand(q.channels)
         graph.put(q, "thresholds", found)
         if bool(flip.any()):
             graph.put(q, "flip", flip)
@@ -144,15 +149,21 @@ def _absorb(graph: Graph) -> bool:
     return done
 
 
+def _tame(code: Callable[[Tensor], Tensor], channels: int) -> bool:
+    """Whether an infinity has the code of the largest finite number: no 0 * inf on the way."""
+    most = torch.finfo(torch.float32).max
+    ends = torch.tensor([[-torch.inf], [-most], [most], [torch.inf]]).expand(4, channels)
+    got = code(ends)
+    return torch.equal(got[0], got[1]) and torch.equal(got[2], got[3])
+
+
 def _insert_before(graph: Graph, node: Node, new: Node) -> None:
     graph.nodes.insert(graph.nodes.index(node), new)
 
 
 def _split(graph: Graph, q: Node, source: Node, op: str, attrs: dict[str, Any]) -> Node:
     """`q` becomes `op` and reads a new quantizer of `source`; returns that quantizer."""
-    name, taken = f"{q.name}^", graph.by_name()
-    while name in taken:
-        name += "^"
+    name = fresh(f"{q.name}^", graph.by_name(), "^")
     before = Node("quantize", name, [source.name], dict(q.attrs))
     before.attrs["shape"] = list(source.shape)
     before.attrs["tensors"] = dict(q.attrs["tensors"])
@@ -162,13 +173,14 @@ def _split(graph: Graph, q: Node, source: Node, op: str, attrs: dict[str, Any]) 
     return before
 
 
-def _pool_codes(graph: Graph) -> bool:
+def _pool_codes(graph: Graph, bound: dict[str, float]) -> bool:
     by_name = graph.by_name()
     for q in graph.nodes:
         if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or q.attrs["last"]:
             continue
         pool = by_name[q.inputs[0]]
-        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2:
+        # codes of NaN are the lowest, but NaN wins a pooling: only where there is none
+        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2 and bound[pool.inputs[0]] < math.inf:
             keys = ("rank", "kernel", "stride", "padding", "dilation", "ceil")
             _split(graph, q, by_name[pool.inputs[0]], "max_pool_codes", {k: pool.attrs[k] for k in keys})
             graph.prune()
@@ -183,8 +195,7 @@ def _flatten_codes(graph: Graph) -> bool:
         if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or len(q.shape) != 1:
             continue
         flat = by_name[q.inputs[0]]
-        thresholds = graph.tensor(q, "thresholds")
-        assert thresholds is not None
+        thresholds = graph.need(q, "thresholds")
         if flat.op != "flatten" or flat.attrs["start"] != 1 or thresholds.dim() != 1 or len(q.attrs["zero"]) != 1:
             continue
         source = by_name[flat.inputs[0]]
@@ -252,6 +263,7 @@ def _code_of_integer(scale: Tensor, add: Tensor, table: Tensor, flip: Tensor | N
 
 
 def _thresholds(graph: Graph) -> None:
+    left = MAX_COUNT
     users = graph.users()
     by_name = graph.by_name()
     for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
@@ -263,16 +275,20 @@ def _thresholds(graph: Graph) -> None:
         image = layer.op == "coded_conv" and len(layer.shape) == 3 and not q.attrs["last"]
         if not image and len(layer.shape) != 1:
             continue
-        scale, add = graph.tensor(layer, "scale"), graph.tensor(layer, "add")
-        table, flip = graph.tensor(q, "thresholds"), graph.tensor(q, "flip")
-        assert scale is not None and add is not None and table is not None
-
+        scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
+        table, flip = graph.need(q, "thresholds"), graph.tensor(q, "flip")
         low, high = integer_range(graph, layer)
         if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
             continue
+        work = min(int((high - low).max()) + 1, ENUMERATE + 1) * low.numel()
+        left -= work if work <= left else 0
         try:
             found, turned = integer_thresholds(
-                _code_of_integer(scale, add, table, flip), int(q.attrs["levels"]), low, high
+                _code_of_integer(scale, add, table, flip),
+                int(q.attrs["levels"]),
+                low,
+                high,
+                ENUMERATE if work <= left else 0,
             )
         except NotMonotone:
             continue  # stays float: slower, still right

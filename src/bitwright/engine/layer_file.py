@@ -9,12 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.engine.check import light
-from bitwright.engine.ir import Graph
 from bitwright.engine.layer_form import put, sample
 from bitwright.engine.packed_layer import KINDS, OPS, PackedLayer, packed_layers
 from bitwright.engine.packing import describe, padding_of
 from bitwright.engine.prepare import bake
+from bitwright.engine.store import from_json, light, stored
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.copying import copy_model
@@ -29,7 +28,7 @@ def described(model: nn.Module) -> str:
     return json.dumps(
         {
             name: {
-                "graph": layer.packed.graph.stored()[0],
+                "graph": stored(layer.packed.graph)[0],
                 "norm": layer.norm,
                 "dtype": str(layer.weight.dtype).removeprefix("torch."),
                 "last": layer.last,
@@ -111,7 +110,7 @@ def _packed(
 ) -> PackedLayer:
     head = f"{name}.{INSIDE}" if name else INSIDE
     inside = {k.removeprefix(head).replace("/", "."): v for k, v in tensors.items() if k.startswith(head)}
-    graph = Graph.from_json(entry["graph"], inside)
+    graph = from_json(entry["graph"], inside)
     nodes = [n for n in graph.nodes if n.op in OPS]
     shape = list(layer.weight.shape)  # type: ignore[union-attr, arg-type]
     fits = len(nodes) == 1 and tuple(graph.nodes[0].shape) == tuple(sample(layer).shape[1:])

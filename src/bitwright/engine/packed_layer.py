@@ -9,8 +9,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.graph import Graph, Node
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.store import from_json, stored
 from bitwright.errors import InputError
 
 RUNTIMES = 8  # input sizes for which a layer keeps its program ready: the most recent ones
@@ -73,10 +74,10 @@ class PackedLayer(nn.Module):
 
     def graph(self, shape: tuple[int, ...]) -> Graph:
         """The layer's graph for inputs [N, *shape]."""
-        text, tensors = self.packed.graph.stored()
+        text, tensors = stored(self.packed.graph)
         nodes = json.loads(text)
         nodes[0]["attrs"]["shape"] = list(shape)
-        return Graph.from_json(json.dumps(nodes), tensors)
+        return from_json(json.dumps(nodes), tensors)
 
     def program(self, shape: tuple[int, ...]) -> PackedModel:
         """What runs for inputs [N, *shape]; kept ready for the last few shapes."""

@@ -6,7 +6,7 @@ import math
 
 from torch import Tensor, nn
 
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.graph import Graph, Node
 from bitwright.engine.layer_form import LayerForm
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import describe

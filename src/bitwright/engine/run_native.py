@@ -10,7 +10,7 @@ from torch import Tensor
 
 from bitwright.engine import bitstrings, native, reference, run_reference
 from bitwright.engine.fuse import code_planes
-from bitwright.engine.ir import Graph, Node
+from bitwright.engine.graph import Graph, Node
 
 Step = Callable[[dict[str, Tensor]], None]
 
@@ -38,8 +38,7 @@ def _step(node: Node, graph: Graph, threads: int | None) -> Step:
 
 def _pack(node: Node, graph: Graph, threads: int | None) -> Step:
     a = node.attrs
-    table, flip = graph.tensor(node, "thresholds"), graph.tensor(node, "flip")
-    assert table is not None
+    table, flip = graph.need(node, "thresholds"), graph.tensor(node, "flip")
     as_bytes = a["form"] == "bytes"
     plan = native.PackPlan(table, code_planes(a["levels"]), int(a["groups"]), flip=flip, bytes=as_bytes)
     name, source = node.name, node.inputs[0]
@@ -74,9 +73,7 @@ def _conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     if a["x_form"] == "bytes":  # X = mult * code + zero, and zero is 0 where mult is not 1: mult goes into the weight
         w = reference.weight_integers(graph, node)[0].reshape(shape) * int(x["mult"])
         return [native.ConvPlan.bytes(w, x_zero=zero, **geometry)]
-    data = graph.tensor(node, "bits")
-    assert data is not None
-    bit = bitstrings.unpack(data, (info["planes"], *info["shape"])).reshape(info["planes"], *shape)
+    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *info["shape"])).reshape(info["planes"], *shape)
     return [
         native.ConvPlan.bits(
             bit[term["planes"]],
@@ -93,8 +90,7 @@ def _conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
 def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
     a = node.attrs
     plans = _conv_plans(node, graph)
-    scale, add = graph.tensor(node, "scale"), graph.tensor(node, "add")
-    assert scale is not None and add is not None
+    scale, add = graph.need(node, "scale"), graph.need(node, "add")
     name, source = node.name, node.inputs[0]
     shape = node.shape
     flat = len(shape) == 1
@@ -109,8 +105,7 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
 
     if "emit" in a:
         e = a["emit"]
-        table, flip = graph.tensor(node, "int_thresholds"), graph.tensor(node, "int_flip")
-        assert table is not None
+        table, flip = graph.need(node, "int_thresholds"), graph.tensor(node, "int_flip")
         codes = native.CodeOutput(
             table, flip, planes=code_planes(e["levels"]), groups=int(e["groups"]), bytes=e["form"] == "bytes"
         )

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.ir import Graph, Node, view
+from bitwright.engine.graph import Graph, Node
+from bitwright.engine.operators import function
 
 Step = Callable[[dict[str, Tensor]], None]
 
@@ -20,17 +20,18 @@ def build(graph: Graph) -> list[tuple[Node, Step]]:
 
 def _step(node: Node, graph: Graph) -> Step:
     if node.op == "quantize":
-        table, flip = graph.tensor(node, "thresholds"), graph.tensor(node, "flip")
-        assert table is not None
+        table, flip = graph.need(node, "thresholds"), graph.tensor(node, "flip")
         last = bool(node.attrs["last"])
         return lambda env: env.__setitem__(node.name, reference.quantize(env[node.inputs[0]], table, flip, last))
     if node.op == "max_pool_codes":
-        return lambda env: env.__setitem__(node.name, reference.max_pool(env[node.inputs[0]].double(), node).long())
+        return lambda env: env.__setitem__(
+            node.name, reference.max_pool(env[node.inputs[0]].double(), node.attrs).long()
+        )
     if node.op == "decode":
         return lambda env: env.__setitem__(node.name, _decode(env[node.inputs[0]], node, graph))
     if node.op in ("coded_conv", "coded_linear"):
         return _coded(node, graph)
-    f = reference.float_op(node, graph)
+    f = function(node, graph)
     return lambda env: env.__setitem__(node.name, f(*[env[i] for i in node.inputs]))
 
 
@@ -42,9 +43,8 @@ def _decode(code: Tensor, node: Node, graph: Graph) -> Tensor:
 
 def _coded(node: Node, graph: Graph) -> Step:
     weights = reference.weight_integers(graph, node)
-    scale, add = graph.tensor(node, "scale"), graph.tensor(node, "add")
+    scale, add = graph.need(node, "scale"), graph.need(node, "add")
     table, flip = graph.tensor(node, "int_thresholds"), graph.tensor(node, "int_flip")
-    assert scale is not None and add is not None
     x_info = node.attrs.get("x") or graph.node(node.inputs[0]).attrs
     last = node.op == "coded_linear"
 
@@ -52,10 +52,7 @@ def _coded(node: Node, graph: Graph) -> Step:
         x = reference.numbers(env[node.inputs[0]], int(x_info["mult"]), x_info["zero"], last)
         products = reference.integer_products(x, weights, node)
         if table is not None:
-            code = (products[0].movedim(1 if not last else -1, -1)[..., None] >= table.T).sum(-1)
-            code = code if last else code.movedim(-1, 1)
-            if flip is not None:
-                code = torch.where(view(flip, code.dim(), last), table.shape[0] - code, code)
+            code = reference.quantize(products[0].double(), table.T.double(), flip, last)
             env[node.name] = code.flatten(1) if node.attrs.get("flat") else code
             return
         y = reference.epilogue(products, scale, add, last)

@@ -9,9 +9,10 @@ from torch import Tensor, nn
 
 from bitwright.engine import native, reference, run_native, run_reference
 from bitwright.engine.fuse import _formats
+from bitwright.engine.graph import Graph, Node
 from bitwright.engine.integers import term_integers, weight_terms
-from bitwright.engine.ir import Graph, Node
 from bitwright.engine.packed_layer import PackedLayer
+from bitwright.engine.packing import crop_of
 from bitwright.engine.prepare import as_pixels
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
@@ -96,7 +97,7 @@ class LayerCheck:
         if bias is not None:
             bias = bias.detach().double()
             total += bias if last else bias.reshape(-1, *[1] * (total.dim() - 2))
-        return total
+        return total[(..., *(slice(c, None) for c in crop_of(self.layer)))]  # "same" padding of an even kernel
 
     def _x_unit(self) -> float:
         width = self.layer.weight.shape[1] * int(getattr(self.layer, "groups", 1))

@@ -76,7 +76,7 @@ def bench(
         )
         if not graph:
             return table
-        return replace(table, why=reasons(table, cast("PackedModel", model), given[0]))
+        return replace(table, why=reasons(table, cast("PackedModel", model), given))
 
 
 def measure(
