@@ -202,7 +202,7 @@ def test_a_part_with_a_hook_keeps_its_layer_out_of_both() -> None:
     net = settle(nn.Sequential(B.Conv2d(3, 8, 3, **ONE), B.Conv2d(8, 4, 3, **ONE), nn.Flatten()))
     net[1].x.register_forward_hook(lambda m, i, o: -o)
     with pytest.raises(
-        InputError, match="1: a forward hook of its part x changes values, .* a graph has no place for it"
+        InputError, match=r"1: a forward hook of its part x changes values, .* a graph has no place for it"
     ):
         bw.convert(net, X, form="graph")
     done = packed(net)
