@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -197,8 +198,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A net all of one other float type runs in float32, as its packed form will; two images at least, since one would
-    fix the batch at 1."""
+    """A net all of one other float type runs in float32, as its packed form will."""
     for x in example:
         if not isinstance(x, Tensor) or x.dim() < 1:
             what = "a single number" if isinstance(x, Tensor) else type(x).__name__
@@ -213,8 +213,6 @@ def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[
     if len(types) == 1 and types != {torch.float32}:
         work = work.float()
         example = tuple(x.float() if x.is_floating_point() else x for x in example)
-    if example[0].shape[0] == 1:
-        example = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in example)
     return work, example
 
 
@@ -291,6 +289,8 @@ def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: tuple[Tensor,
 
 
 def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    if batch[0].shape[0] == 1:  # one image would fix the batch at 1
+        batch = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in batch)
     size = torch.export.Dim("batch", min=1)
     fast = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # one call for a whole encoder layer: on no list
@@ -322,7 +322,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.disabled = True
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a kept activation is assigned while tracing: it is a copy's
             yield
     finally:
         for logger, was in zip(loggers, before, strict=True):
