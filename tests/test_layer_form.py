@@ -131,7 +131,7 @@ def test_any_batch_size_and_type(layer: Any, shape: tuple[int, ...], p: Any) -> 
 
 def test_what_forwards_read_of_a_layer() -> None:
     trained = B.Conv2d(6, 8, (3, 1), stride=2, padding=(1, 0), **ONE).eval()
-    trained.note = "mine"
+    trained.__dict__["note"] = "mine"
     done = packed(trained, torch.randn(2, 6, 8, 8), form="layers").model
     for key in ("stride", "padding", "dilation", "groups", "kernel_size", "in_channels", "out_channels", "note"):
         assert getattr(done, key) == getattr(trained, key)
@@ -159,7 +159,7 @@ def test_the_memory_layout_is_that_of_the_trained_layer() -> None:
     done = packed(trained, X, form="layers").model
     for x in (X, last):
         assert done(x).stride() == trained(x).stride()
-    trained = trained.to(memory_format=torch.channels_last)
+    trained = trained.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     assert packed(trained, X, form="layers").model(X).stride() == trained(X).stride()
 
 
@@ -215,7 +215,7 @@ def test_hooks_that_look_do_not_cost_the_graph() -> None:
     for m in net:
         m.register_forward_hook(lambda m, i, o: seen.append(float(o.detach().mean())))
         m.register_forward_pre_hook(lambda m, i: None)
-    done = bw.convert(net, X)
+    done: Any = bw.convert(net, X)
     assert done.report.form == "graph" and close(done.model(X), net(X)) and seen
     assert all(len(m._forward_hooks) == len(m._forward_pre_hooks) == 1 for m in net)
 
@@ -232,8 +232,8 @@ def test_a_replaced_forward_stays_the_users_code() -> None:
 
 def test_a_subclass_stays_the_users_code() -> None:
     class Mine(B.Conv2d):
-        def forward(self, x: Tensor) -> Tensor:
-            return super().forward(x) + 1
+        def forward(self, input: Tensor) -> Tensor:
+            return super().forward(input) + 1
 
     net = settle(nn.Sequential(B.Conv2d(3, 8, 3, **ONE), Mine(8, 4, 3, **ONE), nn.Flatten()))
     done = packed(net, form="layers")
@@ -450,7 +450,7 @@ def test_layers_that_stay_come_back_with_their_parts(tmp_path: Path) -> None:
     done = packed(trained, form="layers")
     assert [r.runs_as for r in done.report.rows] == ["bits", "bits", "float"]
     done.save(tmp_path / "a.safetensors")
-    back = bw.load(tmp_path / "a.safetensors", net())
+    back: Any = bw.load(tmp_path / "a.safetensors", net())
     assert isinstance(back[2], B.ConvTranspose2d) and torch.equal(back(X), done.model(X))
 
 

@@ -338,7 +338,7 @@ def test_times_within_noise_are_no_gain() -> None:
 
 
 def test_the_trained_net_is_left_alone() -> None:
-    model = net().train()
+    model: Any = net().train()
     model[0].kept = None
     before = {k: v.clone() for k, v in model.state_dict().items()}
     verify(model, PackedModel(folded(model)), [X])

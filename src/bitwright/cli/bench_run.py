@@ -39,7 +39,9 @@ def measure_run(run: Run, batch: int, threads: int, peers: tuple[str, ...], roun
         from bitwright.runs import build_model
 
         shape = tuple(run.read_json("convert.json").get("input", ()))
-        packed: nn.Module = bw.load(run.file(PACKED), build_model(run.experiment, stand_in(shape, classes), weights=False))
+        packed: nn.Module = bw.load(
+            run.file(PACKED), build_model(run.experiment, stand_in(shape, classes), weights=False)
+        )
     else:
         packed = bw.load(run.file(PACKED))
         if not isinstance(packed, PackedModel):

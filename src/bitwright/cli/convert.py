@@ -37,7 +37,10 @@ def convert(
     data: Annotated[str | None, typer.Option(help="Verify on the test images of this data set, e.g. cifar10.")] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies. [default: BITWRIGHT_DATA]")] = None,
     form: Annotated[
-        str, typer.Option(help="graph: needs no model code; layers: your module with packed layers; auto: the first that runs.")
+        str,
+        typer.Option(
+            help="graph: needs no model code; layers: your module with packed layers; auto: the first that runs."
+        ),
     ] = "auto",
     backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="For the times per layer. [default: 1]")] = None,

@@ -127,7 +127,7 @@ def sole_norms(model: nn.Module, layers: set[str]) -> dict[str, str]:
         return {}
     if any(_keeps_symbols(vars(m)) for m in trial.modules()):
         return {}
-    modules = dict(trial.named_modules())
+    modules: dict[str, Any] = dict(trial.named_modules())
     calls = [str(n.target) for n in graph.nodes if n.op == "call_module"]
     found: dict[str, str] = {}
     for node in graph.nodes:

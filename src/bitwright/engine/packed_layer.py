@@ -39,6 +39,13 @@ class PackedLayer(nn.Module):
 
     packed: PackedModel
     rank: int
+    norm: str
+    _sizes: tuple[int, ...]
+    _dtype: torch.dtype
+    _has_bias: bool
+    _last: bool
+    _programs: dict[tuple[int, ...], PackedModel]
+    _lock: Any
 
     @classmethod
     def build(
