@@ -717,10 +717,6 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
         lambda: B.Conv2d(32, 8, 3, padding=1, padding_mode="circular", **ONE_BIT),
         "Conv2d 32>8 3x3|padding_mode='circular'; bit kernels take zeros",
     ),
-    "asymmetric padding": (
-        lambda: B.Conv2d(32, 8, 2, padding="same", **ONE_BIT),
-        "Conv2d 32>8 2x2|padding='same' is not symmetric here",
-    ),
     "weight part without codes": (
         lambda: B.Conv2d(32, 8, 3, w=Odd(), x="sign"),
         "Conv2d 32>8 3x3|slot w holds Odd, which has no integer codes",
@@ -805,7 +801,7 @@ def test_data_dependent_control_flow_is_one_line_with_the_users_line() -> None:
 
     line = line_of("# the branch that cannot")
     with pytest.raises(InputError) as error:
-        bw.convert(Branch(), X)
+        bw.convert(Branch(), X, form="graph")
     text = str(error.value)
     assert (
         "\n" not in text
@@ -814,12 +810,23 @@ def test_data_dependent_control_flow_is_one_line_with_the_users_line() -> None:
     )
 
 
+@pytest.mark.parametrize(("kernel", "dilation"), [(2, 1), (4, 1), (2, 3), ((2, 3), 1)])
+def test_same_padding_of_an_even_kernel_packs(kernel: Any, dilation: int) -> None:
+    """One more zero right and below: the codes there add nothing."""
+    net = nn.Sequential(
+        nn.Conv2d(3, 32, 3), B.Conv2d(32, 8, kernel, padding="same", dilation=dilation, **ONE_BIT)
+    ).eval()
+    done = bw.convert(net, X)
+    assert done.report.layers_exact and done.report.rows[1].runs_as == "bits" and done.model is not None
+    torch.testing.assert_close(done.model(X), net(X), rtol=1e-5, atol=1e-5)
+
+
 def test_an_operator_outside_the_table_is_named() -> None:
-    net = Net(lambda s, x: torch.cumsum(s.a(x), 2), a=B.Conv2d(3, 4, 3, **ONE_BIT))
+    net = Net(lambda s, x: torch.linalg.qr(s.a(x))[0], a=B.Conv2d(3, 4, 3, **ONE_BIT))
     with pytest.raises(
-        InputError, match=r"uses aten\.cumsum \(test_convert.py line \d+\), which the packed graph has no"
+        InputError, match=r"uses aten\.linalg_qr \(test_convert.py line \d+\), which a packed graph cannot hold"
     ):
-        bw.convert(net, X)
+        bw.convert(net, X, form="graph")
 
 
 @pytest.mark.parametrize(

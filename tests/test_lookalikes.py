@@ -19,9 +19,7 @@ FLOAT = {"w": "float", "x": "float"}
 EXTRA = {"googlenet": [{"match": "aux", **FLOAT}], "timm": [{"match": "head", **FLOAT}]}
 # why a net is not packed; all others are, and say the same as the trained net
 REFUSED = {
-    "vit": "aten.expand (lookalikes.py line",
     "tied": "the example holds int64, packed nets read floats or uint8 pixels",
-    "torch_encoder": "encoder.layers.0.self_attn: aten.transpose",
 }
 FIRST = {  # the recipe that the fast tests take
     "resnet": "w1a1", "bottleneck": "lsq-w4a4", "mobilenet_v2": "w8a8", "vgg": "ttq", "densenet": "w1a1",

@@ -1,4 +1,4 @@
-"""ATen calls of an exported program become operators of our table.
+"""ATen calls of an exported program become operators: ours where one fits, else the generic node of `aten_list`.
 
 Most records say it themselves: the call's name, and its arguments by name. What takes more than that has a translator here.
 """
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.fx import Node as FxNode
+from torch.fx.node import map_arg
 
+from bitwright.engine import aten_list
 from bitwright.engine.graph import ints
 from bitwright.engine.operators import OPERATORS, Unfit
-
-BATCH = "N"  # stands for the batch size in a shape
 
 # (op, input names, attributes, tensors), or None: nothing happens in evaluation
 Lowered = tuple[str, list[str], dict[str, Any], dict[str, Tensor]] | None
@@ -25,8 +25,8 @@ IGNORED = ("memory_format", "non_blocking", "copy", "cudnn_enable", "half_to_flo
 class Call:
     """Arguments of one call, with the environment to resolve them."""
 
-    def __init__(self, n: FxNode, names: dict[str, str], constants: dict[str, Tensor], symbols: set[str]) -> None:
-        self.node, self.names, self.constants, self.symbols = n, names, constants, symbols
+    def __init__(self, n: FxNode, names: dict[str, str], constants: dict[str, Any]) -> None:
+        self.node, self.names, self.constants = n, names, constants
         self.base = str(n.target).split(".")[1].rstrip("_")
         self.schema: Any = getattr(n.target, "_schema", None)
         arguments = self.schema.arguments if self.schema is not None else []
@@ -64,18 +64,6 @@ class Call:
         a = self.get(i)
         return a.meta["val"].dim() if isinstance(a, FxNode) else 0
 
-    def sizes(self, i: int) -> list[Any]:
-        """A size list; the batch symbol becomes "N"."""
-        out: list[Any] = []
-        for s in self.get(i):
-            if isinstance(s, FxNode) and s.name in self.symbols:
-                out.append(BATCH)
-            elif isinstance(s, int):
-                out.append(s)
-            else:
-                raise Unfit("a size that is computed from the batch")
-        return out
-
 
 Translator = Callable[[Call], Lowered]
 _TABLE: dict[str, Translator] = {}
@@ -90,10 +78,106 @@ def _aten(*targets: str) -> Callable[[Translator], Translator]:
     return register
 
 
-def lower(call: Call) -> Lowered:
-    """The operator of ours that a call is. Errors: `Unfit` with the reason, `KeyError` where there is none."""
-    translate = _TABLE.get(call.base)
-    return _by_record(call, _BY_NAME[call.base]) if translate is None else translate(call)
+def canonical(target: Any) -> str:
+    """`name.overload` of the pure operator that a call is, views as reshapes: any memory layout will do."""
+    name, which = str(target).split(".")[1:]
+    call = f"{name.rstrip('_') if not name.startswith('__') else name}.{which}"
+    return aten_list.RENAMED.get(call, call)
+
+
+def known(n: FxNode) -> bool:
+    """Whether a call may become a node as it is."""
+    base = str(n.target).split(".")[1].rstrip("_")
+    if base in _TABLE or base in _BY_NAME or base in NOTHING:
+        return True
+    try:
+        return aten_list.overload(canonical(n.target)) is not None
+    except aten_list.Unlisted:
+        return False
+
+
+def own(n: FxNode, constants: dict[str, Any], out: FxNode | None = None) -> bool:
+    """Whether the values of a call are such as our operators take: float32, the batch on axis 0, all other sizes fixed."""
+    values = [i.meta.get("val") for i in n.all_input_nodes if i.name not in constants]
+    values = [v for v in (*values, (out or n).meta.get("val")) if isinstance(v, Tensor)]
+    return all(
+        v.dtype == torch.float32 and v.dim() > 0 and all(isinstance(s, int) for s in v.shape[1:]) for v in values
+    ) and all(str(v.shape[0]) == str(values[0].shape[0]) for v in values)
+
+
+def lower(call: Call, item: int | None = None) -> Lowered:
+    """What a call becomes; of several results the one `item`. Errors: `Unfit`, `Unlisted` with the reason."""
+    if call.base in NOTHING and NOTHING[call.base](call):
+        return None
+    if call.base.endswith("dropout"):
+        raise Unfit("drops values in evaluation too")
+    reason = None
+    try:
+        if item is None and own(call.node, call.constants):
+            if call.base in _TABLE:
+                return _TABLE[call.base](call)
+            if call.base in _BY_NAME:
+                return _by_record(call, _BY_NAME[call.base])
+    except Unfit as error:
+        reason = error
+    try:
+        return generic(call, item)
+    except aten_list.Unlisted:
+        if reason is None:
+            raise
+        raise reason from None
+
+
+def _size(value: Any) -> Any:
+    """A size that was worked out in forward, instead of the node that works it out."""
+    known = value.meta.get("val") if isinstance(value, FxNode) else None
+    return known if isinstance(known, (int, float, torch.SymInt)) else value
+
+
+def generic(call: Call, item: int | None = None) -> Lowered:
+    """The call by its own name, its arguments written as their types say."""
+    name = canonical(call.node.target)
+    target = "_to_copy.default" if call.base in ("to", "type_as") else name
+    kinds = aten_list.arguments(target)
+    if target != name:
+        given: dict[str, Any] = {"self": call.get(0), "dtype": call.node.meta["val"].dtype}
+    else:
+        given = dict(
+            zip((a.name for a in aten_list.overload(name)._schema.arguments), call.given.values(), strict=False)
+        )
+    if any(isinstance(_size(v), torch.SymInt) and kinds.get(k, ("",))[0] == "Tensor" for k, v in given.items()):
+        target = f"{name.split('.')[0]}.Scalar"  # x + x.size(0)
+        kinds = aten_list.arguments(target)
+    inputs: list[str] = []
+    tensors: dict[str, Tensor] = {}
+
+    def tensor(a: Any) -> int | str:
+        constant = call.constants.get(a.name) if isinstance(a, FxNode) else None
+        if isinstance(constant, Tensor) or isinstance(a, (int, float)):
+            role = f"c{len(tensors)}"
+            tensors[role] = torch.scalar_tensor(a) if constant is None else constant.detach().clone()
+            return role
+        if not isinstance(a, FxNode) or a.name not in call.names:
+            raise aten_list.Unlisted("it reads something that is not computed from the input")
+        if call.names[a.name] not in inputs:
+            inputs.append(call.names[a.name])
+        return inputs.index(call.names[a.name])
+
+    args: dict[str, Any] = {}
+    for argument in aten_list.overload(target)._schema.arguments:
+        value = given.get(argument.name)
+        value = map_arg(value, _size)
+        plain = not isinstance(value, FxNode)
+        if argument.has_default_value() and (value is None or (plain and value == argument.default_value)):
+            continue
+        if argument.name in kinds:
+            args[argument.name] = aten_list.write(value, kinds[argument.name][0], tensor)
+        elif "Generator" in str(argument.real_type):
+            raise aten_list.Unlisted("it draws random numbers")
+    if any(aten_list.depends_on_batch(v, kinds[k][0]) for k, v in args.items()):
+        inputs.append("input")
+    attrs: dict[str, Any] = {"call": target, "args": args}
+    return "aten", inputs, attrs if item is None else {**attrs, "item": item}, tensors
 
 
 def _by_record(c: Call, op: str) -> Lowered:
@@ -127,23 +211,16 @@ def _float_tensor(t: Tensor) -> Tensor:
     return t.detach().float()
 
 
-@_aten("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert_tensor_metadata")
-def _nothing(c: Call) -> Lowered:
-    return None
-
-
-@_aten("dropout", "feature_dropout", "native_dropout", "alpha_dropout")
-def _dropout(c: Call) -> Lowered:
-    if c.get(2):
-        raise Unfit("drops values in evaluation too")
-    return None
-
-
-@_aten("to", "_to_copy", "type_as")
-def _to(c: Call) -> Lowered:
-    if c.node.meta["val"].dtype != torch.float32:
-        raise Unfit(f"changes the type to {c.node.meta['val'].dtype}; packed nets run in float32")
-    return None
+# what changes nothing in evaluation, if so
+NOTHING: dict[str, Callable[[Call], bool]] = dict.fromkeys(
+    ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert_tensor_metadata"), lambda c: True
+)
+NOTHING |= dict.fromkeys(
+    ("dropout", "feature_dropout", "native_dropout", "alpha_dropout", "feature_alpha_dropout"), lambda c: not c.get(2)
+)
+NOTHING |= dict.fromkeys(
+    ("to", "_to_copy", "type_as"), lambda c: c.node.meta["val"].dtype == c.node.all_input_nodes[0].meta["val"].dtype
+)
 
 
 @_aten("prelu")
@@ -207,19 +284,10 @@ def _linear(c: Call) -> Lowered:
 
 @_aten("view", "reshape", "_unsafe_view")
 def _view(c: Call) -> Lowered:
-    sizes = c.sizes(1)
-    whole = sizes[:1] == [-1] and BATCH not in sizes and c.node.meta["val"].shape[0] == _batch(c)
-    if sizes[:1] != [BATCH] and not whole:
-        raise Unfit("moves the batch axis")
     rest = [int(s) for s in c.node.meta["val"].shape[1:]]
-    if len(rest) == 1:
+    if len(rest) == 1 and c.input_rank() > 1:
         return "flatten", [c.value(0)], {"start": 1, "end": c.input_rank() - 1}, {}
     return "reshape", [c.value(0)], {"sizes": rest}, {}
-
-
-def _batch(c: Call) -> Any:
-    a = c.get(0)
-    return a.meta["val"].shape[0] if isinstance(a, FxNode) else None
 
 
 @_aten("slice")
@@ -263,37 +331,33 @@ def _binary(c: Call) -> Lowered:
         return f"{op}_scalar", [c.value(0)], {"value": float(other)}, {}
     for i, j in ((0, 1), (1, 0)):
         if c.is_constant(j):
-            return _with_constant(c, op, c.value(i), c.constant(j), swapped=j == 0)
+            return _with_constant(c, op, i, c.constant(j), swapped=j == 0)
     return op, [c.value(0), c.value(1)], {}, {}
 
 
-def _with_constant(c: Call, op: str, value: str, constant: Tensor | None, swapped: bool) -> Lowered:
-    """A per-channel or scalar parameter: a learned scale or shift in front of or behind a layer."""
+def _with_constant(c: Call, op: str, value: int, constant: Tensor | None, swapped: bool) -> Lowered:
+    """A number per channel or one in all: a learned scale or shift in front of or behind a layer."""
     assert constant is not None
-    rank = c.rank()
-    flat = constant.detach().double().reshape(-1)
-    channels = int(c.node.meta["val"].shape[1]) if rank > 1 else 1
-    squeezed = [s for s in constant.shape if s != 1]
-    on_channels = (
-        constant.dim() == 0
-        or not squeezed
-        or (
-            squeezed == [channels]
-            and constant.dim() >= rank - 1
-            and constant.shape[constant.dim() - rank + 1] == channels
-        )
-    )
-    if not on_channels:
+    rank, own_shape = c.rank(), c.get(value).meta["val"].shape
+    wide = [i - constant.dim() for i, s in enumerate(constant.shape) if s != 1]
+    axis = wide[0] if wide else 1 - rank
+    if len(wide) > 1 or c.input_rank(value) != rank or constant.dim() > rank or axis not in (-1, 1 - rank):
         raise Unfit(f"a parameter of shape {list(constant.shape)}; one per channel or one in all")
-    flat = flat.expand(channels)
+    channels = int(own_shape[axis]) if rank > 1 else 1
+    if constant.numel() not in (1, channels):
+        raise Unfit("a parameter that widens its value")
+    flat = constant.detach().double().reshape(-1).expand(channels)
     one, nought = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
-    if op == "mul":
-        scale, add = flat, nought
-    elif op == "add":
-        scale, add = one, flat
-    else:
-        scale, add = (-one, flat) if swapped else (one, -flat)
-    return "affine", [value], {"last": rank == 2}, {"scale": scale.clone(), "add": add.clone()}
+    scale, add = {
+        "mul": (flat, nought),
+        "div": (1 / flat, nought),
+        "add": (one, flat),
+        "sub": (-one, flat) if swapped else (one, -flat),
+    }[op]
+    if not bool(scale.isfinite().all()) or not bool(add.isfinite().all()):
+        raise Unfit("a parameter that is infinite")
+    last = rank == 2 or (axis == -1 and bool(wide))
+    return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
 
 
 @_aten("rsub")
@@ -310,6 +374,10 @@ def _rsub(c: Call) -> Lowered:
 @_aten("div")
 def _div(c: Call) -> Lowered:
     other = c.get(1)
-    if isinstance(other, (int, float)) and c.given.get("rounding_mode") is None:
+    if c.given.get("rounding_mode") is not None:
+        raise Unfit("rounds")
+    if isinstance(other, (int, float)) and other:
         return "mul_scalar", [c.value(0)], {"value": 1.0 / float(other)}, {}
+    if c.is_constant(1):
+        return _with_constant(c, "div", 0, c.constant(1), swapped=False)
     raise Unfit("divides by a computed value")

@@ -101,7 +101,8 @@ def _get(graph: Graph, node: Node, role: str) -> Tensor:
 
 
 def _round(graph: Graph) -> None:
-    """float64 -> float32, the only rounding of the folded constants."""
-    for key, value in graph.tensors.items():
-        if value.dtype == torch.float64:
-            graph.tensors[key] = value.float()
+    """float64 -> float32, the only rounding of the folded constants; a generic call keeps its own types."""
+    for node in graph.nodes:
+        for key in node.attrs.get("tensors", {}).values() if node.op != "aten" else ():
+            if graph.tensors[key].dtype == torch.float64:
+                graph.tensors[key] = graph.tensors[key].float()

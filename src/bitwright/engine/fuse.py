@@ -15,6 +15,7 @@ Made at load, never stored. Each pass rewrites one pattern and keeps every value
 from __future__ import annotations
 
 import hashlib
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -23,9 +24,12 @@ from torch import Tensor
 
 from bitwright.engine import reference
 from bitwright.engine.graph import Graph, Node, fresh
-from bitwright.engine.operators import CODED, function, monotone
-from bitwright.engine.thresholds import NotMonotone, float_thresholds, integer_thresholds
+from bitwright.engine.operators import CODED, bounds, function, monotone
+from bitwright.engine.thresholds import ENUMERATE, NotMonotone, float_thresholds, integer_thresholds
 
+LIMIT = float(1 << 20)  # of an input: beyond it, and for NaN, the folded graph itself runs
+MAX_SEARCH = 1 << 24  # numbers looked at in each step of all searches for float thresholds together
+MAX_COUNT = 1 << 28  # integers tried one by one, of all layers together; beyond it thresholds are bisected
 MAX_TABLE = 1 << 22  # thresholds of one layer; beyond it the quantizer runs as it is stored
 FUSED_LEVELS = 15  # a popcount layer is done before it has searched a longer ladder; packing floats is faster there
 BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit planes
@@ -34,10 +38,11 @@ BYTE_PLANES = 16  # plane pairs above which 8-bit codes times integers beat bit 
 def fuse(folded: Graph) -> Graph:
     """A runtime graph; the given one is left alone."""
     graph = folded.copy()
+    bound = bounds(graph, LIMIT)
     _formats(graph)
-    changed = True
+    changed, budget = True, [MAX_SEARCH]
     while changed:
-        changed = _absorb(graph) or _pool_codes(graph) or _flatten_codes(graph)
+        changed = _absorb(graph, bound, budget) or _pool_codes(graph, bound) or _flatten_codes(graph)
     _share(graph)
     _thresholds(graph)
     _residual(graph)
@@ -52,20 +57,32 @@ def code_planes(levels: int) -> int:
 
 
 def _formats(graph: Graph) -> None:
-    """Each reader keeps what it must know of its input's grid; each quantizer learns what its reader wants."""
+    """Each reader keeps what it must know of its input's grid; readers that want another layout get a quantizer of their own."""
     users = graph.users()
     for q in [n for n in graph.nodes if n.op == "quantize"]:
         info = {k: q.attrs[k] for k in ("levels", "mult", "zero")}
+        made: dict[tuple[str, int], Node] = {}
         for reader in users[q.name]:
             reader.attrs["x"] = info
             form, groups = "plain", 1
             if reader.op in CODED:
                 planes = int(reader.attrs["weight"]["planes"])
                 wide = code_planes(q.attrs["levels"]) * planes > BYTE_PLANES
-                form = "bytes" if wide and _fits_bytes(reader, q) else "bits"
-                reader.attrs["x_form"] = form
-                groups = int(reader.attrs.get("groups", 1))
-            q.attrs["form"], q.attrs["groups"] = form, groups if form == "bits" else 1
+                reader.attrs["x_form"] = form = "bytes" if wide and _fits_bytes(reader, q) else "bits"
+                groups = int(reader.attrs.get("groups", 1)) if form == "bits" else 1
+            if (form, groups) not in made:
+                made[form, groups] = q if not made else _twin(graph, q)
+                made[form, groups].attrs |= {"form": form, "groups": groups}
+            reader.inputs = [made[form, groups].name]
+        if not made:
+            q.attrs |= {"form": "plain", "groups": 1}
+
+
+def _twin(graph: Graph, q: Node) -> Node:
+    """The same quantizer once more."""
+    twin = Node(q.op, fresh(f"{q.name}^", graph.by_name(), "^"), list(q.inputs), dict(q.attrs))
+    graph.nodes.insert(graph.nodes.index(q) + 1, twin)
+    return twin
 
 
 def _fits_bytes(layer: Node, q: Node) -> bool:
@@ -84,10 +101,10 @@ def _same_axis(a: Node, b: Node) -> bool:
     return len(a.shape) == 1 or bool(a.attrs.get("last", False)) == bool(b.attrs.get("last", False))
 
 
-def _absorb(graph: Graph) -> bool:
+def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     by_name = graph.by_name()
     done = False
-    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
+    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain" and "apart" not in n.attrs]:
         chain: list[Node] = []
         source = by_name[q.inputs[0]]
         while monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
@@ -101,8 +118,10 @@ def _absorb(graph: Graph) -> bool:
         alike = old.dim() == 1 and not any(n.attrs.get("tensors") for n in chain) and not q.key("flip")
         # one row serves all channels
         channels, levels = 1 if alike else q.channels, int(q.attrs["levels"])
-        if channels * levels > MAX_TABLE:
+        work = channels * levels * len(chain)
+        if channels * levels > MAX_TABLE or work > budget[0]:
             continue
+        budget[0] -= work
         steps = [function(n, graph) for n in reversed(chain)]
         old_flip = graph.tensor(q, "flip")
 
@@ -112,6 +131,9 @@ def _absorb(graph: Graph) -> bool:
             return reference.quantize(x, old, old_flip, True)
 
         found, flip = float_thresholds(code, levels, channels)
+        if bound[source.name] == math.inf and not (_tame(code, channels) and not bool(flip.any())):
+            q.attrs["apart"] = True
+            continue
         if bool((found == found[:1]).all()) and not bool(flip.any()):
             found = found[0].clone()
         elif alike:
@@ -125,6 +147,14 @@ def _absorb(graph: Graph) -> bool:
         done = True
     graph.prune()
     return done
+
+
+def _tame(code: Callable[[Tensor], Tensor], channels: int) -> bool:
+    """Whether an infinity has the code of the largest finite number: no 0 * inf on the way."""
+    most = torch.finfo(torch.float32).max
+    ends = torch.tensor([[-torch.inf], [-most], [most], [torch.inf]]).expand(4, channels)
+    got = code(ends)
+    return torch.equal(got[0], got[1]) and torch.equal(got[2], got[3])
 
 
 def _insert_before(graph: Graph, node: Node, new: Node) -> None:
@@ -143,13 +173,14 @@ def _split(graph: Graph, q: Node, source: Node, op: str, attrs: dict[str, Any]) 
     return before
 
 
-def _pool_codes(graph: Graph) -> bool:
+def _pool_codes(graph: Graph, bound: dict[str, float]) -> bool:
     by_name = graph.by_name()
     for q in graph.nodes:
         if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or q.attrs["last"]:
             continue
         pool = by_name[q.inputs[0]]
-        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2:
+        # codes of NaN are the lowest, but NaN wins a pooling: only where there is none
+        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2 and bound[pool.inputs[0]] < math.inf:
             keys = ("rank", "kernel", "stride", "padding", "dilation", "ceil")
             _split(graph, q, by_name[pool.inputs[0]], "max_pool_codes", {k: pool.attrs[k] for k in keys})
             graph.prune()
@@ -232,6 +263,7 @@ def _code_of_integer(scale: Tensor, add: Tensor, table: Tensor, flip: Tensor | N
 
 
 def _thresholds(graph: Graph) -> None:
+    left = MAX_COUNT
     users = graph.users()
     by_name = graph.by_name()
     for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
@@ -248,9 +280,15 @@ def _thresholds(graph: Graph) -> None:
         low, high = integer_range(graph, layer)
         if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
             continue
+        work = min(int((high - low).max()) + 1, ENUMERATE + 1) * low.numel()
+        left -= work if work <= left else 0
         try:
             found, turned = integer_thresholds(
-                _code_of_integer(scale, add, table, flip), int(q.attrs["levels"]), low, high
+                _code_of_integer(scale, add, table, flip),
+                int(q.attrs["levels"]),
+                low,
+                high,
+                ENUMERATE if work <= left else 0,
             )
         except NotMonotone:
             continue  # stays float: slower, still right

@@ -48,11 +48,17 @@ class Node:
 
 @dataclass
 class Graph:
-    """Nodes in execution order and the tensors they name. `checked`: it passed `store.check` and is not changed since."""
+    """Nodes in execution order and the tensors they name.
+
+    `work`: values and multiplications of one sample, once `store.check` has passed; the graph is not changed since.
+    """
 
     nodes: list[Node]
     tensors: dict[str, Tensor]
-    checked: bool = False
+    work: tuple[int, int] | None = None
+
+    def inputs(self) -> list[Node]:
+        return [n for n in self.nodes if n.op == "input"]
 
     def node(self, name: str) -> Node:
         return next(n for n in self.nodes if n.name == name)

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwright.engine import reference
+from bitwright.engine import aten_list, reference
 from bitwright.engine.graph import Graph, Node, ints
 
 MAX_RANK = 8
@@ -26,6 +26,7 @@ MAX_MULT = 1 << 14
 MAX_TABLE = 1 << 24  # entries of the tables a kernel keeps for the border of a convolution
 MAX_LEVELS, MAX_PLANES, MAX_TERMS = 255, 8, 8
 INT32 = 2**31 - 1
+HUGE = 1e37  # sums of numbers below it stay finite in float32, in any order
 CODED = ("coded_conv", "coded_linear")
 LAYERS = (*CODED, "conv", "linear", "conv_transpose")
 
@@ -113,17 +114,18 @@ Attrs = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Operator:
-    """inputs: how many values, -1 for one or more; tensors: roles, those in brackets may be absent; codes: it reads a
+    """inputs: how many values, -1 for one or more, None for any number; tensors: roles, those in brackets may be absent; codes: it reads a
     quantizer's codes, not numbers; monotone: elementwise and monotone in exact float arithmetic, each step a correctly
     rounded operation or a comparison."""
 
-    inputs: int = 1
+    inputs: int | None = 1
     attrs: Mapping[str, Attr] = field(default_factory=dict)
     tensors: str = ""
     run: Callable[[Node, Graph], Function] | None = None
     check: Callable[[Node, Graph, list[Tensor], Node], None] | None = None
     shape: Callable[[Node, Graph, Tensor, Node], Tensor] | None = None  # where it is not `run` on meta tensors
     codes: bool = False
+    bound: Callable[[Node, Graph, list[float]], float] = lambda node, graph, x: max(x, default=math.inf)
     monotone: Callable[[Node, Graph], bool] | None = None
     clip: bool = False  # may change nothing that the quantizer behind it sees
     aten: str = ""
@@ -169,6 +171,7 @@ def _check_affine(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> 
 
 def _check_norm(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
     sizes = tuple(n.attrs["normalized"])
+    need(tuple(inputs[0].shape[-len(sizes) :]) == sizes, f"normalized={list(sizes)} are not the last axes")
     for role in ("weight", "bias"):
         t = graph.tensor(n, role)
         need(t is None or tuple(t.shape) == sizes, f"{role} is not of shape {list(sizes)}")
@@ -193,7 +196,12 @@ def _check_axis(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> No
 
 
 def _check_slope(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
-    need(graph.need(n, "slope").dim() == 1, "slope is not one number per channel")
+    slope, channels = graph.need(n, "slope"), inputs[0].shape[1] if inputs[0].dim() > 1 else 1
+    need(slope.dim() == 1 and slope.numel() in (1, channels), "slope is not one number per channel")
+
+
+def _check_bounds(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
+    need(n.attrs["low"] <= n.attrs["high"], "low is above high")
 
 
 def _check_flatten(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
@@ -258,14 +266,15 @@ def _layer(n: Node, graph: Graph, x: Tensor, source: Node) -> Tensor:
         need(all(k <= MAX_STEP for k in shape[2:]), "the kernel is too large")
         y = _transposed(x, w, None, a) if n.op == "conv_transpose" else reference.convolve(x, w, None, n)
     if n.op in CODED:
+        need(x.dim() == 2 or source.attrs["last"] == (n.op == "coded_linear"), "reads codes along another axis")
         table = outputs * math.prod(min(o, 2 * k + 1) for o, k in zip(y.shape[2:], shape[2:], strict=False))
         wide = max([o * k for o, k in zip(y.shape[2:], shape[2:], strict=False)], default=1)
         need(max(table, wide) <= MAX_TABLE, "the kernel is too large for its input")
-        need(_largest(n, source) <= INT32, "its sums may exceed 32 bits")
+        need(largest(n, source) <= INT32, "its sums may exceed 32 bits")
     return y
 
 
-def _largest(n: Node, source: Node) -> int:
+def largest(n: Node, source: Node) -> int:
     """A bound of |I|, from the shapes and multipliers alone."""
     info, x = n.attrs["weight"], source.attrs
     each = max(abs(t["zero"]) + sum(abs(m) for m in t["mult"]) for t in info["terms"])
@@ -289,6 +298,55 @@ def _run_layer(node: Node, graph: Graph) -> Function:
     if w.dim() == 4:
         w = w.contiguous(memory_format=torch.channels_last)
     return lambda x: reference.convolve(x, w, b, node)
+
+
+# how large a result can be
+def _most(t: Tensor | None) -> float:
+    return 0.0 if t is None or not t.numel() else float(t.double().abs().max())
+
+
+def _bound_coded(n: Node, graph: Graph, x: list[float]) -> float:
+    integer = largest(n, graph.node(n.inputs[0]))
+    return integer * float(graph.need(n, "scale").double().abs().sum(0).max()) + _most(graph.tensor(n, "add"))
+
+
+def _bound_layer(n: Node, graph: Graph, x: list[float]) -> float:
+    w = reference.stored_weight(graph, n).double().abs()
+    rows = w.sum((0, *range(2, w.dim()))) if n.op == "conv_transpose" else w.flatten(1).sum(1)
+    return x[0] * float(rows.max()) + _most(graph.tensor(n, "bias"))
+
+
+def _bound_affine(n: Node, graph: Graph, x: list[float]) -> float:
+    return x[0] * _most(graph.need(n, "scale")) + _most(graph.need(n, "add"))
+
+
+def _bound_norm(n: Node, graph: Graph, x: list[float]) -> float:
+    weight = graph.tensor(n, "weight")
+    each = math.sqrt(math.prod(n.attrs["normalized"])) if x[0] < 1e18 else math.inf  # its squares must not overflow
+    return each * (1.0 if weight is None else _most(weight)) + _most(graph.tensor(n, "bias"))
+
+
+def _bound_decode(n: Node, graph: Graph, x: list[float]) -> float:
+    a = graph.node(n.inputs[0]).attrs
+    return abs(n.attrs["unit"]) * max(abs(z + e) for z in a["zero"] for e in (0, a["mult"] * a["levels"]))
+
+
+def _one(n: Node, graph: Graph, x: list[float]) -> float:
+    return 1.0 if x[0] < math.inf else math.inf
+
+
+def _scaled(n: Node, graph: Graph, x: list[float]) -> float:
+    return x[0] * max(1.0, abs(n.attrs.get("slope", 1.0)), _most(graph.tensor(n, "slope")))
+
+
+def _moved(n: Node, graph: Graph, x: list[float]) -> float:
+    ends = [abs(n.attrs[k]) for k in ("low", "high", "value") if n.attrs.get(k) is not None]
+    return max([*x, *ends])
+
+
+def _bound_call(n: Node, graph: Graph, x: list[float]) -> float:
+    stored = [_most(graph.tensors[k]) for k in n.attrs.get("tensors", {}).values()]
+    return max([*x, *stored], default=math.inf) if n.attrs["call"].split(".")[0] in aten_list.MOVING else math.inf
 
 
 # functions that take more than a line
@@ -328,6 +386,45 @@ def _cat(node: Node, graph: Graph) -> Function:
     return lambda *xs, dim=node.attrs["dim"]: torch.cat(xs, dim)
 
 
+# the generic node, and the ends
+def _run_call(node: Node, graph: Graph) -> Function:
+    roles = {role: graph.tensors[key] for role, key in node.attrs.get("tensors", {}).items()}
+    run, item = aten_list.bound(node.attrs, roles), node.attrs.get("item")
+    return lambda *xs: run(xs) if item is None else run(xs)[item]
+
+
+def _check_call(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
+    call, args, roles = n.attrs["call"], n.attrs["args"], n.attrs.get("tensors", {})
+    kinds = aten_list.arguments(call)
+    results = len(aten_list.overload(call)._schema.returns)
+    need((results == 1) == ("item" not in n.attrs) and n.attrs.get("item", 0) < results, f"gives {results} results")
+    need(set(args) <= set(kinds), f"{call} takes {', '.join(kinds)}")
+    missing = [k for k, (_, optional) in kinds.items() if not optional and k not in args]
+    need(not missing, f"{', '.join(missing)} is missing")
+    for k, v in args.items():
+        need(aten_list.fits(v, kinds[k][0], len(inputs), roles), f"{k}={str(v)[:60]} is no {kinds[k][0]}")
+    if any(aten_list.depends_on_batch(v, kinds[k][0]) for k, v in args.items()):
+        need(source.op == "input", "a size of N needs the graph's input as the last input")
+
+
+def _check_output(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
+    leaves: list[Any] = []
+
+    def walk(value: Any, depth: int) -> None:
+        if value is None or type(value) is int:
+            leaves.append(value)
+            return
+        need(isinstance(value, dict) and len(value) == 1 and depth < 16, "structure is no nest of tuples, lists, dicts")
+        kind, inner = next(iter(value.items()))
+        fits = isinstance(inner, dict) if kind == "dict" else kind in ("tuple", "list") and isinstance(inner, list)
+        need(fits, "structure is no nest of tuples, lists, dicts")
+        for v in inner.values() if isinstance(inner, dict) else inner:
+            walk(v, depth + 1)
+
+    walk(n.attrs.get("structure", 0), 0)
+    need([v for v in leaves if v is not None] == list(range(len(inputs))), "structure does not name each output once")
+
+
 POOL = {
     "rank": RANK,
     "kernel": STEPS.of("kernel_size"),
@@ -338,12 +435,23 @@ CEIL = FLAG.of("ceil_mode")
 
 
 def _unary(f: Function, aten: str, **more: Any) -> Operator:
-    return Operator(run=_plain(f), aten=aten, **more)
+    return Operator(run=_plain(f), shape=_same, aten=aten, **more)
 
 
 OPERATORS: dict[str, Operator] = {
-    "input": Operator(0),
-    "output": Operator(shape=_same),
+    "input": Operator(0, attrs={"dtype": _words(*aten_list.DTYPES).usually("float32")}),
+    "output": Operator(-1, attrs={"structure": Attr(lambda v: True, required=False)}, shape=_same, check=_check_output),
+    "aten": Operator(
+        None,
+        attrs={
+            "call": Attr(lambda v: isinstance(v, str)),
+            "args": Attr(lambda v: isinstance(v, dict)),
+            "item": Attr(whole(0, 16), required=False),
+        },
+        run=_run_call,
+        check=_check_call,
+        bound=_bound_call,
+    ),
     # ours
     "quantize": Operator(
         attrs={
@@ -356,15 +464,20 @@ OPERATORS: dict[str, Operator] = {
         check=_check_quantize,
         shape=_same,
     ),
-    "coded_conv": Operator(attrs={**CONV, "weight": WEIGHT}, tensors="bits scale add", shape=_layer, codes=True),
-    "coded_linear": Operator(attrs={"weight": WEIGHT}, tensors="bits scale add", shape=_layer, codes=True),
-    "decode": Operator(attrs={"unit": NUMBER}, shape=_same, codes=True),
+    "coded_conv": Operator(
+        attrs={**CONV, "weight": WEIGHT}, tensors="bits scale add", shape=_layer, codes=True, bound=_bound_coded
+    ),
+    "coded_linear": Operator(
+        attrs={"weight": WEIGHT}, tensors="bits scale add", shape=_layer, codes=True, bound=_bound_coded
+    ),
+    "decode": Operator(attrs={"unit": NUMBER}, shape=_same, codes=True, bound=_bound_decode),
     "affine": Operator(
         attrs={"last": LAST, "keep": replace(FLAG, required=False)},
         tensors="scale add",
         run=_run_affine,
         check=_check_affine,
         monotone=_always,
+        bound=_bound_affine,
     ),
     # float layers; the attribute `weight` describes a weight that is stored as bits
     "conv": Operator(
@@ -372,6 +485,7 @@ OPERATORS: dict[str, Operator] = {
         tensors="weight [bias]",
         run=_run_layer,
         shape=_layer,
+        bound=_bound_layer,
     ),
     "conv_transpose": Operator(
         attrs={
@@ -385,9 +499,14 @@ OPERATORS: dict[str, Operator] = {
         tensors="weight [bias]",
         run=_run_layer,
         shape=_layer,
+        bound=_bound_layer,
     ),
     "linear": Operator(
-        attrs={"weight": replace(WEIGHT, required=False)}, tensors="weight [bias]", run=_run_layer, shape=_layer
+        attrs={"weight": replace(WEIGHT, required=False)},
+        tensors="weight [bias]",
+        run=_run_layer,
+        shape=_layer,
+        bound=_bound_layer,
     ),
     # torch's
     "relu": _unary(F.relu, "relu", monotone=_always, clip=True),
@@ -398,6 +517,9 @@ OPERATORS: dict[str, Operator] = {
         clip=True,
         monotone=_always,
         aten="hardtanh",
+        bound=_moved,
+        shape=_same,
+        check=_check_bounds,
     ),
     "clamp": Operator(
         attrs={"low": BOUND.of("min"), "high": BOUND.of("max")},
@@ -405,6 +527,8 @@ OPERATORS: dict[str, Operator] = {
         clip=True,
         monotone=_always,
         aten="clamp clip clamp_min clamp_max",
+        bound=_moved,
+        shape=_same,
     ),
     "leaky_relu": Operator(
         attrs={"slope": NUMBER.of("negative_slope")},
@@ -412,19 +536,24 @@ OPERATORS: dict[str, Operator] = {
         clip=True,
         monotone=lambda n, graph: n.attrs["slope"] >= 0,
         aten="leaky_relu",
+        bound=_scaled,
+        shape=_same,
     ),
     "prelu": Operator(
         tensors="slope",
         run=_run_prelu,
         check=_check_slope,
         monotone=lambda n, graph: bool((graph.need(n, "slope") >= 0).all()),
+        bound=_scaled,
+        shape=_same,
     ),
-    "sigmoid": _unary(torch.sigmoid, "sigmoid"),
-    "tanh": _unary(torch.tanh, "tanh"),
+    "sigmoid": _unary(torch.sigmoid, "sigmoid", bound=_one),
+    "tanh": _unary(torch.tanh, "tanh", bound=_one),
     "gelu": Operator(
         attrs={"approximate": _words("none", "tanh")},
         run=_with(lambda x, a: F.gelu(x, approximate=a["approximate"])),
         aten="gelu",
+        shape=_same,
     ),
     "silu": _unary(F.silu, "silu"),
     "hardswish": _unary(F.hardswish, "hardswish"),
@@ -433,12 +562,16 @@ OPERATORS: dict[str, Operator] = {
         run=_with(lambda x, a: torch.softmax(x, a["dim"])),
         check=_check_axis,
         aten="softmax _softmax",
+        bound=_one,
+        shape=_same,
     ),
     "log_softmax": Operator(
         attrs={"dim": AXIS},
         run=_with(lambda x, a: torch.log_softmax(x, a["dim"])),
         check=_check_axis,
         aten="log_softmax _log_softmax",
+        bound=lambda n, graph, x: 2 * x[0] + 100,
+        shape=_same,
     ),
     "layer_norm": Operator(
         attrs={
@@ -451,6 +584,8 @@ OPERATORS: dict[str, Operator] = {
         run=_run_norm,
         check=_check_norm,
         aten="layer_norm",
+        bound=_bound_norm,
+        shape=_same,
     ),
     "max_pool": Operator(
         attrs={**POOL, "dilation": STEPS, "ceil": CEIL},
@@ -524,13 +659,26 @@ OPERATORS: dict[str, Operator] = {
         },
         run=_with(_pad),
         check=_check_pads,
+        bound=_moved,
     ),
     "cat": Operator(-1, attrs={"dim": AXIS}, run=_cat),
-    "add": Operator(2, run=_plain(torch.add), check=_check_ranks),
-    "sub": Operator(2, run=_plain(torch.sub), check=_check_ranks),
-    "mul": Operator(2, run=_plain(torch.mul), check=_check_ranks),
-    "add_scalar": Operator(attrs={"value": NUMBER}, run=_with(lambda x, a: x + a["value"]), monotone=_always),
-    "mul_scalar": Operator(attrs={"value": NUMBER}, run=_with(lambda x, a: x * a["value"]), monotone=_always),
+    "add": Operator(2, run=_plain(torch.add), check=_check_ranks, bound=lambda n, graph, x: x[0] + x[1]),
+    "sub": Operator(2, run=_plain(torch.sub), check=_check_ranks, bound=lambda n, graph, x: x[0] + x[1]),
+    "mul": Operator(2, run=_plain(torch.mul), check=_check_ranks, bound=lambda n, graph, x: x[0] * x[1]),
+    "add_scalar": Operator(
+        attrs={"value": NUMBER},
+        run=_with(lambda x, a: x + a["value"]),
+        monotone=_always,
+        bound=lambda n, graph, x: x[0] + abs(n.attrs["value"]),
+        shape=_same,
+    ),
+    "mul_scalar": Operator(
+        attrs={"value": NUMBER},
+        run=_with(lambda x, a: x * a["value"]),
+        monotone=_always,
+        bound=lambda n, graph, x: x[0] * abs(n.attrs["value"]),
+        shape=_same,
+    ),
     "neg": _unary(torch.neg, "neg", monotone=_always),
     "abs": _unary(torch.abs, "abs"),
 }
@@ -546,3 +694,12 @@ def function(node: Node, graph: Graph) -> Function:
 def monotone(node: Node, graph: Graph) -> bool:
     rises_or_falls = OPERATORS[node.op].monotone if node.op in OPERATORS else None
     return rises_or_falls is not None and rises_or_falls(node, graph)
+
+
+def bounds(graph: Graph, of_input: float) -> dict[str, float]:
+    """How large each value can be, infinite where that is not known, for inputs up to `of_input`."""
+    found: dict[str, float] = {}
+    for n in graph.nodes:
+        bound = of_input if n.op == "input" else OPERATORS[n.op].bound(n, graph, [found[i] for i in n.inputs])
+        found[n.name] = bound if bound < HUGE else math.inf  # also of NaN
+    return found

@@ -1,21 +1,22 @@
-"""The packed network: a plain module that walks its graph. No user code, no compilation, one tensor in, one out."""
+"""The packed network: a plain module that walks its graph. No user code, no compilation."""
 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.engine import native, run_native, run_reference
-from bitwright.engine.fuse import fuse
+from bitwright.engine.aten_list import DTYPES
+from bitwright.engine.fuse import LIMIT, fuse
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.store import from_json, stored
 from bitwright.errors import BitwrightWarning, InputError
 
 BACKENDS = ("auto", "native", "reference")
-
 
 _said: set[str] = set()
 
@@ -32,13 +33,17 @@ def _best() -> str:
     return "reference"
 
 
+Steps = list[tuple[Node, Any, list[str]]]
+
+
 class PackedModel(nn.Module):
-    """Runs a folded graph, fused at first use, on a backend.
+    """Runs a folded graph, fused at first use, on a backend. It takes and returns what the trained net takes and returns.
 
     backend  "native": the compiled kernels; "reference": plain torch, the oracle; "auto": native where it is built
     threads  of the kernels per call; None: one for small layers, else torch's number
 
-    The state dict holds the packed tensors (bits, scales, float layers). Evaluation only: there is nothing to train.
+    A sample with NaN in an input has NaN in every float answer, as in the trained net. The state dict holds the packed tensors
+    (bits, scales, float layers). Evaluation only: there is nothing to train.
     """
 
     def __init__(self, graph: Graph, backend: str = "auto", threads: int | None = None) -> None:
@@ -49,13 +54,15 @@ class PackedModel(nn.Module):
             raise InputError(f"backend 'native': {native.notice()}", code="backend")
         self.backend = backend if backend != "auto" else _best()
         self.threads = threads
-        self._graph = graph if graph.checked else from_json(*stored(graph))
+        self._graph = graph if graph.work is not None else from_json(*stored(graph))
         self._runtime: Graph | None = None
+        self._steps: Steps | None = None
+        self._plain: Steps | None = None
+        self.inputs = self._graph.inputs()
+        self.outputs = list(self._graph.nodes[-1].inputs)
+        self.structure = self._graph.nodes[-1].attrs.get("structure", 0)
         tensors = stored(self._graph)[1]
         self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
-        self._steps: list[tuple[Node, Any, list[str]]] | None = None
-        self._sample = self._graph.nodes[0].shape
-        self.output_name = self._graph.nodes[-1].inputs[0]
         for key, name in self._keys.items():  # last, so that no name of a file can hide an attribute
             if not name or hasattr(self, name):
                 raise InputError(f"packed model: {key[:60]!r} cannot name a tensor", code="file-graph")
@@ -79,64 +86,102 @@ class PackedModel(nn.Module):
             self._runtime = fuse(self._graph)
         return self._runtime
 
-    def _build(self) -> list[tuple[Node, Any, list[str]]]:
-        graph = self.runtime
-        out = self.output_name
-        steps = run_native.build(graph, self.threads) if self.backend == "native" else run_reference.build(graph)
+    @property
+    def output_name(self) -> str:
+        """The value that is the answer; of several the first."""
+        return self.outputs[0]
+
+    def _laid_out(self, steps: list[tuple[Node, Any]]) -> Steps:
         last: dict[str, int] = {}
         for i, (node, _) in enumerate(steps):
             for name in node.inputs:
                 last[name] = i
-        last.pop(out, None)
         drop: list[list[str]] = [[] for _ in steps]
         for name, i in last.items():
-            drop[i].append(name)
+            if name not in self.outputs:
+                drop[i].append(name)
         return [(node, step, names) for (node, step), names in zip(steps, drop, strict=True)]
 
-    def steps(self) -> list[tuple[Node, Any, list[str]]]:
+    def steps(self) -> Steps:
         """(node, function on the environment, values to forget afterwards), built once."""
         if self._steps is None:
-            self._steps = self._build()
+            build = run_native.build(self.runtime, self.threads) if self.backend == "native" else None
+            self._steps = self._laid_out(run_reference.build(self.runtime) if build is None else build)
         return self._steps
 
-    def prepare(self, x: Tensor) -> Tensor:
+    def _careful(self) -> Steps:
+        """The folded graph, nothing fused: for numbers beyond `LIMIT`, whose sums may be infinite or NaN inside."""
+        if self._plain is None:
+            self._plain = self._laid_out(run_reference.build(self._graph))
+        return self._plain
+
+    def prepare(self, x: Tensor, of: Node | None = None) -> Tensor:
         """Checks and lays out one input batch."""
-        if tuple(x.shape[1:]) != self._sample:
-            want = "x".join(str(s) for s in self._sample)
+        node = of or self.inputs[0]
+        if tuple(x.shape[1:]) != node.shape or x.dim() != len(node.shape) + 1:
+            want = "x".join(str(s) for s in node.shape)
+            one = (
+                f": one sample has no batch axis here, give x[None] (1x{want})" if tuple(x.shape) == node.shape else ""
+            )
             raise InputError(
-                f"packed model: input is {'x'.join(str(s) for s in x.shape)}, the model was converted for {want} "
-                "(any batch). Resize, or convert again with this example",
+                f"packed model: {node.name} is {'x'.join(str(s) for s in x.shape)}, the model was converted for {want} "
+                f"(any batch){one or '. Resize, or convert again with this example'}",
                 code="input-shape",
                 given=str(list(x.shape)),
                 possible=want,
             )
-        if x.dtype == torch.uint8:  # pixels as stored; the first layer's codes are k itself
-            x = x.float() / 255
-        elif x.dtype != torch.float32:
-            x = x.float()
+        dtype = DTYPES[node.attrs["dtype"]]
+        if x.dtype != dtype:
+            if x.is_floating_point() and not dtype.is_floating_point:
+                raise InputError(
+                    f"packed model: {node.name} holds {node.attrs['dtype']}, got {x.dtype}",
+                    code="input-dtype",
+                    given=str(x.dtype),
+                    possible=str(node.attrs["dtype"]),
+                )
+            pixels = (
+                x.dtype == torch.uint8 and dtype == torch.float32
+            )  # as stored; the first layer's codes are k itself
+            x = x.to(dtype) / 255 if pixels else x.to(dtype)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
+    def environment(self, *inputs: Tensor) -> dict[str, Tensor]:
+        """The inputs under their nodes' names, checked."""
+        if len(inputs) != len(self.inputs):
+            names = ", ".join(n.name for n in self.inputs)
+            raise InputError(
+                f"packed model: takes {len(self.inputs)} inputs ({names}), got {len(inputs)}", code="input-count"
+            )
+        env = {node.name: self.prepare(x, node) for node, x in zip(self.inputs, inputs, strict=True)}
+        if len({x.shape[0] for x in env.values()}) > 1:
+            raise InputError("packed model: its inputs differ in the size of the batch, axis 0", code="input-shape")
+        return env
+
     @torch.no_grad()
-    def forward(self, x: Tensor) -> Tensor:
-        env = {"input": self.prepare(x)}
-        for _, step, forget in self.steps():
+    def forward(self, *inputs: Tensor) -> Any:
+        env = self.environment(*inputs)
+        far = [x for x in env.values() if x.is_floating_point() and not _near(x)]
+        broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
+        for _, step, forget in self._careful() if far else self.steps():
             step(env)
             for name in forget:
                 del env[name]
-        return env[self.output_name]
+        for mask in broken:
+            if bool(mask.any()):
+                env |= {name: _marked(env[name], mask) for name in self.outputs}
+        return env[self.outputs[0]] if self.structure == 0 else _filled(self.structure, [env[o] for o in self.outputs])
 
     @torch.no_grad()
-    def values(self, x: Tensor) -> dict[str, Tensor]:
+    def values(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Every value of one run, for checks."""
-        env = {"input": self.prepare(x)}
+        env = self.environment(*inputs)
         for _, step, _ in self.steps():
             step(env)
         return env
 
     def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        state["_steps"] = state["_runtime"] = None  # kernel plans hold raw pointers: they are made again
-        return state
+        # kernel plans hold raw pointers: they are made again
+        return {**self.__dict__, "_steps": None, "_plain": None, "_runtime": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedModel:
         return PackedModel(self._graph.copy(), self.backend, self.threads)
@@ -145,7 +190,7 @@ class PackedModel(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         for key, name in self._keys.items():
             self._graph.tensors[key] = self.get_buffer(name)
-        self._steps = self._runtime = None  # fused and laid out from the old tensors
+        self._steps = self._plain = self._runtime = None  # fused and laid out from the old tensors
 
     def train(self, mode: bool = True) -> PackedModel:
         """Stays in evaluation: there is nothing to train."""
@@ -155,3 +200,31 @@ class PackedModel(nn.Module):
         ops = [n.op for n in self._graph.nodes]
         coded = sum(op.startswith("coded") for op in ops)
         return f"{len(ops)} nodes, {coded} coded layers, backend={self.backend}"
+
+
+def _near(x: Tensor) -> bool:
+    """Neither NaN nor infinite nor so large that a fused step could tell: one pass over the input."""
+    if x.numel() == 0:
+        return True
+    low, high = torch.aminmax(x)
+    return float(low) >= -LIMIT and float(high) <= LIMIT
+
+
+def _marked(y: Tensor, broken: Tensor) -> Tensor:
+    """NaN in the rows of broken samples; everywhere, where rows are not samples."""
+    if not y.is_floating_point():
+        return y
+    if y.dim() == 0 or y.shape[0] != broken.shape[0]:
+        return torch.full_like(y, torch.nan)
+    return torch.where(broken.reshape(-1, *[1] * (y.dim() - 1)), torch.nan, y)
+
+
+def _filled(structure: Any, values: list[Tensor]) -> Any:
+    """The answer in the trained net's own structure."""
+    if structure is None or isinstance(structure, int):
+        return None if structure is None else values[structure]
+    kind, inner = next(iter(structure.items()))
+    if isinstance(inner, Mapping):
+        return {k: _filled(v, values) for k, v in inner.items()}
+    made = [_filled(v, values) for v in inner]
+    return tuple(made) if kind == "tuple" else made

@@ -27,15 +27,21 @@ def describe(layer: nn.Module) -> str:
     return f"{kind} {getattr(layer, 'in_channels', '?')}>{getattr(layer, 'out_channels', '?')} {size}"
 
 
-def padding_of(layer: nn.Module) -> list[int] | None:
-    """Symmetric zero padding as ints, or None where it cannot be said so."""
+def padding_of(layer: nn.Module) -> list[int]:
+    """Zero padding of both sides as ints. "same" with an even kernel pads one less on the left: see `crop_of`."""
     padding: Any = getattr(layer, "padding", 0)
-    if isinstance(padding, str):
-        if padding == "valid":
-            return [0] * len(layer.kernel_size)  # type: ignore[arg-type]
-        total = [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]
-        return [t // 2 for t in total] if all(t % 2 == 0 for t in total) else None
-    return [int(p) for p in padding]
+    if padding == "valid":
+        return [0] * len(layer.kernel_size)  # type: ignore[arg-type]
+    return [(t + 1) // 2 for t in _same(layer)] if padding == "same" else [int(p) for p in padding]
+
+
+def crop_of(layer: nn.Module) -> list[int]:
+    """How many results in front are too many, per axis, where `padding_of` pads one more than the layer does."""
+    return [t % 2 for t in _same(layer)] if getattr(layer, "padding", 0) == "same" else []
+
+
+def _same(layer: nn.Module) -> list[int]:
+    return [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -57,8 +63,6 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
         return f"slot b holds {name_of(layer.b)}; biases stay float"
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
-    if not isinstance(layer, nn.Linear) and padding_of(layer) is None:
-        return f"padding={layer.padding!r} is not symmetric here"
     if layer.w is None and layer.x is None:
         return "its slots are empty"
     if layer.w is not None and moment(layer.w, "encode") is None:

@@ -21,18 +21,18 @@ def affine(x: Tensor, scale: Tensor, add: Tensor, last: bool) -> Tensor:
 
 
 def quantize(x: Tensor, thresholds: Tensor, flip: Tensor | None, last: bool) -> Tensor:
-    """Code = number of thresholds that x has reached (NaN: none); int64, shape of x. Channels with flip count down."""
+    """Code = number of thresholds that x has reached; int64, shape of x. Channels with flip count down. NaN: always 0."""
     levels = thresholds.shape[-1]
     if thresholds.dim() == 1:
         code = torch.bucketize(x.contiguous(), thresholds, right=True)
     else:  # one row per channel
-        moved = x if last else x.movedim(1, -1)
-        code = (moved[..., None] >= thresholds).sum(-1)
-        code = code if last else code.movedim(-1, 1)
-    code = torch.where(torch.isnan(x), torch.zeros_like(code), code)
+        axis = -1 if last else 1
+        rows = x.movedim(axis, 0)
+        code = torch.searchsorted(thresholds.contiguous(), rows.flatten(1).contiguous(), right=True)
+        code = code.reshape(rows.shape).movedim(0, axis)
     if flip is not None:
         code = torch.where(view(flip, x.dim(), last), levels - code, code)
-    return code
+    return torch.where(torch.isnan(x), torch.zeros_like(code), code)
 
 
 def numbers(code: Tensor, mult: int, zero: list[int], last: bool) -> Tensor:

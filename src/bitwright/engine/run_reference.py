@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.graph import Graph, Node, view
+from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
 
 Step = Callable[[dict[str, Tensor]], None]
@@ -53,10 +52,7 @@ def _coded(node: Node, graph: Graph) -> Step:
         x = reference.numbers(env[node.inputs[0]], int(x_info["mult"]), x_info["zero"], last)
         products = reference.integer_products(x, weights, node)
         if table is not None:
-            code = (products[0].movedim(1 if not last else -1, -1)[..., None] >= table.T).sum(-1)
-            code = code if last else code.movedim(-1, 1)
-            if flip is not None:
-                code = torch.where(view(flip, code.dim(), last), table.shape[0] - code, code)
+            code = reference.quantize(products[0].double(), table.T.double(), flip, last)
             env[node.name] = code.flatten(1) if node.attrs.get("flat") else code
             return
         y = reference.epilogue(products, scale, add, last)

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitwright.engine import aten_list
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import LAYERS, MAX_RANK, MAX_VALUES, OPERATORS, Unfit, function, need, weight_shape
 from bitwright.engine.operators import listed as _listed
@@ -22,6 +23,7 @@ from bitwright.errors import InputError
 
 INLINE = 3  # so many thresholds stand in the graph itself: a tensor of its own costs a file more
 MAX_NODES, MAX_TEXT = 5_000, 1 << 24
+_GENERIC = OPERATORS["aten"].run
 MAX_TOTAL = 1 << 31  # of all values together, per sample
 MAX_TRIAL_VALUES, MAX_TRIAL_MACS = 1 << 24, 1 << 33
 COMMON = frozenset({"shape", "tensors", "owner", "frame"})  # attributes of every node
@@ -107,12 +109,16 @@ def _threshold(value: Any) -> bool:
 
 
 # -- checks -------------------------------------------------------------------------------------------------
-def check(graph: Graph) -> None:
-    """`InputError` naming the first node that is not as `docs/format.md` says."""
+SIZES = (2, 3)  # two batches on the meta device: a size that differs depends on the batch
+
+
+def check(graph: Graph, folded: bool = True) -> None:
+    """`InputError` naming the first node that is not as `docs/format.md` says. `folded`: its numbers are float32 by now."""
     seen: dict[str, Node] = {}
-    values: dict[str, Tensor] = {}
+    values: dict[str, list[Tensor]] = {}
     counts = {"input": 0, "output": 0}
-    total = 0
+    watches = [aten_list.Watch(MAX_VALUES, n) for n in SIZES]
+    total = macs = 0
     for i, n in enumerate(graph.nodes):
         try:
             _form(n, seen, graph)
@@ -121,35 +127,49 @@ def check(graph: Graph) -> None:
                     need(attr.fits(n.attrs[name]), f"{name}={str(n.attrs[name])[:60]} is out of bounds")
                 else:
                     need(not attr.required, f"{name} is missing")
-            _tensors(n, graph)
+            _tensors(n, graph, folded)
             try:
-                value = _value(n, graph, seen, values)
-            except (RuntimeError, IndexError, TypeError, OverflowError) as error:
+                values[n.name] = made = _values(n, graph, seen, values, watches)
+            except Unfit:
+                raise
+            except Exception as error:  # torch's own reasons on the meta device are of many kinds
                 first = (str(error).splitlines() or [type(error).__name__])[0]
                 raise Unfit(first[:160]) from None
-            n.attrs.setdefault("shape", [int(v) for v in value.shape[1:]])  # a file may leave it to us
-            need(tuple(value.shape) == (2, *n.shape), f"shape {list(n.shape)}, but it gives {list(value.shape[1:])}")
-            need(math.prod(max(1, v) for v in n.shape) <= MAX_VALUES, f"more than {MAX_VALUES} values a sample")
+            shape = _shape(made)
+            n.attrs.setdefault("shape", shape)  # a file may leave it to us
+            need(list(n.shape) == shape, f"shape {list(n.shape)}, but it gives {shape}")
+            need(made[0].numel() <= MAX_VALUES * SIZES[0], f"more than {MAX_VALUES} values a sample")
         except Unfit as reason:
             name, op = str(n.name)[:60], str(n.op)[:40]
-            raise InputError(f"packed file: node {i} {name!r} ({op}): {reason}", code="file-graph") from None
-        values[n.name] = value
-        total += math.prod(n.shape)
+            frame = f" ({str(n.attrs['frame'])[:100]})" if isinstance(n.attrs, dict) and n.attrs.get("frame") else ""
+            raise InputError(f"packed file: node {i} {name!r} ({op}){frame}: {reason}", code="file-graph") from None
+        total += made[0].numel() // SIZES[0]
+        if n.op in LAYERS:
+            macs += math.prod(weight_shape(n, graph)) * made[0][0, :1].numel()
         counts[n.op] = counts.get(n.op, 0) + 1
         seen[n.name] = n
-    ends = graph.nodes[0].op == "input" and graph.nodes[-1].op == "output"
-    if counts["input"] != 1 or counts["output"] != 1 or not ends:
-        raise InputError("packed file: a graph begins with one input and ends with one output", code="file-graph")
+    first = all(n.op == "input" for n in graph.nodes[: max(1, counts["input"])])
+    ends = first and graph.nodes[-1].op == "output" and counts["output"] == 1
+    if not ends:
+        raise InputError("packed file: a graph begins with its inputs and ends with one output", code="file-graph")
     if total > MAX_TOTAL:
         raise InputError(f"packed file: {total} values a sample, at most {MAX_TOTAL}", code="file-graph")
-    graph.checked = True
+    graph.work = total, macs + watches[0].macs
 
 
 def light(graph: Graph) -> bool:
     """Whether one sample through a checked graph takes little memory and less than seconds: a load may try it."""
-    values = sum(math.prod(n.shape) for n in graph.nodes)
-    macs = sum(math.prod(weight_shape(n, graph)) * math.prod(n.shape[1:]) for n in graph.nodes if n.op in LAYERS)
-    return values <= MAX_TRIAL_VALUES and macs <= MAX_TRIAL_MACS
+    assert graph.work is not None
+    return graph.work[0] <= MAX_TRIAL_VALUES and graph.work[1] <= MAX_TRIAL_MACS
+
+
+def _shape(made: list[Tensor]) -> list[int | str]:
+    """The axes behind the first; those that depend on the batch as text."""
+    out: list[int | str] = []
+    for a, b in zip(made[0].shape[1:], made[1].shape[1:], strict=True):
+        rest = a - SIZES[0] * (b - a)
+        out.append(int(a) if a == b else f"{f'{b - a}*' if b - a != 1 else ''}N{f'{rest:+d}' if rest else ''}")
+    return out
 
 
 def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
@@ -157,17 +177,19 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
     need(isinstance(n.op, str) and n.op in OPERATORS, "unknown operator")
     need(isinstance(n.name, str) and 0 < len(n.name) <= 300 and n.name not in seen, "name missing, too long or taken")
     known = isinstance(n.inputs, list) and all(isinstance(s, str) and s in seen for s in n.inputs)
-    need(known, "reads a value that does not exist yet")
+    need(known and len(n.inputs) <= MAX_NODES, "reads a value that does not exist yet")
     op = OPERATORS[n.op]
-    fits = len(n.inputs) == op.inputs if op.inputs >= 0 else len(n.inputs) > 0
+    fits = op.inputs is None or (len(n.inputs) == op.inputs if op.inputs >= 0 else len(n.inputs) > 0)
     need(fits, f"takes {op.inputs} inputs, has {len(n.inputs)}")
     need(isinstance(n.attrs, dict) and set(n.attrs) <= COMMON | set(op.attrs), "unknown attributes")
     for key in ("owner", "frame"):
         text = n.attrs.get(key, "")
         need(isinstance(text, str) and len(text) <= 1000, f"{key} is no short text")
     shape = n.attrs.get("shape", None if n.op == "input" else [])
-    need(_listed(_whole(0, MAX_VALUES), 0, MAX_RANK)(shape), "shape is not a short list of sizes")
-    need(math.prod(max(1, s) for s in n.shape) <= MAX_VALUES, f"more than {MAX_VALUES} values a sample")
+    size = _whole(0, MAX_VALUES) if n.op == "input" else lambda v: isinstance(v, str) or _whole(0, MAX_VALUES)(v)
+    need(_listed(size, 0, MAX_RANK)(shape), "shape is not a short list of sizes")
+    sizes = [max(1, s) for s in n.shape if isinstance(s, int)]
+    need(math.prod(sizes) <= MAX_VALUES, f"more than {MAX_VALUES} values a sample")
     roles = n.attrs.get("tensors", {})
     found = isinstance(roles, dict) and all(isinstance(k, str) and k in graph.tensors for k in roles.values())
     need(found, "names a tensor that the file does not hold")
@@ -175,29 +197,48 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
         need((seen[s].op == "quantize") == op.codes, f"reads {s[:60]!r}, {seen[s].op}")
 
 
-def _tensors(n: Node, graph: Graph) -> None:
+def _tensors(n: Node, graph: Graph, folded: bool) -> None:
     roles = n.attrs.get("tensors", {})
     wanted = OPERATORS[n.op].tensors
     if "weight" in n.attrs and n.op in ("conv", "linear", "conv_transpose"):
         wanted = "bits scale [bias]"
     must = {r for r in wanted.split() if r[0] != "["}
-    may = {r.strip("[]") for r in wanted.split()}
+    may = {r.strip("[]") for r in wanted.split()} | ({f"c{i}" for i in range(len(roles))} if n.op == "aten" else set())
     need(must <= set(roles) <= may, f"has tensors {sorted(map(str, roles))}, takes {wanted or 'none'}")
     for role, key in roles.items():
         t = graph.tensors[key]
-        dtype = torch.uint8 if role == "bits" else torch.float32
-        need(t.dtype == dtype and t.is_contiguous(), f"{role} is {t.dtype}")
+        fits = t.dtype == (torch.uint8 if role == "bits" else torch.float32) or (not folded and t.is_floating_point())
+        fits = t.dtype in aten_list.WORDS if n.op == "aten" else fits
+        need(fits and t.is_contiguous(), f"{role} is {t.dtype}")
 
 
-def _value(n: Node, graph: Graph, seen: dict[str, Node], values: dict[str, Tensor]) -> Tensor:
-    """The node's value without its numbers: two samples on the meta device."""
-    if n.op == "input":
-        return torch.empty((2, *n.shape), device="meta")
-    inputs, source = [values[s] for s in n.inputs], seen[n.inputs[0]]
+def _values(
+    n: Node, graph: Graph, seen: dict[str, Node], values: dict[str, list[Tensor]], watches: list[aten_list.Watch]
+) -> list[Tensor]:
+    """The node's value without its numbers, for both sizes of the batch."""
     op = OPERATORS[n.op]
+    if n.op == "input":
+        dtype = aten_list.DTYPES[n.attrs["dtype"]]
+        return [torch.empty((b, *n.shape), dtype=dtype, device="meta") for b in SIZES]
+    inputs = [[values[s][i] for s in n.inputs] for i in range(len(SIZES))]
+    if op.run is not _GENERIC and n.op != "output":
+        for a, b in zip(*inputs, strict=True):
+            need(a.dim() > 0 and a.shape[1:] == b.shape[1:], "a size behind axis 0 depends on the batch")
+            need(a.shape[0] == inputs[0][0].shape[0], "its inputs differ in axis 0")
+            need(a.dtype == torch.float32, f"reads {a.dtype}")
+    source = seen[n.inputs[-1 if op.inputs is None else 0]] if n.inputs else n
     if op.check is not None:
-        op.check(n, graph, inputs, source)
+        op.check(n, graph, inputs[0], source)
     if op.shape is not None:
-        return op.shape(n, graph, inputs[0], source)
+        return [op.shape(n, graph, x[0], source) for x in inputs]
     only = {k: graph.tensors[k].to("meta") for k in n.attrs.get("tensors", {}).values()}
-    return function(n, replace(graph, tensors=only))(*inputs)
+    if op.run is not _GENERIC:  # float64 before the fold
+        only = {k: t.float() if t.is_floating_point() else t for k, t in only.items()}
+    run = function(n, replace(graph, tensors=only))
+    if op.run is not _GENERIC:
+        return [run(*x) for x in inputs]
+    made = []
+    for x, watch in zip(inputs, watches, strict=True):
+        with watch:
+            made.append(run(*x))
+    return made

@@ -61,11 +61,11 @@ def float_thresholds(code: Callable[[Tensor], Tensor], levels: int, channels: in
 
 
 def integer_thresholds(
-    code: Callable[[Tensor], Tensor], levels: int, low: Tensor, high: Tensor
+    code: Callable[[Tensor], Tensor], levels: int, low: Tensor, high: Tensor, enumerate_up_to: int = ENUMERATE
 ) -> tuple[Tensor, Tensor]:
     """(thresholds int32 [L, C], flip bool [C]) of `code`: int64 [n, C] -> 0..L, monotone on [low_c, high_c].
 
-    Never reached: 2^31 - 1. Errors: `NotMonotone`, checked on every integer where there are at most 2^16 of them.
+    Never reached: 2^31 - 1. Errors: `NotMonotone`, checked on every integer where there are at most `enumerate_up_to` of them.
 
     >>> t, flip = integer_thresholds(lambda i: (i.float() * 2 - 3 >= 0).long(), 1, torch.tensor([-5]), torch.tensor([5]))
     >>> t.tolist(), flip.tolist()
@@ -80,7 +80,7 @@ def integer_thresholds(
 
     span = int((high - low).max()) + 1
     never = 2**31 - 1
-    if span <= ENUMERATE:
+    if span <= enumerate_up_to:
         return _enumerate(count, levels, low, high, span, never), flip
     want = torch.arange(1, levels + 1)[:, None].expand(levels, low.numel())
     bottom, top = (low - 1).expand_as(want).clone(), (high + 1).expand_as(want).clone()
@@ -95,11 +95,10 @@ def integer_thresholds(
 def _enumerate(
     count: Callable[[Tensor], Tensor], levels: int, low: Tensor, high: Tensor, span: int, never: int
 ) -> Tensor:
-    found = torch.full((levels, low.numel()), never, dtype=torch.int64)
-    done = torch.zeros((levels, low.numel()), dtype=torch.bool)
+    found = torch.full((low.numel(), levels), never, dtype=torch.int64)
     previous = torch.zeros_like(low)
     block = max(1, (1 << 22) // max(1, low.numel()))
-    want = torch.arange(1, levels + 1)[:, None]
+    want = torch.arange(1, levels + 1).expand(low.numel(), levels).contiguous()
     for start in range(0, span, block):
         steps = torch.arange(start, min(span, start + block))[:, None]
         i = torch.minimum(low + steps, high)
@@ -110,13 +109,7 @@ def _enumerate(
                 f"channel {channel} goes up and down between {int(low[channel])} and {int(high[channel])}"
             )
         previous = c[-1]
-        # the first integer of this block that reaches level l: codes are sorted down the block
-        for level in range(levels):
-            reached = c >= want[level]
-            here = reached.any(0) & ~done[level]
-            first = torch.gather(i, 0, reached.to(torch.uint8).argmax(0, keepdim=True))[0]
-            found[level] = torch.where(here, first, found[level])
-            done[level] |= here
-        if bool(done.all()) and block >= span:
-            break
-    return found.to(torch.int32)
+        at = torch.searchsorted(c.T.contiguous(), want)  # codes are sorted down the block: the first that reaches
+        here = (at < len(c)) & (found == never)
+        found = torch.where(here, i.T.gather(1, at.clamp_max(len(c) - 1)), found)
+    return found.T.to(torch.int32).contiguous()

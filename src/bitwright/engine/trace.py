@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import io
 import logging
-import re
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass, field
@@ -14,16 +14,14 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx.node import map_arg
 
-from bitwright.engine import bitstrings
-from bitwright.engine.aten import Call, lower
-from bitwright.engine.graph import Graph, Node, fresh
-from bitwright.engine.integers import NotInteger, storable
-from bitwright.engine.operators import LAYERS, Unfit
-from bitwright.engine.packing import Packing, describe, in_channels, packing_of, padding_of
+from bitwright.engine.graph import Graph
+from bitwright.engine.integers import NotInteger
+from bitwright.engine.lower import Lowering, simplified, user_line
+from bitwright.engine.packing import Packing, crop_of, describe, in_channels, packing_of, padding_of
 from bitwright.engine.quantizer import grid_of, split
-from bitwright.errors import InputError
+from bitwright.engine.store import check
+from bitwright.errors import InputError, Negative
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
@@ -65,25 +63,34 @@ class Traced:
     frames: dict[str, str] = field(default_factory=dict)
 
 
+HOOKS = (
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+)
+
+
 class _Marker(nn.Module):
-    """Stands for a slot layer while exporting."""
+    """Stands for a slot layer while exporting: its hooks run around it, whoever reads its attributes gets the layer's."""
 
     def __init__(self, name: str, layer: SlotLayer) -> None:
         super().__init__()
-        self.name, self.sizes = name, [int(s) for s in layer.weight.shape]
         linear = isinstance(layer, nn.Linear)
-        self.stride = [] if linear else [int(s) for s in layer.stride]  # type: ignore[union-attr]
-        self.padding = [] if linear else (padding_of(layer) or [])
-        self.dilation = [] if linear else [int(d) for d in layer.dilation]  # type: ignore[union-attr]
-        self.groups = 1 if linear else int(layer.groups)  # type: ignore[arg-type]
+        steps = [] if linear else [[int(s) for s in layer.stride], padding_of(layer), [int(d) for d in layer.dilation]]  # type: ignore[union-attr]
+        groups = 1 if linear else int(layer.groups)  # type: ignore[arg-type]
+        self.__dict__["call"] = (name, [int(s) for s in layer.weight.shape], *(steps or [[], [], []]), groups)
+        self.__dict__["cut"] = tuple(slice(c, None) for c in crop_of(layer))
+        self.__dict__["layer"] = layer
+        self.__dict__.update({key: layer.__dict__[key] for key in HOOKS})
 
-    def geometry(self) -> dict[str, Any]:
-        return {"stride": self.stride, "padding": self.padding, "dilation": self.dilation, "groups": self.groups}
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.__dict__["layer"], name)
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.bitwright.marked_layer(
-            x, self.name, self.sizes, self.stride, self.padding, self.dilation, self.groups
-        )
+        y = torch.ops.bitwright.marked_layer(x, *self.__dict__["call"])
+        return y[(..., *self.__dict__["cut"])] if any(c.start for c in self.__dict__["cut"]) else y
 
 
 class _InputMarker(nn.Module):
@@ -106,7 +113,7 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
     plain._modules = dict.fromkeys(layer._modules)
     plain._modules["gate"] = layer.gate
     plain._parameters = dict(layer._parameters)
-    if not isinstance(layer, nn.Linear) and padding_of(layer) is None:
+    if any(crop_of(layer)):
         plain.__dict__["padding_mode"] = "constant"  # pads by an operator of its own: zeros, more on one side
     with torch.no_grad():
         plain._parameters["weight"] = nn.Parameter(layer.quantized_weight().detach().clone(), requires_grad=False)
@@ -128,14 +135,14 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
     return plain
 
 
-def trace(model: nn.Module, example: Tensor) -> Traced:
-    """Exports `model` (in evaluation mode) and lowers it to our table of operators.
+def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
+    """Exports `model` (in evaluation mode) and lowers it to a graph. `example`: a batch, or a tuple of one per input.
 
-    Errors: `InputError` naming the line of the user's code or the operator that has no entry in the table.
+    Errors: `InputError`, code `convert-op`, `convert-trace` or `convert-hook`, with the line of the user's code and the reason.
     """
-    work = copy.deepcopy(model).eval()
+    work, batch = _alike(copied(model).eval(), example if isinstance(example, tuple) else (example,))
     layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
-    ranks = _ranks(work, layers, example)
+    ranks = _ranks(work, layers, batch)
     packings: dict[str, Packing] = {}
     inputs: dict[str, Packing] = {}  # of refused layers, whose input part alone enters the graph
     refused: dict[str, str] = {}
@@ -145,6 +152,7 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         places.setdefault(id(m), []).append(n)
     for name, layer in layers.items():
         _check_ends(name, layer)
+        _check_plain(name, layer)
         found = packing_of(layer, ranks.get(name, 4))
         if isinstance(found, str):
             if layer.w is not None or layer.x is not None:
@@ -161,8 +169,79 @@ def trace(model: nn.Module, example: Tensor) -> Traced:
         for place in places[id(layer)]:
             parent, _, child = place.rpartition(".")
             setattr(parents[parent], child, new)
-    graph, frames = _lower(_export(work, example), layers, packings, inputs)
-    return Traced(graph, refused, frames)
+    program = simplified(_export(work, batch))
+    lowering = Lowering(program, layers, packings, inputs)
+    graph = lowering.run()
+    if any(n.op == "aten" for n in graph.nodes):
+        _try(graph)
+    return Traced(graph, refused, lowering.frames)
+
+
+def _try(graph: Graph) -> None:
+    """A call outside our own table must work on the meta device, as it will when the file is read."""
+    try:
+        check(graph.copy(), folded=False)
+    except InputError as error:
+        raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """A copy whose parameters are its own; what cannot be copied (a kept activation, a lock) is shared."""
+    memo: dict[int, Any] = {id(m): m.__class__.__new__(m.__class__) for m in model.modules()}
+    for m in model.modules():
+        for key, value in m.__dict__.items():
+            try:
+                memo[id(m)].__dict__[key] = copy.deepcopy(value, memo)
+            except (TypeError, RuntimeError, ValueError):
+                memo[id(m)].__dict__[key] = value
+    return memo[id(model)]
+
+
+def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
+    """A net all of one other float type runs in float32, as its packed form will."""
+    for x in example:
+        if not isinstance(x, Tensor) or x.dim() < 1:
+            what = "a single number" if isinstance(x, Tensor) else type(x).__name__
+            raise InputError(
+                f"convert: each input is one tensor [N, ...], got {what}. Give a batch, or a tuple of batches",
+                code="convert-inputs",
+            )
+    if len({x.shape[0] for x in example}) != 1:
+        shapes = ", ".join(str(list(x.shape)) for x in example)
+        raise InputError(f"convert: inputs {shapes} differ in axis 0, the batch", code="convert-inputs")
+    types = {m.weight.dtype for m in work.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
+    if len(types) == 1 and types != {torch.float32}:
+        work = work.float()
+        example = tuple(x.float() if x.is_floating_point() else x for x in example)
+    return work, example
+
+
+def _check_plain(name: str, layer: SlotLayer) -> None:
+    """What would be lost or wrong in a marked call: a forward of the instance's own, a weight computed by a hook."""
+    inside = [m for m in layer.modules() if m is not layer and (m._forward_hooks or m._forward_pre_hooks)]
+    why = ""
+    if "forward" in layer.__dict__:
+        why = "its forward was replaced on the instance"
+    elif "weight" not in layer._parameters:
+        why = "its weight is computed by a hook or a parametrization"
+    elif inside:
+        why = f"a hook sits on its part {type(inside[0]).__name__}"
+    if why:
+        raise InputError(
+            f"convert: {name or '(net)'} ({describe(layer)}): {why}, which a graph cannot hold. Remove it before converting",
+            code="convert-hook",
+            layer=name,
+        )
+    for key, value in layer.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            word = "nan" if bool(torch.isnan(value).any()) else "inf"
+            raise Negative(
+                f"convert: {f'{name}.' if name else ''}{key} holds {word}, so there is nothing to pack. Its training went wrong; "
+                "train it again with a smaller learning rate, or clip=1.0",
+                code="weights-not-finite",
+                layer=name,
+                given=word,
+            )
 
 
 def _check_ends(name: str, layer: SlotLayer) -> None:
@@ -188,18 +267,19 @@ def _note_rank(found: dict[str, int], name: str) -> Callable[..., None]:
     return hook
 
 
-def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: Tensor) -> dict[str, int]:
+def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: tuple[Tensor, ...]) -> dict[str, int]:
     """Number of axes of each slot layer's input."""
     found: dict[str, int] = {}
     hooks = [layer.register_forward_pre_hook(_note_rank(found, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
-            work(example)
+            work(*example)
     except (RuntimeError, ValueError, TypeError) as error:
         if isinstance(error, InputError):
             raise
+        shapes = ", ".join(str(list(x.shape)) for x in example)
         raise InputError(
-            f"convert: the model does not run on this example of shape {list(example.shape)}: {_first_line(error)}",
+            f"convert: the model does not run on this example of shape {shapes}: {_first_line(error)}",
             code="convert-example",
         ) from None
     finally:
@@ -208,14 +288,17 @@ def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: Tensor) -> di
     return found
 
 
-def _export(work: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
-    # one image would be specialized to batch 1
-    batch = example if example.shape[0] > 1 else example.expand(2, *example.shape[1:]).contiguous()
+def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
+    if batch[0].shape[0] == 1:  # one image would fix the batch at 1
+        batch = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in batch)
+    size = torch.export.Dim("batch", min=1)
+    fast = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)  # one call for a whole encoder layer: on no list
     try:
         with torch.no_grad(), _quiet():
-            return torch.export.export(work, (batch,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+            return torch.export.export(work, batch, dynamic_shapes=[{0: size}] * len(batch))
     except Exception as error:
-        line = _user_line(str(error))
+        line = f" at {found}" if (found := user_line(str(error))) else ""
         if "data-dependent" in str(error) and line:
             what = f": {line.removeprefix(' at ')} branches on a tensor value."
         else:
@@ -227,6 +310,8 @@ def _export(work: nn.Module, example: Tensor) -> torch.export.ExportedProgram:
             given=line.removeprefix(" at ") or None,
             remedy="bw.convert(model.body, x)",
         ) from None
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
@@ -237,7 +322,8 @@ def _quiet() -> Iterator[None]:
     for logger in loggers:
         logger.disabled = True
     try:
-        with redirect_stderr(io.StringIO()):
+        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # a kept activation is assigned while tracing: it is a copy's
             yield
     finally:
         for logger, was in zip(loggers, before, strict=True):
@@ -247,238 +333,3 @@ def _quiet() -> Iterator[None]:
 def _first_line(error: Exception) -> str:
     text = next((t.strip() for t in str(error).splitlines() if t.strip()), type(error).__name__)
     return text[:200].rstrip(".") + "."
-
-
-def _user_line(text: str) -> str:
-    found = re.findall(r'File "([^"]+)", line (\d+), in (\w+)', text)
-    for path, line, _ in reversed(found):
-        if "/torch/" not in path and "bitwright/" not in path:
-            return f" at {path.rsplit('/', 1)[-1]} line {line}"
-    return ""
-
-
-def _frame(node: torch.fx.Node) -> str:
-    """`mynet.py line 31` of the first user frame behind a node."""
-    return _user_line(str(node.meta.get("stack_trace") or "")).removeprefix(" at ")
-
-
-def _owner(node: torch.fx.Node) -> str:
-    stack = node.meta.get("nn_module_stack") or {}
-    entries = list(stack.values())
-    return str(entries[-1][0]) if entries else ""
-
-
-def _lower(
-    program: torch.export.ExportedProgram,
-    layers: dict[str, SlotLayer],
-    packings: dict[str, Packing],
-    inputs: dict[str, Packing],
-) -> tuple[Graph, dict[str, str]]:
-    graph = Graph([], {})
-    constants: dict[str, Tensor] = {}
-    state = dict(program.state_dict)
-    state.update(program.constants)
-    for spec in program.graph_signature.input_specs:
-        name = getattr(spec.arg, "name", "")
-        if spec.target is not None and spec.target in state:
-            constants[name] = state[spec.target].detach()
-    names: dict[str, str] = {}  # fx name -> our value name
-    symbols: set[str] = set()
-    frames: dict[str, str] = {}
-    for n in program.graph.nodes:
-        if n.op == "placeholder":
-            if n.name in constants:
-                continue
-            if names:
-                raise InputError("convert: models with one tensor input only", code="convert-inputs")
-            shape = [int(s) for s in n.meta["val"].shape[1:]]
-            graph.nodes.append(Node("input", "input", [], {"shape": shape}))
-            names[n.name] = "input"
-        elif n.op == "output":
-            outs = n.args[0]
-            if len(outs) != 1 or not isinstance(outs[0], torch.fx.Node) or outs[0].name not in names:
-                raise InputError("convert: models with one tensor output only", code="convert-outputs")
-            last = names[outs[0].name]
-            graph.nodes.append(Node("output", "output", [last], {"shape": list(graph.node(last).shape)}))
-        elif n.op == "call_function":
-            target = str(n.target)
-            if target.startswith("aten.sym_size") or "sym_size" in n.name:
-                symbols.add(n.name)
-                continue
-            if target.startswith("bitwright.marked_layer"):
-                layer_name = str(n.args[1])
-                frames[layer_name] = _frame(n)
-                names[n.name] = _emit_layer(
-                    graph, names[_first_input(n).name], n, layers[layer_name], layer_name, packings[layer_name]
-                )
-                continue
-            if target.startswith("bitwright.marked_input"):
-                layer_name = n.args[1]
-                names[n.name] = _emit_input(
-                    graph, names[n.args[0].name], layers[layer_name], layer_name, inputs[layer_name]
-                )
-                continue
-            inputs_of = n.all_input_nodes
-            if inputs_of and all(i.name in constants for i in inputs_of) and _stays_constant(n, constants):
-                constants[n.name] = _worked_out(n, constants)
-                continue
-            _emit_aten(graph, n, names, constants, symbols, layers)
-        else:
-            raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
-    return graph, frames
-
-
-# of a parameter or buffer: they move no number
-RESHAPES = ("aten._assert_tensor_metadata", "aten.detach", "aten.reshape", "aten.to.", "aten.unsqueeze", "aten.view")
-
-
-def _stays_constant(n: torch.fx.Node, constants: dict[str, Tensor]) -> bool:
-    """Parameters that forward only reshapes (a shift per channel), and numbers made of single numbers (1 - 2 t)."""
-    single = all(constants[i.name].numel() == 1 for i in n.all_input_nodes)
-    return str(n.target).startswith(RESHAPES) or (single and str(n.target).startswith("aten."))
-
-
-def _worked_out(n: torch.fx.Node, constants: dict[str, Tensor]) -> Tensor:
-
-    def real(value: Any) -> Any:
-        return map_arg(value, lambda node: constants[node.name])
-
-    assert callable(n.target)
-    made = n.target(*real(n.args), **real(n.kwargs))
-    return made if isinstance(made, Tensor) else constants[n.all_input_nodes[0].name]
-
-
-def _first_input(n: torch.fx.Node) -> torch.fx.Node:
-    first = n.args[0] if n.args else None
-    if not isinstance(first, torch.fx.Node):
-        raise InputError(f"convert: {n.target} without an input is not supported", code="convert-op")
-    return first
-
-
-def _shape(n: torch.fx.Node) -> list[int]:
-    val = n.meta.get("val")
-    return [int(s) for s in val.shape[1:]] if isinstance(val, Tensor) and val.dim() > 0 else []
-
-
-def _emit_aten(
-    graph: Graph,
-    n: torch.fx.Node,
-    names: dict[str, str],
-    constants: dict[str, Tensor],
-    symbols: set[str],
-    layers: dict[str, SlotLayer],
-) -> None:
-    target = str(n.target)
-    base = target.rsplit(".", 1)[0] if target.count(".") > 1 else target
-    inplace = base.endswith("_") and not base.endswith("__")
-    where = _owner(n) or "the model"
-    frame = _frame(n)
-    at = f" ({frame})" if frame else ""
-    try:
-        done = lower(Call(n, names, constants, symbols))
-    except KeyError:
-        raise InputError(
-            f"convert: {where} uses {base}{at}, which the packed graph has no operator for. Keep it outside: "
-            "convert the part before it",
-            code="convert-op",
-            layer=where,
-            given=base,
-        ) from None
-    except Unfit as reason:
-        raise InputError(f"convert: {where}: {base}{at}: {reason}", code="convert-op", layer=where) from None
-    if done is None:  # nothing happens in evaluation
-        names[n.name] = names[_first_input(n).name]
-        return
-    op, inputs, attrs, tensors = done
-    owner = _owner(n)
-    if op in LAYERS:  # a gate calls the layer's operator from inside
-        owner = next((name for name in layers if name and owner.startswith(f"{name}.")), owner)
-    node = Node(op, _fresh(graph, owner or n.name), inputs, {**attrs, "shape": _shape(n), "owner": owner})
-    if frame:
-        node.attrs["frame"] = frame
-    for role, value in tensors.items():
-        graph.put(node, role, value)
-    graph.nodes.append(node)
-    names[n.name] = node.name
-    if inplace:  # whoever reads the input later sees the result
-        names[_first_input(n).name] = node.name
-
-
-def _fresh(graph: Graph, wish: str) -> str:
-    return fresh(wish or "node", ("input", "output", *(n.name for n in graph.nodes)))
-
-
-def _emit_input(graph: Graph, source: str, layer: SlotLayer, name: str, packing: Packing) -> str:
-    """Norms, then the quantizer, then (where the weight is not coded) back to numbers."""
-    x_shape = list(graph.node(source).shape)
-    last = isinstance(layer, nn.Linear)
-    value = source
-
-    def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> None:
-        nonlocal value
-        node = Node(op, _fresh(graph, wish), [value], {"shape": x_shape, "owner": f"{name}.x", **attrs})
-        for role, tensor in tensors.items():
-            graph.put(node, role, tensor)
-        graph.nodes.append(node)
-        value = node.name
-
-    for i, link in enumerate(packing.before):
-        if isinstance(link, Norm):
-            # kept apart from any BatchNorm before it: given the layer's input, its codes are then exactly the trained
-            # layer's, and not only up to the rounding of a merged norm
-            scale, add = link.constants()
-            emit("affine", f"{name}.x{i}", {"last": last, "keep": True}, scale=scale.detach(), add=add.detach())
-    grid = packing.grid
-    if grid is not None:
-        attrs = {"last": last, "levels": grid.levels, "mult": grid.mult, "zero": list(grid.zero)}
-        emit("quantize", f"{name}.x", attrs, thresholds=grid.thresholds)
-        if not packing.coded_weight:
-            emit("decode", f"{name}.values", {"unit": grid.unit})
-            if grid.units:  # one step per channel
-                units = torch.tensor(grid.units, dtype=torch.float32)
-                attrs = {"last": last, "keep": True}
-                emit("affine", f"{name}.steps", attrs, scale=units, add=torch.zeros_like(units))
-    return value
-
-
-def _emit_layer(graph: Graph, source: str, n: torch.fx.Node, layer: SlotLayer, name: str, packing: Packing) -> str:
-    last = isinstance(layer, nn.Linear)
-    grid = packing.grid
-    value = _emit_input(graph, source, layer, name, packing)
-    attrs = {"shape": _shape(n), "owner": name, "frame": _frame(n)}
-    if not last:
-        attrs |= {"rank": layer.weight.dim() - 2, **_Marker(name, layer).geometry()}
-    coded = grid is not None and packing.coded_weight
-    op = ("coded_linear" if last else "coded_conv") if coded else ("linear" if last else "conv")
-    node = Node(op, _fresh(graph, name), [value], attrs)
-    bias = layer.quantized_bias()
-    bias = None if bias is None else bias.detach().double()
-    if packing.coded_weight:
-        _put_weight(graph, node, layer, grid.unit if coded and grid is not None else None, bias)
-    else:
-        graph.put(node, "weight", layer.weight.detach().float())
-        if bias is not None:
-            graph.put(node, "bias", bias)
-    graph.nodes.append(node)
-    return node.name
-
-
-def _put_weight(graph: Graph, node: Node, layer: SlotLayer, x_unit: float | None, bias: Tensor | None) -> None:
-    """The coded weight: bits, and per term one scale per channel (float64 here; rounded once after folding)."""
-    encode = moment(layer.w, "encode")
-    assert encode is not None
-    with torch.no_grad():
-        bit, terms = storable(encode(layer.slot_weight().detach()))
-    channels = bit.shape[1]
-    graph.put(node, "bits", bitstrings.pack(bit))
-    node.attrs["weight"] = {
-        "shape": [int(s) for s in bit.shape[1:]],
-        "planes": bit.shape[0],
-        "terms": [{"planes": list(t.planes), "mult": list(t.mult), "zero": t.zero} for t in terms],
-    }
-    factor = 1.0 if x_unit is None else x_unit
-    graph.put(node, "scale", torch.stack([t.unit * factor for t in terms]))
-    if x_unit is not None:
-        graph.put(node, "add", torch.zeros(channels, dtype=torch.float64) if bias is None else bias)
-    elif bias is not None:
-        graph.put(node, "bias", bias)

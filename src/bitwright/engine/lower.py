@@ -1,0 +1,426 @@
+"""An exported program becomes a graph: our operators where they fit, else the generic node, constants worked out."""
+
+from __future__ import annotations
+
+import operator
+import re
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.fx import Node as FxNode
+from torch.fx.node import map_arg
+from torch.utils import _pytree as pytree
+
+from bitwright.engine import aten_list, bitstrings
+from bitwright.engine.aten import Call, Lowered, known, lower, own
+from bitwright.engine.graph import Graph, Node, fresh
+from bitwright.engine.integers import storable
+from bitwright.engine.operators import LAYERS, Unfit
+from bitwright.engine.packing import Packing
+from bitwright.errors import InputError, Negative
+from bitwright.nn import SlotLayer
+from bitwright.parts import moment
+from bitwright.parts.norm import Norm
+
+MAX_CONSTANT = 1 << 24  # numbers of a constant that is worked out while tracing
+PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
+ASSERTIONS = (
+    "_assert_async",
+    "_assert_scalar",
+    "sym_constrain_range",
+    "sym_constrain_range_for_size",
+    "_assert_tensor_metadata",
+)
+
+
+def user_line(text: str) -> str:
+    """`mynet.py line 31` of the innermost frame of the user's own files in a stack trace; empty where there is none."""
+    for path, line in reversed(re.findall(r'File "([^"]+)", line (\d+), in \w+', text)):
+        if "/torch/" not in path and "bitwright/" not in path:
+            return f"{path.rsplit('/', 1)[-1]} line {line}"
+    return ""
+
+
+def frame_of(n: FxNode) -> str:
+    return user_line(str(n.meta.get("stack_trace") or ""))
+
+
+def owner_of(n: FxNode) -> str:
+    """The module whose forward made this call."""
+    entries = list((n.meta.get("nn_module_stack") or {}).values())
+    return str(entries[-1][0]) if entries else ""
+
+
+def name_of(n: FxNode) -> tuple[str, str]:
+    """(namespace.name, name) of what a node calls."""
+    parts = str(n.target).split(".")
+    return ".".join(parts[:2]), parts[1] if len(parts) > 1 else parts[0]
+
+
+# -- before: operators that are neither ours nor on the list are decomposed, writes into views become values ------------
+def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
+    calls = [n for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
+    foreign = {n.target for n in calls if n.target.namespace == "aten" and not _is_known(n)}
+    table: dict[Any, Any] = {}
+    if foreign:
+        every = torch.export.default_decompositions()
+        table = {op: every[op] for op in foreign if op in every}
+    if table or any(_writes_into_a_view(n) for n in calls):
+        with warnings.catch_warnings(), torch.no_grad():
+            warnings.simplefilter("ignore")  # torch about its own insides
+            program = program.run_decompositions(table)
+    return program
+
+
+def _is_known(n: FxNode) -> bool:
+    name = name_of(n)[1]
+    return known(n) or name in PARTS or name in ASSERTIONS or name.startswith("sym_")
+
+
+def _writes_into_a_view(n: FxNode) -> bool:
+    """An in-place call on something that shares its memory with another value: renaming its result is not enough."""
+    if not isinstance(n.target, torch._ops.OpOverload) or not n.target._schema.is_mutable:
+        return False
+    root: Any = n.args[0]
+    while isinstance(root, FxNode):
+        if not isinstance(root.target, torch._ops.OpOverload) or any(_is_view(u) for u in root.users if u is not n):
+            return True
+        if not root.target._schema.is_mutable:
+            return _is_view(root)
+        root = root.args[0]
+    return True
+
+
+def _is_view(n: FxNode) -> bool:
+    if not isinstance(n.target, torch._ops.OpOverload):
+        return n.target is operator.getitem
+    aliases = [r.alias_info for r in n.target._schema.returns]
+    return any(a is not None and not a.is_write for a in aliases)
+
+
+class Lowering:
+    """One program on its way to a graph."""
+
+    def __init__(
+        self,
+        program: torch.export.ExportedProgram,
+        layers: dict[str, SlotLayer],
+        packings: dict[str, Packing],
+        inputs: dict[str, Packing],
+    ) -> None:
+        self.program, self.layers, self.packings, self.inputs = program, layers, packings, inputs
+        self.graph = Graph([], {})
+        self.taken = {"input", "output"}
+        self.names: dict[str, str] = {}  # fx name -> the name of our value
+        self.constants: dict[str, Any] = {}
+        self.several: dict[str, Call] = {}  # calls with several results, emitted where one is read
+        self.frames: dict[str, str] = {}
+        state = {**program.state_dict, **program.constants}
+        for spec in program.graph_signature.input_specs:
+            if spec.target in state and isinstance(state[spec.target], Tensor):
+                self.constants[getattr(spec.arg, "name", "")] = state[spec.target].detach()
+
+    def run(self) -> Graph:
+        for n in self.program.graph.nodes:
+            if n.op == "placeholder":
+                self._input(n)
+            elif n.op == "output":
+                self._output(n)
+            elif n.op == "call_function":
+                self._call(n)
+            elif n.op != "get_attr":  # the body of a branch; whoever calls it is refused
+                raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
+        return self.graph
+
+    def name(self, wish: str) -> str:
+        name = fresh(wish or "node", self.taken)
+        self.taken.add(name)
+        return name
+
+    def emit(self, op: str, wish: str, inputs: list[str], attrs: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
+        node = Node(op, self.name(wish), inputs, attrs)
+        for role, value in tensors.items():
+            if op != "aten" and value.is_floating_point() and not bool(value.isfinite().all()):
+                word = "nan" if bool(value.isnan().any()) else "inf"
+                raise Negative(
+                    f"convert: {node.owner or node.name}: its {role} holds {word}, so there is nothing to pack. Its training went "
+                    "wrong; train it again with a smaller learning rate, or clip=1.0",
+                    code="weights-not-finite",
+                    layer=node.owner,
+                    given=word,
+                )
+            self.graph.put(node, role, value)
+        self.graph.nodes.append(node)
+        return node.name
+
+    def aten(self, call: str, wish: str, inputs: list[str], args: dict[str, Any], **more: Any) -> str:
+        """A generic node without stored tensors."""
+        if any(aten_list.depends_on_batch(v, aten_list.arguments(call)[k][0]) for k, v in args.items()):
+            inputs = [*inputs, "input"]
+        return self.emit("aten", wish, inputs, {"call": call, "args": args, "owner": "", **more}, {})
+
+    # -- ends
+    def _input(self, n: FxNode) -> None:
+        value = n.meta["val"]
+        if n.name in self.constants:
+            return
+        if not isinstance(value, Tensor):  # an argument left at its default
+            return
+        if value.dim() < 1:
+            raise InputError(f"convert: input {n.name} is a single number, without a batch axis", code="convert-inputs")
+        if any(not isinstance(s, int) for s in value.shape[1:]) or value.dtype not in aten_list.WORDS:
+            raise InputError(f"convert: input {n.name} is {value.dtype} {list(value.shape)}", code="convert-inputs")
+        attrs = {"shape": list(value.shape[1:]), "dtype": aten_list.WORDS[value.dtype]}
+        name = self.name(n.name) if self.names else "input"
+        self.graph.nodes.append(Node("input", name, [], attrs))
+        self.names[n.name] = name
+
+    def _output(self, n: FxNode) -> None:
+        specs = self.program.graph_signature.output_specs
+        flat = [a for a, s in zip(n.args[0], specs, strict=True) if s.kind.name == "USER_OUTPUT"]
+        values = [self.value(a) if isinstance(a, FxNode) else None for a in flat]
+        found = [v for v in values if v is not None]
+        if not found:
+            raise InputError("convert: the model returns no tensor", code="convert-outputs")
+        numbers = iter(range(len(found)))
+        leaves = [None if v is None else next(numbers) for v in values]
+        spec = self.program.call_spec.out_spec
+        assert spec is not None
+        structure = described(pytree.tree_unflatten(leaves, spec))
+        attrs: dict[str, Any] = {} if structure == 0 else {"structure": structure}
+        attrs["shape"] = list(self.graph.node(found[0]).shape)
+        self.graph.nodes.append(Node("output", "output", found, attrs))
+
+    # -- calls
+    def value(self, n: FxNode) -> str:
+        """The name of a value; a constant that is read as a value becomes a node."""
+        if n.name not in self.names:
+            if not isinstance(self.constants.get(n.name), Tensor):
+                raise InputError(f"convert: {n.name} is not computed from the input", code="convert-op")
+            attrs = {"call": "clone.default", "args": {"self": "c0"}, "shape": shape_of(n), "owner": ""}
+            self.names[n.name] = self.emit("aten", n.name, [], attrs, {"c0": self.constants[n.name].clone()})
+        return self.names[n.name]
+
+    def _call(self, n: FxNode) -> None:
+        value = n.meta.get("val")
+        if n.target is operator.getitem:
+            return self._item(n)
+        if name_of(n)[1] in ASSERTIONS or not (isinstance(value, (Tensor, tuple, list))):
+            return None  # sizes, and what only checks
+        if name_of(n)[0] == "bitwright.marked_layer":
+            return self._layer(n)
+        if name_of(n)[0] == "bitwright.marked_input":
+            name = str(n.args[1])
+            self.names[n.name] = self._part(self.value(_node(n.args[0])), self.layers[name], name, self.inputs[name])
+            return None
+        if self._worked_out(n):
+            return None
+        call = Call(n, self.names, self.constants)
+        if not isinstance(value, Tensor):
+            self.several[n.name] = call
+            return None
+        done = self._lowered(call)
+        if done is None:  # nothing happens in evaluation
+            self.names[n.name] = self.value(_node(n.args[0]))
+            return None
+        self._put(n, done)
+        if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable:
+            self.names[_node(n.args[0]).name] = self.names[n.name]  # whoever reads it later sees the result
+        return None
+
+    def _lowered(self, call: Call, item: int | None = None) -> Lowered:
+        where, frame = owner_of(call.node) or "the model", frame_of(call.node)
+        base, at = name_of(call.node)[0], f" ({frame})" if frame else ""
+        try:
+            return lower(call, item)
+        except (Unfit, aten_list.Unlisted) as reason:
+            raise InputError(
+                f"convert: {where} uses {base}{at}, which a packed graph cannot hold: {reason}",
+                code="convert-op",
+                layer=where,
+                given=base,
+            ) from None
+
+    def _put(self, n: FxNode, done: Lowered) -> None:
+        assert done is not None
+        op, inputs, attrs, tensors = done
+        owner = owner_of(n)
+        if op in LAYERS:  # a gate calls the layer's operator from inside
+            owner = next((name for name in self.layers if name and owner.startswith(f"{name}.")), owner)
+        attrs = {**attrs, "shape": shape_of(n), "owner": owner}
+        if frame := frame_of(n):
+            attrs["frame"] = frame
+        self.names[n.name] = self.emit(op, owner or n.name, inputs, attrs, tensors)
+
+    def _item(self, n: FxNode) -> None:
+        """One of several results."""
+        source, index = _node(n.args[0]), n.args[1]
+        assert isinstance(index, int)
+        if source.name in self.constants:
+            self.constants[n.name] = self.constants[source.name][index]
+            return
+        call = self.several[source.name]
+        if call.base in PARTS:
+            dim = int(call.given.get("dim", 0)) % call.input_rank()
+            sizes = [v.shape[dim] for v in source.meta["val"]] if call.base != "unbind" else []
+            self._put(n, self._cut(call, n, dim, index, sizes))
+            return
+        done = self._lowered(call, index)
+        assert done is not None
+        self._put(n, done)
+
+    def _cut(self, call: Call, n: FxNode, dim: int, index: int, sizes: list[Any]) -> Lowered:
+        source = call.value(0)
+        if not sizes:
+            return "aten", [source], {"call": "select.int", "args": {"self": 0, "dim": dim, "index": index}}, {}
+        start, end = sum(sizes[:index]), sum(sizes[: index + 1])
+        if dim and own(call.node, self.constants, n) and isinstance(start, int) and isinstance(end, int):
+            return "slice", [source], {"dim": dim, "start": start, "end": end, "step": 1}, {}
+        try:
+            ends = {"start": aten_list.linear(start), "end": aten_list.linear(end)}
+        except aten_list.Unlisted as reason:
+            raise InputError(f"convert: {call.base}: {reason}", code="convert-op") from None
+        symbolic = any(isinstance(v, str) for v in ends.values())
+        inputs = [source, "input"] if symbolic else [source]
+        return "aten", inputs, {"call": "slice.Tensor", "args": {"self": 0, "dim": dim, **ends}}, {}
+
+    def _worked_out(self, n: FxNode) -> bool:
+        """A pure call of constants alone is a constant."""
+        op = n.target
+        if not isinstance(op, torch._ops.OpOverload) or any(i.name not in self.constants for i in n.all_input_nodes):
+            return False
+        if op._schema.is_mutable or torch.Tag.nondeterministic_seeded in op.tags:
+            return False
+        meta = n.meta["val"]
+        made = [meta] if isinstance(meta, Tensor) else list(meta)
+        if any(not isinstance(s, int) for t in made for s in t.shape) or sum(t.numel() for t in made) > MAX_CONSTANT:
+            return False
+        args, kwargs = map_arg((n.args, n.kwargs), lambda node: self.constants[node.name])
+        with torch.no_grad():
+            self.constants[n.name] = op(*args, **kwargs)
+        return True
+
+    # -- slot layers
+    def _part(self, source: str, layer: SlotLayer, name: str, packing: Packing) -> str:
+        """Norms, then the quantizer, then (where the weight is not coded) back to numbers."""
+        last, value = isinstance(layer, nn.Linear), source
+        shape = list(self.graph.node(source).shape)
+
+        def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> str:
+            return self.emit(op, wish, [value], {"shape": shape, "owner": f"{name}.x", **attrs}, tensors)
+
+        for i, link in enumerate(packing.before):
+            if isinstance(link, Norm):
+                # kept apart from any BatchNorm before it: given the layer's input, its codes are then exactly the trained
+                # layer's, and not only up to the rounding of a merged norm
+                scale, add = (t.detach() for t in link.constants())
+                value = emit("affine", f"{name}.x{i}", {"last": last, "keep": True}, scale=scale, add=add)
+        grid = packing.grid
+        if grid is None:
+            return value
+        attrs = {"last": last, "levels": grid.levels, "mult": grid.mult, "zero": list(grid.zero)}
+        node = self.name(f"{name}.x")
+        self.graph.nodes.append(Node("quantize", node, [value], {"shape": shape, "owner": f"{name}.x", **attrs}))
+        self.graph.put(self.graph.nodes[-1], "thresholds", grid.thresholds)  # may be infinite: a level never reached
+        value = node
+        if not packing.coded_weight:
+            value = emit("decode", f"{name}.values", {"unit": grid.unit})
+            if grid.units:  # one step per channel
+                units = torch.tensor(grid.units, dtype=torch.float32)
+                attrs = {"last": last, "keep": True}
+                value = emit("affine", f"{name}.steps", attrs, scale=units, add=torch.zeros_like(units))
+        return value
+
+    def _layer(self, n: FxNode) -> None:
+        fx, name = _node(n.args[0]), str(n.args[1])
+        layer, packing, x = self.layers[name], self.packings[name], fx.meta["val"]
+        self.frames[name] = frame = frame_of(n)
+        source, last, out = self.value(fx), isinstance(layer, nn.Linear), n.meta["val"]
+        if x.dtype != torch.float32:  # codes and products are exact whatever the model's own type
+            args = {"self": 0, "dtype": "float32"}
+            source = self.aten("_to_copy.default", f"{name}.float", [source], args, shape=shape_of(fx))
+        moved = any(not isinstance(s, int) for s in x.shape[1:])
+        if moved and not last:
+            raise InputError(f"convert: {name}: a size of its input depends on the batch ({frame})", code="convert-op")
+        if moved:  # the batch is not axis 0: the layer sees its rows, and the result gets the axes back
+            args = {"self": 0, "shape": [-1, int(x.shape[-1])]}
+            source = self.aten("reshape.default", f"{name}.rows", [source], args, shape=[int(x.shape[-1])])
+        value = self._part(source, layer, name, packing)
+        attrs: dict[str, Any] = {"shape": [int(out.shape[-1])] if moved else shape_of(n), "owner": name, "frame": frame}
+        if not last:
+            keys = ("stride", "padding", "dilation", "groups")
+            attrs |= {"rank": layer.weight.dim() - 2, **dict(zip(keys, map(_plain, n.args[3:7]), strict=True))}
+        coded = packing.grid is not None and packing.coded_weight
+        op = ("coded_linear" if last else "coded_conv") if coded else ("linear" if last else "conv")
+        more, tensors = _weight(layer, packing)
+        value = self.emit(op, name, [value], attrs | more, tensors)
+        if moved:
+            args = {"self": 0, "shape": [aten_list.linear(s) for s in out.shape]}
+            value = self.aten("reshape.default", f"{name}.axes", [value], args, shape=shape_of(n))
+        if x.dtype != torch.float32:
+            args = {"self": 0, "dtype": aten_list.WORDS[x.dtype]}
+            value = self.aten("_to_copy.default", f"{name}.cast", [value], args, shape=shape_of(n))
+        self.names[n.name] = value
+
+
+def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """(attributes, tensors) of a layer's weight and bias: float32, or bits and per term one scale per channel (float64
+    here; rounded once after folding)."""
+    bias = layer.quantized_bias()
+    tensors = {} if bias is None else {"bias": bias.detach().double()}
+    if not packing.coded_weight:
+        return {}, {"weight": layer.weight.detach().float(), **tensors}
+    encode = moment(layer.w, "encode")
+    assert encode is not None
+    with torch.no_grad():
+        bit, terms = storable(encode(layer.slot_weight().detach()))
+    info = {
+        "shape": [int(s) for s in bit.shape[1:]],
+        "planes": bit.shape[0],
+        "terms": [{"planes": list(t.planes), "mult": list(t.mult), "zero": t.zero} for t in terms],
+    }
+    unit = 1.0 if packing.grid is None else packing.grid.unit
+    if packing.grid is not None:
+        tensors = {"add": tensors.get("bias", torch.zeros(bit.shape[1], dtype=torch.float64))}
+    scale = torch.stack([t.unit * unit for t in terms])
+    return {"weight": info}, {"bits": bitstrings.pack(bit), "scale": scale, **tensors}
+
+
+def _node(value: object) -> FxNode:
+    assert isinstance(value, FxNode), value
+    return value
+
+
+def _plain(value: Any) -> Any:
+    return [int(v) for v in value] if isinstance(value, (list, tuple)) else int(value)
+
+
+def shape_of(n: FxNode) -> list[Any]:
+    """One sample of a value; sizes that depend on the batch as text."""
+    value = n.meta.get("val")
+    if not isinstance(value, Tensor):
+        return []
+    try:
+        return [aten_list.linear(s) for s in value.shape[1:]]
+    except aten_list.Unlisted:
+        return []
+
+
+def described(value: Any) -> Any:
+    """The structure of the answer as plain JSON: a number of an output, null, or one entry that names the kind."""
+    if value is None or isinstance(value, int):
+        return value
+    if isinstance(value, tuple):
+        return {"tuple": [described(v) for v in value]}
+    if isinstance(value, list):
+        return {"list": [described(v) for v in value]}
+    if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
+        return {"dict": {k: described(v) for k, v in value.items()}}
+    raise InputError(
+        f"convert: the model returns a {type(value).__name__}; a graph holds tensors, tuples, lists and dicts of them",
+        code="convert-outputs",
+        given=type(value).__name__,
+    )
