@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -23,6 +22,7 @@ from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.store import from_json, light, stored
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.copying import copy_model
 from bitwright.transforms.unwrap import unwrap
 
 FORMAT = "1"
@@ -184,7 +184,7 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
         return restored(unwrap(model), tensors, metadata, path)
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
     needed = bool(recipe.rules) and recipe_of(model).to_toml() != recipe.to_toml()
-    trial = copy.deepcopy(model)  # the given model stays as it is unless everything fits
+    trial = copy_model(model)  # the given model stays as it is unless everything fits
     if needed:
         try:
             apply(trial, recipe)
