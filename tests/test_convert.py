@@ -810,6 +810,7 @@ def test_data_dependent_control_flow_is_one_line_with_the_users_line() -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Using padding='same' with even kernel")  # torch's, of the trained net
 @pytest.mark.parametrize(("kernel", "dilation"), [(2, 1), (4, 1), (2, 3), ((2, 3), 1)])
 def test_same_padding_of_an_even_kernel_packs(kernel: Any, dilation: int) -> None:
     """One more zero right and below: the codes there add nothing."""
