@@ -79,7 +79,7 @@ def example_run(
     run.write_csv("layers.csv", rows)
     accuracy, trained, before = 0.9772 + shift, 0.9775 + shift, 0.9990
     run.write_json("convert.json", {
-        "status": status, "verdict": "20.0x smaller", "images": 9999, "same": 9996, "same_folded": 9999,
+        "status": status, "verdict": "20.0x smaller", "images": 9999, "same": 9996,
         "layers_exact": True, "codes_checked": layers, "largest_difference": 2.1e-6,
         "disagreements": [{"index": 7, "trained": 1, "packed": 2, "margin": 1e-4, "first_layer": HOSTILE}] * 3,
         "file_bytes": 24_000 + sum(r["bytes_after"] for r in rows), "ms_before": 11.0, "ms_after": 0.9,

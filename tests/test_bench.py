@@ -103,9 +103,9 @@ def test_why_it_is_not_faster_by_hand():
 def test_why_is_asked_only_below_one_and_a_half_times_the_best_int8(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(why, "steps_of", lambda packed, x: STEPS)
     packed: Any = None
-    assert why.reasons(table(ours=1.0), packed, torch.zeros(1)) == ()  # 2.5x
-    assert why.reasons(table(ours=None), packed, torch.zeros(1)) == ()
-    assert why.reasons(table(ours=2.0), packed, torch.zeros(1))[0].startswith("stem takes 50 %")
+    assert why.reasons(table(ours=1.0), packed, (torch.zeros(1),)) == ()  # 2.5x
+    assert why.reasons(table(ours=None), packed, (torch.zeros(1),)) == ()
+    assert why.reasons(table(ours=2.0), packed, (torch.zeros(1),))[0].startswith("stem takes 50 %")
 
 
 def test_shares_of_the_steps_sum_to_one():
@@ -114,7 +114,7 @@ def test_shares_of_the_steps_sum_to_one():
     )
     x = torch.randn(1, 3, 6, 6)
     packed: Any = bw.convert(net.eval(), x).model
-    steps = why.steps_of(packed, x)
+    steps = why.steps_of(packed, (x,))
     assert [(s.name, s.runs_as, s.channels) for s in steps] == [
         ("0", "float", 3),
         ("2", "bits", 8),

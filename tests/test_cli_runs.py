@@ -217,7 +217,6 @@ def report(**more: Any) -> ConvertReport:
         "verdict": "995 of 1,000 same class",
         "images": 1000,
         "same": 995,
-        "same_folded": 995,
     }
     given: dict[str, Any] = values | {"ms_before": 1.0, "ms_after": 2.0} | more
     return ConvertReport(rows, **given)

@@ -530,3 +530,34 @@ def test_a_stage_calibrates_what_it_made(tmp_path: Path, monkeypatch: pytest.Mon
     ]
     train(experiment(stage=stages), tmp_path / "run")
     assert seen == [["fc2.x"], ["fc3.x"]]
+
+
+def test_a_view_on_a_feature_map_trains(tmp_path: Path) -> None:
+    """Such a net does not run in channels_last, which is asked for by default: it trains, evaluates and converts all the same."""
+    (tmp_path / "net.py").write_text(
+        "from torch import nn\n\n\nclass Net(nn.Module):\n    def __init__(self):\n        super().__init__()\n"
+        "        self.conv, self.norm, self.head = nn.Conv2d(1, 8, 3), nn.BatchNorm2d(8), nn.Linear(288, 10)\n\n"
+        "    def forward(self, x):\n        return self.head(self.norm(self.conv(x)).relu().view(x.size(0), -1))\n"
+    )
+    (tmp_path / "mine.toml").write_text(
+        '[data]\nname = "digits"\nlimit = 64\nlimit_test = 32\n[model]\nname = "net.py:Net"\n'
+        '[[stage]]\nepochs = 1\n[[stage]]\nepochs = 1\nrecipe = "w8a8"\n'
+    )
+    result = train(bw.experiment.load(tmp_path / "mine.toml"), tmp_path / "run")
+    assert result.images == 32 and Run(tmp_path / "run").read_csv("predictions.csv")[0]["float_said"]
+
+
+def test_what_the_float_net_said_is_said_of_the_pixels_it_learned_on(tmp_path: Path) -> None:
+    """The last stage reads pixels as codes, the float stage normalized ones."""
+    rule = [{"match": "first", "w": {"part": "uniform", "bits": 8}, "x": "input8"}]
+    stages = [{"epochs": 2, "optimizer": {"name": "adam", "lr": 0.01}}, {"epochs": 1, "rule": rule}]
+    e = Experiment.model_validate(
+        {
+            "data": {"name": "digits", "limit": 400, "limit_test": 100}, "model": {"name": "mlp", "hidden": 16, "depth": 1},
+            "stage": stages, "log": {"tensorboard": False},
+        }
+    )  # fmt: skip
+    train(e, tmp_path / "run")
+    run = Run(tmp_path / "run")
+    said = [int(r["float_said"]) == int(r["true"]) for r in run.read_csv("predictions.csv")]
+    assert sum(said) / len(said) == pytest.approx(run.read_json("state.json")["float_top1"])

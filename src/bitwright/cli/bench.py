@@ -101,9 +101,15 @@ def _net(
     if target.endswith(".safetensors"):
         if recipe is not None:
             raise InputError("bench: --recipe is for a model; a packed file has its recipe inside", code="usage")
-        packed = bw.load(target)
-        assert isinstance(packed, PackedModel)  # a trained file without its model is an error of load
-        shape = shape or tuple(packed.graph.nodes[0].shape)
+        from bitwright.engine.files import read_tensors
+
+        net = None
+        if model is not None and read_tensors(target)[1].get("bitwright") == "layers":
+            net, shape = make_model(model, "bench", shape, classes)
+        packed = bw.load(target, net)
+        if isinstance(packed, PackedModel):
+            shape = shape or tuple(packed.graph.nodes[0].shape)
+        assert shape is not None  # a file that needs a model and has none is an error of load
         x = example(shape, batch)
         try:
             packed(x)  # a wrong --input ends here, in one line

@@ -42,13 +42,25 @@ def measure_run(
     from bitwright.engine.packed import PackedModel
     from bitwright.measure.bench import bench
 
-    packed = bw.load(run.file(PACKED))
-    if not isinstance(packed, PackedModel):
-        raise InputError(f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}")
-    nodes = packed.graph.nodes
-    x = example(tuple(nodes[0].shape), batch)
+    own, classes = run.read_json("convert.json").get("form") == "layers", 10
+    if own:  # packed layers live in the experiment's model
+        from bitwright.runs import build_model
+
+        shape = tuple(run.read_json("convert.json").get("input", ()))
+        packed: nn.Module = bw.load(
+            run.file(PACKED), build_model(run.experiment, stand_in(shape, classes), weights=False)
+        )
+    else:
+        packed = bw.load(run.file(PACKED))
+        if not isinstance(packed, PackedModel):
+            raise InputError(
+                f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}"
+            )
+        nodes = packed.graph.nodes
+        shape, classes = tuple(nodes[0].shape), int(nodes[-1].shape[-1])
+    x = example(shape, batch)
     try:
-        baseline = _float_net(run, tuple(nodes[0].shape), int(nodes[-1].shape[-1]))
+        baseline = _float_net(run, shape, classes)
     except InputError as error:
         if error.code != "run-untrusted":
             raise

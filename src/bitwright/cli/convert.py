@@ -36,6 +36,12 @@ def convert(
     classes: Annotated[int | None, typer.Option(min=1, help="Outputs of a model by name. [default: 10]")] = None,
     data: Annotated[str | None, typer.Option(help="Verify on the test images of this data set, e.g. cifar10.")] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies. [default: BITWRIGHT_DATA]")] = None,
+    form: Annotated[
+        str,
+        typer.Option(
+            help="graph: needs no model code; layers: your module with packed layers; auto: the first that runs."
+        ),
+    ] = "auto",
     backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="For the times per layer. [default: 1]")] = None,
     force: Annotated[
@@ -50,8 +56,8 @@ def convert(
     """Pack a trained low-bit net, verify it against the trained one, and write it.
 
     PASS: codes equal bit for bit, same class on at least 99.9 % of the inputs, faster than the float net.
-    WARN: same class on at least 99 %, or not faster; the file is written, exit 0.
-    REFUSE: below 99 %, codes that differ, or nothing to pack; nothing is written, exit 1.
+    WARN: same class on at least 99 %, not faster, your code stays, or the trained net guesses; written, exit 0.
+    REFUSE: below 99 %, codes or values that differ, or nothing to pack; nothing is written, exit 1.
 
     In a run directory: all test images; packed.safetensors, convert.json, layers.csv and the row `bitwright` of
     results.csv are written anew. Narrow terminals lose max diff, kB float, ms float, in this order.
@@ -63,7 +69,7 @@ def convert(
         )
         from bitwright.cli.convert_run import convert_run
 
-        convert_run(out, file, data_root, backend, threads, force, None if all else 2, details)
+        convert_run(out, file, data_root, backend, threads, force, None if all else 2, details, form)
         return
     if not Path(file).is_file():
         raise InputError(f"convert: no file {file}", code="file-missing", given=file)
@@ -92,7 +98,7 @@ def convert(
     if batches:
         x = batches[0][0][:1]
     converted = bw.convert(
-        net, x, backend=backend, threads=threads, verify=True if batches is None else batches, force=force
+        net, x, form=form, backend=backend, threads=threads, verify=True if batches is None else batches, force=force
     )
     what = "inputs" if batches is None else "test images"
     show(out, converted, target, what, limit=None if all else 2, details=details)

@@ -30,6 +30,7 @@ def convert_run(
     force: bool,
     limit: int | None,
     details: bool,
+    form: str = "auto",
 ) -> None:
     """Converts, verifies, shows; writes packed.safetensors, convert.json, layers.csv, a row of results.csv."""
     run = open_run(out, target, "convert")
@@ -47,7 +48,8 @@ def convert_run(
         out.note(f"convert {target}: replaces {PACKED}, convert.json and layers.csv of this run")
     out.detail(f"convert {target}: {len(images):,} test images of {images.name}, batches of {batches.batch_size}")
     x = next(iter(batches))[0][:1]
-    converted = bw.convert(net, x, backend=backend, threads=threads, verify=Shown(out, "verify", batches), force=force)
+    shown = Shown(out, "verify", batches)
+    converted = bw.convert(net, x, form=form, backend=backend, threads=threads, verify=shown, force=force)
     show(out, converted, run.file(PACKED), "test images", limit=limit, details=details)
     _write(out, run, converted, images.labels, batches, x, before)
     if out.exit_code == 0:
@@ -61,7 +63,7 @@ def _write(
     accuracy, trained = accuracies(converted, labels, batches)
     if trained is None:
         trained = run.read_json("state.json").get("test_top1")
-    facts = {**report.to_dict(), "accuracy": accuracy, "trained_accuracy": trained}
+    facts = {**report.to_dict(), "accuracy": accuracy, "trained_accuracy": trained, "input": list(x.shape[1:])}
     out.data["accuracy"], out.data["trained_accuracy"] = accuracy, trained
     if accuracy is not None:
         out.detail(
@@ -97,17 +99,19 @@ def _write(
 
 
 def accuracies(converted: Converted, labels: Tensor, batches: Any) -> tuple[float | None, float | None]:
-    """Shares of right answers of the packed net and of the trained one, on the verified images.
+    """Shares of right answers of the packed net and of the trained one, on the verified images; None without classes.
 
     Where the two agree they are right or wrong together, so the trained net need not run again.
     """
+    from torch import Tensor
+
     report = converted.report
     if converted.model is None or not len(labels):
         return None, None
     right = 0
     for x, y in batches:
         answer = converted.model(x)
-        if answer.dim() != 2:
+        if not isinstance(answer, Tensor) or answer.dim() != 2:
             return None, None
         right += int((answer.argmax(1) == y).sum())
     packed_only = sum(int(labels[d.index]) == d.packed for d in report.disagreements)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from bitwright.cli.output import Output
 from bitwright.measure.numbers import kb
@@ -28,8 +28,8 @@ def show(
     out.lines(report.table(out.width, limit))
     for line in report.proof(out.width, what, None if details else 3):
         out.result(line)
-    if converted.model is not None and converted.model.backend == "native":
-        for line in thresholds(converted.model):
+    if report.form == "graph" and converted.model is not None and report.backend == "native":
+        for line in thresholds(cast("PackedModel", converted.model)):
             out.prose(f"        {line}", 8)
     out.data["report"] = report.to_dict()
     if converted.model is None:
@@ -57,7 +57,7 @@ def refusal(report: ConvertReport) -> str:
     """The verdict, and whether --force would help."""
     if report.gated:
         return report.verdict
-    if all(r.runs_as == "float" for r in report.rows):
+    if all(r.runs_as in ("float", "your code") for r in report.rows):
         return f"{report.verdict}; or --force for a file that runs without the model's code, no smaller and no faster"
     return f"{report.verdict}. --force does not help: a wrong answer is never written"
 

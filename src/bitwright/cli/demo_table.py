@@ -63,10 +63,8 @@ def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable)
         batch: sorted({t.fastest.name for (_, b), t in tables.items() if b == batch and t.fastest})
         for batch in (1, 256)
     }
-    names = "; ".join(f"batch {batch}: {', '.join(found)}" for batch, found in first.items() if found)
-    out.result(
-        f"  fastest: the fastest of all programs measured here, of any precision ({names or 'none was measured'})"
-    )
+    names = "; ".join(f"{', '.join(found)} at {batch}" for batch, found in first.items() if found)
+    out.result(f"  fastest of all programs here, of any precision: {names or 'none was measured'}")
     missing = {row.name: row.note for table in (*tables.values(), conv) for row in table.rows if row.median_ms is None}
     if missing:  # a ratio to the peers that happen to be installed must not look like one to all
         for note in dict.fromkeys(missing.values()):

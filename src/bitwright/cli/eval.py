@@ -68,11 +68,12 @@ def eval(
 def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) -> list[dict[str, Any]]:
     """One row per net; those of the run go into its results.csv, a file given by hand does not."""
     from bitwright.engine.files import load
-    from bitwright.runs import dataset
+    from bitwright.runs import build_model, dataset, example_of
     from bitwright.runs.build import normalized
     from bitwright.training.evaluate import evaluate
     from bitwright.training.finish import write_predictions
     from bitwright.training.work import write_work
+    from bitwright.transforms.layout import takes_channels_last
 
     test = dataset(experiment, "test")
     nets: list[tuple[str, Any]] = []
@@ -82,10 +83,12 @@ def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) 
         if not packed:
             nets.append(("trained", run.model()))
         if run.has("packed.safetensors"):
-            nets.append(("bitwright", load(run.file("packed.safetensors"))))
+            model = build_model(experiment, test, weights=False)  # for packed layers, which live in it
+            nets.append(("bitwright", load(run.file("packed.safetensors"), model).eval()))
     rows = []
     for name, net in nets:
-        last = experiment.train.channels_last and name != "bitwright"
+        last = name != "bitwright" and experiment.train.channels_last
+        last = last and takes_channels_last(net, example_of(experiment, test))
         if last:
             import torch
 

@@ -14,8 +14,9 @@ from torch.fx import Node as FxNode
 from torch.fx.node import map_arg
 
 from bitwright.engine import aten_list
+from bitwright.engine.attributes import Unfit
 from bitwright.engine.graph import ints
-from bitwright.engine.operators import OPERATORS, Unfit
+from bitwright.engine.operators import OPERATORS
 
 # (op, input names, attributes, tensors), or None: nothing happens in evaluation
 Lowered = tuple[str, list[str], dict[str, Any], dict[str, Tensor]] | None

@@ -2,35 +2,32 @@
 
 from __future__ import annotations
 
-import copy
-import math
 import os
-import statistics
-import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from bitwright.engine import native
+from bitwright.engine.clock import clock
 from bitwright.engine.files import save
 from bitwright.engine.fold import fold
 from bitwright.engine.gates import gated_layers, refusal
-from bitwright.engine.graph import Graph, Node
+from bitwright.engine.layer_form import layer_form
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packing import describe
-from bitwright.engine.report import PASS, REFUSE, WARN, ConvertReport, ReportRow
-from bitwright.engine.trace import trace
-from bitwright.engine.verify import Proof, remember
+from bitwright.engine.packed_layer import packed_layers
+from bitwright.engine.prepare import Prepared, as_floats, as_pixels, first_line, prepare, without_watchers
+from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
+from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
+from bitwright.engine.trace import Traced, trace
+from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
-from bitwright.errors import InputError
+from bitwright.errors import InputError, Negative
 from bitwright.nn import is_slot_layer
 
-LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
-TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+FORMS = ("auto", "graph", "layers")
 PASS_SHARE, WARN_SHARE = 0.999, 0.99
 
 
@@ -38,10 +35,10 @@ PASS_SHARE, WARN_SHARE = 0.999, 0.99
 class Converted:
     """`.model` the packed net, or None where the answer is REFUSE; `.report` why; `.source` the trained net."""
 
-    model: PackedModel | None
+    model: nn.Module | None
     report: ConvertReport
     source: nn.Module
-    example: Tensor
+    example: Any
 
     def save(self, path: str | os.PathLike[str], **metadata: Any) -> int:
         """Writes the packed file; returns its bytes. Errors: nothing is written for a refused net."""
@@ -56,8 +53,9 @@ class Converted:
 
 def convert(
     model: nn.Module,
-    example: Tensor,
+    example: Any,
     *,
+    form: str = "auto",
     backend: str = "auto",
     threads: int | None = None,
     verify: bool | Iterable[Any] = True,
@@ -65,263 +63,188 @@ def convert(
 ) -> Converted:
     """Packs a trained net, proves it equal, and says what it gained.
 
-    model     any module; its slot layers (from `bw.apply` or `bw.nn`) are packed where they encode; left unchanged
-    example   one input batch, [N, ...]; any batch size runs later
+    model     any module; its slot layers (from `bw.apply` or `bw.nn`) are packed where they encode; left unchanged.
+              Wrappers that only call the net they hold (`DataParallel`, `torch.compile`, ...) are looked through
+    example   one input batch, [N, ...]; any batch size runs later. A tuple: the positional arguments; a dict: the
+              keyword arguments; another structure with tensors in it: the only argument
+    form      "graph": one graph, fused, that needs none of the model's code; `InputError` where `forward` is none
+              "layers": a copy of the module with packed layers in place, everything else as you wrote it
+              "auto": the graph form, else the layer form, and the report says why
     backend   "native" kernels, "reference" (plain torch), "auto"
     verify    True: on the example; batches of inputs or (input, target) pairs: on all of them; False: not at all
     force     True: with nothing to pack, a WARN and a float graph that runs without the model's code; answers that
               differ are refused all the same
 
-    Status (contract 3.2): PASS where every layer is exact and at least 99.9 % of images keep their class, and the net
-    is faster than the float one; WARN from 99 %, or where it is only smaller; REFUSE below, with nothing to pack, or
-    with gates that skip work (`fbs`, `channel_gate`, `precision_gate`), which packed nets cannot run yet.
+    Status: PASS where every layer is exact, every value is the trained net's up to rounding (see `bw.engine.verify`), at
+    least 99.9 % of images keep their class, and the net is faster than the float one; WARN from 99 %, where it is not
+    faster, runs with your code (layer form), or the trained net gives one class or guesses; REFUSE below, with values that
+    rounding cannot explain, with nothing to pack, or with gates that skip work (`fbs`, `channel_gate`, `precision_gate`),
+    which packed nets cannot run yet (`form="layers"` leaves these layers as they are).
 
     >>> import bitwright as bw
     >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), bw.nn.Conv2d(32, 32, 3, w="bwn", x="sign"))
     >>> done = convert(net.eval(), torch.randn(2, 3, 8, 8))
-    >>> done.report.layers_exact, [r.runs_as for r in done.report.rows]
-    (True, ['float', 'bits'])
+    >>> done.report.layers_exact, done.report.form, [r.runs_as for r in done.report.rows]
+    (True, 'graph', ['float', 'bits'])
     """
-    if isinstance(model, PackedModel):
+    if form not in FORMS:
+        raise InputError(f"convert: form {form!r} is none of {', '.join(FORMS)}", code="convert-form", given=form)
+    if isinstance(model, PackedModel) or packed_layers(model):
         raise InputError("convert: this net is packed already; run it, or bench it", code="convert-packed")
-    example = _example(example)
-    if gated := gated_layers(model):
-        return Converted(None, refusal(model, gated), model, example)
-    traced = trace(model, example)
-    graph = fold(traced.graph)
-    packed = PackedModel(graph, backend, threads)
-    rows = _rows(model, graph, packed, traced.refused)
-    report = ConvertReport(rows, backend=packed.backend, isa=native.isa() if packed.backend == "native" else "torch")
-    useful = [r for r in rows if r.runs_as != "float"]
-    if not useful and not force:
-        report.status, report.verdict = REFUSE, _nothing(model, rows)
+    _check_finite(model)
+    prepared = prepare(model, example)
+    if form != "layers" and (gated := gated_layers(prepared.model)):
+        return Converted(None, refusal(prepared.model, gated), model, example)
+    traced = _traced(prepared, form)
+    if isinstance(traced, Traced):
+        graph = fold(traced.graph)
+        packed: nn.Module = PackedModel(graph, backend, threads)
+        rows, unused = graph_rows(prepared, graph, packed, traced.refused)
+        report = ConvertReport([*rows, *unused])
+    else:
+        layers = layer_form(prepared, backend, threads)
+        packed, rows = layers.model, layer_rows(prepared, layers)
+        report = ConvertReport(rows, form="layers", form_why=traced, lost=layers.lost)
+    report.backend = _backend(packed, backend, threads)
+    report.isa = native.isa() if report.backend == "native" else "torch"
+    if all(r.runs_as in STAYS for r in rows) and not (force and report.form == "graph"):
+        report.status, report.verdict = REFUSE, _nothing(prepared.model, rows)
         return Converted(None, report, model, example)
     if verify is not False:
-        _check(report, prove(model, packed, [example] if verify is True else verify))
-    _time(report, model, packed, example, threads)
+        given = [example] if verify is True else verify
+        _check(report, prove(prepared.model, packed, given, example, prepared.change))
+    clock(report, prepared, packed, threads)
     _verdict(report, verified=verify is not False)
     return Converted(packed if report.status != REFUSE else None, report, model, example)
 
 
-def _example(example: Any) -> Tensor:
-    if not isinstance(example, Tensor) or example.dim() < 2 or example.shape[0] < 1:
-        what = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
-        raise InputError(f"convert: the example is one batch of inputs [N, ...], got {what}", code="convert-example")
-    if example.dtype != torch.uint8 and not example.is_floating_point():
-        raise InputError(
-            f"convert: the example holds {str(example.dtype).removeprefix('torch.')}, packed nets read floats or uint8 "
-            "pixels. Convert the part of the model behind its embedding, with that part's input",
-            code="convert-example",
-            given=str(example.dtype),
-        )
-    return example.float() / 255 if example.dtype == torch.uint8 else example.float()
+def _traced(prepared: Prepared, form: str) -> Traced | str:
+    """The graph, or the reason for the layer form. Errors: the same as `InputError` where the graph form was asked for."""
+    if form == "layers":
+        return 'form="layers"'
+    try:
+        return _graph(prepared)
+    except InputError as error:
+        if form == "graph" or error.code == "convert-unbounded":
+            raise
+        text = str(error).split(" Convert a part, ")[0].split(" Keep it outside: ")[0]
+        return text.removeprefix("convert: ").removeprefix(f"convert {type(prepared.model).__name__}: ").rstrip(".")
+    except Exception as error:  # the user's forward under an exporter: whatever it raises, it does not run there
+        if form == "graph":
+            raise InputError(f"convert: no graph: {first_line(error)}", code="convert-trace") from None
+        return f"torch.export: {first_line(error).rstrip('.')}"
 
 
-def _rows(model: nn.Module, graph: Graph, packed: PackedModel, refused: dict[str, str]) -> list[ReportRow]:
-    by_name = graph.by_name()
-    runtime = {n.owner: n for n in packed.runtime.nodes if n.op in LAYERS}
-    modules = dict(model.named_modules())
-    rows: list[ReportRow] = []
-    done: set[str] = set()
-    for node in graph.nodes:
-        if node.op not in LAYERS or node.owner in done:
-            continue
-        done.add(node.owner)
-        name = node.owner.removesuffix(".plain")
-        layer = modules.get(name)
-        weight = _weight_count(graph, node)
-        extra = 4 * _outputs(graph, node) if (graph.tensor(node, "bias") is not None or node.key("add")) else 0
-        after = sum(_bytes(graph.tensors[k]) for k in set(node.attrs.get("tensors", {}).values()))
-        bits = "float"
-        runs = "float"
-        if node.key("bits"):
-            planes = int(node.attrs["weight"]["planes"])
-            fused = runtime.get(node.owner, node)
-            if node.op.startswith("coded"):
-                levels = int(by_name[node.inputs[0]].attrs["levels"])
-                runs = "int8" if fused.attrs.get("x_form") == "bytes" else "bits"
-                bits = f"{planes}/{levels.bit_length()}"
-            else:
-                runs, bits = "bits on disk, float run", f"{planes}/32"
-        why = refused.get(name, "")
-        if why:
-            why = why.split(": ", 1)[-1]
-            frame = str(node.attrs.get("frame") or "")
-            why += f" ({frame})" if frame else ""
-        elif runs == "float":
-            why = "" if layer is None or is_slot_layer(layer) else "its slots are empty"
-        elif runs == "bits on disk, float run":
-            why = "its input is float"
-        if not _any_weight(graph, node):
-            why = "; ".join(filter(None, (why, "all its weights are 0, so its output is a constant")))
-        kind = describe(layer) if layer is not None else node.op
-        rows.append(ReportRow(name or "(net)", kind, runs, bits, 4 * weight + extra, after, why=why))
-    return rows
+def _graph(prepared: Prepared) -> Traced:
+    """Errors: `InputError` for what a graph would lose or cannot take."""
+    for name, layer in prepared.layers.items():
+        if name in prepared.own and (layer.w is not None or layer.x is not None):
+            raise InputError(
+                f'convert: {name or "the layer"}: {prepared.own[name]}; a graph has no place for it. form="layers" keeps it',
+                code="convert-hook",
+                layer=name,
+            )
+    call = prepared.call.in_order(prepared.model)
+    if call.kwargs:
+        raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")
+    model, call = without_watchers(prepared).float(), call.map(as_floats)
+    try:
+        return trace(model, call.args)
+    except InputError:
+        if all(t.dtype != torch.uint8 for t in call.tensors):
+            raise
+        return trace(model, call.map(as_pixels).args)  # its first layer reads pixels as k / 255
 
 
-def _any_weight(graph: Graph, node: Node) -> bool:
-    """Whether some weight is not 0; of a weight stored as bits, so that what it says is what was packed."""
-    bits = graph.tensor(node, "bits")
-    if bits is None:
-        return True
-    return bool(bits.any()) or any(int(term["zero"]) for term in node.attrs["weight"]["terms"])
+def _backend(packed: nn.Module, backend: str, threads: int | None) -> str:
+    if isinstance(packed, PackedModel):
+        return packed.backend
+    return next((p.packed.backend for p in packed_layers(packed).values()), "torch")
 
 
-def _weight_count(graph: Graph, node: Node) -> int:
-    if node.key("bits"):
-        return math.prod(node.attrs["weight"]["shape"])
-    weight = graph.tensor(node, "weight")
-    return 0 if weight is None else weight.numel()
-
-
-def _outputs(graph: Graph, node: Node) -> int:
-    return int(node.shape[-1] if node.op.endswith("linear") or len(node.shape) == 1 else node.shape[0])
-
-
-def _bytes(t: Tensor) -> int:
-    return t.numel() * t.element_size()
+def _check_finite(model: nn.Module) -> None:
+    """A net with nan or infinite weights has no codes: the answer is no, and says where."""
+    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
+    statistics = {id(b) for norm in norms for b in norm.buffers()}
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if id(b) in statistics)]
+    for name, value in named:  # other buffers may hold what they like: a mask of -inf, the best loss so far
+        if value.is_floating_point() and not torch.isfinite(value).all():
+            word = "nan" if torch.isnan(value).any() else "inf"
+            raise Negative(
+                f"convert: {name} holds {word}, so there is nothing to pack. Its training went wrong; "
+                "train it again with a smaller learning rate, or clip=1.0",
+                code="weights-not-finite",
+                layer=name.rpartition(".")[0],
+                given=word,
+            )
 
 
 def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:
-    refused = next((r for r in rows if r.why and r.why != "its slots are empty"), rows[0] if rows else None)
+    refused = next((r for r in rows if r.why and r.why != EMPTY), rows[0] if rows else None)
     head = f"nothing to pack: {len(rows)} of {len(rows)} layers stay float."
     if refused is None:
         return f"{head} The model has no Linear or convolution layer"
     slots = any(is_slot_layer(m) for m in model.modules())
-    remedy = "" if slots else ' Try: bw.apply(model, "w1a1", example), train, convert'
+    remedy = "" if slots or refused.why != EMPTY else ' Try: bw.apply(model, "w1a1", example), train, convert'
     return f"{head} First: {refused.layer} ({refused.kind}): {refused.why}.{remedy}"
 
 
 def _check(report: ConvertReport, proof: Proof) -> None:
-    report.images, report.same, report.same_folded = proof.images, proof.same, proof.same_folded
+    report.images, report.same = proof.images, proof.same
     report.largest_difference = proof.largest
     report.layers_exact, report.inexact = not proof.inexact, proof.inexact
+    report.beyond, report.outputs = proof.beyond, list(proof.outputs.values())
     report.codes_checked, report.disagreements = len(proof.layers), proof.disagreements
     for row in report.rows:
-        row.max_abs_diff = proof.layer_difference.get(row.layer)
-
-
-def median_ms(f: Callable[[], object], rounds: int = 7, slice_s: float = 0.004) -> float:
-    """Median of `rounds` slices, after a warm-up call; a report line, not a benchmark (that is `bw.bench`)."""
-    f()
-    start = time.perf_counter()
-    f()
-    once = max(1e-7, time.perf_counter() - start)
-    calls = max(1, min(200, int(slice_s / once)))
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            f()
-        times.append((time.perf_counter() - start) / calls)
-    return 1e3 * statistics.median(times)
-
-
-@torch.no_grad()
-def _time(report: ConvertReport, model: nn.Module, packed: PackedModel, example: Tensor, threads: int | None) -> None:
-    """ms of each layer's float operator and of ours, and of both whole nets, on the example's batch.
-
-    One thread unless told otherwise: on a busy machine two wait for each other and the figures mean nothing.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or 1)
-    try:
-        env = {"input": packed.prepare(example)}
-        spent: dict[str, float] = {}
-        for node, step, _ in packed.steps():
-            owner = node.owner.removesuffix(".x").removesuffix(".plain")
-            spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
-        shapes = _input_shapes(model, example)
-        modules = dict(model.named_modules())
-        for row in report.rows:
-            name = "" if row.layer == "(net)" else row.layer
-            row.ms_after = spent.get(name)
-            run = _float_call(modules.get(name), shapes.get(name))
-            row.ms_before = None if run is None else median_ms(run, 3, 0.001)
-        twin = float_twin(model)
-        x = example.contiguous(memory_format=torch.channels_last) if example.dim() == 4 else example
-        report.ms_before = median_ms(lambda: twin(x))
-        report.ms_after = median_ms(lambda: packed(example))
-    finally:
-        torch.set_num_threads(before)
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """All 4-d parameters and buffers in the layout the kernels of torch like."""
-    for t in (*model.parameters(), *model.buffers()):
-        if t.dim() == 4:
-            t.data = t.data.contiguous(memory_format=torch.channels_last)
-    return model
-
-
-def float_twin(model: nn.Module) -> nn.Module:
-    """The same topology with empty slots, in channels_last: what the packed net is compared with."""
-    twin = copy.deepcopy(model).eval()
-    for m in twin.modules():
-        if is_slot_layer(m):
-            m.set_slots(w=None, b=None, x=None, g=None, gate=None)
-    return channels_last(twin)
-
-
-def _input_shapes(model: nn.Module, example: Tensor) -> dict[str, torch.Size]:
-    shapes: dict[str, torch.Size] = {}
-    hooks = [
-        m.register_forward_pre_hook(remember(shapes, n, lambda x: x.shape))
-        for n, m in model.named_modules()
-        if isinstance(m, TIMED)
-    ]
-    was = model.training
-    model.eval()
-    try:
-        model(example)
-    finally:
-        model.train(was)
-        for h in hooks:
-            h.remove()
-    return shapes
-
-
-def _float_call(layer: nn.Module | None, shape: torch.Size | None) -> Callable[[], object] | None:
-    if layer is None or shape is None:
-        return None
-    if not isinstance(layer, TIMED):
-        return None
-    x, weight = torch.randn(shape), layer.weight.detach()
-    if isinstance(layer, nn.Linear):
-        return lambda: F.linear(x, weight)
-    if isinstance(layer, nn.Conv1d):
-        return lambda: F.conv1d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
-    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
-    return lambda: F.conv2d(x, weight, None, layer.stride, layer.padding, layer.dilation, layer.groups)
+        row.max_abs_diff = proof.layer_difference.get("" if row.layer == "(net)" else row.layer)
 
 
 def _verdict(report: ConvertReport, verified: bool) -> None:
-    coded = [r for r in report.rows if r.runs_as in ("bits", "int8")]
+    report.status, report.verdict = _refused(report) if verified else ("", "")
+    if report.status:
+        return
     size = f"{report.bytes_before / max(1, report.bytes_after):.1f}x smaller"
-    if verified and not report.layers_exact:
-        report.status = REFUSE
-        report.verdict = (
-            f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
-        )
-        return
-    share = report.same / report.images if report.images else 1.0
-    agreement = f"{report.same:,} of {report.images:,} same class"
-    if verified and share < WARN_SHARE:
-        report.status, report.verdict = REFUSE, f"{agreement}: below {WARN_SHARE:.0%}"
-        return
-    if all(r.runs_as == "float" for r in report.rows):
-        report.status, report.verdict = WARN, "forced: nothing is packed, so neither smaller nor faster"
-        return
-    if not coded:
-        report.status = WARN
-        report.verdict = f"smaller, not faster: {size}; weights are bits on disk and float in the run"
-        return
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
     speed = "" if faster is None else f", {faster:.1f}x the float net's speed here"
+    if report.level:
+        speed = ", as fast as the float net here within noise"
+    ifs: list[str] = []
+    share, kind = report.share
+    if all(r.runs_as in STAYS for r in report.rows):
+        report.status, report.verdict = WARN, "forced: nothing is packed, so neither smaller nor faster"
+        return
+    if report.form == "layers":
+        ifs.append(report.form_line())
+    if verified and report.blind:
+        ifs.append(report.blind)
     if verified and share < PASS_SHARE:
-        report.status, report.verdict = WARN, f"{agreement}; {size}{speed}"
+        ifs.append(f"{report.same:,} of {report.images:,} same {kind}")
+    if not any(r.runs_as in ("bits", "int8") for r in report.rows):
+        ifs.append(f"smaller, not faster: {size}; weights are bits on disk and float in the run")
+    elif report.level:
+        ifs.append(f"not faster: {size}{speed}")
     elif faster is not None and faster < 1:
-        report.status, report.verdict = WARN, f"not faster: {size}, {faster:.2f}x the float net's speed here (slower)"
-    else:
-        unverified = "" if verified else " (not verified)"
-        report.status, report.verdict = PASS, f"{size}{speed}{unverified}"
+        ifs.append(f"not faster: {size}, {faster:.2f}x the float net's speed here (slower)")
+    elif ifs:
+        ifs.append(f"{size}{speed}")
+    if ifs:
+        report.status, report.verdict = WARN, "; ".join(ifs)
+        return
+    unverified = "" if verified else " (not verified)"
+    report.status, report.verdict = PASS, f"{size}{speed}{unverified}"
+
+
+def _refused(report: ConvertReport) -> tuple[str, str]:
+    if not report.layers_exact:
+        return REFUSE, f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
+    if report.beyond:
+        b = report.beyond[0]
+        hint = '; form="layers" may hold' if report.form == "graph" else ""
+        return REFUSE, (
+            f"{b.where} is off by {b.difference:.1e}, and rounding explains {b.bound:.1e} (image {b.image}){hint}; please "
+            "report this"
+        )
+    share, kind = report.share
+    if kind == "class" and share < WARN_SHARE:
+        return REFUSE, f"{report.same:,} of {report.images:,} same class: below {WARN_SHARE:.0%}"
+    return "", ""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 import os
@@ -17,13 +16,17 @@ from torch import Tensor, nn
 
 from bitwright.atomic import replacing
 from bitwright.engine.aten_list import DTYPES
+from bitwright.engine.layer_file import described, restored
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.store import from_json, light, stored
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.copying import copy_model
+from bitwright.transforms.unwrap import unwrap
 
 FORMAT = "1"
-RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "aliases", "channels_last"})
+RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last"})
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
 
@@ -105,7 +108,8 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
     """Writes a trained or a packed model; returns the bytes of the file.
 
     A trained model is its state dict (keys as in the float model, plus part parameters) and its recipe; extra
-    keywords are stored as text. A packed model is bits, scales, float layers and the graph (docs/format.md).
+    keywords are stored as text. A packed model is bits, scales, float layers and the graph (docs/format.md); in layer form
+    the state dict of the module with its packed layers, their small graphs, and the recipe.
 
     Errors: `InputError` where the folder is missing or the disk is full; the old file stays.
     """
@@ -125,8 +129,10 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
     last = [key for key, value in state.items() if _is_channels_last(value)]
     if last:
         extra["channels_last"] = json.dumps(last, separators=(",", ":"))
-    recipe = recipe_of(model).to_toml()
-    return write_tensors(path, state, {**extra, "bitwright": "trained", "format": FORMAT, "recipe": recipe})
+    kind = {"bitwright": "trained", "format": FORMAT, "recipe": recipe_of(model).to_toml()}
+    if packed_layers(model):
+        kind |= {"bitwright": "layers", "layers": described(model)}
+    return write_tensors(path, state, {**extra, **kind})
 
 
 def _is_channels_last(value: Tensor) -> bool:
@@ -148,9 +154,9 @@ def _restore_layout(model: nn.Module, metadata: dict[str, str]) -> None:
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
     """Reads what `save` wrote.
 
-    A packed file loads as a plain callable module, without the model's code. A trained file needs `model`, the float
-    model (or one with the same recipe applied): the file's recipe is applied where it is missing, then the weights load
-    strictly.
+    A packed file in graph form loads as a plain callable module, without the model's code. A trained file needs `model`,
+    the float model (or one with the same recipe applied): the file's recipe is applied where it is missing, then the
+    weights load strictly. A packed file in layer form needs it, too: its packed layers go into the places of the model's.
 
     Errors: `InputError` for an unreadable, truncated, foreign or hostile file, and for keys that do not match; `model` is
     then unchanged.
@@ -170,10 +176,15 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
         check_runs(packed, path)
         return packed
     if model is None:
-        raise InputError(f"load {path}: holds a trained net; give the model, bw.load(path, model)", code="load-model")
+        what = "packed layers of a model, which runs with its own code" if kind == "layers" else "a trained net"
+        raise InputError(f"load {path}: holds {what}; give the model, bw.load(path, model)", code="load-model")
+    if kind == "layers" and device != "cpu":
+        raise InputError(f"load {path}: packed layers run on the CPU, not on {device!r}", code="device")
+    if kind == "layers":
+        return restored(unwrap(model), tensors, metadata, path)
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
     needed = bool(recipe.rules) and recipe_of(model).to_toml() != recipe.to_toml()
-    trial = copy.deepcopy(model)  # the given model stays as it is unless everything fits
+    trial = copy_model(model)  # the given model stays as it is unless everything fits
     if needed:
         try:
             apply(trial, recipe)

@@ -16,10 +16,11 @@ from torch.utils import _pytree as pytree
 
 from bitwright.engine import aten_list, bitstrings
 from bitwright.engine.aten import Call, Lowered, known, lower, own
+from bitwright.engine.attributes import Unfit
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.integers import storable
-from bitwright.engine.operators import LAYERS, Unfit
 from bitwright.engine.packing import Packing
+from bitwright.engine.rules import LAYERS
 from bitwright.errors import InputError, Negative
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment

@@ -8,10 +8,13 @@ from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from bitwright.measure import numbers
 from bitwright.measure.layout import Row, fit, wrap
 
 PASS, WARN, REFUSE = "PASS", "WARN", "REFUSE"
+STAYS = ("float", "your code")  # a layer that is not packed
 
 
 @dataclass
@@ -20,7 +23,7 @@ class ReportRow:
 
     layer: str
     kind: str
-    runs_as: str  # bits | int8 | bits on disk, float run | float
+    runs_as: str  # bits | int8 | bits on disk, float run | float | your code
     bits: str
     bytes_before: int
     bytes_after: int
@@ -39,11 +42,73 @@ class Disagreement:
     packed: int
     margin: float  # between the trained net's two best outputs
     first_layer: str  # whose input codes differ first; "" where no code differs
+    output: str = ""  # which one of several: `[0]`, `['logits']`
+
+
+@dataclass
+class Beyond:
+    """A value that rounding cannot explain: the first image it was seen on, its largest difference and the bound."""
+
+    where: str  # `input of LAYER` or `output`, `output[0]`, ...
+    difference: float
+    bound: float
+    image: int
+
+
+@dataclass
+class OutputProof:
+    """What was seen of one output. `classes`: a float [N, C], judged by its largest entry; else `values`."""
+
+    name: str
+    kind: str
+    images: int = 0
+    same: int = 0
+    largest: float = 0.0  # difference in two ordinary runs
+    bound: float = 0.0  # of the difference where both nets get the same codes
+    answers: dict[int, int] = field(default_factory=dict)  # class of the trained net -> images
+    labels: dict[int, int] = field(default_factory=dict)
+    right: int = 0  # of the trained net, where the batches have labels
+
+    def count(self, classes: Tensor, target: Any) -> None:
+        """Adds the trained net's classes of a batch, and how many of them its labels call right."""
+        _add(self.answers, classes)
+        if isinstance(target, Tensor) and target.shape == classes.shape and not target.is_floating_point():
+            _add(self.labels, target)
+            self.right += int((target.cpu() == classes).sum())
+
+    @property
+    def blind(self) -> str:
+        """Why equal answers prove little here, or "": the trained net gives one class, or guesses."""
+        if self.kind != "classes" or self.images < FEW:
+            return ""
+        if len(self.answers) == 1:
+            return f"the trained net gives one class for all {self.images:,} images, so that equal classes prove little"
+        labeled = sum(self.labels.values())
+        if labeled >= FEW:
+            guess = max(self.labels.values()) / labeled
+            if self.right / labeled <= guess + 2 * (guess * (1 - guess) / labeled) ** 0.5:
+                return (
+                    f"the trained net is right on {self.right / labeled:.1%} of the images, no better than always "
+                    f"answering the most frequent class ({guess:.1%})"
+                )
+        return ""
+
+
+FEW = 16  # images below which the number of classes says nothing
+
+
+def _add(count: dict[int, int], values: Tensor) -> None:
+    for value, n in zip(*(t.tolist() for t in values.unique(return_counts=True)), strict=True):
+        count[int(value)] = count.get(int(value), 0) + n
 
 
 @dataclass
 class ConvertReport:
-    """`.status` is PASS, WARN or REFUSE; `str()` is the table."""
+    """`.status` is PASS, WARN or REFUSE; `str()` is the table.
+
+    form   "graph", or "layers": the user's module with packed layers in place, and why, and how many fusions that
+           loses at most
+    """
 
     rows: list[ReportRow]
     status: str = REFUSE
@@ -52,20 +117,36 @@ class ConvertReport:
     isa: str = ""
     images: int = 0
     same: int = 0  # class as the trained net gives it in float32
-    same_folded: int = 0  # class as the folded net gives it (BatchNorm merged, contract 3.2 b): the packed arithmetic
+    form: str = "graph"
+    form_why: str = ""
+    lost: int = 0
     layers_exact: bool = True
     codes_checked: int = 0
     largest_difference: float | None = None
     disagreements: list[Disagreement] = field(default_factory=list)
     inexact: list[str] = field(default_factory=list)
+    beyond: list[Beyond] = field(default_factory=list)
+    outputs: list[OutputProof] = field(default_factory=list)
     file_bytes: int | None = None
     ms_before: float | None = None
     ms_after: float | None = None
+    level: bool = False  # the two times differ by less than their noise
+    untimed: str = ""  # why there are no times, where there are none
 
     @property
     def refused(self) -> list[ReportRow]:
         """Layers that stay float although their slots ask for bits."""
-        return [r for r in self.rows if r.why and r.runs_as == "float"]
+        return [r for r in self.rows if r.why and r.runs_as in STAYS]
+
+    @property
+    def classes(self) -> int:
+        """Different classes that the trained net gave: the fewest of any output with classes; 0 without one."""
+        return min((len(o.answers) for o in self.outputs if o.kind == "classes"), default=0)
+
+    @property
+    def blind(self) -> str:
+        """Why equal answers prove little, or ""."""
+        return next((o.blind for o in self.outputs if o.blind), "")
 
     @property
     def gated(self) -> list[ReportRow]:
@@ -83,6 +164,7 @@ class ConvertReport:
     def to_dict(self) -> dict[str, Any]:
         d = asdict(self)
         d["bytes_before"], d["bytes_after"] = self.bytes_before, self.bytes_after
+        d["classes"], d["blind"] = self.classes, self.blind
         return d
 
     def to_csv(self) -> str:
@@ -105,8 +187,14 @@ class ConvertReport:
         words = [f"{numbers.ratio(self.bytes_before / self.bytes_after)} smaller"] if self.bytes_after else []
         if self.ms_before and self.ms_after:
             speed = numbers.ratio(self.ms_before / self.ms_after)
-            words.append(speed if "slower" in speed else f"{speed} faster")
+            words.append("as fast within noise" if self.level else speed if "slower" in speed else f"{speed} faster")
         return ", ".join(words)
+
+    @property
+    def share(self) -> tuple[float, str]:
+        """(share of images with the same answer, `class` or `values`: what was compared)."""
+        values = bool(self.outputs) and not self.classes
+        return self.same / self.images if self.images else 1.0, "values" if values else "class"
 
     def _cells(self) -> list[list[str]]:
         """Texts of the rows; the last one is the total."""
@@ -150,22 +238,35 @@ class ConvertReport:
         """Lines on the verification and, at most `limit` of them, on images whose class differs."""
         if not self.images:
             return ["verify  not done"]
+        alike = f"same {self.share[1]} as"
+        distinct = f" ({self.classes} different)" if self.classes else ""
         lines = wrap(
-            f"verify  {self.same:,} of {self.images:,} {what}: same class as the trained net; "
+            f"verify  {self.same:,} of {self.images:,} {what}: {alike} the trained net{distinct}; "
             f"largest output difference {self.largest_difference or 0:.0e}",
             width,
             8,
         )
         exact = "equal bit for bit" if self.layers_exact else "DIFFER: " + ", ".join(self.inexact)
-        folded = "" if self.same_folded == self.same else f"; {self.same_folded:,} same class as the folded net"
         codes = (
             f"codes of {self.codes_checked} layers {exact}" if self.codes_checked else "no layer computes with codes"
         )
-        lines += wrap(f"        {codes}{folded}", width, 8)
+        near = "; values up to rounding" if not self.beyond else ""
+        lines += wrap(f"        {codes}{near}", width, 8)
+        for b in self.beyond[:limit]:
+            lines += wrap(
+                f"        {b.where}: off by {b.difference:.1e}, rounding explains {b.bound:.1e} (image {b.image})",
+                width,
+                8,
+            )
+        if len(self.outputs) > 1:
+            lines += [
+                f"        output{o.name}: {o.same:,} of {o.images:,} same {o.kind}, largest difference {o.largest:.0e}"
+                for o in self.outputs
+            ]
         shown = self.disagreements[:limit]
         for d in shown:
             lines += wrap(
-                f"        image {d.index}: trained {d.trained}, packed {d.packed}, margin {d.margin:.1e}, "
+                f"        image {d.index}{d.output and f', output{d.output}'}: trained {d.trained}, packed {d.packed}, margin {d.margin:.1e}, "
                 f"first differing layer {d.first_layer or 'none (float head)'}",
                 width,
                 8,
@@ -176,6 +277,13 @@ class ConvertReport:
 
     def __str__(self) -> str:
         return "\n".join([*self.table(), *self.proof(), f"{self.status}  {self.verdict}"])
+
+    def form_line(self) -> str:
+        """`runs with your code, 3 fusions lost: reason`; "" in graph form."""
+        if self.form == "graph":
+            return ""
+        lost = f", {self.lost} fusion{'s' if self.lost != 1 else ''} lost" if self.lost else ""
+        return f"runs with your code{lost}" + (f": {self.form_why}" if self.form_why else "")
 
 
 def _runs(rows: list[ReportRow]) -> list[list[int]]:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import aten_list
+from bitwright.engine.attributes import MAX_RANK, MAX_VALUES, Unfit, listed, need, whole
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.operators import LAYERS, MAX_RANK, MAX_VALUES, OPERATORS, Unfit, function, need, weight_shape
-from bitwright.engine.operators import listed as _listed
-from bitwright.engine.operators import whole as _whole
+from bitwright.engine.operators import OPERATORS, function
+from bitwright.engine.rules import LAYERS, weight_shape
 from bitwright.errors import InputError
 
 INLINE = 3  # so many thresholds stand in the graph itself: a tensor of its own costs a file more
@@ -186,8 +186,8 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
         text = n.attrs.get(key, "")
         need(isinstance(text, str) and len(text) <= 1000, f"{key} is no short text")
     shape = n.attrs.get("shape", None if n.op == "input" else [])
-    size = _whole(0, MAX_VALUES) if n.op == "input" else lambda v: isinstance(v, str) or _whole(0, MAX_VALUES)(v)
-    need(_listed(size, 0, MAX_RANK)(shape), "shape is not a short list of sizes")
+    size = whole(0, MAX_VALUES) if n.op == "input" else lambda v: isinstance(v, str) or whole(0, MAX_VALUES)(v)
+    need(listed(size, 0, MAX_RANK)(shape), "shape is not a short list of sizes")
     sizes = [max(1, s) for s in n.shape if isinstance(s, int)]
     need(math.prod(sizes) <= MAX_VALUES, f"more than {MAX_VALUES} values a sample")
     roles = n.attrs.get("tensors", {})

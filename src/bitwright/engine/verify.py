@@ -1,4 +1,15 @@
-"""Proof that the packed net is the trained net: codes and integers of every layer, then the answers of the whole."""
+"""Proof that the packed net is the trained net: codes and integers of every layer, then every value it returns.
+
+(a) given the trained layer's own input, packed codes and integers equal those of `encode`, layer by layer
+(b) the packed net equals its folded graph (layer form: each layer itself) in plain torch, bit for bit from the first code on
+(c) told the inputs of the trained net's coding layers, its values are those of the trained net up to rounding: an input of
+    a layer may have another code only within the bound of a threshold, an output may differ by no more than the bound
+(d) the class of every image in two ordinary runs, where (c) leaves nothing but values near a threshold to differ by
+
+The bound in (c) comes from the float layers' own arithmetic: the trained net runs in float64, too, and what float32 did to
+the same value there, times `SLACK`, plus `ULPS` units in the last place of the largest one, is what another order of the same
+sums may do. Per layer and output, relative to the largest value; measured on the first `MEASURED` images.
+"""
 
 from __future__ import annotations
 
@@ -8,301 +19,305 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils._pytree import tree_flatten
 
-from bitwright.engine import native, reference, run_native, run_reference
-from bitwright.engine.fuse import _formats
-from bitwright.engine.graph import Graph, Node
-from bitwright.engine.integers import term_integers, weight_terms
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packing import crop_of
-from bitwright.engine.report import Disagreement
+from bitwright.engine.packed_layer import packed_layers
+from bitwright.engine.prepare import Call, as_floats, as_is, as_pixels
+from bitwright.engine.report import Beyond, Disagreement, OutputProof
+from bitwright.engine.verify_layers import checks_of_graph, checks_of_layers, encodes, levels_of
+from bitwright.engine.verify_runs import GraphSide, Inputs, LayerSide, Outputs, Side, Trained, as_float
 from bitwright.errors import InputError
-from bitwright.nn import SlotLayer, is_slot_layer
-from bitwright.parts import moment
 
-CODED = ("coded_conv", "coded_linear")
-ANSWER = "/"  # no module has this name; "" is the model itself
+SLACK, ULPS = 64.0, 256
+LEAST, MOST = (
+    ULPS * 2.0**-24,
+    2.0**-8,
+)  # of the largest value; MOST: a run in float64 that went another way proves nothing
+UNMEASURED = 2.0**-13  # where the user's code does not run in float64
+MEASURED = 64
 
 
 @dataclass
 class Proof:
-    """What was seen. `inexact` names layers whose integers or codes differ from the trained layer's: must be empty."""
+    """What was seen. `inexact` names layers whose integers or codes differ, `beyond` values that rounding cannot explain:
+    both must be empty."""
 
     images: int = 0
     same: int = 0
-    same_folded: int = 0
     largest: float = 0.0
     layers: set[str] = field(default_factory=set)
     inexact: list[str] = field(default_factory=list)
+    beyond: list[Beyond] = field(default_factory=list)
+    outputs: dict[str, OutputProof] = field(default_factory=dict)
     layer_difference: dict[str, float] = field(default_factory=dict)
     disagreements: list[Disagreement] = field(default_factory=list)
 
 
-def inputs_of(batches: Iterable[object]) -> Iterator[Tensor]:
-    """Tensors out of tensors or (input, target) pairs."""
-    for b in batches:
-        x = b[0] if isinstance(b, (tuple, list)) else b
-        if not isinstance(x, Tensor):
-            raise InputError(f"verify: a batch is a tensor or a pair, got {type(x).__name__}", code="verify-batch")
-        yield x
+@dataclass
+class Batch:
+    call: Call
+    target: Any = None
 
 
-def verify(model: nn.Module, packed: PackedModel, batches: Iterable[object]) -> Proof:
-    """Runs the trained net and the packed net side by side (contract 3.2).
+def batches_of(batches: Iterable[object], example: Any) -> Iterator[Batch]:
+    """Inputs, or (input, target) pairs, as calls of the model; an input has the structure of the example."""
+    leaves, want = tree_flatten(example)
 
-    (a) given the trained layer's own input, packed codes and integers equal those of `encode`, layer by layer
-    (b) the fused graph's codes equal those of the folded graph run in plain torch
-    (c) the class of every image
+    def like(b: Any) -> bool:
+        found, structure = tree_flatten(b)
+        return structure == want and all(
+            isinstance(f, Tensor) for f, x in zip(found, leaves, strict=True) if _tensor(x)
+        )
+
+    count = len(example) if isinstance(example, tuple) else 0
+    for given in batches:
+        b = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
+        if like(b):
+            yield Batch(Call.of(b))
+        elif isinstance(b, (tuple, list)) and len(b) and like(b[0]):
+            yield Batch(Call.of(b[0]), b[1] if len(b) > 1 else None)
+        elif count and isinstance(b, tuple) and len(b) == count + 1 and like(b[:count]):
+            yield Batch(Call.of(b[:count]), b[count])
+        else:
+            what = "a tensor" if isinstance(example, Tensor) else f"made like the example ({type(example).__name__})"
+            inner = b[0] if isinstance(b, tuple) and b else b
+            raise InputError(f"verify: a batch is {what} or a pair, got {type(inner).__name__}", code="verify-batch")
+
+
+def _tensor(x: Any) -> bool:
+    return isinstance(x, Tensor)
+
+
+def verify(
+    model: nn.Module,
+    packed: nn.Module,
+    batches: Iterable[object],
+    example: Any = None,
+    change: Callable[[Tensor], Tensor] = as_is,
+) -> Proof:
+    """Runs the trained net and the packed one (either form) side by side on every batch; neither is changed.
+
+    example   tells inputs from targets where a model takes more than one tensor (see `Call`); None: one tensor
+    change    what the tensors need before the trained net takes them (see `Prepared`)
+
+    Errors: `InputError` for a batch of another kind, and where there is no image at all.
     """
-    proof = Proof()
-    folded = packed.graph
-    checks = LayerChecks(model, folded, packed.backend)
-    was = model.training
-    model.eval()
-    try:
-        with torch.no_grad():
-            for x in inputs_of(batches):
-                seen = checks.capture(model, x)
-                expected = seen.pop(ANSWER)
-                values = packed.values(x)
-                got = values[packed.output_name]
-                checks.compare(seen, proof)
-                merged = _compare_codes(packed, folded, x, values, proof)
-                proof.same_folded += int(_same_answer(merged[folded.nodes[-1].inputs[0]], got)[0].sum())
-                _compare_answers(
-                    expected, got, proof, lambda i, s=seen, e=merged: first_difference(folded, checks, s, e, i)
-                )
-    finally:
-        model.train(was)
+    example = torch.zeros(1) if example is None else example
+    proof, work = Proof(), None
+    for batch in batches_of(batches, example):
+        if not batch.call.images:
+            continue
+        batch.call = batch.call.map(change).map(as_floats)
+        work = work or _Work(model, packed, batch.call, proof)
+        work.step(batch)
+    if not proof.images:
+        raise InputError(
+            "verify: no image to verify on: the batches are empty, or a generator that was used up. Give batches, "
+            "verify=True for the example, or verify=False",
+            code="verify-empty",
+        )
     return proof
 
 
-def remember(seen: dict[str, Any], name: str, what: Callable[[Tensor], Any]) -> Callable[..., None]:
-    """A forward pre-hook that keeps `what` of the first input under `name`."""
+class _Work:
+    def __init__(self, model: nn.Module, packed: nn.Module, call: Call, proof: Proof) -> None:
+        self.trained = Trained(as_float(model, call))
+        self.proof = proof
+        layers = self.trained.layers
+        if isinstance(packed, PackedModel):
+            self.side: Side = GraphSide(
+                self.trained.model, packed, checks_of_graph(layers, packed.graph, packed.backend)
+            )
+        else:
+            packed = as_float(packed, call)
+            self.side = LayerSide(packed, checks_of_layers(layers, packed_layers(packed)))
+        self.rates: dict[str, float] = {}
+        self.measured = 0
 
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        if name not in seen:
-            seen[name] = what(args[0])
+    def step(self, batch: Batch) -> None:
+        call, proof = batch.call, self.proof
+        want, seen = self.trained.run(call)
+        exact = self._compare_layers(seen)
+        got, inputs = self.side.run(call, proof.inexact)
+        got = _named(got, want)
+        told = {name: [x for x, _ in calls] for name, calls in seen.items()}
+        if self.measured < MEASURED:
+            self._measure(call, want, told, exact)
+        self._compare_told(call, want, told, proof.images)
+        self._compare_answers(want, got, batch.target, told, inputs, call.images)
 
-    return hook
-
-
-class LayerChecks:
-    """One small program per coded layer: its own quantizer and its integer product, unfused."""
-
-    def __init__(self, model: nn.Module, folded: Graph, backend: str) -> None:
-        self.layers = {n: m for n, m in model.named_modules() if is_slot_layer(m)}
-        graph = folded.copy()
-        _formats(graph)
-        self.graph, self.backend = graph, backend
-        self.nodes: dict[str, tuple[list[Node], Node]] = {}
-        by_name = graph.by_name()
-        for node in graph.nodes:
-            if node.op in CODED and node.owner not in self.nodes:
-                before: list[Node] = []
-                current = by_name[node.inputs[0]]
-                while current.owner == f"{node.owner}.x":
-                    before.insert(0, current)
-                    current = by_name[current.inputs[0]]
-                self.nodes[node.owner] = (before, node)
-        self._steps = {name: self._program(before, node) for name, (before, node) in self.nodes.items()}
-
-    def _program(self, before: list[Node], node: Node) -> list[object]:
-        if self.backend == "native":
-            return [*[run_native._step(n, self.graph, 1) for n in before], run_native._conv_plans(node, self.graph)]
-        return [run_reference._step(n, self.graph) for n in before]
-
-    def capture(self, model: nn.Module, x: Tensor) -> dict[str, Tensor]:
-        """The first input of each coded layer in a run of the trained net; key ANSWER holds the output."""
-        seen: dict[str, Tensor] = {}
-        hooks = [self.layers[n].register_forward_pre_hook(remember(seen, n, lambda x: x.detach())) for n in self.nodes]
-        try:
-            seen[ANSWER] = model(x if x.dtype == torch.uint8 else x.float())
-        finally:
-            for h in hooks:
-                h.remove()
-        return seen
-
-    def integers(self, name: str, x: Tensor) -> list[Tensor]:
-        """Integer products of the packed layer for the layer's input x, per term."""
-        before, node = self.nodes[name]
-        x = x.float() / 255 if x.dtype == torch.uint8 else x.float()
-        start = before[0].inputs[0] if before else node.inputs[0]
-        env = {start: x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x}
-        if self.backend != "native":
-            for step in self._steps[name]:
-                step(env)  # type: ignore[operator]
-            last = node.op == "coded_linear"
-            codes = reference.numbers(env[node.inputs[0]], int(node.attrs["x"]["mult"]), node.attrs["x"]["zero"], last)
-            return reference.integer_products(codes, reference.weight_integers(self.graph, node), node)
-        *steps, plans = self._steps[name]
-        for step in steps:
-            step(env)  # type: ignore[operator]
-        out = []
-        for plan in plans:  # type: ignore[attr-defined]
-            y = plan.run(env[node.inputs[0]], native.IntOutput())
-            if node.op == "coded_linear":
-                y = y.flatten(2).transpose(1, 2).reshape(*x.shape[:-1], -1)
-            elif x.dim() == 3:
-                y = y.squeeze(2)
-            out.append(y)
-        return out
-
-    def compare(self, seen: dict[str, Tensor], proof: Proof) -> None:
-        for name, x in seen.items():
-            layer, (_, node) = self.layers[name], self.nodes[name]
-            want = trained_integers(layer, node, x)
-            got = self.integers(name, x)
-            proof.layers.add(name)
-            if any(not torch.equal(a.double(), b.double()) for a, b in zip(want, got, strict=True)):
-                if name not in proof.inexact:
+    def _compare_layers(self, seen: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, list[Tensor]]:
+        """(a); returns the outputs of the coding layers without rounding, as float64, on the images that are measured."""
+        proof, exact = self.proof, {}
+        for name, calls in seen.items():
+            check = self.side.checks.get(name)
+            for x, y in calls:
+                if check is None:
+                    exact.setdefault(name, []).append(y.double())
+                    continue
+                proof.layers.add(name)
+                if bool(x.isnan().any()):  # has no code: the answer is NaN
+                    exact.setdefault(name, []).append(y.double())
+                    continue
+                want = check.trained(x)
+                same = all(torch.equal(a.double(), b.double()) for a, b in zip(want, check.integers(x), strict=True))
+                if not same and name not in proof.inexact:
                     proof.inexact.append(name)
+                if self.measured < MEASURED:
+                    value = check.value(want).reshape(y.shape)
+                    exact.setdefault(name, []).append(value)
+                    off = _largest(value.float() - y)
+                    proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
+        return exact
+
+    def _measure(self, call: Call, want: Outputs, told: Inputs, exact: Inputs) -> None:
+        """Relative bounds from what float32 did to the trained net's own values."""
+        double = self.trained.in_double(call, exact)
+        self.measured += call.images
+        pairs: list[tuple[str, Tensor, Tensor | None]] = []
+        for name, calls in told.items():
+            others: Any = [None] * len(calls) if double is None else double[1].get(name, [])
+            pairs += [(name, x, other) for x, other in zip(calls, others, strict=False)]
+        pairs += [(f"output{key}", y, None if double is None else double[0].get(key)) for key, y in want.items()]
+        for name, value, other in pairs:
+            if not value.is_floating_point():
                 continue
-            value = trained_scale(layer, node, got)
-            plain = layer(x)
-            value = value[(..., *(slice(c, None) for c in crop_of(layer)))]  # "same" padding of an even kernel
-            diff = float((value - plain).abs().max()) if plain.numel() else 0.0
-            proof.layer_difference[name] = max(diff, proof.layer_difference.get(name, 0.0))
+            rate = UNMEASURED
+            if other is not None and other.shape == value.shape:
+                size = _largest(value)
+                rate = min(MOST, LEAST + (SLACK * _largest(other - value.double()) / size if size else 0.0))
+            self.rates[name] = max(rate, self.rates.get(name, 0.0))
+
+    def _compare_told(self, call: Call, want: Outputs, told: Inputs, start: int) -> None:
+        """(c)"""
+        outputs, inputs = self.side.told(call, told)
+        outputs = _named(outputs, want)
+        for name, calls in told.items():
+            for expected, got in zip(calls, inputs.get(name, []), strict=False):
+                self._near(name, as_pixels(expected), got.float(), start)
+        for key, expected in want.items():
+            got = outputs.get(key)
+            if got is None or got.shape != expected.shape:
+                self._beyond(f"output{key}", float("inf"), 0.0, start)
+            elif expected.is_floating_point():
+                bound = self._bound(f"output{key}", expected, expected)
+                self._judge(f"output{key}", difference(expected, got), bound, start)
+                proof = self._output(key, expected)
+                proof.bound = max(proof.bound, bound)
+
+    def _bound(self, name: str, expected: Tensor, got: Tensor) -> float:
+        return self.rates.get(name, UNMEASURED) * max(_largest(expected), _largest(got), 1e-30)
+
+    def _near(self, name: str, expected: Tensor, got: Tensor, start: int) -> None:
+        """An input of a coding layer: the trained one within the bound, or with its codes up to a threshold within it."""
+        if got.shape != expected.shape:
+            return
+        bound, layer = self._bound(name, expected, got), self.trained.layers[name]
+        off = torch.where(expected.isnan(), 0.0, difference(expected, got))  # then the answer is NaN, and judged there
+        if bool((off > bound).any()) and not self.side.strict and encodes(layer):
+            low, high = levels_of(layer, got - bound), levels_of(layer, got + bound)
+            low, high = torch.minimum(low, high), torch.maximum(low, high)
+            level = levels_of(layer, expected)
+            off = torch.where((low <= level) & (level <= high), 0.0, off)
+        self._judge(f"input of {name or 'the layer'}", off, bound, start)
+
+    def _judge(self, where: str, off: Tensor, bound: float, start: int) -> None:
+        if off.numel() and bool((off > bound).any()):
+            image = int((off > bound).reshape(off.shape[0], -1).any(1).nonzero()[0]) if off.dim() else 0
+            self._beyond(where, float(off.max()), bound, start + image)
+
+    def _beyond(self, where: str, off: float, bound: float, image: int) -> None:
+        found = next((b for b in self.proof.beyond if b.where == where), None)
+        if found is None:
+            self.proof.beyond.append(Beyond(where, off, bound, image))
+        elif off > found.difference:
+            found.difference, found.bound = off, bound
+
+    def _output(self, key: str, value: Tensor) -> OutputProof:
+        kind = "classes" if value.dim() == 2 and value.shape[1] > 1 and value.is_floating_point() else "values"
+        return self.proof.outputs.setdefault(key, OutputProof(key, kind))
+
+    def _compare_answers(
+        self, want: Outputs, got: Outputs, target: Any, told: Inputs, inputs: Inputs, images: int
+    ) -> None:
+        """(d)"""
+        proof = self.proof
+        same = torch.ones(images, dtype=torch.bool)
+        first: dict[int, tuple[str, int, int, float]] = {}
+        for key, expected in want.items():
+            found, output = got.get(key), self._output(key, expected)
+            if found is None or found.shape != expected.shape:
+                continue  # named by (c)
+            off = _largest(difference(expected, found))
+            output.largest, proof.largest = max(output.largest, off), max(proof.largest, off)
+            alike, wanted, given = same_answer(expected, found, output.kind)
+            if len(alike) != images:  # no answer for each image: one for the whole batch
+                alike = alike.all().expand(images)
+                wanted = given = torch.full((images,), -1)
+            output.images += images
+            output.same += int(alike.sum())
+            if output.kind == "classes":
+                output.count(wanted, target)
+            for i in (~alike).nonzero().flatten().tolist():
+                margin = _margin(expected, i) if len(expected) == images else 0.0
+                first.setdefault(i, (key, int(wanted[i]), int(given[i]), margin))
+            same &= alike
+        for i, (key, wanted, given, margin) in sorted(first.items()):
+            layer = self._first_difference(told, inputs, i, images)
+            proof.disagreements.append(Disagreement(proof.images + i, wanted, given, margin, layer, key))
+        proof.images += images
+        proof.same += int(same.sum())
+
+    def _first_difference(self, told: Inputs, inputs: Inputs, image: int, images: int) -> str:
+        """The first layer, in execution order, whose input codes differ between the trained and the packed net.
+
+        Both from the runs of the whole batch: a batch of one may round otherwise, in the float layers of either net.
+        """
+        for name, calls in told.items():
+            layer = self.trained.layers[name]
+            if not encodes(layer):
+                continue
+            for a, b in zip(calls, inputs.get(name, []), strict=False):
+                a, b = as_pixels(a), as_pixels(b)
+                if a.shape == b.shape and len(a) == images:
+                    a, b = a[image : image + 1], b[image : image + 1]
+                    if not torch.equal(levels_of(layer, a), levels_of(layer, b)):
+                        return name
+        return ""
 
 
-def codes_of(layer: SlotLayer, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """(bits, coef, offset) of a trained layer's input, straight from its part."""
-    assert layer.x is not None
-    encode = moment(layer.x, "encode")
-    assert encode is not None
-    code = encode(x)
-    return code.bit, code.coef, code.offset
+def _named(got: Outputs, want: Outputs) -> Outputs:
+    """By the places of the trained net's: a graph gives a tuple where that has names for its fields."""
+    return dict(zip(want, got.values(), strict=True)) if len(got) == len(want) else got
 
 
-def trained_integers(layer: SlotLayer, node: Node, x: Tensor) -> list[Tensor]:
-    """The integer products that the trained layer's own codes give, by torch's convolution on whole numbers.
-
-    X comes from the part's `encode`, divided by the unit; W likewise. Nothing of the packed file is used but the
-    geometry.
-    """
-    bit, coef, offset = codes_of(layer, x)
-    unit = _unit(coef, offset)
-    numbers = (offset + (coef * bit).sum(0)).double() / unit
-    numbers = numbers.round().expand(x.shape).float()
-    w_encode = moment(layer.w, "encode")
-    assert w_encode is not None
-    w_code = w_encode(layer.slot_weight().detach())
-    weights = [term_integers(w_code.bit, term).float() for term in weight_terms(w_code)]
-    return reference.integer_products(numbers, weights, node)
+def difference(a: Tensor, b: Tensor) -> Tensor:
+    """|a - b|; 0 where both are NaN or the same infinity, infinite where only one of them is."""
+    same = (a == b) | (a.isnan() & b.isnan())
+    return torch.where(same, 0.0, (a.double() - b.double()).abs().nan_to_num(nan=float("inf"))).float()
 
 
-def _unit(coef: Tensor, offset: Tensor) -> float:
-    """The step of the grid, or half of it where the grid is odd (-1, +1)."""
-    step = float(coef.double().abs().min())
-    shift = (offset.double() / step).reshape(-1)
-    return step if float((shift - shift.round()).abs().max()) < 1e-4 else step / 2
+def _largest(t: Tensor) -> float:
+    return float(t.detach().abs().nan_to_num(nan=0.0, posinf=0.0).max()) if t.numel() else 0.0
 
 
-def trained_scale(layer: SlotLayer, node: Node, integers: list[Tensor]) -> Tensor:
-    """Integers times the trained scales plus bias: the layer's float output, up to rounding."""
-    w_encode = moment(layer.w, "encode")
-    assert w_encode is not None
-    terms = weight_terms(w_encode(layer.slot_weight().detach()))
-    x_unit = float(node.attrs["x"].get("unit", 1.0)) if "unit" in node.attrs["x"] else _x_unit(layer, node)
-    last = node.op == "coded_linear"
-    total = torch.zeros_like(integers[0], dtype=torch.float64)
-    for i, t in zip(integers, terms, strict=True):
-        rate = t.unit * x_unit
-        total += i.double() * (rate if last else rate.reshape(-1, *[1] * (i.dim() - 2)))
-    bias = layer.quantized_bias()
-    if bias is not None:
-        bias = bias.double()
-        total += bias if last else bias.reshape(-1, *[1] * (total.dim() - 2))
-    return total.float()
-
-
-def _x_unit(layer: SlotLayer, node: Node) -> float:
-    width = layer.weight.shape[1] * int(getattr(layer, "groups", 1))
-    rank = 2 if node.op == "coded_linear" else int(node.attrs["rank"]) + 2
-    _, coef, offset = codes_of(layer, torch.zeros(1, width, *[1] * (rank - 2)))
-    return _unit(coef, offset)
-
-
-def plain_codes(value: Tensor, node: Node) -> Tensor:
-    """Codes of any backend as int64 in the value's own axes [N, C, H, W] or [N, C]."""
-    if value.dtype == torch.int64:
-        return value
-    if value.dtype == torch.uint8:
-        codes = value
-    else:
-        channels = node.shape[-1] if node.attrs.get("last") or len(node.shape) == 1 else node.shape[0]
-        codes = native.unpack(value, int(channels), int(node.attrs.get("groups", 1)))
-    if node.attrs.get("last") or len(node.shape) == 1:
-        return codes.reshape(codes.shape[0], *node.shape).long()
-    out = codes.permute(0, 3, 1, 2).long()
-    return out.squeeze(2) if len(node.shape) == 2 else out
-
-
-def _compare_codes(
-    packed: PackedModel, folded: Graph, x: Tensor, values: dict[str, Tensor], proof: Proof
-) -> dict[str, Tensor]:
-    """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch, whose values it returns."""
-    env = {"input": packed.prepare(x)}
-    runtime = {n.name: n for n, _, _ in packed.steps()}
-    emitted = {str(n.attrs["extra"]): n for n in runtime.values() if "extra" in n.attrs}
-    for node, step in run_reference.build(folded):
-        step(env)
-        if node.op != "quantize" or node.name not in values:
-            continue
-        mine = runtime.get(node.name) or emitted.get(node.name)
-        if mine is None:
-            continue
-        # pooling and flattening move behind the quantizer: the shape is the runtime node's
-        attrs = {"shape": list(mine.shape), "last": bool(mine.attrs.get("last", False))}
-        form = mine.attrs.get("emit") or mine.attrs
-        attrs["groups"] = form.get("groups", 1) if node.name in runtime else 1
-        got = plain_codes(values[node.name], Node(node.op, node.name, [], attrs))
-        if got.numel() != env[node.name].numel() or not torch.equal(got.reshape(-1), env[node.name].reshape(-1)):
-            name = node.owner.removesuffix(".x")
-            if name not in proof.inexact:
-                proof.inexact.append(name)
-    return env
-
-
-def _same_answer(expected: Tensor, got: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def same_answer(expected: Tensor, got: Tensor, kind: str) -> tuple[Tensor, Tensor, Tensor]:
     """(same, expected class, class) per image; without classes: the same up to the rounding of a float head."""
-    if expected.dim() == 2 and expected.shape[1] > 1:
+    if kind == "classes":
         wanted, found = expected.argmax(1), got.argmax(1)
         return wanted == found, wanted, found
-    axes = tuple(range(1, expected.dim()))
-    scale = expected.abs().amax(axes).clamp_min(1e-6)
-    none = torch.zeros(len(expected), dtype=torch.int64)
-    return (expected - got).abs().amax(axes) / scale < 1e-3, none, none
+    expected, got = (t.reshape(len(t), -1) if t.dim() else t.reshape(1, 1) for t in (expected, got))
+    none = torch.full((len(expected),), -1)
+    if not expected.numel():
+        return torch.ones(len(expected), dtype=torch.bool), none, none
+    if not expected.is_floating_point():
+        return (expected == got).all(1), none, none
+    size = expected.nan_to_num(0.0, 0.0, 0.0).abs().amax(1).clamp_min(1e-6)
+    return difference(expected, got).amax(1) / size < 1e-3, none, none
 
 
-def _compare_answers(expected: Tensor, got: Tensor, proof: Proof, first: Callable[[int], str]) -> None:
-    proof.largest = max(proof.largest, float((expected - got).abs().max()) if got.numel() else 0.0)
-    same, wanted, found = _same_answer(expected, got)
-    for i in (~same).nonzero().flatten().tolist():
-        top = expected[i].flatten().topk(min(2, expected[i].numel())).values
-        margin = float(top[0] - top[-1])
-        proof.disagreements.append(Disagreement(proof.images + i, int(wanted[i]), int(found[i]), margin, first(i)))
-    proof.images += len(expected)
-    proof.same += int(same.sum())
-
-
-def first_difference(
-    folded: Graph, checks: LayerChecks, seen: dict[str, Tensor], env: dict[str, Tensor], image: int
-) -> str:
-    """The first layer, in execution order, whose input codes differ between the trained and the packed net.
-
-    Both from the runs of the whole batch: a batch of one may round otherwise, in the float layers of either net.
-    """
-    for node in folded.nodes:
-        name = node.owner.removesuffix(".x")
-        layer = checks.layers.get(name)
-        if node.op != "quantize" or layer is None or name not in seen or layer.x is None:
-            continue
-        x = seen[name][image : image + 1]
-        bit, coef, offset = codes_of(layer, x)
-        want = (offset + (coef * bit).sum(0)).double().expand(x.shape)
-        code = env[node.name][image : image + 1]
-        got = reference.numbers(code, int(node.attrs["mult"]), node.attrs["zero"], bool(node.attrs["last"]))
-        if not torch.equal((want / _unit(coef, offset)).round(), got.double()):
-            return name
-    return ""
+def _margin(expected: Tensor, image: int) -> float:
+    values = expected[image].flatten().float()
+    top = values.topk(min(2, values.numel())).values
+    return float(top[0] - top[-1]) if top.numel() else 0.0

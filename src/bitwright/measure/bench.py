@@ -40,7 +40,8 @@ def bench(
 ) -> BenchTable:
     """Medians side by side, best peer of each precision; a peer that is not there is a row that says why.
 
-    model_or_converted   what `convert` returned (its float twin feeds the peers), a packed module, or a float module
+    model_or_converted   what `convert` returned, in either form (its float twin feeds the peers), a packed module, or a
+                         float module
     example              one batch; the batch size is its first dimension
     against              peers, see `AGAINST`; all get their inputs in their own type and layout beforehand
     rounds               each candidate runs one slice of about 6 ms in each round, in turn
@@ -56,7 +57,8 @@ def bench(
     with _threads(threads), torch.inference_mode():
         net = _peer_net(source, inputs) if source is not None else NO_TWIN
         # ours too gets its preferred layout beforehand
-        given = last_inputs(inputs) if model is not None and _is_packed(model) else inputs
+        graph = _is_graph(model)
+        given = last_inputs(inputs) if graph else inputs
         ours = (lambda: model(*given)) if model is not None else None
         if ours is not None:
             ours()  # errors of our own are errors, unlike a peer's
@@ -73,9 +75,9 @@ def bench(
             rounds=rounds,
             note=why_not,
         )
-        if model is None or not _is_packed(model):
+        if not graph:
             return table
-        return replace(table, why=reasons(table, cast("PackedModel", model), given[0]))
+        return replace(table, why=reasons(table, cast("PackedModel", model), given))
 
 
 def measure(
@@ -128,8 +130,17 @@ def _sides(given: Any, baseline: nn.Module | None) -> tuple[nn.Module | None, nn
     return given.eval(), baseline if baseline is not None or _is_packed(given) else given, ""
 
 
+def _is_graph(model: nn.Module | None) -> bool:
+    """A packed net in graph form: it takes any layout, and knows its steps."""
+    from bitwright.engine.packed import PackedModel
+
+    return isinstance(model, PackedModel)
+
+
 def _is_packed(model: nn.Module) -> bool:
-    return type(model).__module__.startswith("bitwright.engine")
+    from bitwright.engine.packed_layer import packed_layers
+
+    return _is_graph(model) or bool(packed_layers(model))
 
 
 def _peer_net(source: nn.Module, inputs: tuple[Tensor, ...]) -> FloatNet | str:

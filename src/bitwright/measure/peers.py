@@ -53,14 +53,27 @@ def build(name: str, net: FloatNet | str, threads: int) -> Peer:
         return Peer(name, precision, note=f"unavailable: {net}")
     try:
         with quiet():
-            variants = builder(net, threads)
-            for call in variants.values():
-                call()
+            variants, failed = _running(builder(net, threads))
+            if failed is not None and not variants:
+                raise failed
     except ImportError:
         return Peer(name, precision, note="unavailable: pip install onnx onnxscript onnxruntime")
     except Exception as error:  # whatever a peer cannot do is its row's reason, never our failure
         return Peer(name, precision, note=f"unavailable: {one_line(error)}")
     return Peer(name, precision, variants, net.note if name.startswith("torch") else "")
+
+
+def _running(variants: dict[str, Call]) -> tuple[dict[str, Call], Exception | None]:
+    """The variants that run: a forward with `x.view(x.size(0), -1)` does in plain layout only."""
+    good: dict[str, Call] = {}
+    failed: Exception | None = None
+    for label, call in variants.items():
+        try:
+            call()
+            good[label] = call
+        except Exception as error:
+            failed = error
+    return good, failed
 
 
 @contextlib.contextmanager

@@ -25,11 +25,13 @@ def fp32(net: FloatNet, threads: int) -> dict[str, Call]:
 
 
 def bf16(net: FloatNet, threads: int) -> dict[str, Call]:
-    """bfloat16 weights and inputs, channels_last."""
+    """bfloat16 weights and inputs, channels_last where the net runs so."""
     module = copy_model(net.module).bfloat16()
     inputs = tuple(t.bfloat16() if t.is_floating_point() else t for t in net.inputs)
     if _has_images(inputs):
-        return {"channels_last": _forward(_last(module), last_inputs(inputs))}
+        last = _forward(_last(module), last_inputs(inputs))
+        if _runs(last):
+            return {"channels_last": last}
     return {"plain": _forward(module, inputs)}
 
 
@@ -38,12 +40,24 @@ def int8(net: FloatNet, threads: int) -> dict[str, Call]:
 
     The input is quantized before the clock runs. onednn, because fbgemm is slower for few channels.
     """
-    label = "channels_last" if _has_images(net.inputs) else "plain"
+    last = _has_images(net.inputs)
     with _engine("onednn"):
         op = net.single
         if isinstance(op, (nn.Conv2d, nn.Linear)):
-            return {label: _quantized_op(op, net.inputs[0])}
-        return {label: _quantized_net(net)}
+            return {"channels_last" if last else "plain": _quantized_op(op, net.inputs[0])}
+        if last and _runs(call := _quantized_net(net)):
+            return {"channels_last": call}
+        return {"plain": _quantized_net(net, last=False)}
+
+
+def _runs(call: Call) -> bool:
+    """`x.view(x.size(0), -1)` fails on a map in channels_last memory."""
+    try:
+        with torch.inference_mode():
+            call()
+    except RuntimeError:
+        return False
+    return True
 
 
 def _forward(module: nn.Module, inputs: tuple[Any, ...]) -> Call:
@@ -76,9 +90,9 @@ def _engine(name: str) -> Iterator[None]:
         torch.backends.quantized.engine = before
 
 
-def quantize_input(x: Tensor) -> Tensor:
-    """A quint8 tensor over the range of `x`, channels_last if it holds images."""
-    if x.dim() == 4:
+def quantize_input(x: Tensor, last: bool = True) -> Tensor:
+    """A quint8 tensor over the range of `x`; images in channels_last, if `last`."""
+    if x.dim() == 4 and last:
         x = x.contiguous(memory_format=torch.channels_last)
     scale = max(float(x.abs().max()), 1e-6) / 127
     return torch.quantize_per_tensor(x, scale, QUINT8_ZERO, torch.quint8)
@@ -106,7 +120,7 @@ def _quantized_op(op: nn.Conv2d | nn.Linear, x: Tensor) -> Call:
     return lambda: torch.ops.quantized.conv2d(q_x, packed, scale, QUINT8_ZERO)
 
 
-def _quantized_net(net: FloatNet) -> Call:
+def _quantized_net(net: FloatNet, last: bool = True) -> Call:
     """FX graph mode: the part of torch's quantization that needs neither a compiler nor changes to the net."""
     from torch.ao.quantization import get_default_qconfig_mapping
     from torch.ao.quantization.fx.custom_config import PrepareCustomConfig
@@ -117,7 +131,7 @@ def _quantized_net(net: FloatNet) -> Call:
     prepared = prepare_fx(module, get_default_qconfig_mapping("onednn"), net.inputs, config)
     with torch.inference_mode():
         prepared(*net.inputs)
-    return _forward(convert_fx(prepared), tuple(quantize_input(t) for t in net.inputs))
+    return _forward(convert_fx(prepared), tuple(quantize_input(t, last) for t in net.inputs))
 
 
 class _Flatten(nn.Module):

@@ -34,19 +34,23 @@ def precision_of(given: Any) -> str:
 
 def _coded(model: nn.Module) -> Iterator[tuple[tuple[int | None, int | None], int]]:
     """((bits of weights, of inputs), how many weights) per coded layer; of a packed net from its graph."""
-    graph = getattr(model, "graph", None) if type(model).__module__.startswith("bitwright.engine") else None
-    if graph is not None:
-        nodes = graph.by_name()
-        for node in graph.nodes:
-            if node.key("bits"):
-                coded = node.op.startswith("coded")
-                levels = int(nodes[node.inputs[0]].attrs["levels"]) if coded else 0
-                weight = node.attrs["weight"]
-                yield (int(weight["planes"]), levels.bit_length() or None), math.prod(weight["shape"])
-        return
+    from bitwright.engine.packed import PackedModel  # whose report is written with numbers of this package
+
     for layer in model.modules():
+        if isinstance(layer, PackedModel):  # a packed net, or one packed layer's program
+            yield from _of_graph(layer.graph)
         if is_slot_layer(layer) and layer.w is not None:
             yield (bits_of(layer.w), bits_of(layer.x)), layer.weight.numel()
+
+
+def _of_graph(graph: Any) -> Iterator[tuple[tuple[int | None, int | None], int]]:
+    nodes = graph.by_name()
+    for node in graph.nodes:
+        if node.key("bits"):
+            coded = node.op.startswith("coded")
+            levels = int(nodes[node.inputs[0]].attrs["levels"]) if coded else 0
+            weight = node.attrs["weight"]
+            yield (int(weight["planes"]), levels.bit_length() or None), math.prod(weight["shape"])
 
 
 def bits_of(part: nn.Module | None) -> int | None:

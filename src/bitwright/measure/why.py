@@ -36,7 +36,7 @@ class Step:
     share: float
 
 
-def reasons(table: BenchTable, packed: PackedModel, x: Tensor) -> tuple[str, ...]:
+def reasons(table: BenchTable, packed: PackedModel, x: Sequence[Tensor]) -> tuple[str, ...]:
     """What keeps a packed net below 1.5 times the best int8 program; nothing where it is not below."""
     best = table.best("int8")
     if best is None or best.ratio is None or best.ratio >= ENOUGH:
@@ -95,12 +95,12 @@ def _narrow(layers: Sequence[Step]) -> str:
     return f"{names} {verb} {width} channels, less than a word of {WORD} per tap, and take{'s' if verb == 'has' else ''} {share:.0f} %"
 
 
-def steps_of(packed: PackedModel, x: Tensor) -> list[Step]:
-    """Each layer with its input's quantizer, timed on `x`; then everything else as one step."""
-    from bitwright.engine.convert import median_ms
+def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
+    """Each layer with its input's quantizer, timed on the inputs `x`; then everything else as one step."""
+    from bitwright.engine.clock import median_ms
 
     graph = packed.graph
-    env = {"input": packed.prepare(x)}
+    env = packed.environment(*x)
     spent: dict[str, float] = {}
     runs: dict[str, str] = {}
     for node, step, _ in packed.steps():

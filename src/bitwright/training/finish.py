@@ -11,6 +11,7 @@ import torch
 from bitwright.engine.files import load, save, write_tensors
 from bitwright.measure.machine import machine
 from bitwright.runs import build_model
+from bitwright.runs.build import normalized
 from bitwright.training.evaluate import Evaluation, evaluate
 from bitwright.training.work import Work, write_work
 
@@ -68,9 +69,10 @@ def float_answers(job: Job) -> Tensor:
     """What the float net of this run says about the test images."""
     net: nn.Module = build_model(job.experiment, job.test, weights=False)
     load(job.run.file(f"stages/{job.state.float_stage}.safetensors"), net)
-    if job.experiment.train.channels_last:
+    if job.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return evaluate(net, job.test, batch=job.experiment.data.eval_batch, check=job.signals.check, **job.feed()).said
+    feed = {**job.feed(), "normalize": normalized(job.experiment, (job.state.float_stage or 0) + 1)}
+    return evaluate(net, job.test, batch=job.experiment.data.eval_batch, check=job.signals.check, **feed).said
 
 
 def write_predictions(run: Run, test: Images, found: Evaluation, floats: Tensor | None) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,6 +19,7 @@ from bitwright.training.losses import Loss
 from bitwright.training.progress import Screen, TimeLeft
 from bitwright.training.signals import Signals, StopRequest
 from bitwright.training.state import State
+from bitwright.transforms.layout import takes_channels_last
 
 if TYPE_CHECKING:
     from bitwright.data import Images
@@ -74,9 +76,14 @@ class Job:
         """Whether the stage at hand gets normalized pixels: a float stage does, also where a later one reads codes."""
         return normalized(self.experiment, self.state.stage + 1)
 
+    @cached_property
+    def channels_last(self) -> bool:
+        """As asked, where the net runs so; a net with `x.view(...)` on a feature map does not, and is only slower."""
+        return self.experiment.train.channels_last and takes_channels_last(self.net, self.example())
+
     def feed(self) -> dict[str, Any]:
         """How pixels become inputs."""
-        return {"normalize": self.normalize, "channels_last": self.experiment.train.channels_last}
+        return {"normalize": self.normalize, "channels_last": self.channels_last}
 
     def evaluate(self, images: Images, loss: Loss | None, device: Any = "cpu", shared: bool = False) -> Evaluation:
         """shared: each process takes its slice; only while all of them are here. Gates are counted on the test images."""

@@ -44,7 +44,7 @@ def sweep_rows(job: Job, check: Callable[[], None]) -> Rows:
     from bitwright.transforms.batch_norms import batch_norms
 
     device = next(job.net.parameters()).device
-    feed = {"normalize": job.normalize, "channels_last": job.experiment.train.channels_last, "device": device}
+    feed = {"normalize": job.normalize, "channels_last": job.channels_last, "device": device}
     size = job.experiment.data.eval_batch
     test, train = (images.limit(min(len(images), log.sweep_images)) for images in (job.test, job.train))
     rows: Rows = []

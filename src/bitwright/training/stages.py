@@ -111,7 +111,7 @@ def begin_stage(job: Job, index: int) -> None:
     old = {id(part) for part in before}
     apply_stage(job.net, job.experiment, index, job.example())
     job.fresh = [part for _, _, _, part in parts_of(job.net) if id(part) not in old]
-    if job.experiment.train.channels_last:
+    if job.channels_last:
         job.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
 

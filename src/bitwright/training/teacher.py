@@ -54,7 +54,7 @@ def make_teacher(job: Job) -> tuple[nn.Module | None, Teacher | None]:
             code="teacher",
             given=rule.source,
         )
-    if job.experiment.train.channels_last:
+    if job.channels_last:
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net.eval().requires_grad_(False), rule
 

@@ -1,0 +1,150 @@
+"""How long a converted net and its layers take here: lines of a report, not a benchmark (that is `bw.bench`)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from bitwright.engine.packed import PackedModel
+from bitwright.engine.packed_layer import packed_layers
+from bitwright.engine.prepare import Call, Prepared, as_pixels
+from bitwright.engine.report import ConvertReport
+from bitwright.engine.verify_runs import quiet
+from bitwright.measure.timing import Timing, clock_for, interleave
+from bitwright.nn import is_slot_layer
+from bitwright.transforms.copying import copy_model
+
+TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
+
+
+def median_ms(f: Callable[[], object], rounds: int = 7, slice_s: float = 0.004) -> float:
+    """Median of `rounds` slices, after a warm-up call."""
+    f()
+    start = time.perf_counter()
+    f()
+    once = max(1e-7, time.perf_counter() - start)
+    calls = max(1, min(200, int(slice_s / once)))
+    times = []
+    for _ in range(rounds):
+        start = time.perf_counter()
+        for _ in range(calls):
+            f()
+        times.append((time.perf_counter() - start) / calls)
+    return 1e3 * statistics.median(times)
+
+
+def clock(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int | None) -> None:
+    """ms of each layer's float operator and of ours, and of both whole nets side by side, on the example's batch.
+
+    One thread unless told otherwise: on a busy machine two wait for each other and the figures mean nothing. What cannot
+    be timed has no figure: a clock is no reason to refuse a net.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads or 1)
+    try:
+        with quiet():
+            _layers(report, prepared, model)
+            _whole(report, prepared, model, threads or 1)
+    except Exception as error:  # whatever the user's code does in another memory layout, or called many times
+        report.untimed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
+    finally:
+        torch.set_num_threads(before)
+
+
+def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None:
+    inputs = _inputs(prepared)
+    spent: dict[str, float] = {}
+    if isinstance(model, PackedModel):
+        env = model.environment(*prepared.call.in_order(prepared.model).args)
+        for node, step, _ in model.steps():
+            owner = node.owner.removesuffix(".x").removesuffix(".plain")
+            spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
+    for name, layer in packed_layers(model).items():
+        if name in inputs:
+            spent[name] = median_ms(lambda layer=layer, x=inputs[name]: type(layer).forward(layer, x), 3, 0.001)
+    modules = dict(prepared.model.named_modules())
+    for row in report.rows:
+        name = "" if row.layer == "(net)" else row.layer
+        row.ms_after = spent.get(name)
+        run = _float_call(modules.get(name), inputs.get(name))
+        row.ms_before = None if run is None else median_ms(run, 3, 0.001)
+
+
+def _whole(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int) -> None:
+    twin, call = float_twin(prepared.model, prepared.call.map(as_pixels))
+    ours = prepared.call.in_order(prepared.model) if isinstance(model, PackedModel) else prepared.call
+    both: dict[str, Callable[[], object]] = {"float": lambda: call(twin), "ours": lambda: ours(model)}
+    times = interleave(both, rounds=9, slice_seconds=0.004, clock=clock_for(threads)[0])
+    before, after = times["float"], times["ours"]
+    report.ms_before, report.ms_after = 1e3 * before.median, 1e3 * after.median
+    report.level = level(before, after)
+
+
+def level(a: Timing, b: Timing) -> bool:
+    """Whether the middle halves of two samples overlap: then neither is faster.
+
+    >>> level(Timing(1.0, 0.9, 1.2, 9), Timing(1.3, 1.1, 1.4, 9)), level(Timing(1.0, 0.9, 1.1, 9), Timing(1.3, 1.2, 1.4, 9))
+    (True, False)
+    """
+    return a.q1 <= b.q3 and b.q1 <= a.q3
+
+
+def channels_last(model: nn.Module) -> nn.Module:
+    """All 4-d parameters and buffers in the layout the kernels of torch like."""
+    for t in (*model.parameters(), *model.buffers()):
+        if t.dim() == 4:
+            t.data = t.data.contiguous(memory_format=torch.channels_last)
+    return model
+
+
+def float_twin(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+    """The same topology with empty slots, and its call, in channels_last where it runs so: what packed is compared with."""
+    twin = copy_model(model).eval()
+    for m in twin.modules():
+        if is_slot_layer(m):
+            m.set_slots(w=None, b=None, x=None, g=None, gate=None)
+    last = call.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
+    fast = channels_last(copy_model(twin))
+    try:
+        last(fast)
+    except Exception:  # x.view(x.size(0), -1) asks for plain order
+        return twin, call
+    return fast, last
+
+
+def _inputs(prepared: Prepared) -> dict[str, Tensor]:
+    """The first input of each layer in a run of the trained net."""
+    found: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
+        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
+            if args and isinstance(args[0], Tensor):
+                found.setdefault(name, args[0].detach().clone())
+
+        return hook
+
+    handles = [m.register_forward_pre_hook(keep(n)) for n, m in prepared.model.named_modules() if isinstance(m, TIMED)]
+    try:
+        prepared.call(prepared.model)
+    finally:
+        for h in handles:
+            h.remove()
+    return found
+
+
+def _float_call(layer: nn.Module | None, seen: Tensor | None) -> Callable[[], object] | None:
+    if layer is None or seen is None or not isinstance(layer, TIMED):
+        return None
+    x, weight = as_pixels(seen).to(layer.weight.dtype), layer.weight.detach()
+    if isinstance(layer, nn.Linear):
+        return lambda: F.linear(x, weight)
+    conv, rest = layer._conv_forward, None
+    if x.dim() == 4:
+        x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    return lambda: conv(x, weight, rest)

@@ -1,0 +1,141 @@
+"""A net in layer form in a file: a small graph for each packed layer, put back into the user's own module."""
+
+from __future__ import annotations
+
+import json
+import os
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.engine.layer_form import put, sample
+from bitwright.engine.packed_layer import KINDS, OPS, PackedLayer, packed_layers
+from bitwright.engine.packing import describe, padding_of
+from bitwright.engine.prepare import bake
+from bitwright.engine.store import from_json, light, stored
+from bitwright.errors import InputError
+from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.copying import copy_model
+
+DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
+ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}
+INSIDE = "packed."  # where a packed layer keeps its tensors
+
+
+def described(model: nn.Module) -> str:
+    """The packed layers of a module as text: what `restored` needs beside the tensors of the state dict."""
+    return json.dumps(
+        {
+            name: {
+                "graph": stored(layer.packed.graph)[0],
+                "norm": layer.norm,
+                "dtype": str(layer.weight.dtype).removeprefix("torch."),
+                "last": layer.last,
+            }
+            for name, layer in packed_layers(model).items()
+        },
+        separators=(",", ":"),
+    )
+
+
+def restored(
+    model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], path: str | os.PathLike[str]
+) -> nn.Module:
+    """`model` with packed layers in the places that the file names, and all its numbers; unchanged after an error."""
+    entries = _entries(metadata.get("layers", ""), path)
+    recipe = Recipe.from_toml(metadata.get("recipe", ""))
+    _fill(copy_model(model), entries, recipe, tensors, path)  # a trial: whatever is wrong is wrong here
+    return _fill(model, entries, recipe, tensors, path)
+
+
+def _entries(text: str, path: str | os.PathLike[str]) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(text)
+        good = isinstance(found, dict) and all(
+            isinstance(e, dict) and set(e) == set(ENTRY) and all(isinstance(e[k], t) for k, t in ENTRY.items())
+            for e in found.values()
+        )
+        if not good or any(e["dtype"] not in DTYPES for e in found.values()):
+            raise ValueError
+    except (ValueError, RecursionError):
+        raise InputError(f"load {path}: its list of packed layers is damaged", code="file-damaged") from None
+    return found
+
+
+def _fill(
+    model: nn.Module,
+    entries: dict[str, dict[str, Any]],
+    recipe: Recipe,
+    tensors: dict[str, Tensor],
+    path: str | os.PathLike[str],
+) -> nn.Module:
+    model.eval()
+    bake(model)
+    own = {rule.match: rule for rule in recipe_of(model).rules}
+    missing = tuple(rule for rule in recipe.rules if own.get(rule.match) != rule)
+    if missing:  # layers that the file does not hold as bits, with the parts that they were trained with
+        apply(model, Recipe(missing))
+    for module in model.modules():  # one eval kernel for a whole encoder layer reads weights past its layers
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+    modules = dict(model.named_modules())
+    for name, entry in entries.items():
+        layer, norm = modules.get(name), modules.get(entry["norm"]) if entry["norm"] else None
+        if layer is None or not isinstance(layer, tuple(KINDS)) or (entry["norm"] and norm is None):
+            raise InputError(
+                f"load {path}: this model has no Linear or convolution layer {name!r} as the file has: made of another model",
+                code="load-keys",
+                layer=name,
+            )
+        packed = _packed(name, layer, entry, tensors, path)
+        model = put(model, layer, packed)
+        if norm is not None:
+            put(model, norm, nn.Identity())
+    wanted, have = model.state_dict(), set(tensors)
+    off = sorted(set(wanted) ^ have) or sorted(k for k, v in wanted.items() if v.shape != tensors[k].shape)
+    if off:
+        raise InputError(
+            f"load {path}: {len(off)} keys differ from this model's ({', '.join(off[:3])}): made of another model",
+            code="load-keys",
+        )
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def _packed(
+    name: str, layer: nn.Module, entry: dict[str, Any], tensors: dict[str, Tensor], path: str | os.PathLike[str]
+) -> PackedLayer:
+    head = f"{name}.{INSIDE}" if name else INSIDE
+    inside = {k.removeprefix(head).replace("/", "."): v for k, v in tensors.items() if k.startswith(head)}
+    graph = from_json(entry["graph"], inside)
+    nodes = [n for n in graph.nodes if n.op in OPS]
+    shape = list(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+    fits = len(nodes) == 1 and tuple(graph.nodes[0].shape) == tuple(sample(layer).shape[1:])
+    if fits:
+        attrs, linear = nodes[0].attrs, isinstance(layer, nn.Linear)
+        fits = nodes[0].op.endswith("linear") == linear and attrs.get("weight", {}).get("shape") == shape
+        geometry = {"stride": "stride", "dilation": "dilation", "groups": "groups"}
+        if not linear:
+            same = {k: _plain(getattr(layer, v)) == attrs[k] for k, v in geometry.items()}
+            fits = fits and all(same.values()) and attrs["padding"] == padding_of(layer)
+    if not fits:
+        raise InputError(
+            f"load {path}: {name} is {describe(layer)} here and another layer in the file: made of another model",
+            code="load-keys",
+            layer=name,
+        )
+    packed = PackedLayer.build(layer, graph, entry["norm"])
+    packed.restore(DTYPES[entry["dtype"]], entry["last"])
+    if light(graph):  # a graph may be well formed and still not run
+        try:
+            packed(sample(layer))
+        except Exception as error:
+            raise InputError(f"load {path}: {name}: its graph does not run ({error})", code="file-graph") from None
+    return packed
+
+
+def _plain(value: Any) -> Any:
+    return [int(v) for v in value] if isinstance(value, tuple) else value

@@ -1,0 +1,211 @@
+"""One packed layer in the place of a slot layer, inside whatever module calls it."""
+
+from __future__ import annotations
+
+import json
+import threading
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from bitwright.engine.graph import Graph, Node
+from bitwright.engine.packed import PackedModel
+from bitwright.engine.store import from_json, stored
+from bitwright.errors import InputError
+
+RUNTIMES = 8  # input sizes for which a layer keeps its program ready: the most recent ones
+OPS = ("coded_conv", "coded_linear", "conv", "linear")
+HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
+
+
+class PackedLayer(nn.Module):
+    """Input quantizer, bits, kernel, scale and bias of a trained layer; `PackedLinear`, `PackedConv1d`, `PackedConv2d`.
+
+    Still an `nn.Linear`, `nn.Conv1d` or `nn.Conv2d` to `isinstance`, with the attributes of the trained layer (`stride`,
+    `out_channels`, ...) and its hooks. `weight` and `bias` have shape, type and device of the trained ones and hold NaN:
+    the trained values are not kept, and what is computed from them must not look right.
+
+    Takes what the trained layer takes, of any size and type; computes in float32 and gives the input's floating type back.
+    Evaluation only, without gradients, in `train()` too. Stays on the CPU; `half()` and the like change what `weight.dtype`
+    says and no packed number.
+    """
+
+    packed: PackedModel
+    rank: int
+    norm: str
+    _sizes: tuple[int, ...]
+    _dtype: torch.dtype
+    _has_bias: bool
+    _last: bool
+    _programs: dict[tuple[int, ...], PackedModel]
+    _lock: Any
+
+    @classmethod
+    def build(
+        cls, layer: nn.Module, graph: Graph, norm: str = "", backend: str = "auto", threads: int | None = None
+    ) -> PackedLayer:
+        """The layer that computes `graph` (one layer, its input part, perhaps its norm) in the place of `layer`.
+
+        norm   name of the BatchNorm whose numbers went into the scale
+        """
+        kind = next(k for k in KINDS if isinstance(layer, k))
+        new = cast(Any, KINDS[kind].__new__(KINDS[kind]))
+        nn.Module.__init__(new)
+        for key, value in vars(layer).items():
+            if not key.startswith("_") and key != "training" and not isinstance(value, (Tensor, nn.Module)):
+                new.__dict__[key] = value
+        for key in HOOKS:
+            new.__dict__[key] = layer.__dict__[key].copy()
+        weight = cast(Tensor, layer.weight)
+        new.norm, new.rank = norm, 2 if kind is nn.Linear else weight.dim()
+        new._sizes, new._dtype, new._has_bias = tuple(weight.shape), weight.dtype, layer.bias is not None
+        new._last = _last(weight)
+        new.packed = PackedModel(graph, backend, threads)
+        new._forget()
+        return new.eval()
+
+    def _forget(self) -> None:
+        self.__dict__["_programs"], self.__dict__["_lock"] = {}, threading.Lock()
+
+    @property
+    def node(self) -> Node:
+        """The layer's own node in its graph."""
+        return next(n for n in self.packed.graph.nodes if n.op in OPS)
+
+    def graph(self, shape: tuple[int, ...]) -> Graph:
+        """The layer's graph for inputs [N, *shape]."""
+        text, tensors = stored(self.packed.graph)
+        nodes = json.loads(text)
+        nodes[0]["attrs"]["shape"] = list(shape)
+        return from_json(json.dumps(nodes), tensors)
+
+    def program(self, shape: tuple[int, ...]) -> PackedModel:
+        """What runs for inputs [N, *shape]; kept ready for the last few shapes."""
+        with self._lock:
+            found = self._programs.pop(shape, None)
+            if found is None:
+                found = PackedModel(self.graph(shape), self.packed.backend, self.packed.threads)
+                while len(self._programs) >= RUNTIMES:
+                    del self._programs[next(iter(self._programs))]
+            self._programs[shape] = found  # the last one is the most recent
+            return found
+
+    def batched(self, x: Tensor) -> Tensor:
+        """The input as the kernels take it: features in rows [N, C], images with their batch axis.
+
+        Errors: `InputError` for an input that the trained layer would not take.
+        """
+        linear = self.rank == 2
+        wrong = x.dim() < 1 if linear else x.dim() not in (self.rank - 1, self.rank)
+        features = self._sizes[1] if linear else self._sizes[1] * int(cast(Any, self.groups))
+        axis = -1 if linear else 1 - self.rank
+        takes = f"{features} features on the last axis" if linear else f"{features} channels on axis {axis}"
+        if linear and self.norm and x.dim() > 2:
+            wrong, takes = True, f"[N, {features}], with its BatchNorm {self.norm} inside"
+        if wrong or x.shape[axis] != features:
+            raise InputError(
+                f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}",
+                code="input-shape",
+                given=str(list(x.shape)),
+                possible=takes,
+            )
+        return x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None]
+
+    @torch.no_grad()
+    def forward(self, input: Tensor) -> Tensor:
+        x = self.batched(input)
+        y = self.program(tuple(x.shape[1:]))(x)
+        y = y.to(input.dtype if input.is_floating_point() else self._dtype)
+        if self.rank == 2:
+            return y.reshape(*input.shape[:-1], y.shape[-1])
+        y = y.contiguous(memory_format=torch.channels_last) if self._last or _last(input) else y.contiguous()
+        return y if input.dim() == self.rank else y[0]
+
+    @property
+    def last(self) -> bool:
+        """Whether the trained weight lay in channels_last memory: the output then does."""
+        return self._last
+
+    def restore(self, dtype: torch.dtype, last: bool) -> None:
+        """What a file says of the trained weight."""
+        self._dtype, self._last = dtype, last
+
+    def _without_values(self, shape: tuple[int, ...]) -> Tensor:
+        return torch.full((), float("nan"), dtype=self._dtype).expand(shape)
+
+    @property
+    def weight(self) -> Tensor:
+        return self._without_values(self._sizes)
+
+    @property
+    def bias(self) -> Tensor | None:
+        return self._without_values(self._sizes[:1]) if self._has_bias else None
+
+    def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
+        probe = fn(torch.empty(0, dtype=self._dtype))
+        if probe.device.type != "cpu":
+            raise InputError(f"packed layers run on the CPU, not on {str(probe.device)!r}", code="device")
+        self._dtype = probe.dtype
+        return self
+
+    def train(self, mode: bool = True) -> PackedLayer:
+        """Stays in evaluation: there is nothing to train."""
+        return super().train(False)
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        super()._load_from_state_dict(*args, **kwargs)
+        self._forget()
+
+    def __getstate__(self) -> dict[str, Any]:
+        state = self.__dict__.copy()
+        del state["_programs"], state["_lock"]  # kernel plans hold raw pointers: they are made again
+        return state
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self._forget()
+
+    def extra_repr(self) -> str:
+        node = self.node
+        kind = "bits" if node.op.startswith("coded") else "bits on disk, float run"
+        sizes = "x".join(str(s) for s in self._sizes)
+        return f"{sizes}, {kind}" + (f", norm={self.norm}" if self.norm else "")
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _last(t: Tensor) -> bool:
+    """Whether memory is channels_last and not also in plain order."""
+    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+
+
+class PackedLinear(PackedLayer, nn.Linear):  # type: ignore[misc]
+    """A packed `Linear` layer; see `PackedLayer`."""
+
+
+class PackedConv1d(PackedLayer, nn.Conv1d):  # type: ignore[misc]
+    """A packed `Conv1d` layer; see `PackedLayer`."""
+
+
+class PackedConv2d(PackedLayer, nn.Conv2d):  # type: ignore[misc]
+    """A packed `Conv2d` layer; see `PackedLayer`."""
+
+
+KINDS: dict[type[nn.Module], type[PackedLayer]] = {
+    nn.Linear: PackedLinear,
+    nn.Conv1d: PackedConv1d,
+    nn.Conv2d: PackedConv2d,
+}
+
+
+def packed_layers(model: nn.Module) -> dict[str, PackedLayer]:
+    """The packed layers of a module, by name."""
+    return {n: m for n, m in model.named_modules() if isinstance(m, PackedLayer)}

@@ -1,0 +1,293 @@
+"""What `convert` works on: a copy of the user's net in evaluation, and what is known of its layers before any form is tried."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize, prune
+from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
+from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+from bitwright.errors import InputError
+from bitwright.nn import SlotLayer, is_slot_layer
+from bitwright.transforms.copying import copy_model
+from bitwright.transforms.forward import evaluating
+from bitwright.transforms.layers import candidates
+from bitwright.transforms.unwrap import unwrap
+
+HOOKS = ("_forward_pre_hooks", "_forward_hooks")
+
+
+@dataclass
+class Call:
+    """One call of a model: what stands in the parentheses.
+
+    An example, and every batch to verify on, is one of: a tensor (the only argument), a tuple (the positional
+    arguments, whatever they hold), a dict (the keyword arguments); any other structure with tensors in it is the only
+    argument.
+    """
+
+    args: tuple[Any, ...]
+    kwargs: dict[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, example: Any) -> Call:
+        if isinstance(example, tuple):
+            return cls(example)
+        if isinstance(example, dict):
+            return cls((), example)
+        return cls((example,))
+
+    def __call__(self, model: Callable[..., Any]) -> Any:
+        return model(*self.args, **self.kwargs)
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> Call:
+        """The same call with every tensor changed."""
+
+        def one(value: Any) -> Any:
+            return change(value) if isinstance(value, Tensor) else value
+
+        return Call(tree_map(one, self.args), tree_map(one, self.kwargs))
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
+
+    @property
+    def images(self) -> int:
+        """Samples of the batch: the first axis of the first tensor."""
+        return next((int(t.shape[0]) for t in self.tensors if t.dim()), 1)
+
+    def in_order(self, model: nn.Module) -> Call:
+        """Keyword arguments as positional ones, where the signature of `forward` says which is which."""
+        if not self.kwargs:
+            return self
+        try:
+            bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
+        except (TypeError, ValueError):
+            return self
+        return self if bound.kwargs else Call(bound.args)
+
+
+def as_is(t: Tensor) -> Tensor:
+    return t
+
+
+def as_floats(t: Tensor) -> Tensor:
+    return t.float() if t.is_floating_point() else t
+
+
+def as_pixels(t: Tensor) -> Tensor:
+    """uint8 pixels as packed nets read them."""
+    return t.float() / 255 if t.dtype == torch.uint8 else as_floats(t)
+
+
+@dataclass
+class Prepared:
+    """A copy of the net to convert, unwrapped and in evaluation; the user's own is not touched.
+
+    own      slot layers that must run as they are, and why: code of the user's that a packed layer would lose
+    hooked   slot layers with hooks that change what goes in or comes out, and which: a packed layer keeps them
+    uncalled compute layers that a run of the example never reached
+    watched  modules whose hooks only look: a graph goes without them
+    change   what the tensors of a batch need before the model takes them: nothing, float32, pixels as k / 255
+    """
+
+    model: nn.Module
+    call: Call
+    change: Callable[[Tensor], Tensor] = as_is
+    own: dict[str, str] = field(default_factory=dict)
+    hooked: dict[str, str] = field(default_factory=dict)
+    uncalled: set[str] = field(default_factory=set)
+    watched: set[str] = field(default_factory=set)
+
+    @property
+    def layers(self) -> dict[str, SlotLayer]:
+        return {n: m for n, m in self.model.named_modules() if is_slot_layer(m)}
+
+
+def prepare(model: nn.Module, example: Any) -> Prepared:
+    """Copies, looks through wrappers, works out parametrizations, runs the example once.
+
+    Errors: `InputError` where the model does not run on this example.
+    """
+    call = Call.of(example)
+    lone = isinstance(example, Tensor) and (example.dim() == 0 or (example.dim() == 1 and example.is_floating_point()))
+    if not call.tensors or call.images < 1 or lone:
+        what = list(example.shape) if isinstance(example, Tensor) else type(example).__name__
+        raise InputError(f"convert: the example is one batch of inputs [N, ...], got {what}", code="convert-example")
+    copied = copy_model(unwrap(model)).eval()
+    bake(copied)
+    found = Prepared(copied, call)
+    _own_code(found)
+    _watch(found)
+    return found
+
+
+def without_watchers(found: Prepared) -> nn.Module:
+    """A copy for the graph: hooks that only look would run on the exporter's tensors, which hold no values."""
+    copied = copy_model(found.model)
+    for name in found.watched:
+        module = copied.get_submodule(name)
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return copied
+
+
+def bake(model: nn.Module) -> None:
+    """Weights that are computed from other parameters (weight and spectral norm, pruning masks) become plain ones.
+
+    In evaluation such a weight is a constant. In place.
+    """
+    for module in list(model.modules()):
+        for key in list(getattr(module, "parametrizations", {}) if parametrize.is_parametrized(module) else {}):
+            parametrize.remove_parametrizations(module, key, leave_parametrized=True)
+        for hook in list(module._forward_pre_hooks.values()):
+            if isinstance(hook, WeightNorm):
+                remove_weight_norm(module, hook.name)
+            elif isinstance(hook, SpectralNorm):
+                remove_spectral_norm(module, hook.name)
+            elif isinstance(hook, prune.BasePruningMethod):
+                prune.remove(module, str(hook._tensor_name))
+
+
+def _own_code(found: Prepared) -> None:
+    """Layers whose `forward`, or that of one of their parts, was replaced on the object."""
+    for name, layer in found.layers.items():
+        for inner, module in layer.named_modules():
+            if "forward" in vars(module):
+                where = f" of its part {inner}" if inner else ""
+                found.own[name] = f"the forward{where} was replaced on the object, and stays your code"
+                break
+
+
+class _Reads(TorchDispatchMode):
+    """Which weights are operands of an operator outside their layer's own call."""
+
+    def __init__(self, weights: dict[int, str]) -> None:
+        super().__init__()
+        self.weights, self.inside, self.found = weights, [], set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if not self.inside:
+            for t in tree_leaves((args, kwargs or {})):
+                if isinstance(t, Tensor) and id(t) in self.weights:
+                    self.found.add(self.weights[id(t)])
+        return func(*args, **(kwargs or {}))
+
+
+def _watch(found: Prepared) -> None:
+    """One run of the example: which layers are called, which hooks change something, whose weight others compute with."""
+    model, layers = found.model, found.layers
+    weights = {id(p): n for n, m in layers.items() for p in m._parameters.values() if p is not None}
+    reads = _Reads(weights)
+    called: set[str] = set()
+    said: dict[nn.Module, set[str]] = {}
+    handles = []
+    for module in model.modules():
+        _spy(module, said.setdefault(module, set()))
+    wanted = {c.name: c.module for c in candidates(model)} | layers
+    for name, layer in wanted.items():
+
+        def enter(m: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
+            called.add(name)
+            reads.inside.append(name)
+
+        def leave(m: nn.Module, args: Any, out: Any) -> None:
+            reads.inside.pop()
+
+        handles += [
+            layer.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
+            layer.register_forward_hook(leave),
+        ]
+    try:
+        _run(found, reads)
+    finally:
+        for handle in handles:
+            handle.remove()
+        for module in model.modules():
+            _unspy(module)
+    found.uncalled = {n for n in wanted if n not in called}
+    for name in reads.found - set(found.own):
+        found.own[name] = (
+            "your code computes with its weight or bias, whose trained values a packed layer does not keep"
+        )
+    for name, layer in layers.items():
+        inner = [f"{where} of its part {n}" for n, m in layer.named_modules() if n for where in said[m]]
+        if inner and name not in found.own:
+            found.own[name] = f"a {inner[0]} changes values, and a packed layer has no parts"
+        if said[layer]:
+            found.hooked[name] = " and a ".join(sorted(said[layer], reverse=True))
+    found.watched = {n for n, m in model.named_modules() if not said[m] and (m._forward_hooks or m._forward_pre_hooks)}
+
+
+def _run(found: Prepared, reads: _Reads) -> None:
+    """The example through the model, its tensors in the first type that runs."""
+    given, failed = found.call, None
+    for change in (as_is, as_floats, as_pixels):
+        found.call, found.change = given.map(change), change
+        try:
+            with evaluating(found.model), reads:
+                found.call(found.model)
+            return
+        except InputError:
+            raise
+        except Exception as error:  # whatever the user's code raises
+            failed = failed or error
+    assert failed is not None
+    axis = ""
+    try:
+        with evaluating(found.model):
+            given.map(lambda t: as_pixels(t)[None])(found.model)
+        axis = " With a batch axis in front it does: example[None]"
+    except Exception:  # then that is not what is missing
+        pass
+    shapes = ", ".join(str(list(t.shape)) for t in given.tensors)
+    raise InputError(
+        f"convert: the model does not run on this example of shape {shapes}: {first_line(failed)}{axis}",
+        code="convert-example",
+    ) from None
+
+
+class _Spy:
+    """A forward hook, and whether it gave something back or wrote into what it was given."""
+
+    def __init__(self, hook: Callable[..., Any], kind: str, said: set[str]) -> None:
+        self.hook, self.kind, self.said = hook, kind, said
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        seen = [t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)]
+        before = [t._version for t in seen]
+        result = self.hook(*args, **kwargs)
+        if result is not None or before != [t._version for t in seen]:
+            self.said.add(self.kind)
+        return result
+
+
+def _hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any, str]]:
+    for key, kind in zip(HOOKS, ("forward pre-hook", "forward hook"), strict=True):
+        table = getattr(module, key)
+        yield from ((table, i, hook, kind) for i, hook in list(table.items()))
+
+
+def _spy(module: nn.Module, said: set[str]) -> None:
+    for table, i, hook, kind in _hooks(module):
+        table[i] = _Spy(hook, kind, said)
+
+
+def _unspy(module: nn.Module) -> None:
+    for table, i, hook, _ in _hooks(module):
+        if isinstance(hook, _Spy):
+            table[i] = hook.hook
+
+
+def first_line(error: BaseException) -> str:
+    text = next((t.strip() for t in str(error).splitlines() if t.strip()), type(error).__name__)
+    return text[:200].rstrip(".") + "."

@@ -1,0 +1,116 @@
+"""The rows of convert's report: one per compute layer, in either form."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor, nn
+
+from bitwright.engine.graph import Graph, Node
+from bitwright.engine.layer_form import LayerForm
+from bitwright.engine.packed import PackedModel
+from bitwright.engine.packing import describe
+from bitwright.engine.prepare import Prepared
+from bitwright.engine.report import ReportRow
+from bitwright.nn import is_slot_layer
+from bitwright.nn.layers import KINDS
+from bitwright.transforms.layers import candidates
+
+LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
+UNCALLED = "never called in evaluation"
+EMPTY = "its slots are empty"
+
+
+def graph_rows(
+    prepared: Prepared, graph: Graph, packed: PackedModel, refused: dict[str, str]
+) -> tuple[list[ReportRow], list[ReportRow]]:
+    """(rows of the graph's layers, rows of layers that it goes without because no run reaches them)."""
+    runtime = {n.owner: n for n in packed.runtime.nodes if n.op in LAYERS}
+    modules = dict(prepared.model.named_modules())
+    skipped = {c.name: c.reason for c in candidates(prepared.model)}
+    rows: list[ReportRow] = []
+    done: set[str] = set()
+    for node in graph.nodes:
+        if node.op not in LAYERS or node.owner in done:
+            continue
+        done.add(node.owner)
+        name = node.owner.removesuffix(".plain")
+        layer = modules.get(name)
+        row = packed_row(graph, node, runtime.get(node.owner, node))
+        row.layer, row.kind = name or "(net)", describe(layer) if layer is not None else node.op
+        why = refused.get(name, "").split(": ", 1)[-1]
+        if why:
+            frame = str(node.attrs.get("frame") or "")
+            row.why = "; ".join(filter(None, (why + (f" ({frame})" if frame else ""), row.why)))
+        elif row.runs_as == "float" and layer is not None and not is_slot_layer(layer):
+            row.why = skipped.get(name) or EMPTY
+        rows.append(row)
+    unused = [_own_row(n, modules[n], "float", UNCALLED) for n in prepared.uncalled]
+    for row in unused:
+        row.bytes_after = 0
+    return rows, unused
+
+
+def layer_rows(prepared: Prepared, form: LayerForm) -> list[ReportRow]:
+    """Packed layers, and the user's own where they stay."""
+    rows: list[ReportRow] = []
+    for c in candidates(prepared.model):
+        packed = form.packed.get(c.name)
+        if packed is not None:
+            graph = packed.packed.graph
+            runtime = next((n for n in packed.packed.runtime.nodes if n.op in LAYERS), packed.node)
+            row = packed_row(graph, packed.node, runtime)
+            row.layer, row.kind = c.name or "(net)", describe(c.module)
+            if hook := prepared.hooked.get(c.name):
+                row.why = "; ".join(filter(None, (row.why, f"keeps your {hook}")))
+        else:
+            why = c.reason or form.refused.get(c.name, EMPTY)
+            own = c.name in prepared.own or (is_slot_layer(c.module) and type(c.module) not in KINDS.values())
+            row = _own_row(c.name, c.module, "your code" if own else "float", why)
+        if c.name in prepared.uncalled:
+            row.why = "; ".join(filter(None, (row.why, f"{UNCALLED} of the example")))
+        rows.append(row)
+    return rows
+
+
+def packed_row(graph: Graph, node: Node, fused: Node) -> ReportRow:
+    """One layer of a graph; `fused` is the same in the graph that runs."""
+    outputs = int(node.shape[-1] if node.op.endswith("linear") or len(node.shape) == 1 else node.shape[0])
+    extra = 4 * outputs if (graph.tensor(node, "bias") is not None or node.key("add")) else 0
+    after = sum(_bytes(graph.tensors[k]) for k in set(node.attrs.get("tensors", {}).values()))
+    runs, bits, why = "float", "float", ""
+    if node.key("bits"):
+        planes = int(node.attrs["weight"]["planes"])
+        if node.op.startswith("coded"):
+            levels = int(graph.node(node.inputs[0]).attrs["levels"])
+            runs = "int8" if fused.attrs.get("x_form") == "bytes" else "bits"
+            bits = f"{planes}/{levels.bit_length()}"
+        else:
+            runs, bits, why = "bits on disk, float run", f"{planes}/32", "its input is float"
+    if not _any_weight(graph, node):
+        why = "; ".join(filter(None, (why, "all its weights are 0, so its output is a constant")))
+    return ReportRow("", "", runs, bits, 4 * _weight_count(graph, node) + extra, after, why=why)
+
+
+def _own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
+    size = 4 * sum(p.numel() for p in layer.parameters(recurse=False))
+    return ReportRow(name or "(net)", describe(layer), runs, "float", size, size, why=why)
+
+
+def _any_weight(graph: Graph, node: Node) -> bool:
+    """Whether some weight is not 0; of a weight stored as bits, so that what it says is what was packed."""
+    bits = graph.tensor(node, "bits")
+    if bits is None:
+        return True
+    return bool(bits.any()) or any(int(term["zero"]) for term in node.attrs["weight"]["terms"])
+
+
+def _weight_count(graph: Graph, node: Node) -> int:
+    if node.key("bits"):
+        return math.prod(node.attrs["weight"]["shape"])
+    weight = graph.tensor(node, "weight")
+    return 0 if weight is None else weight.numel()
+
+
+def _bytes(t: Tensor) -> int:
+    return t.numel() * t.element_size()
