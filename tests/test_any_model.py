@@ -132,7 +132,7 @@ NETS: dict[str, tuple[Any, tuple[int, ...], int]] = {  # net, one sample, layers
 
 
 def both_ways(net: nn.Module, *samples: Tensor) -> list[PackedModel]:
-    graph = fold(trace(net.eval(), samples if len(samples) > 1 else samples[0]).graph)
+    graph = fold(trace(net.eval(), samples).graph)
     models = [PackedModel(graph, b) for b in BACKENDS]
     return [*models, PackedModel(from_json(*stored(models[0].graph)))]
 
@@ -200,7 +200,7 @@ def test_a_net_of_another_float_type_is_packed_as_its_float32_form(dtype: torch.
 
 def test_what_a_marked_call_cannot_keep_is_refused_by_name() -> None:
     def replaced() -> nn.Module:
-        net = nn.Sequential(B.Linear(4, 2, **S))
+        net: Any = nn.Sequential(B.Linear(4, 2, **S))
         net[0].forward = lambda x: x[:, :2]
         return net
 

@@ -225,7 +225,7 @@ def test_no_arguments_break_a_check(name: str, data: st.DataObject) -> None:
         if not optional or data.draw(st.booleans()):
             args[k] = 0 if kind == "Tensor" and data.draw(st.booleans()) else data.draw(VALUES)
     try:
-        model = generic(call, args, **({} if items == 1 else {"item": 0}))
+        model = generic(call, args, None, **({} if items == 1 else {"item": 0}))
         shape = list(model.graph.nodes[1].shape)
         y = model(torch.ones(2, 4, 6))
     except (InputError, RuntimeError, IndexError, NotImplementedError, ValueError) as error:

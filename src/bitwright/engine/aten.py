@@ -31,7 +31,7 @@ class Call:
         self.base = str(n.target).split(".")[1].rstrip("_")
         self.schema: Any = getattr(n.target, "_schema", None)
         arguments = self.schema.arguments if self.schema is not None else []
-        self.given = {a.name: n.kwargs.get(a.name, a.default_value) for a in arguments}
+        self.given: dict[str, Any] = {a.name: n.kwargs.get(a.name, a.default_value) for a in arguments}
         self.given |= {a.name: value for a, value in zip(arguments, n.args, strict=False)}
         self.defaults = {a.name: a.default_value for a in arguments}
 
@@ -153,10 +153,11 @@ def generic(call: Call, item: int | None = None) -> Lowered:
     tensors: dict[str, Tensor] = {}
 
     def tensor(a: Any) -> int | str:
-        constant = call.constants.get(a.name) if isinstance(a, FxNode) else None
-        if isinstance(constant, Tensor) or isinstance(a, (int, float)):
+        constant: Any = torch.tensor(a) if isinstance(a, (int, float)) else None  # an int stays one: it sets no type
+        constant = call.constants.get(a.name) if isinstance(a, FxNode) else constant
+        if isinstance(constant, Tensor):
             role = f"c{len(tensors)}"
-            tensors[role] = torch.scalar_tensor(a) if constant is None else constant.detach().clone()
+            tensors[role] = constant.detach().clone()
             return role
         if not isinstance(a, FxNode) or a.name not in call.names:
             raise aten_list.Unlisted("it reads something that is not computed from the input")

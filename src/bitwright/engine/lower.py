@@ -181,7 +181,7 @@ class Lowering:
 
     def _output(self, n: FxNode) -> None:
         specs = self.program.graph_signature.output_specs
-        flat = [a for a, s in zip(n.args[0], specs, strict=True) if s.kind.name == "USER_OUTPUT"]
+        flat = [a for a, s in zip(_all(n.args[0]), specs, strict=True) if s.kind.name == "USER_OUTPUT"]
         values = [self.value(a) if isinstance(a, FxNode) else None for a in flat]
         found = [v for v in values if v is not None]
         if not found:
@@ -265,7 +265,7 @@ class Lowering:
             return
         call = self.several[source.name]
         if call.base in PARTS:
-            dim = int(call.given.get("dim", 0)) % call.input_rank()
+            dim = int(call.given["dim"]) % call.input_rank()
             sizes = [v.shape[dim] for v in source.meta["val"]] if call.base != "unbind" else []
             self._put(n, self._cut(call, n, dim, index, sizes))
             return
@@ -393,6 +393,11 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
 def _node(value: object) -> FxNode:
     assert isinstance(value, FxNode), value
     return value
+
+
+def _all(value: object) -> list[Any]:
+    assert isinstance(value, (tuple, list)), value
+    return list(value)
 
 
 def _plain(value: Any) -> Any:
