@@ -33,13 +33,12 @@ def measure(rows: list[Row], folder: Path, out: Path, test_set: Any) -> None:
             "status": report.status,
             "images": report.images,
             "same_class": report.same,
-            "same_class_folded": report.same_folded,
             "layers_checked": report.codes_checked,
             "layers_exact": report.layers_exact,
             "largest_difference": f"{report.largest_difference:.3g}",
             "float_bytes": report.bytes_before,
         }
-        if packed.model is not None:
+        if isinstance(packed.model, PackedModel):
             size = packed.save(folder / f"{row.name}.bw.safetensors", row=row.name)
             result |= {"file_bytes": size, "accuracy_packed": packed_accuracy(packed.model, test_set, row.normalize)}
             result |= size_limit(packed.model)

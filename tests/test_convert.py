@@ -682,7 +682,7 @@ def test_weight_only_nets_are_smaller_not_faster() -> None:
     assert done.model is not None and (done.model(X) - net(X)).abs().max() < 1e-5
     from bitwright.engine.reference import stored_weight
 
-    graph = done.model.graph
+    graph: Any = done.model.graph
     last = next(n for n in graph.nodes if n.name == "3")
     assert torch.equal(stored_weight(graph, last), net[3].w(net[3].weight).detach())
 

@@ -18,7 +18,7 @@ FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 
 
 def part(name: str, seed: float, **options: Any) -> Any:
-    made = bw.make_part(name, slot="x", **options)
+    made: Any = bw.make_part(name, slot="x", **options)
     if name == "uniform":
         made.observe(torch.linspace(-seed, 3 * seed, 64).reshape(1, 1, 8, 8))
     if name == "lsq":

@@ -40,6 +40,11 @@ class Converted:
     source: nn.Module
     example: Any
 
+    @property
+    def form(self) -> str:
+        """ "graph" (runs without the model's code) or "layers" (packed layers in the user's module)."""
+        return self.report.form
+
     def save(self, path: str | os.PathLike[str], **metadata: Any) -> int:
         """Writes the packed file; returns its bytes. Errors: nothing is written for a refused net."""
         if self.model is None:

@@ -25,6 +25,7 @@ from bitwright.errors import InputError, Negative
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
+from bitwright.transforms.copying import copy_model
 from bitwright.transforms.facts import links_of
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
@@ -140,7 +141,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
 
     Errors: `InputError`, code `convert-op`, `convert-trace` or `convert-hook`, with the line of the user's code and the reason.
     """
-    work, batch = _alike(copied(model).eval(), example if isinstance(example, tuple) else (example,))
+    work, batch = _alike(copy_model(model).eval(), example if isinstance(example, tuple) else (example,))
     layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
     ranks = _ranks(work, layers, batch)
     packings: dict[str, Packing] = {}
@@ -183,18 +184,6 @@ def _try(graph: Graph) -> None:
         check(graph.copy(), folded=False)
     except InputError as error:
         raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
-
-
-def copied(model: nn.Module) -> nn.Module:
-    """A copy whose parameters are its own; what cannot be copied (a kept activation, a lock) is shared."""
-    memo: dict[int, Any] = {id(m): m.__class__.__new__(m.__class__) for m in model.modules()}
-    for m in model.modules():
-        for key, value in m.__dict__.items():
-            try:
-                memo[id(m)].__dict__[key] = copy.deepcopy(value, memo)
-            except (TypeError, RuntimeError, ValueError):
-                memo[id(m)].__dict__[key] = value
-    return memo[id(model)]
 
 
 def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
