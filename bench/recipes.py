@@ -73,7 +73,11 @@ def main() -> None:
         for recipe in RECIPES:
             model = without if recipe in WITHOUT_RELU else plain
             there = any((r["model"], r["recipe"]) == (model, recipe) for r in read(path))
-            skip = (recipe in SHORTCUTS and plain == without) or (args.models and model not in args.models) or (args.recipes and recipe not in args.recipes)
+            skip = (
+                (recipe in SHORTCUTS and plain == without)
+                or (args.models and model not in args.models)
+                or (args.recipes and recipe not in args.recipes)
+            )
             if there or skip:
                 continue
             record = row(model, recipe, side, args.rounds)

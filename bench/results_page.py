@@ -23,7 +23,7 @@ def accuracy() -> str:
     for r in trained:
         p = packed.get(r["row"], {})
         size = f"{int(p['file_bytes']) / 1000:.1f}" if p.get("file_bytes") else "-"
-        same = f"{int(p['same_class']):,} / {int(p['same_class_folded']):,}" if p.get("same_class") else "-"
+        same = f"{int(p['same_class']):,} / {int(p['same_class_folded']):,}" if p.get("same_class_folded") else "-"
         rows.append(
             [
                 r["row"],

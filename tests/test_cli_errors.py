@@ -147,7 +147,7 @@ def test_forward_that_cannot_be_traced(fails: Any):
     bw.save(net, "branchy.safetensors")
     line = 1 + NET.splitlines().index("        if y.sum() > 0:  # the branch")
     fails(
-        ["convert", "branchy.safetensors", "--model", "mynet.py:Branchy", "--input", "3,8,8"],
+        ["convert", "branchy.safetensors", "--model", "mynet.py:Branchy", "--input", "3,8,8", "--form", "graph"],
         f"convert Branchy: cannot trace forward: mynet.py line {line} branches on a tensor value.",
         "Convert a part, bw.convert(model.body, x), or move the branch outside",
     )

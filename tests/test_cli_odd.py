@@ -95,7 +95,7 @@ def test_damaged_tables_of_a_run(here: Path) -> None:
     assert says("train", "toy.toml")[0] == 0
     (here / "runs/toy/results.csv").write_bytes(bytes(range(256)))
     for command in ("eval", "convert"):
-        assert says(command, "runs/toy") == (2, "error: run runs/toy: results.csv is damaged")
+        assert says(command, "runs/toy") == (2, "error: run runs/toy: results.csv is damaged: not UTF-8 text")
 
 
 def test_files_where_a_run_is_wanted(here: Path) -> None:

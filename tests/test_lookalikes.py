@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import re
 import warnings
 from typing import Any
 
@@ -17,10 +16,6 @@ from lookalikes import NETS, Tied, TorchEncoder
 FLOAT = {"w": "float", "x": "float"}
 # what a user adds where a stock recipe cannot know: a head that only trains, a Linear with a forward of its own
 EXTRA = {"googlenet": [{"match": "aux", **FLOAT}], "timm": [{"match": "head", **FLOAT}]}
-# why a net is not packed; all others are, and say the same as the trained net
-REFUSED = {
-    "tied": "the example holds int64, packed nets read floats or uint8 pixels",
-}
 FIRST = {  # the recipe that the fast tests take
     "resnet": "w1a1", "bottleneck": "lsq-w4a4", "mobilenet_v2": "w8a8", "vgg": "ttq", "densenet": "w1a1",
     "googlenet": "dorefa-w1a2", "timm": "twn", "vit": "lsq-w4a4", "tied": "ttq", "torch_encoder": "bwn",
@@ -64,11 +59,6 @@ def check_trains(net: nn.Module, x: Tensor) -> None:
 
 
 def check_converts(name: str, net: nn.Module, x: Tensor) -> None:
-    if name in REFUSED:
-        with pytest.raises(bw.InputError, match=re.escape(REFUSED[name])) as caught:
-            bw.convert(net.eval(), x[:1], verify=[x])
-        assert "\n" not in str(caught.value)
-        return
     report = bw.convert(net.eval(), x[:1], verify=[x]).report
     assert report.status in ("PASS", "WARN") and report.same == len(x), report
 
@@ -87,7 +77,7 @@ def test_plan_apply_train(name: str, recipe: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [pytest.param(n, r, marks=() if n in ("bottleneck", "timm", *REFUSED) else pytest.mark.slow) for n, r in CASES],
+    [pytest.param(n, r, marks=() if n in ("bottleneck", "timm", "tied") else pytest.mark.slow) for n, r in CASES],
 )
 def test_convert(name: str, recipe: str) -> None:
     net, x = applied(name, recipe)

@@ -85,6 +85,9 @@ def test_plan_and_cost_say_one_bit() -> None:
     assert [(row.w, row.x) for row in plan.rows] == [("zero_one", "heaviside"), *[("zero_one", "float")] * 2]
 
 
+WHOLE = {"bits", "int8"}  # whole numbers on either kernel: the machine chooses
+
+
 # -- packing --------------------------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("norm", ["batch_norm", "hard_invert", "soft_invert"])
 @pytest.mark.parametrize("name", ["selfprune_mlp", "selfprune_conv"])
@@ -92,7 +95,7 @@ def test_pixels_run_at_one_bit_and_real_hidden_values_leave_bits_on_disk(name: s
     made = net(name, norm=norm)
     done, packed = converted(made)
     first, *rest = runs_as(done).values()
-    assert first == "bits" and set(rest) == {"bits on disk, float run"}
+    assert first in WHOLE and set(rest) == {"bits on disk, float run"}
     assert torch.allclose(packed(PIXELS), made(PIXELS), rtol=0, atol=2e-5)
     done.save(tmp_path / "net.safetensors")
     loaded = bw.load(tmp_path / "net.safetensors")
@@ -106,7 +109,7 @@ def test_pixels_run_at_one_bit_and_real_hidden_values_leave_bits_on_disk(name: s
 def test_step_nets_run_at_one_bit_in_every_layer(name: str) -> None:
     made = net(name, "selfprune-step", activation="identity")
     done, packed = converted(made)
-    assert set(runs_as(done).values()) == {"bits"}
+    assert set(runs_as(done).values()) <= WHOLE
     assert torch.allclose(packed(PIXELS), made(PIXELS), rtol=0, atol=2e-5)
 
 
@@ -116,7 +119,7 @@ def test_a_nor_net_runs_at_one_bit_in_every_layer() -> None:
     for name in ("fc2", "fcx"):
         layer(made, name).set_slots(x={"part": "heaviside", "threshold": 0.5, "surrogate": "identity"})
     done, packed = converted(made.eval())
-    assert set(runs_as(done).values()) == {"bits"}
+    assert set(runs_as(done).values()) <= WHOLE
     bits, (one, two, last) = PIXELS.flatten(1), (layer(made, n).weight >= 0.5 for n in ("fc1", "fc2", "fcx"))
     for weight in (one, two):
         bits = ((bits @ weight.float().T) == 0).float()
@@ -131,7 +134,7 @@ def test_a_ready_made_net_of_any_kind() -> None:
     with torch.no_grad():
         made(x)
     done = bw.convert(made.eval(), x)
-    assert set(runs_as(done).values()) == {"bits"} and done.report.layers_exact
+    assert set(runs_as(done).values()) <= WHOLE and done.report.layers_exact
 
 
 @pytest.mark.parametrize(("on", "off"), [(2.5, 0.0), (0.5, -0.5), (3.0, 1.0)])

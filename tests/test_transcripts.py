@@ -305,9 +305,10 @@ def test_convert_pass(journey: Journey) -> None:
         rf"fc +float +float +{KB} +{KB} +{MS} +{MS} +.*",
         rf"total +18 bits, 4 float +{KB} +{KB} +{MS} +{MS} .*",
         "...",
-        r"verify  40 of 40 test images: same class as the trained net; largest output difference [\de.-]+",
-        r"        codes of 18 layers equal bit for bit",
-        # WARN where another program on this machine disturbs the times: not faster
+        r"verify  40 of 40 test images: same class as the trained net \(\d+ different\); largest output.*",
+        "...",
+        r"        codes of 18 layers equal bit for bit; values up to rounding",
+        # WARN: a net of two epochs guesses, or another program on this machine disturbs the times
         rf"(PASS|WARN)  .*runs/toy/packed\.safetensors  {KB} kB",
     )
     assert said.next == ["bitwright bench runs/toy"]
@@ -321,8 +322,8 @@ def test_convert_warn_and_refuse(here: Path) -> None:
     said = say("convert", "runs/bwn")
     assert said.code == 0
     like(
-        said.out, TABLE, "...", LAYER, "...", r"verify  40 of 40 test images: same class .*", r"        .*",
-        rf"WARN  smaller, not faster: {X} smaller; .*; file written: runs/bwn/packed\.safetensors  {KB} kB",
+        said.out, TABLE, "...", LAYER, "...", r"verify  40 of 40 test images: same class .*", "...",
+        rf"WARN  .*smaller, not faster: {X} smaller; .*; file written: runs/bwn/packed\.safetensors  {KB} kB",
     )  # fmt: skip
     said = say("train", "float.toml")
     assert said.code == 0 and said.next == ["bitwright eval runs/float"], "nothing to convert"

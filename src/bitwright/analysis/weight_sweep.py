@@ -202,7 +202,8 @@ class _Statistics:
 
 
 class _TwoValued:
-    """Whether each input of some layers takes at most two values over all images."""
+    """Whether each input of some layers takes at most two values over all images, up to the last digits: a tanh may round one
+    number otherwise in another place of a batch."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}
@@ -228,10 +229,15 @@ class _TwoValued:
             good = torch.ones(x.shape[1], dtype=torch.bool, device=x.device)
             self.seen[key] = x[0].clone(), torch.full_like(x[0], math.nan), good
         one, other, good = self.seen[key]
-        differs = x != one
+        differs = _apart(x, one)
         met = x.gather(0, differs.to(torch.uint8).argmax(0)[None])[0]
         other = torch.where(other.isnan() & differs.any(0), met, other)
-        self.seen[key] = one, other, good & (~differs | (x == other)).all(0)
+        self.seen[key] = one, other, good & (~differs | ~_apart(x, other)).all(0)
+
+
+def _apart(x: Tensor, value: Tensor) -> Tensor:
+    """Whether numbers differ by more than rounding; from NaN everything does."""
+    return ~((x - value).abs() <= 8 * torch.finfo(x.dtype).eps * value.abs().clamp_min(1))
 
 
 def _values(on: Iterable[float] | str | None) -> list[float]:

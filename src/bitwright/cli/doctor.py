@@ -23,7 +23,7 @@ NEEDED = (
     "tensorboard", "jinja2", "scipy", "onnx", "onnxscript", "onnxruntime",
 )  # fmt: skip
 EXTRAS = {
-    "data": ("pillow", "lmdb"),
+    "data": ("pillow", "lmdb", "pooch"),
     "interactive": ("plotly",),
     "docs": ("mkdocs", "mkdocs-material"),
 }

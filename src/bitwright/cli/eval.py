@@ -83,7 +83,8 @@ def _rows(run: Run, experiment: Experiment, packed: bool, weights: Path | None) 
         if not packed:
             nets.append(("trained", run.model()))
         if run.has("packed.safetensors"):
-            model = build_model(experiment, test, weights=False)  # for packed layers, which live in it
+            own = run.read_json("convert.json").get("form") == "layers"  # packed layers live in the user's model
+            model = build_model(experiment, test, weights=False) if own else None
             nets.append(("bitwright", load(run.file("packed.safetensors"), model).eval()))
     rows = []
     for name, net in nets:

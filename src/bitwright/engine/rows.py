@@ -18,6 +18,7 @@ from bitwright.transforms.layers import candidates
 
 LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
 UNCALLED = "never called in evaluation"
+UNUSED = "nothing reads its result in evaluation"
 EMPTY = "its slots are empty"
 
 
@@ -45,7 +46,10 @@ def graph_rows(
         elif row.runs_as == "float" and layer is not None and not is_slot_layer(layer):
             row.why = skipped.get(name) or EMPTY
         rows.append(row)
+    named = {owner.removesuffix(".plain") for owner in done} | set(prepared.uncalled)
+    lost = [c for c in candidates(prepared.model) if c.name not in named and is_slot_layer(c.module)]
     unused = [_own_row(n, modules[n], "float", UNCALLED) for n in prepared.uncalled]
+    unused += [_own_row(c.name, c.module, "float", UNUSED) for c in lost]
     for row in unused:
         row.bytes_after = 0
     return rows, unused

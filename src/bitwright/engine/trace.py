@@ -39,6 +39,7 @@ def _marked_fake(
     x: Tensor, name: str, weight: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
     """Only the shape: the real layer is put in the marker's place by the caller."""
+    x = x if x.is_floating_point() else x.float()  # pixels as bytes: the layer's answer is floats
     w = x.new_empty(weight)
     if len(weight) == 2:
         return F.linear(x, w)
@@ -52,7 +53,7 @@ _library.define("marked_input(Tensor x, str name) -> Tensor")
 @torch.library.register_fake("bitwright::marked_input", lib=_library)
 def _marked_input_fake(x: Tensor, name: str) -> Tensor:
     """Floats of the same shape: the layer's own input part is put in the marker's place."""
-    return torch.empty_like(x)
+    return torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
 
 
 @dataclass

@@ -236,7 +236,7 @@ def _switch(experiment: Experiment, state: State) -> Iterator[Lesson]:
     row = state.rows[-1]
     if state.stage == 0 or row["epoch"] != 0 or len(state.rows) < 2:
         return
-    before = [r for r in state.rows if r["stage"] == state.stage - 1][-1]["test_top1"]
+    before = [r for r in state.rows if r.get("stage") == state.stage - 1][-1]["test_top1"]
     drop = before - row["test_top1"]
     if drop > DROP:
         stage = experiment.stage[state.stage]
@@ -256,7 +256,7 @@ def _switch(experiment: Experiment, state: State) -> Iterator[Lesson]:
 
 def _recovered(state: State) -> None:
     """A dip at a switch that is over is no warning any more."""
-    row, before = state.rows[-1], [r for r in state.rows if r["stage"] == state.stage - 1]
+    row, before = state.rows[-1], [r for r in state.rows if r.get("stage") == state.stage - 1]
     if before and row["test_top1"] >= before[-1]["test_top1"] - DROP:
         dip = f"at the switch to stage {state.stage};"
         state.warnings = [text for text in state.warnings if dip not in text]

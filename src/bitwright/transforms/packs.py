@@ -14,11 +14,13 @@ from bitwright.transforms.facts import bit_facts, links_of, part_text
 
 PACKED = (Linear, Conv1d, Conv2d)
 MAX_PLANES = 8  # of a weight or an input, in the kernels
-BYTE_PLANES = 16  # planes of weight times planes of input above which bytes are multiplied, not bits
+BIT_PAIRS = 4  # planes of weight times planes of input above which no machine but one with AMX counts bits
 
 
 def runs_as(layer: nn.Module) -> str:
     """`bits`, `int8`, `float` (also weights that are bits in the file and float when they run), or `your code`.
+
+    `bits` and `int8` give the same numbers; up to four pairs of planes the machine may choose `int8` where that is faster.
 
     >>> import bitwright as bw
     >>> [runs_as(bw.nn.Linear(2, 2, w=w, x=x)) for w, x in (("bwn", "sign"), ("bwn", None), (None, None))]
@@ -31,7 +33,7 @@ def runs_as(layer: nn.Module) -> str:
     w, x = bit_facts(layer.w)[1], bit_facts(layer.x)[1]
     if w is None or x is None:
         return "float"
-    return "int8" if w * x > BYTE_PLANES else "bits"
+    return "int8" if w * x > BIT_PAIRS else "bits"
 
 
 def own_code(layer: nn.Module) -> bool:
