@@ -236,8 +236,8 @@ class _TwoValued:
 
 
 def _apart(x: Tensor, value: Tensor) -> Tensor:
-    """Whether numbers differ by more than rounding; from NaN everything does."""
-    return ~((x - value).abs() <= 8 * torch.finfo(x.dtype).eps * value.abs().clamp_min(1))
+    """Whether numbers differ by more than the rounding of a few layers; from NaN everything does."""
+    return ~((x - value).abs() <= 512 * torch.finfo(x.dtype).eps * value.abs().clamp_min(1))
 
 
 def _values(on: Iterable[float] | str | None) -> list[float]:
