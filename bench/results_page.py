@@ -10,6 +10,7 @@ from typing import Any
 
 import findings
 from results_hybrid import hybrid
+from results_recipes import recipes
 from results_selfprune import selfprune
 from results_strangers import strangers
 from results_tables import FOLDER, listed, machine, number, read, table
@@ -283,7 +284,7 @@ than the peer, below 1 slower. {machine()}.
 
 {speeds()}
 
-{strangers()}## Training steps
+{recipes()}{strangers()}## Training steps
 
     python bench/training.py
 
