@@ -163,9 +163,10 @@ def test_end_to_end(tiny: Path, packed: Path, tmp_path: Path, case: str, monkeyp
     a, b = (load_file(p / "model.safetensors") for p in (tmp_path / "folder", other))
     assert a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
     assert run(["eval", str(other)]) == 0
-    assert run(["convert", str(other)]) == 0
-    report = Run(other).read_json("convert.json")
+    code, report = run(["convert", str(other)]), Run(other).read_json("convert.json")
+    # so little trained, near-ties are many: on some machines two of the hundred images go the other way, and 98 % is refused
     assert report["images"] and report["same"] >= 0.98 * report["images"]
+    assert code == (0 if report["same"] >= 0.99 * report["images"] else 1)
     assert run(["report", str(other)]) == 0
 
 

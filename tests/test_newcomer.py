@@ -179,7 +179,10 @@ def test_moved_elsewhere(place: Path, made: Path, tmp_path: Path) -> None:
     for name in ("experiment.toml", "command.txt", "machine.json", "state.json", "convert.json", "bench.json"):
         assert str(place) not in (home / "umgezogen" / name).read_text(encoding="utf-8"), name
     before = {row["net"]: row["accuracy"] for row in table(made / "results.csv")}
-    data = json.loads(bitwright(home, "eval", "umgezogen", "--json").stdout)
+    assert (
+        "--trust" in bitwright(home, "eval", "umgezogen", code=2).stderr
+    )  # it was moved: its code is asked about once
+    data = json.loads(bitwright(home, "eval", "umgezogen", "--trust", "--json").stdout)
     assert {n["net"]: n["accuracy"] for n in data["eval"]["nets"]} == {
         name: float(before[name]) for name in ("trained", "bitwright")
     }
@@ -200,6 +203,7 @@ def test_a_read_only_run(made: Path, tmp_path: Path) -> None:
     shutil.copytree(made.parent.parent / "pictures", home / "pictures")
     shutil.copytree(made, home / "run")
     folder = home / "run"
+    bitwright(home, "plan", "run", "--trust")
     with _nobody_writes(folder):
         words = (("convert", "run"), ("report", "run"), ("train", "run/experiment.toml", "--out", "run", "--resume"))
         for command in words:

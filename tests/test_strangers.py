@@ -168,7 +168,7 @@ def check_cycle(name: str, recipe: str, form: str, path: Path) -> bw.Converted:
         given = stranger.example(count)
         got = answers(converted.model, given)
         check_same(answers(net, given), got, TOLERANCE)
-        check_same(got, answers(loaded, given), 0.0)
+        check_same(got, answers(loaded, given), 1e-6)  # float layers: their sums depend on where memory lies
     return converted
 
 

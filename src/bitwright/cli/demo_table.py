@@ -56,9 +56,7 @@ def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable)
     head = ["net", "test %", "vs float", "kB", "smaller", "ms, 1", "vs fastest", "ms, 256", "vs fastest", "verdict"]
     out.result()
     out.table([f"  {head[0]}", *head[1:]], [[f"  {r[0]}", *r[1:]] for r in rows], right=range(1, 9))
-    out.result(
-        "  ms for a batch of 1 and of 256 images; float is the best fp32 program here; smaller: file against file"
-    )
+    out.result("  ms for a batch of 1 and of 256 images; float is the best fp32 program here; smaller is by file")
     first = {
         batch: sorted({t.fastest.name for (_, b), t in tables.items() if b == batch and t.fastest})
         for batch in (1, 256)
