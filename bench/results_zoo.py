@@ -41,7 +41,8 @@ def zoo() -> str:
     bitwright zoo NAME --check               # measures a kept net again
 
 All training images, accuracy of the last epoch, counted on all test images with the packed file where there is one, else with
-the trained net. Epochs of the float parent come first. Settings were chosen without the test set, which each row reads once.
+the trained net. Epochs of the float parent come first. Settings were fixed before a row
+was trained; test accuracy is logged after each epoch, and that of the last one counts, never the best.
 Rows of several seeds: mean and standard deviation; the kept net is that of the first seed, and its card says its own accuracy.
 Published figures: {_sources(rows)}. {machine("zoo.csv")}.
 
