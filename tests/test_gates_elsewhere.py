@@ -75,7 +75,8 @@ def test_convert_says_what_would_be_packed_and_packs_it_without_the_gate() -> No
     assert next(r.why for r in report.rows if r.layer == "6").startswith("would be packed")
     plain = net("channel_gate", binary)
     bw.apply(plain, [{"match": "3", "gate": "float"}], X)
-    assert [r.runs_as for r in bw.convert(plain, X).report.rows] == ["float", "float", "bits", "float"]
+    runs = [r.runs_as for r in bw.convert(plain, X).report.rows]
+    assert runs[:2] == ["float", "float"] and runs[2] in ("bits", "int8") and runs[3] == "float"  # the CPU chooses
 
 
 def test_a_gate_that_skips_nothing_does_not_stop_convert() -> None:
