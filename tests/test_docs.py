@@ -68,6 +68,7 @@ def mark_slow(name: str) -> Any:
     return pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
 
 
+@pytest.mark.few("README.md", "docs/index.md")
 @pytest.mark.parametrize("name", [mark_slow(name) for name in page_with("python")])
 def test_a_page_is_one_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

@@ -236,6 +236,7 @@ def test_a_budget_out_of_reach_leaves_no_run_in_the_way_unless_something_was_lea
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.few("16-budget2")
 @pytest.mark.parametrize(("step", "budget"), [(9, None), (14, None), (16, {"macs": 0.95})])
 def test_resume_is_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path, list[str]], step: int, budget: Any
