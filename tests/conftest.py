@@ -47,11 +47,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 def covering(family: list[pytest.Function]) -> list[pytest.Function]:
     """Few cases that bring every value of every parameter."""
-    missing = {value for item in family for value in item.callspec.indices.items()}
+    values = {item: {(name, id(value)) for name, value in item.callspec.params.items()} for item in family}
+    missing = set().union(*values.values())
     kept = []
     while missing:
-        kept.append(max(family, key=lambda item: len(missing & set(item.callspec.indices.items()))))
-        missing -= set(kept[-1].callspec.indices.items())
+        kept.append(max(family, key=lambda item: len(missing & values[item])))
+        missing -= values[kept[-1]]
     return kept
 
 

@@ -169,10 +169,7 @@ GEOMETRY = [
 ]
 
 
-FAST = ("sign", part("uniform", bits=8, symmetric=False, signed=True))
-
-
-@pytest.mark.parametrize("x", [pytest.param(x, marks=() if x in FAST else pytest.mark.slow) for x in INPUTS], ids=str)
+@pytest.mark.parametrize("x", [pytest.param(x, marks=() if x == "sign" else pytest.mark.slow) for x in INPUTS], ids=str)
 def test_every_pair_of_parts(x: Any) -> None:
     layers: list[nn.Module] = [
         B.Conv2d(6, (5, 33, 4, 12, 8)[i % 5] if i % 5 not in (2, 3) else 12, w=w, x=x, **GEOMETRY[i % 5])
@@ -605,11 +602,11 @@ def test_instruction_sets_agree(style: str) -> None:
     for name in ("stack", "groups", "flatten", "bireal", "1-d"):
         model, shape = next((m, s) for n, m, s in topologies(STYLES[style]) if n == name)
         net, x = settle(model), torch.randn(3, *shape)
-        outputs = {}
+        graph, outputs = fold(trace(net, x).graph), {}
         try:
             for isa in native.isas():
                 native.force_isa(isa)
-                outputs[isa] = pack(net, x)(x)
+                outputs[isa] = PackedModel(graph, BACKEND)(x)
         finally:
             native.force_isa("")
         first, *others = outputs.values()

@@ -643,7 +643,7 @@ def test_null_pointers_are_errors() -> None:
     assert lib.bw_weights_size(None) == -1
 
 
-@pytest.mark.few("portable-True", "avx9000-False")
+@pytest.mark.few("portable-True")
 @pytest.mark.parametrize("name, ok", [(isa, True) for isa in ISAS] + [("avx9000", False)])
 def test_environment_forces_the_instruction_set(name: str, ok: bool) -> None:
     code = "from bitwright.engine import native as n; print(n.isa() if n.available() else n.notice())"
