@@ -29,6 +29,7 @@ FLOORS = {
     "procedures": 5,
     "engine": 6,
     "measure": 6,
+    "ort": 6,
     "runs": 6,
     "zoo": 6,
     "training": 7,
