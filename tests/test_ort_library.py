@@ -359,6 +359,16 @@ def test_two_threads_equal_one_for_floats_and_pooling(isa: str) -> None:
         )
 
 
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads as Linux lists them")
+def test_no_threads_beside_those_of_the_runtime() -> None:
+    case = Case(41, 64, o=64, n=4, size=(32, 32), x_planes=1, groups=1)
+    arrays = [np.asarray(i, order="C") for i in case.inputs()]
+    session = bw.ort.session(graph("ConvInt", arrays, "int", case.attrs()), threads=2)
+    before = len(os.listdir("/proc/self/task"))
+    session.run(None, {"i0": arrays[0]})
+    assert len(os.listdir("/proc/self/task")) == before
+
+
 @pytest.mark.parametrize("threads", [1, 2])
 def test_four_python_threads_share_a_session(threads: int) -> None:
     case = Case(5, 65, o=130, n=3, size=(20, 20), x_planes=1)
@@ -443,6 +453,10 @@ ERRORS: dict[str, tuple[Any, str]] = {
     "grid codes": (lambda: conv({11: f32(1, 1, 0, 3, 1)}, "ConvRoundCodes"), "grid's low and high must be codes"),
     "grid whole": (lambda: conv({11: f32(1, 1, 0.5, 0, 1)}, "ConvRoundCodes"), "must be whole numbers from -255 to 255"),
     "grid sign": (lambda: conv({11: f32(-1, 1, 0, 0, 1)}, "ConvRoundCodes"), "multiply and divide must be positive"),
+    "alignment": (
+        lambda: conv({0: np.zeros(6 * 6 * 4 + 1, np.uint8)[1:].reshape(1, 6, 6, 4)}),
+        "ConvInt: codes must start at a multiple of 4 bytes",
+    ),
     "pack rank": (lambda: run("PackBits", [X[0], f32(0), NONE], "codes", **PACK), "PackBits: x must have 4 axes, got 3"),
     "pack flip": (lambda: run("PackBits", [X, f32(0), ones(5, np.uint8)], "codes", **PACK), "PackBits: thresholds or flip are for 5"),
     "pack both": (

@@ -14,7 +14,7 @@ struct Guard : Kernel {
 
   ort::Status* run(const Call& call) const override {
     View x;
-    BW_TRY(call.input(0, &x));
+    BW_TRY(call.input(0, "x", sizeof(float), &x));
     if (x.rank < 1) return call.fail("x must have at least one axis");
     void* out;
     BW_TRY(call.output(0, x.dims, 1, &out));
@@ -75,7 +75,7 @@ struct Pack : Kernel {
 
   ort::Status* run(const Call& call) const override {
     View x;
-    BW_TRY(call.image(0, "x", &x));
+    BW_TRY(call.image(0, "x", sizeof(float), &x));
     bw_pack now = pack;
     now.n = x.dims[0], now.h = x.dims[channels_last ? 1 : 2];
     now.w = x.dims[channels_last ? 2 : 3], now.c = x.dims[channels_last ? 3 : 1];
@@ -130,7 +130,7 @@ struct MaxPool : Kernel {
 
   ort::Status* run(const Call& call) const override {
     View x;
-    BW_TRY(call.image(0, "codes", &x));
+    BW_TRY(call.image(0, "codes", planes ? sizeof(uint32_t) : 1, &x));
     bw_pool now = pool;
     now.n = x.dims[0], now.h = x.dims[1], now.w = x.dims[2];
     const int64_t last = x.dims[3], unit = planes ? 4 * planes : 1;
@@ -140,7 +140,6 @@ struct MaxPool : Kernel {
     now.ow = windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w);
     if (now.oh < 1 || now.ow < 1)
       return call.fail("codes of %lldx%lld are smaller than the window", (long long)now.h, (long long)now.w);
-    if (planes && (uintptr_t)x.data % 4) return call.fail("codes are not aligned to 4 bytes");
     void* out;
     BW_TRY(call.image_out(0, now.n, now.oh, now.ow, last, &out));
     const double pixels = (double)now.n * (double)now.oh * (double)now.ow;

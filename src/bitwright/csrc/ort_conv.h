@@ -124,12 +124,11 @@ struct Convolution : Kernel {
 
   ort::Status* run(const Call& call) const override {
     View x;
-    BW_TRY(call.image(0, "codes", &x));
+    BW_TRY(call.image(0, "codes", bytes ? 1 : sizeof(uint32_t), &x));
     const int64_t width = bytes ? conv.c : 4 * conv.x_planes * bw_words(conv.c, conv.groups);
     if (x.dims[3] != width)
       return call.fail("codes have %lld bytes per pixel, %lld channels need %lld", (long long)x.dims[3], (long long)conv.c,
                        (long long)width);
-    if (!bytes && (uintptr_t)x.data % 4) return call.fail("codes are not aligned to 4 bytes");
     bw_conv now = conv;
     now.n = x.dims[0], now.h = x.dims[1], now.w = x.dims[2];
     const int64_t oh = bw_windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h);
@@ -215,7 +214,7 @@ struct ConvFloat : Convolution {
   ort::Status* compute(const Call& call, const bw_conv& now, const void* x) const override {
     View residual;
     if (has_residual) {
-      BW_TRY(call.image(COMMON + 3, "residual", &residual));
+      BW_TRY(call.image(COMMON + 3, "residual", sizeof(float), &residual));
       const int64_t* dims = residual.dims;
       if (dims[0] != now.n || dims[1] != now.oh || dims[2] != now.ow || dims[3] != now.o)
         return call.fail("residual is [%lld, %lld, %lld, %lld], the result [%lld, %lld, %lld, %lld]", (long long)dims[0],

@@ -15,11 +15,11 @@
 
 namespace {
 
+// The runtime has checked the type of its elements before: an operator says what it takes.
 struct View {
   const void* data = nullptr;
   int64_t dims[8] = {}, count = 0;
   size_t rank = 0;
-  int type = 0;
 };
 
 // Owned memory that starts on a cache line.
@@ -39,12 +39,6 @@ struct Array {
   }
   const T* or_null() const { return count ? data : nullptr; }
 };
-
-template <class T> constexpr int element_of();
-template <> constexpr int element_of<float>() { return ort::FLOAT32; }
-template <> constexpr int element_of<uint8_t>() { return ort::UINT8; }
-template <> constexpr int element_of<int32_t>() { return ort::INT32; }
-template <> constexpr int element_of<int64_t>() { return ort::INT64; }
 
 // What errors need: the runtime and the operator's name.
 struct Place {
@@ -66,8 +60,7 @@ struct Place {
   ort::Status* view(const ort::Value* value, View* to) const {
     ort::TensorInfo* info;
     BW_TRY(ort::tensor_info(api)(value, &info));
-    ort::Status* status = ort::element_type(api)(info, &to->type);
-    if (!status) status = ort::rank(api)(info, &to->rank);
+    ort::Status* status = ort::rank(api)(info, &to->rank);
     if (!status && to->rank > 8) status = fail("a tensor has %zu axes, at most 8 are possible", to->rank);
     if (!status) status = ort::dimensions(api)(info, to->dims, to->rank);
     ort::release_tensor_info(api)(info);
@@ -123,7 +116,6 @@ struct Node : Place {
     BW_TRY(maybe_constant(index, &value));
     if (!value) return fail("%s must be an initializer that is no input of the graph", name);
     BW_TRY(view(value, &seen));
-    if (seen.type != element_of<T>()) return fail("%s has the wrong element type", name);
     if (!to->make(seen.count)) return no_memory();
     if (seen.count) memcpy(to->data, seen.data, (size_t)seen.count * sizeof(T));
     if (view_of) *view_of = seen;
@@ -166,16 +158,16 @@ struct Node : Place {
 struct Call : Place {
   ort::Context* context;
 
-  ort::Status* input(size_t index, View* to) const {
+  // What the caller of a session feeds may start at any byte.
+  ort::Status* input(size_t index, const char* what, size_t element, View* to) const {
     const ort::Value* value;
     BW_TRY(ort::input(api)(context, index, &value));
-    if (!value) return fail("input %zu is missing", index);
+    if (!value) return fail("%s is missing", what);
     BW_TRY(view(value, to));
-    if (to->type == ort::FLOAT32 && (uintptr_t)to->data % 4) return fail("input %zu is not aligned to 4 bytes", index);
-    return nullptr;
+    return (uintptr_t)to->data % element ? fail("%s must start at a multiple of %zu bytes", what, element) : nullptr;
   }
-  ort::Status* image(size_t index, const char* what, View* to) const {
-    BW_TRY(input(index, to));
+  ort::Status* image(size_t index, const char* what, size_t element, View* to) const {
+    BW_TRY(input(index, what, element, to));
     return to->rank == 4 ? nullptr : fail("%s must have 4 axes, got %zu", what, to->rank);
   }
   ort::Status* output(size_t index, const int64_t* dims, size_t rank, void** data) const {
@@ -201,15 +193,14 @@ class Threads : bw_runner {
     if (most > 1) bw_set_runner(this);
   }
   Threads(const Threads&) = delete;
-  ~Threads() {
-    if (most > 1) bw_set_runner(nullptr);
-  }
+  ~Threads() { bw_set_runner(before); }
   // What to tell the core, which makes about eight tasks for each thread. How many there are the runtime does not say.
   int count() const { return most > 1 ? (int)(most < 16 ? 2 : most / 8) : 1; }
 
  private:
   static constexpr double CHUNK = 6e6;
   const Call& call;
+  const bw_runner* const before = bw_current_runner();
   int64_t most;
 
   struct Range {
