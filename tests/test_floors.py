@@ -31,6 +31,7 @@ FLOORS = {
     "engine": 6,
     "export": 6,
     "measure": 6,
+    "ort": 6,
     "runs": 6,
     "zoo": 6,
     "training": 7,
