@@ -78,7 +78,7 @@ def run(
     op: str, inputs: list[Any], outputs: str, fed: tuple[int, ...] = (0,), threads: int = 1, **attrs: Any
 ) -> list[Array]:
     arrays = [np.asarray(i, order="C") for i in inputs]
-    session = bw.ort.session(graph(op, arrays, outputs, attrs, fed), threads)
+    session: Any = bw.ort.session(graph(op, arrays, outputs, attrs, fed), threads)
     return session.run(None, {f"i{k}": arrays[k] for k in fed})
 
 
@@ -237,7 +237,8 @@ def test_a_linear_layer_and_the_border_tables_of_the_core(isa: str) -> None:
 
     code, bits = torch.randint(0, 2, (3, 100, 1, 1)), torch.randint(0, 2, (1, 10, 100, 1, 1))
     weight, corr = bits[0] * 2 - 1, (-(bits[0] * 2 - 1).sum(1)).reshape(1, 1, 10)
-    one, attrs = np.zeros(1, np.int32), {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1]}
+    attrs: dict[str, Any] = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1]}
+    one = np.zeros(1, np.int32)
     shape, mult = np.array([1, 10, 100, 1, 1]), np.array([2], np.int32)
     inputs = [words(code, 1, 1), bitstrings.pack(bits), shape, mult, mult - 3, mult, corr.to(torch.int32), one, one]
     (y,) = run("ConvInt", inputs, "int", group=1, x_planes=1, **attrs)
@@ -300,7 +301,7 @@ def test_pooling(isa: str) -> None:
         dilation = [pick.randint(1, 2), pick.randint(1, 2)]
         code = torch.randint(0, 1 << (planes or 8), (pick.choice((1, 3)), pick.choice((3, 32, 65)), 7, 8))
         want = F.max_pool2d(code.double(), kernel, stride, pads, dilation, ceil).long()
-        attrs = {"kernel_shape": kernel, "strides": stride, "pads": pads * 2, "dilations": dilation}
+        attrs: dict[str, Any] = {"kernel_shape": kernel, "strides": stride, "pads": pads * 2, "dilations": dilation}
         (got,) = run("MaxPool", [words(code, planes, 1)], "codes", planes=planes, ceil_mode=int(ceil), **attrs)
         assert same(got, words(want, planes, 1))
 
@@ -339,12 +340,13 @@ def test_two_threads_equal_one(isa: str, x_planes: int) -> None:
 
 def test_two_threads_equal_one_for_floats_and_pooling(isa: str) -> None:
     x = floats(1, 5, 40, 40, 41)
-    for op, extra, attrs in (
+    tries: list[tuple[str, list[Any], dict[str, Any]]] = [
         ("PackBits", [f32(0), NONE], {"planes": 1, "groups": 1, "channels_last": 0}),
         ("PackBytes", [f32(-1, 0, 1), NONE], {"channels_last": 1}),
         ("PackRound", [GRID_INPUT], {"channels_last": 0}),
         ("Guard", [], {}),
-    ):
+    ]
+    for op, extra, attrs in tries:
         kind = "float" if op == "Guard" else "codes"
         one, two = (run(op, [x, *extra], kind, threads=t, **attrs)[0] for t in (1, 2))
         assert one.tobytes() == two.tobytes()
@@ -374,7 +376,7 @@ def test_four_python_threads_share_a_session(threads: int) -> None:
     case = Case(5, 65, o=130, n=3, size=(20, 20), x_planes=1)
     inputs, fed = case.float_inputs(True, True)
     arrays = [np.asarray(i, order="C") for i in inputs]
-    session = bw.ort.session(graph("Conv", arrays, "float", case.attrs(), fed), threads)
+    session: Any = bw.ort.session(graph("Conv", arrays, "float", case.attrs(), fed), threads)
     want, wrong = case.floats(True, True), []
 
     def go(first: int) -> None:
@@ -394,9 +396,16 @@ def test_four_python_threads_share_a_session(threads: int) -> None:
 
 # ---- errors ----------------------------------------------------------------------------------------------------
 
-PACK = {"channels_last": 1, "planes": 1, "groups": 1}
+PACK: dict[str, Any] = {"channels_last": 1, "planes": 1, "groups": 1}
 X = np.zeros((1, 4, 4, 6), np.float32)
-POOL = {"planes": 1, "kernel_shape": [2, 2], "strides": [2, 2], "pads": [0] * 4, "dilations": [1, 1], "ceil_mode": 0}
+POOL: dict[str, Any] = {
+    "planes": 1,
+    "kernel_shape": [2, 2],
+    "strides": [2, 2],
+    "pads": [0] * 4,
+    "dilations": [1, 1],
+    "ceil_mode": 0,
+}
 
 
 def conv(change: dict[int, Any] | None = None, op: str = "ConvInt", **attrs: Any) -> list[Array]:
@@ -534,10 +543,15 @@ def net_with_function() -> bytes:
     return whole(helper.make_graph([node], "guard", values[:1], values[1:]), (function,)).SerializeToString()
 
 
+def answer(session: Any) -> list[float]:
+    """0 from the kernel, 7 from the function."""
+    return session.run(None, {"x": f32(1)})[0].tolist()
+
+
 def test_kernels_take_precedence_over_the_functions_of_the_file() -> None:
     plain = onnxruntime.InferenceSession(net_with_function(), providers=["CPUExecutionProvider"])
-    assert plain.run(None, {"x": f32(1)})[0].tolist() == [7]
-    assert bw.ort.session(net_with_function()).run(None, {"x": f32(1)})[0].tolist() == [0]
+    assert answer(plain) == [7]
+    assert answer(bw.ort.session(net_with_function())) == [0]
 
 
 def test_a_file_by_its_path(tmp_path: Path) -> None:
@@ -545,7 +559,7 @@ def test_a_file_by_its_path(tmp_path: Path) -> None:
     path.write_bytes(net_with_function())
     for given in (path, str(path)):
         session = bw.ort.session(given, threads=2)
-        assert session.run(None, {"x": f32(1)})[0].tolist() == [0]
+        assert answer(session) == [0]
         assert session.get_session_options().intra_op_num_threads == 2
         assert session.get_providers() == ["CPUExecutionProvider"]
     with pytest.raises(InputError, match=r"bw\.ort\.session: there is no file .*nothing\.onnx"):
@@ -560,7 +574,7 @@ def test_registering_twice_does_nothing() -> None:
         bw.ort.register(options)
     for _ in range(2):  # one options object may serve several sessions
         session = onnxruntime.InferenceSession(net_with_function(), options)
-        assert session.run(None, {"x": f32(1)})[0].tolist() == [0]
+        assert answer(session) == [0]
     others = [onnxruntime.SessionOptions() for _ in range(8)]
     workers = [threading.Thread(target=bw.ort.register, args=(o,)) for o in others * 2]
     for worker in workers:
@@ -568,19 +582,19 @@ def test_registering_twice_does_nothing() -> None:
     for worker in workers:
         worker.join()
     for o in others:
-        assert onnxruntime.InferenceSession(net_with_function(), o).run(None, {"x": f32(1)})[0].tolist() == [0]
+        assert answer(onnxruntime.InferenceSession(net_with_function(), o)) == [0]
 
 
 def test_without_the_core_the_functions_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("BITWRIGHT_LIBRARY", "/nonexistent/core.so")
-    assert bw.ort.session(net_with_function()).run(None, {"x": f32(1)})[0].tolist() == [7]
+    assert answer(bw.ort.session(net_with_function())) == [7]
     with pytest.raises(InputError, match=r"bw\.ort\.register: native core not found"):
         bw.ort.register(onnxruntime.SessionOptions())
 
 
 def test_an_old_runtime_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(onnxruntime, "__version__", "1.16.3")
-    assert bw.ort.session(net_with_function()).run(None, {"x": f32(1)})[0].tolist() == [7]
+    assert answer(bw.ort.session(net_with_function())) == [7]
     with pytest.raises(InputError, match=r"onnxruntime 1\.16\.3 is installed, the operators need 1\.17"):
         bw.ort.register(onnxruntime.SessionOptions())
 

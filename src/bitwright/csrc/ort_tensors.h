@@ -182,8 +182,9 @@ struct Call : Place {
   }
 };
 
-// The runtime's own threads, for as long as it lives. Below TWO chunks of work a node stays on its thread, because waking
-// another one costs microseconds; `work` is in multiplications of one bit by one bit.
+// While it lives, the core's tasks run on the runtime's own threads. With less than two chunks of work a node stays on its
+// thread, because waking another one costs microseconds. `work` is in products of one bit by one bit: a chunk takes about
+// three microseconds.
 class Threads : bw_runner {
  public:
   Threads(const Call& call, double work) : call(call) {
