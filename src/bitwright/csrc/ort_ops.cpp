@@ -12,6 +12,8 @@
 //   MaxPool         codes                                         codes; planes (0: bytes), kernel_shape, strides, pads,
 //                                                                 dilations, ceil_mode
 //   ConvInt         common                                        int32 [N, OH, OW, O]
+//   Terms           sums int32 [N, OH, OW, T * O],                float [N, OH, OW, O]: the sum over T of sums * scale, plus add
+//                   scale [T, O], add [O]
 //   Conv            common, scale [O], add [O], floor, residual   float [N, OH, OW, O]
 //   ConvCut         as Conv, cuts [O], flip [0] or [O]            float, codes; out_bytes
 //   ConvRound       as Conv, grid [5]                             float, codes
@@ -29,6 +31,7 @@
 
 #include "ort_codes.h"
 #include "ort_conv.h"
+#include "ort_terms.h"
 
 namespace {
 
@@ -103,6 +106,7 @@ const Description operators[] = {
     BW_ORT_OPERATOR("PackRound", BW_TYPES(F, F), BW_TYPES(U), Pack(Pack::ROUND)),
     BW_ORT_OPERATOR("MaxPool", BW_TYPES(U), BW_TYPES(U), MaxPool),
     BW_ORT_OPERATOR("ConvInt", BW_TYPES(BW_COMMON), BW_TYPES(I), ConvInt),
+    BW_ORT_OPERATOR("Terms", BW_TYPES(I, F, F), BW_TYPES(F), Terms),
     BW_ORT_OPERATOR("Conv", BW_TYPES(BW_FLOATS), BW_TYPES(F), ConvFloat(ConvFloat::NOTHING)),
     BW_ORT_OPERATOR("ConvCut", BW_TYPES(BW_FLOATS, F, U), BW_TYPES(F, U), ConvFloat(ConvFloat::CUT)),
     BW_ORT_OPERATOR("ConvRound", BW_TYPES(BW_FLOATS, F), BW_TYPES(F, U), ConvFloat(ConvFloat::ROUND)),

@@ -13,6 +13,7 @@ from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.even import Grid
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node
+from bitwright.errors import InputError
 
 if TYPE_CHECKING:
     from bitwright.export.net import Net
@@ -72,38 +73,37 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
     a, graph, name, source = node.attrs, net.graph, node.name, node.inputs[0]
     info, x = a["weight"], a["x"]
     place = _Place(node, _image_size(graph, source))
-    terms = []
-    for number, (term, values) in enumerate(zip(info["terms"], reference.weight_integers(graph, node), strict=True)):
-        sums = tap_sums(values.reshape(*values.shape[:2], *place.kernel), x["zero"], place.groups)
-        tables = place.tables(sums)
-        terms.append(
-            [
-                *_weight(net, node, term, number, place.kernel),
-                net.keep(node, "x_mult", [int(x["mult"])], torch.int32),
-                *[net.keep(node, f"{role}{number}", t, torch.int32) for role, t in tables.items()],
-            ]
-        )
     attrs = {"x_planes": 0 if a["x_form"] == "bytes" else code_planes(int(x["levels"])), **place.attrs}
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
-    outputs = int(info["shape"][0])
+    outputs, count = int(info["shape"][0]), len(info["terms"])
     size = (place.out[0], place.out[1], outputs)
-
-    if len(terms) > 1:
+    term, values, signs = _side_by_side(node, reference.weight_integers(graph, node))
+    tables = place.tables(tap_sums(values.reshape(*values.shape[:2], *place.kernel), x["zero"], place.groups))
+    constants = [
+        *_weight(net, node, term, 0, place.kernel),
+        net.keep(node, "x_mult", [int(x["mult"])], torch.int32),
+        *[net.keep(node, role, t, torch.int32) for role, t in tables.items()],
+    ]
+    if count > 1:
+        sums = [
+            net.keep(node, "scale", scale * signs[:, None], torch.float32),
+            net.keep(node, "add", add, torch.float32),
+        ]
 
         def several(values: Values) -> None:
             codes = values[source]
-            sums = [
-                net.call("ConvInt", [codes, *map(net.get_buffer, t)], attrs, (torch.int32, (codes.shape[0], *size)))
-                for t in terms
-            ]
-            values[name] = _torch_order(reference.epilogue(sums, scale, add, True), node)
+            wide = (codes.shape[0], *place.out, count * outputs)
+            integers = net.call("ConvInt", [codes, *map(net.get_buffer, constants)], attrs, (torch.int32, wide))
+            shape = (codes.shape[0], *size)
+            y = net.call("Terms", [integers, *map(net.get_buffer, sums)], {}, (torch.float32, shape))
+            values[name] = _torch_order(y, node)
 
         return several
 
     tail, more, op, codes_too = _outcome(net, node, outputs)
     step = _step_table(net, node, outputs)
     residual = node.inputs[1] if len(node.inputs) == 2 else None
-    constants, beside = terms[0], a.get("extra")
+    beside = a.get("extra")
 
     def run(values: Values) -> None:
         codes = values[source]
@@ -186,11 +186,34 @@ def _step_table(net: Net, node: Node, outputs: int) -> list[str]:
     ]
 
 
+def _side_by_side(node: Node, values: list[Tensor]) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """One weight with the outputs of all terms one after the other; -1 where a term's integers were turned for that.
+
+    Errors: `InputError` for terms that are not alike, or in groups: one operator cannot compute them.
+    """
+    terms = node.attrs["weight"]["terms"]
+    first = terms[0]
+    signs = [1 if t["mult"] == first["mult"] and t["zero"] == first["zero"] else -1 for t in terms]
+    alike = all(
+        [s * int(m) for m in t["mult"]] == list(first["mult"]) and s * int(t["zero"]) == int(first["zero"])
+        for s, t in zip(signs, terms, strict=True)
+    )
+    if not alike or (len(terms) > 1 and int(node.attrs.get("groups", 1)) > 1):
+        raise InputError(
+            f"export onnx: {node.owner or node.name}: a weight of {len(terms)} unlike terms, or in groups, has no operator",
+            code="export-operator",
+        )
+    joined = {**first, "planes": [p for t in terms for p in t["planes"]], "count": len(terms)}
+    return joined, torch.cat([s * v for s, v in zip(signs, values, strict=True)]), torch.tensor(signs)
+
+
 def _weight(net: Net, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
-    """The names of bits, shape, mult, zero of one term of a weight."""
-    info = node.attrs["weight"]
+    """The names of bits, shape, mult, zero of one term of a weight, or of several alike, their outputs side by side."""
+    info, count = node.attrs["weight"], int(term.get("count", 1))
     bit = bitstrings.unpack(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
-    shape = [len(term["planes"]), *info["shape"][:2], *kernel]
+    planes = len(term["planes"]) // count
+    bit = bit.reshape(count, planes, *info["shape"]).transpose(0, 1)
+    shape = [planes, count * info["shape"][0], info["shape"][1], *kernel]
     return [
         net.keep(node, f"bits{number}", bitstrings.pack(bit), torch.uint8),
         net.keep(node, f"shape{number}", shape, torch.int64),

@@ -120,6 +120,15 @@ def ConvInt(
 
 
 @script(own, default_opset=op)
+def Terms(sums, scale, add):
+    """float [N, OH, OW, O] of the integers of T terms side by side, [N, OH, OW, T * O]; scale [T, O]."""
+    last = op.Constant(value_ints=[3])
+    scales = op.Shape(scale)
+    parts = op.Reshape(op.Cast(sums, to=1), op.Concat(op.Constant(value_ints=[0, 0, 0]), scales, axis=0))
+    return op.ReduceSum(parts * scale, last, keepdims=0) + add
+
+
+@script(own, default_opset=op)
 def Conv(
     x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
@@ -192,6 +201,7 @@ OPERATORS = (
     PackRound,
     MaxPool,
     ConvInt,
+    Terms,
     Conv,
     ConvCut,
     ConvRound,
