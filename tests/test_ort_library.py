@@ -621,3 +621,17 @@ def test_without_onnxruntime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "onnxruntime", None)
     with pytest.raises(InputError, match=r"bw\.ort: onnxruntime cannot be imported .*pip install onnxruntime"):
         bw.ort.session(b"")
+
+
+def test_terms_by_hand() -> None:
+    sums = np.array([[[[1, 2, 10, 20], [3, -4, 0, 5]]]], np.int32)  # two outputs, two terms
+    scale, add = f32(0.5, 2, -0.25, 1).reshape(2, 2), f32(1, 0)
+    (y,) = run("Terms", [sums, scale, add], "float")
+    assert y.tolist() == [[[[0.5 - 2.5 + 1, 4 + 20], [1.5 + 1, -8 + 5]]]]
+
+
+def test_terms_that_do_not_fit() -> None:
+    with pytest.raises(Exception, match="Terms: sums are for 3 values a pixel, scale for 4"):
+        run("Terms", [np.zeros((1, 1, 1, 3), np.int32), f32(1, 1, 1, 1).reshape(2, 2), f32(0, 0)], "float")
+    with pytest.raises(Exception, match=r"Terms: scale must be \[terms, O\]"):
+        run("Terms", [np.zeros((1, 1, 1, 2), np.int32), f32(1, 1), f32(0, 0)], "float")

@@ -99,6 +99,13 @@ def onnx(
     return ExportReport(str(path), len(data), _operators(proto), images, largest, differ)
 
 
+def packed_proto(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
+    """The ONNX model of a packed net, not compared yet."""
+    proto = _packed(model, inputs)
+    _lean(proto)
+    return proto
+
+
 def _packed(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
     from onnx import helper
 
