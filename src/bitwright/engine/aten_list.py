@@ -46,12 +46,14 @@ upsample_nearest3d upsample_trilinear3d var var_mean where xlogy zeros zeros_lik
 ALLOWED = frozenset(_ALLOWED.split())
 # no result is larger than the largest argument
 _MOVING = """
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d alias cat
-channel_shuffle clone embedding expand flatten flip index index_select max_pool2d_with_indices mish movedim narrow
-permute pixel_shuffle pixel_unshuffle relu repeat reshape roll select slice squeeze stack transpose unflatten
-unsqueeze upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d where
+abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d alias
+avg_pool1d avg_pool2d avg_pool3d cat channel_shuffle clone embedding expand flatten flip gelu hardswish index
+index_select max_pool2d_with_indices mean mish movedim narrow neg permute pixel_shuffle pixel_unshuffle relu repeat
+reshape roll select silu slice squeeze stack transpose unflatten unsqueeze upsample_bilinear2d upsample_linear1d
+upsample_nearest1d upsample_nearest2d upsample_nearest3d where
 """
 MOVING = frozenset(_MOVING.split())
+UP_TO_ONE = frozenset({"sigmoid", "hardsigmoid", "tanh", "softmax", "_softmax"})
 RENAMED = {"view.default": "reshape.default", "_unsafe_view.default": "reshape.default"}  # any memory layout will do
 DTYPES = {
     str(d).removeprefix("torch."): d

@@ -18,13 +18,14 @@ from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.layer_form import layer_form
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
+from bitwright.engine.packing import check_finite
 from bitwright.engine.prepare import Prepared, as_floats, as_pixels, first_line, prepare, without_watchers
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
 from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
 from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
-from bitwright.errors import InputError, Negative
+from bitwright.errors import InputError
 from bitwright.nn import is_slot_layer
 
 FORMS = ("auto", "graph", "layers")
@@ -173,15 +174,7 @@ def _check_finite(model: nn.Module) -> None:
     statistics = {id(b) for norm in norms for b in norm.buffers()}
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if id(b) in statistics)]
     for name, value in named:  # other buffers may hold what they like: a mask of -inf, the best loss so far
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            word = "nan" if torch.isnan(value).any() else "inf"
-            raise Negative(
-                f"convert: {name} holds {word}, so there is nothing to pack. Its training went wrong; "
-                "train it again with a smaller learning rate, or clip=1.0",
-                code="weights-not-finite",
-                layer=name.rpartition(".")[0],
-                given=word,
-            )
+        check_finite(name, name.rpartition(".")[0], value)
 
 
 def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:

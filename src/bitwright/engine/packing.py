@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from bitwright.engine.integers import NotInteger, Term, storable
 from bitwright.engine.quantizer import Grid, grid_of, split
+from bitwright.errors import Negative
 from bitwright.nn import Conv1d, Conv2d, Linear, SlotLayer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
@@ -42,6 +43,19 @@ def crop_of(layer: nn.Module) -> list[int]:
 
 def _same(layer: nn.Module) -> list[int]:
     return [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]
+
+
+def check_finite(what: str, layer: str, value: Tensor) -> None:
+    """Errors: `Negative`, with `what` and where: numbers that are nan or infinite have no codes."""
+    if value.is_floating_point() and not bool(value.isfinite().all()):
+        word = "nan" if bool(value.isnan().any()) else "inf"
+        raise Negative(
+            f"convert: {what} holds {word}, so there is nothing to pack. Its training went wrong; "
+            "train it again with a smaller learning rate, or clip=1.0",
+            code="weights-not-finite",
+            layer=layer,
+            given=word,
+        )
 
 
 @dataclass(frozen=True)

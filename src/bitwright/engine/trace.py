@@ -8,7 +8,7 @@ import logging
 import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ from torch import Tensor, nn
 from bitwright.engine.graph import Graph
 from bitwright.engine.integers import NotInteger
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import Packing, crop_of, describe, in_channels, packing_of, padding_of
+from bitwright.engine.packing import Packing, check_finite, crop_of, describe, in_channels, packing_of, padding_of
 from bitwright.engine.quantizer import grid_of, split
 from bitwright.engine.store import check
-from bitwright.errors import InputError, Negative
+from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
@@ -58,11 +58,10 @@ def _marked_input_fake(x: Tensor, name: str) -> Tensor:
 
 @dataclass
 class Traced:
-    """The graph, and for each slot layer that stays float the reason and the user's line."""
+    """The graph, and for each slot layer that stays float the reason."""
 
     graph: Graph
-    refused: dict[str, str] = field(default_factory=dict)
-    frames: dict[str, str] = field(default_factory=dict)
+    refused: dict[str, str]
 
 
 HOOKS = (
@@ -172,11 +171,10 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
             parent, _, child = place.rpartition(".")
             setattr(parents[parent], child, new)
     program = simplified(_export(work, batch))
-    lowering = Lowering(program, layers, packings, inputs)
-    graph = lowering.run()
+    graph = Lowering(program, layers, packings, inputs).run()
     if any(n.op == "aten" for n in graph.nodes):
         _try(graph)
-    return Traced(graph, refused, lowering.frames)
+    return Traced(graph, refused)
 
 
 def _try(graph: Graph) -> None:
@@ -223,15 +221,7 @@ def _check_plain(name: str, layer: SlotLayer) -> None:
             layer=name,
         )
     for key, value in layer.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            word = "nan" if bool(torch.isnan(value).any()) else "inf"
-            raise Negative(
-                f"convert: {f'{name}.' if name else ''}{key} holds {word}, so there is nothing to pack. Its training went wrong; "
-                "train it again with a smaller learning rate, or clip=1.0",
-                code="weights-not-finite",
-                layer=name,
-                given=word,
-            )
+        check_finite(f"{name}.{key}" if name else key, name, value)
 
 
 def _check_ends(name: str, layer: SlotLayer) -> None:
