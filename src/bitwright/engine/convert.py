@@ -11,7 +11,6 @@ import torch
 from torch import nn
 
 from bitwright.engine import native
-from bitwright.engine.clock import clock
 from bitwright.engine.files import save
 from bitwright.engine.fold import fold
 from bitwright.engine.gates import gated_layers, refusal
@@ -19,14 +18,16 @@ from bitwright.engine.layer_form import layer_form
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.packing import check_finite
-from bitwright.engine.prepare import Prepared, as_floats, as_pixels, first_line, prepare, without_watchers
+from bitwright.engine.prepare import Prepared, as_floats, as_pixels, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
 from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
 from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError
+from bitwright.measure.layer_times import clock
 from bitwright.nn import is_slot_layer
+from bitwright.transforms.copying import copy_model
 
 FORMS = ("auto", "graph", "layers")
 PASS_SHARE, WARN_SHARE = 0.999, 0.99
@@ -153,7 +154,8 @@ def _graph(prepared: Prepared) -> Traced:
     call = prepared.call.in_order(prepared.model)
     if call.kwargs:
         raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")
-    model, call = without_watchers(prepared).float(), call.map(as_floats)
+    model = without_hooks(copy_model(prepared.model), prepared.watched).float()
+    call = call.map(as_floats)
     try:
         return trace(model, call.args)
     except InputError:

@@ -42,7 +42,7 @@ def fuse(folded: Graph) -> Graph:
     """A runtime graph; the given one is left alone."""
     graph = folded.copy()
     bound = bounds(graph, LIMIT)
-    _formats(graph)
+    formats(graph)
     changed, budget = True, [MAX_SEARCH]
     while changed:
         changed = _absorb(graph, bound, budget) or _pool_codes(graph, bound) or _flatten_codes(graph)
@@ -61,7 +61,7 @@ def code_planes(levels: int) -> int:
     return max(1, int(levels).bit_length())
 
 
-def _formats(graph: Graph) -> None:
+def formats(graph: Graph) -> None:
     """Each reader keeps what it must know of its input's grid; readers that want another layout get a quantizer of their own."""
     users = graph.users()
     for q in [n for n in graph.nodes if n.op == "quantize"]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bitwright.engine.packing import describe, name_of, packing_of
+from bitwright.engine.packing import EMPTY, describe, packing_of
 from bitwright.engine.report import REFUSE, ConvertReport, ReportRow
+from bitwright.engine.rows import own_row
 from bitwright.nn import is_slot_layer
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts import moment
+from bitwright.transforms.facts import part_text
 from bitwright.transforms.layers import candidates
 
 
@@ -27,7 +29,7 @@ def refusal(model: nn.Module, gated: dict[str, SlotLayer]) -> ConvertReport:
     more = f" and {len(gated) - 1} more" if len(gated) > 1 else ""
     rest = f" {ready} other layer{'s' if ready > 1 else ''} would be packed without it." if ready else ""
     verdict = (
-        f"{first or '(net)'} ({describe(layer)}){more}: gate {_gate(layer)} cannot run in a packed net yet; nothing else is "
+        f"{first or '(net)'} ({describe(layer)}){more}: gate {part_text(layer.gate)} cannot run in a packed net yet; nothing else is "
         f"wrong.{rest} What gates save is counted by: bitwright eval RUN, or bw.count_macs"
     )
     return ConvertReport(rows, status=REFUSE, verdict=verdict)
@@ -37,17 +39,11 @@ READY = "would be packed, but for the gates of other layers"
 
 
 def _row(name: str, layer: nn.Module, gated: dict[str, SlotLayer]) -> ReportRow:
-    why = "its slots are empty"
+    why = EMPTY
     if name in gated:
-        why = f"gate {_gate(gated[name])}: its fast execution is not there yet; nothing else is wrong"
+        why = f"gate {part_text(layer.gate)}: its fast execution is not there yet; nothing else is wrong"  # type: ignore[arg-type]
     elif is_slot_layer(layer):
         with torch.no_grad():
             found = packing_of(layer, layer.weight.dim())
         why = found if isinstance(found, str) else READY if found.coded_weight else "slot w is empty"
-    size = 4 * sum(p.numel() for key, p in layer.named_parameters(recurse=False) if key in ("weight", "bias"))
-    return ReportRow(name or "(net)", describe(layer), "float", "float", size, size, why=why)
-
-
-def _gate(layer: SlotLayer) -> str:
-    assert layer.gate is not None
-    return name_of(layer.gate)
+    return own_row(name, layer, "float", why)

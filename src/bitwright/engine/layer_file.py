@@ -6,19 +6,19 @@ import json
 import os
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from bitwright.engine.layer_form import put, sample
+from bitwright.engine.aten_list import DTYPES, WORDS
+from bitwright.engine.layer_form import sample
 from bitwright.engine.packed_layer import KINDS, OPS, PackedLayer, packed_layers
 from bitwright.engine.packing import describe, padding_of
 from bitwright.engine.prepare import bake
 from bitwright.engine.store import from_json, light, stored
+from bitwright.engine.trace import put
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.copying import copy_model
 
-DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}
 INSIDE = "packed."  # where a packed layer keeps its tensors
 
@@ -30,7 +30,7 @@ def described(model: nn.Module) -> str:
             name: {
                 "graph": stored(layer.packed.graph)[0],
                 "norm": layer.norm,
-                "dtype": str(layer.weight.dtype).removeprefix("torch."),
+                "dtype": WORDS[layer.trained_dtype],
                 "last": layer.last,
             }
             for name, layer in packed_layers(model).items()
@@ -56,7 +56,9 @@ def _entries(text: str, path: str | os.PathLike[str]) -> dict[str, dict[str, Any
             isinstance(e, dict) and set(e) == set(ENTRY) and all(isinstance(e[k], t) for k, t in ENTRY.items())
             for e in found.values()
         )
-        if not good or any(e["dtype"] not in DTYPES for e in found.values()):
+        if not good or any(
+            e["dtype"] not in DTYPES or not DTYPES[e["dtype"]].is_floating_point for e in found.values()
+        ):
             raise ValueError
     except (ValueError, RecursionError):
         raise InputError(f"load {path}: its list of packed layers is damaged", code="file-damaged") from None
@@ -110,17 +112,16 @@ def _packed(
 ) -> PackedLayer:
     head = f"{name}.{INSIDE}" if name else INSIDE
     inside = {k.removeprefix(head).replace("/", "."): v for k, v in tensors.items() if k.startswith(head)}
-    graph = from_json(entry["graph"], inside)
+    graph, conv = from_json(entry["graph"], inside), not isinstance(layer, nn.Linear)
     nodes = [n for n in graph.nodes if n.op in OPS]
-    shape = list(layer.weight.shape)  # type: ignore[union-attr, arg-type]
-    fits = len(nodes) == 1 and tuple(graph.nodes[0].shape) == tuple(sample(layer).shape[1:])
+    fits = len(nodes) == 1 and graph.nodes[0].shape == tuple(sample(layer).shape[1:])
     if fits:
-        attrs, linear = nodes[0].attrs, isinstance(layer, nn.Linear)
-        fits = nodes[0].op.endswith("linear") == linear and attrs.get("weight", {}).get("shape") == shape
-        geometry = {"stride": "stride", "dilation": "dilation", "groups": "groups"}
-        if not linear:
-            same = {k: _plain(getattr(layer, v)) == attrs[k] for k, v in geometry.items()}
-            fits = fits and all(same.values()) and attrs["padding"] == padding_of(layer)
+        attrs = nodes[0].attrs
+        fits = nodes[0].op.endswith("conv") == conv and attrs.get("weight", {}).get("shape") == list(layer.weight.shape)  # type: ignore[union-attr, arg-type]
+        same = {"stride": list(layer.stride), "dilation": list(layer.dilation), "groups": layer.groups} if conv else {}  # type: ignore[union-attr, arg-type]
+        fits = (
+            fits and all(attrs[k] == v for k, v in same.items()) and (not conv or attrs["padding"] == padding_of(layer))
+        )
     if not fits:
         raise InputError(
             f"load {path}: {name} is {describe(layer)} here and another layer in the file: made of another model",
@@ -128,14 +129,10 @@ def _packed(
             layer=name,
         )
     packed = PackedLayer.build(layer, graph, entry["norm"])
-    packed.restore(DTYPES[entry["dtype"]], entry["last"])
+    packed.trained_dtype, packed.last = DTYPES[entry["dtype"]], entry["last"]
     if light(graph):  # a graph may be well formed and still not run
         try:
             packed(sample(layer))
         except Exception as error:
             raise InputError(f"load {path}: {name}: its graph does not run ({error})", code="file-graph") from None
     return packed
-
-
-def _plain(value: Any) -> Any:
-    return [int(v) for v in value] if isinstance(value, tuple) else value

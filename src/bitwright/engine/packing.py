@@ -11,9 +11,19 @@ from torch import Tensor, nn
 from bitwright.engine.integers import NotInteger, Term, storable
 from bitwright.engine.quantizer import Grid, grid_of, split
 from bitwright.errors import Negative
-from bitwright.nn import Conv1d, Conv2d, Linear, SlotLayer
+from bitwright.nn import SlotLayer
 from bitwright.parts import moment
-from bitwright.parts.norm import Norm
+from bitwright.transforms.facts import part_text
+from bitwright.transforms.packs import no_codes
+
+EMPTY = "its slots are empty"
+HOOKS = (  # of a module, as torch keeps them
+    "_forward_pre_hooks",
+    "_forward_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 
 
 def describe(layer: nn.Module) -> str:
@@ -69,49 +79,29 @@ class Packing:
 
 def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
     """What bits can do for this layer, or the reason why nothing."""
-    if type(layer) not in (Linear, Conv1d, Conv2d):
-        return f"{type(layer).__name__} has no bit kernel; Linear, Conv1d, Conv2d have"
-    if layer.gate is not None:
-        return f"slot gate holds {name_of(layer.gate)}; gated layers are not packed yet"
-    if layer.b is not None and moment(layer.b, "encode") is None:
-        return f"slot b holds {name_of(layer.b)}; biases stay float"
-    if getattr(layer, "padding_mode", "zeros") != "zeros":
-        return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
-    if layer.w is None and layer.x is None:
-        return "its slots are empty"
-    if layer.w is not None and moment(layer.w, "encode") is None:
-        return f"slot w holds {name_of(layer.w)}, which has no integer codes"
+    if layer.w is None and layer.x is None and layer.gate is None:
+        return EMPTY
+    if why := no_codes(layer):
+        return why
     before, quantizer = split(layer.x)
-    if quantizer is None and layer.x is not None and layer.w is None:
+    if layer.w is None and quantizer is None:
         return "no quantizer in its slots"
-    for link in before:
-        if not isinstance(link, Norm) and getattr(link, "part_name", "") != "dropout":
-            return f"slot x holds {name_of(link)}, which has no integer codes"
     terms: list[Term] = []
-    if layer.w is not None:
-        try:
-            _, terms = storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
-        except NotInteger as reason:
-            return f"slot w holds {name_of(layer.w)}: {reason}"
-    if quantizer is None:
-        return Packing(None, before, layer.w is not None)
     try:
-        grid = grid_of(quantizer, in_channels(layer), rank)
+        grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank)
     except NotInteger as reason:
-        return f"slot x holds {name_of(quantizer)}: {reason}"
-    each = max((abs(t.zero) + sum(abs(m) for m in t.mult) for t in terms), default=0)
-    ends = max(max(abs(z), abs(z + grid.mult * grid.levels)) for z in grid.zero)
-    if each * ends * math.prod(layer.weight.shape[1:]) >= 2**31:
-        return "its sums of products may exceed 32 bits; fewer bits or fewer inputs would fit"
+        return f"slot x holds {part_text(quantizer)}: {reason}"
+    try:
+        if layer.w is not None:
+            _, terms = storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
+    except NotInteger as reason:
+        return f"slot w holds {part_text(layer.w)}: {reason}"
+    if grid is not None:
+        each = max((abs(t.zero) + sum(abs(m) for m in t.mult) for t in terms), default=0)
+        ends = max(max(abs(z), abs(z + grid.mult * grid.levels)) for z in grid.zero)
+        if each * ends * math.prod(layer.weight.shape[1:]) >= 2**31:
+            return "its sums of products may exceed 32 bits; fewer bits or fewer inputs would fit"
     return Packing(grid, before, layer.w is not None)
-
-
-def name_of(part: nn.Module) -> str:
-    spec = getattr(part, "spec", None)
-    if isinstance(spec, dict):
-        options = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k != "part")
-        return f"{spec['part']}({options})" if options else str(spec["part"])
-    return str(getattr(part, "part_name", type(part).__name__))
 
 
 def in_channels(layer: SlotLayer) -> int:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,14 +16,13 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from bitwright.engine.packing import HOOKS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import evaluating
 from bitwright.transforms.layers import candidates
 from bitwright.transforms.unwrap import unwrap
-
-HOOKS = ("_forward_pre_hooks", "_forward_hooks")
 
 
 @dataclass
@@ -131,14 +131,16 @@ def prepare(model: nn.Module, example: Any) -> Prepared:
     return found
 
 
-def without_watchers(found: Prepared) -> nn.Module:
-    """A copy for the graph: hooks that only look would run on the exporter's tensors, which hold no values."""
-    copied = copy_model(found.model)
-    for name in found.watched:
-        module = copied.get_submodule(name)
+def hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Module:
+    """In place, of all modules or of some: hooks that only look would run on the exporter's tensors, which hold no values."""
+    for module in model.modules() if only is None else [model.get_submodule(name) for name in only]:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return copied
+    return model
 
 
 def bake(model: nn.Module) -> None:
@@ -189,10 +191,11 @@ def _watch(found: Prepared) -> None:
     weights = {id(p): n for n, m in layers.items() for p in m._parameters.values() if p is not None}
     reads = _Reads(weights)
     called: set[str] = set()
-    said: dict[nn.Module, set[str]] = {}
+    said: dict[nn.Module, set[str]] = defaultdict(set)
     handles = []
     for module in model.modules():
-        _spy(module, said.setdefault(module, set()))
+        for table, i, hook, kind in _hooks(module):
+            table[i] = _Spy(hook, kind, said[module])
     wanted = {c.name: c.module for c in candidates(model)} | layers
     for name, layer in wanted.items():
 
@@ -213,7 +216,8 @@ def _watch(found: Prepared) -> None:
         for handle in handles:
             handle.remove()
         for module in model.modules():
-            _unspy(module)
+            for table, i, spy, _ in _hooks(module):
+                table[i] = spy.hook
     found.uncalled = {n for n in wanted if n not in called}
     for name in reads.found - set(found.own):
         found.own[name] = (
@@ -225,7 +229,7 @@ def _watch(found: Prepared) -> None:
             found.own[name] = f"a {inner[0]} changes values, and a packed layer has no parts"
         if said[layer]:
             found.hooked[name] = " and a ".join(sorted(said[layer], reverse=True))
-    found.watched = {n for n, m in model.named_modules() if not said[m] and (m._forward_hooks or m._forward_pre_hooks)}
+    found.watched = {n for n, m in model.named_modules() if not said[m] and hooked(m)}
 
 
 def _run(found: Prepared, reads: _Reads) -> None:
@@ -249,11 +253,13 @@ def _run(found: Prepared, reads: _Reads) -> None:
         axis = " With a batch axis in front it does: example[None]"
     except Exception:  # then that is not what is missing
         pass
-    shapes = ", ".join(str(list(t.shape)) for t in given.tensors)
-    raise InputError(
-        f"convert: the model does not run on this example of shape {shapes}: {first_line(failed)}{axis}",
-        code="convert-example",
-    ) from None
+    raise does_not_run(given.tensors, failed, axis) from None
+
+
+def does_not_run(example: Iterable[Tensor], error: BaseException, remedy: str = "") -> InputError:
+    shapes = ", ".join(str(list(t.shape)) for t in example)
+    text = f"convert: the model does not run on this example of shape {shapes}: {first_line(error)}{remedy}"
+    return InputError(text, code="convert-example")
 
 
 class _Spy:
@@ -272,20 +278,9 @@ class _Spy:
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any, str]]:
-    for key, kind in zip(HOOKS, ("forward pre-hook", "forward hook"), strict=True):
+    for key, kind in zip(HOOKS, ("forward pre-hook", "forward hook"), strict=False):
         table = getattr(module, key)
         yield from ((table, i, hook, kind) for i, hook in list(table.items()))
-
-
-def _spy(module: nn.Module, said: set[str]) -> None:
-    for table, i, hook, kind in _hooks(module):
-        table[i] = _Spy(hook, kind, said)
-
-
-def _unspy(module: nn.Module) -> None:
-    for table, i, hook, _ in _hooks(module):
-        if isinstance(hook, _Spy):
-            table[i] = hook.hook
 
 
 def first_line(error: BaseException) -> str:

@@ -17,10 +17,10 @@ Step = Callable[[dict[str, Tensor]], None]
 
 def build(graph: Graph, threads: int | None = None) -> list[tuple[Node, Step]]:
     """One step per node. Kernel layouts of the weights are made here, once."""
-    return [(n, _step(n, graph, threads)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
+    return [(n, step(n, graph, threads)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
 
 
-def _step(node: Node, graph: Graph, threads: int | None) -> Step:
+def step(node: Node, graph: Graph, threads: int | None) -> Step:
     if node.op == "quantize" and node.attrs["form"] != "plain":
         return _pack(node, graph, threads)
     if node.op == "max_pool_codes":
@@ -33,7 +33,7 @@ def _step(node: Node, graph: Graph, threads: int | None) -> Step:
         )
     if node.op in ("coded_conv", "coded_linear"):
         return _coded(node, graph, threads)
-    return run_reference._step(node, graph)
+    return run_reference.step(node, graph)
 
 
 def _pack(node: Node, graph: Graph, threads: int | None) -> Step:
@@ -51,7 +51,7 @@ def _pack(node: Node, graph: Graph, threads: int | None) -> Step:
     return lambda env: env.__setitem__(name, plan.run(env[source], threads))
 
 
-def _conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
+def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     a, x = node.attrs, node.attrs["x"]
     info = a["weight"]
     planes = code_planes(x["levels"])
@@ -89,22 +89,21 @@ def _conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     ]
 
 
+def plain_axes(node: Node) -> Callable[[Tensor], Tensor]:
+    """From [N, O, H, W], which kernels speak, to the axes of the layer's value."""
+    shape = node.shape
+    if len(shape) == 1:
+        return lambda y: y.flatten(1)
+    if node.op == "coded_linear":
+        return lambda y: y.flatten(2).transpose(1, 2).reshape(y.shape[0], *shape)
+    return lambda y: y.squeeze(2) if len(shape) == 2 else y
+
+
 def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
     a = node.attrs
-    plans = _conv_plans(node, graph)
+    plans = conv_plans(node, graph)
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
-    name, source = node.name, node.inputs[0]
-    shape = node.shape
-    flat = len(shape) == 1
-    rows = node.op == "coded_linear" and not flat
-
-    def out(y: Tensor) -> Tensor:  # kernels speak [N, O, H, W]
-        if flat:
-            return y.flatten(1)
-        if rows:
-            return y.flatten(2).transpose(1, 2).reshape(y.shape[0], *shape)
-        return y.squeeze(2) if len(shape) == 2 else y
-
+    name, source, out = node.name, node.inputs[0], plain_axes(node)
     if "emit" in a:
         e = a["emit"]
         if "grid" in e:

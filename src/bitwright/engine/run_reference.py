@@ -15,10 +15,10 @@ Step = Callable[[dict[str, Tensor]], None]
 
 def build(graph: Graph) -> list[tuple[Node, Step]]:
     """One step per node; a step reads and writes the environment name -> value."""
-    return [(n, _step(n, graph)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
+    return [(n, step(n, graph)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
 
 
-def _step(node: Node, graph: Graph) -> Step:
+def step(node: Node, graph: Graph) -> Step:
     if node.op == "quantize":
         table, flip = graph.need(node, "thresholds"), graph.tensor(node, "flip")
         last = bool(node.attrs["last"])

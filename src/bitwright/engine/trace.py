@@ -6,7 +6,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +18,17 @@ from torch import Tensor, nn
 from bitwright.engine.graph import Graph
 from bitwright.engine.integers import NotInteger
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import Packing, check_finite, crop_of, describe, in_channels, packing_of, padding_of
+from bitwright.engine.packing import (
+    HOOKS,
+    Packing,
+    check_finite,
+    crop_of,
+    describe,
+    in_channels,
+    packing_of,
+    padding_of,
+)
+from bitwright.engine.prepare import does_not_run, first_line, hooked
 from bitwright.engine.quantizer import grid_of, split
 from bitwright.engine.store import check
 from bitwright.errors import InputError
@@ -64,27 +74,17 @@ class Traced:
     refused: dict[str, str]
 
 
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
-
-
 class _Marker(nn.Module):
     """Stands for a slot layer while exporting: its hooks run around it, whoever reads its attributes gets the layer's."""
 
     def __init__(self, name: str, layer: SlotLayer) -> None:
         super().__init__()
-        linear = isinstance(layer, nn.Linear)
-        steps = [] if linear else [[int(s) for s in layer.stride], padding_of(layer), [int(d) for d in layer.dilation]]  # type: ignore[union-attr]
-        groups = 1 if linear else int(layer.groups)  # type: ignore[arg-type]
-        self.__dict__["call"] = (name, [int(s) for s in layer.weight.shape], *(steps or [[], [], []]), groups)
+        steps: Any = ([], [], [], 1)
+        if not isinstance(layer, nn.Linear):
+            steps = (list(layer.stride), padding_of(layer), list(layer.dilation), layer.groups)
+        self.__dict__["call"] = (name, list(layer.weight.shape), *steps)
         self.__dict__["cut"] = tuple(slice(c, None) for c in crop_of(layer))
-        self.__dict__["layer"] = layer
-        self.__dict__.update({key: layer.__dict__[key] for key in HOOKS})
+        self.__dict__ |= {"layer": layer, **{key: layer.__dict__[key] for key in HOOKS}}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["layer"], name)
@@ -123,13 +123,11 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
             plain._parameters["bias"] = nn.Parameter(bias.detach().clone(), requires_grad=False)
     if layer.x is not None:
         before, quantizer = split(layer.x)
-        grid = None
         known = all(isinstance(m, Norm) or getattr(m, "part_name", "") == "dropout" for m in before)
-        if known and quantizer is not None:
-            try:
-                grid = grid_of(quantizer, in_channels(layer), rank, spread=True)
-            except NotInteger:
-                known = False
+        try:
+            grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank, spread=True)
+        except NotInteger:
+            known, grid = False, None
         if known:
             inputs[name] = Packing(grid, before, False)
         plain._modules["x"] = _InputMarker(name) if known else layer.x
@@ -147,42 +145,37 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     packings: dict[str, Packing] = {}
     inputs: dict[str, Packing] = {}  # of refused layers, whose input part alone enters the graph
     refused: dict[str, str] = {}
-    parents = dict(work.named_modules(remove_duplicate=False))
-    places: dict[int, list[str]] = {}
-    for n, m in work.named_modules(remove_duplicate=False):
-        places.setdefault(id(m), []).append(n)
     for name, layer in layers.items():
         _check_ends(name, layer)
         _check_plain(name, layer)
-        found = packing_of(layer, ranks.get(name, 4))
-        if isinstance(found, str):
-            if layer.w is not None or layer.x is not None:
-                refused[name] = f"{name} ({describe(layer)}): {found}"
-            new: nn.Module = _float_run(layer, name, ranks.get(name, 4), inputs)
-        else:
+        found, rank = packing_of(layer, ranks.get(name, 4)), ranks.get(name, 4)
+        if isinstance(found, Packing):
             packings[name] = found
             if not found.coded_weight:
-                refused[name] = f"{name} ({describe(layer)}): slot w is empty; codes of the input alone gain nothing"
-            new = _Marker(name, layer)
-        if not name:
-            work = new
-            continue
-        for place in places[id(layer)]:
-            parent, _, child = place.rpartition(".")
-            setattr(parents[parent], child, new)
-    program = simplified(_export(work, batch))
-    graph = Lowering(program, layers, packings, inputs).run()
-    if any(n.op == "aten" for n in graph.nodes):
-        _try(graph)
+                refused[name] = "slot w is empty; codes of the input alone gain nothing"
+            work = put(work, layer, _Marker(name, layer))
+        else:
+            if layer.w is not None or layer.x is not None:
+                refused[name] = found
+            work = put(work, layer, _float_run(layer, name, rank, inputs))
+    graph = Lowering(simplified(_export(work, batch)), layers, packings, inputs).run()
+    if any(n.op == "aten" for n in graph.nodes):  # it must work on the meta device, as it will when the file is read
+        try:
+            check(graph.copy(), folded=False)
+        except InputError as error:
+            raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
     return Traced(graph, refused)
 
 
-def _try(graph: Graph) -> None:
-    """A call outside our own table must work on the meta device, as it will when the file is read."""
-    try:
-        check(graph.copy(), folded=False)
-    except InputError as error:
-        raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+def put(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`new` in every place of `old`; returns the model, which is `new` where `old` was all of it."""
+    if old is model:
+        return new
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[key] = new
+    return model
 
 
 def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
@@ -206,7 +199,7 @@ def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[
 
 def _check_plain(name: str, layer: SlotLayer) -> None:
     """What would be lost or wrong in a marked call: a forward of the instance's own, a weight computed by a hook."""
-    inside = [m for m in layer.modules() if m is not layer and (m._forward_hooks or m._forward_pre_hooks)]
+    inside = [m for m in layer.modules() if m is not layer and hooked(m)]
     why = ""
     if "forward" in layer.__dict__:
         why = "its forward was replaced on the instance"
@@ -240,28 +233,20 @@ def _check_ends(name: str, layer: SlotLayer) -> None:
                 )
 
 
-def _note_rank(found: dict[str, int], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found[name] = args[0].dim()
-
-    return hook
-
-
 def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: tuple[Tensor, ...]) -> dict[str, int]:
     """Number of axes of each slot layer's input."""
     found: dict[str, int] = {}
-    hooks = [layer.register_forward_pre_hook(_note_rank(found, name)) for name, layer in layers.items()]
+    hooks = [
+        layer.register_forward_pre_hook(lambda module, args, name=name: found.update({name: args[0].dim()}))
+        for name, layer in layers.items()
+    ]
     try:
         with torch.no_grad():
             work(*example)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        shapes = ", ".join(str(list(x.shape)) for x in example)
-        raise InputError(
-            f"convert: the model does not run on this example of shape {shapes}: {_first_line(error)}",
-            code="convert-example",
-        ) from None
+        raise does_not_run(example, error) from None
     finally:
         for h in hooks:
             h.remove()
@@ -282,7 +267,7 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
         if "data-dependent" in str(error) and line:
             what = f": {line.removeprefix(' at ')} branches on a tensor value."
         else:
-            what = f"{line}: {_first_line(error)}"
+            what = f"{line}: {first_line(error)}"
         raise InputError(
             f"convert {type(work).__name__}: cannot trace forward{what} "
             "Convert a part, bw.convert(model.body, x), or move the branch outside",
@@ -308,8 +293,3 @@ def _quiet() -> Iterator[None]:
     finally:
         for logger, was in zip(loggers, before, strict=True):
             logger.disabled = was
-
-
-def _first_line(error: Exception) -> str:
-    text = next((t.strip() for t in str(error).splitlines() if t.strip()), type(error).__name__)
-    return text[:200].rstrip(".") + "."

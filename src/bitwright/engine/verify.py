@@ -30,10 +30,8 @@ from bitwright.engine.verify_runs import GraphSide, Inputs, LayerSide, Outputs, 
 from bitwright.errors import InputError
 
 SLACK, ULPS = 64.0, 256
-LEAST, MOST = (
-    ULPS * 2.0**-24,
-    2.0**-8,
-)  # of the largest value; MOST: a run in float64 that went another way proves nothing
+LEAST = ULPS * 2.0**-24  # of the largest value
+MOST = 2.0**-8  # a run in float64 that went farther off went another way, and proves nothing
 UNMEASURED = 2.0**-13  # where the user's code does not run in float64
 MEASURED = 64
 
@@ -66,9 +64,8 @@ def batches_of(batches: Iterable[object], example: Any) -> Iterator[Batch]:
 
     def like(b: Any) -> bool:
         found, structure = tree_flatten(b)
-        return structure == want and all(
-            isinstance(f, Tensor) for f, x in zip(found, leaves, strict=True) if _tensor(x)
-        )
+        pairs = zip(found, leaves, strict=True) if structure == want else ()
+        return structure == want and all(isinstance(f, Tensor) for f, x in pairs if isinstance(x, Tensor))
 
     count = len(example) if isinstance(example, tuple) else 0
     for given in batches:
@@ -83,10 +80,6 @@ def batches_of(batches: Iterable[object], example: Any) -> Iterator[Batch]:
             what = "a tensor" if isinstance(example, Tensor) else f"made like the example ({type(example).__name__})"
             inner = b[0] if isinstance(b, tuple) and b else b
             raise InputError(f"verify: a batch is {what} or a pair, got {type(inner).__name__}", code="verify-batch")
-
-
-def _tensor(x: Any) -> bool:
-    return isinstance(x, Tensor)
 
 
 def verify(
@@ -137,38 +130,33 @@ class _Work:
 
     def step(self, batch: Batch) -> None:
         call, proof = batch.call, self.proof
-        want, seen = self.trained.run(call)
-        exact = self._compare_layers(seen)
+        want, told = self.trained.run(call), self.trained.inputs
+        exact = self._compare_layers(told, self.trained.outputs)
         got, inputs = self.side.run(call, proof.inexact)
         got = _named(got, want)
-        told = {name: [x for x, _ in calls] for name, calls in seen.items()}
         if self.measured < MEASURED:
             self._measure(call, want, told, exact)
         self._compare_told(call, want, told, proof.images)
         self._compare_answers(want, got, batch.target, told, inputs, call.images)
 
-    def _compare_layers(self, seen: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, list[Tensor]]:
-        """(a); returns the outputs of the coding layers without rounding, as float64, on the images that are measured."""
+    def _compare_layers(self, inputs: Inputs, outputs: Inputs) -> Inputs:
+        """(a); returns the outputs of the coding layers without rounding, in float64."""
         proof, exact = self.proof, {}
-        for name, calls in seen.items():
-            check = self.side.checks.get(name)
-            for x, y in calls:
-                if check is None:
-                    exact.setdefault(name, []).append(y.double())
+        for name, calls in inputs.items():
+            check, values = self.side.checks.get(name), exact.setdefault(name, [])
+            for x, y in zip(calls, outputs[name], strict=True):
+                if check is not None:
+                    proof.layers.add(name)
+                if check is None or bool(x.isnan().any()):  # NaN has no code: the answer is NaN
+                    values.append(y.double())
                     continue
-                proof.layers.add(name)
-                if bool(x.isnan().any()):  # has no code: the answer is NaN
-                    exact.setdefault(name, []).append(y.double())
-                    continue
-                want = check.trained(x)
+                want, value = check.trained(x)
                 same = all(torch.equal(a.double(), b.double()) for a, b in zip(want, check.integers(x), strict=True))
                 if not same and name not in proof.inexact:
                     proof.inexact.append(name)
-                if self.measured < MEASURED:
-                    value = check.value(want).reshape(y.shape)
-                    exact.setdefault(name, []).append(value)
-                    off = _largest(value.float() - y)
-                    proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
+                values.append(value.reshape(y.shape))
+                off = _largest(values[-1].float() - y)
+                proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
         return exact
 
     def _measure(self, call: Call, want: Outputs, told: Inputs, exact: Inputs) -> None:

@@ -97,7 +97,7 @@ def _narrow(layers: Sequence[Step]) -> str:
 
 def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
     """Each layer with its input's quantizer, timed on the inputs `x`; then everything else as one step."""
-    from bitwright.engine.clock import median_ms
+    from bitwright.measure.layer_times import median_ms
 
     graph = packed.graph
     env = packed.environment(*x)
