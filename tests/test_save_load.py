@@ -18,8 +18,8 @@ from torch import nn
 import bitwright as bw
 from bitwright import atomic
 from bitwright.engine import files
-from bitwright.engine.files import read_tensors, write_tensors
 from bitwright.errors import InputError
+from bitwright.tensors import read_tensors, write_tensors
 
 RULES = [
     {"match": "*", "w": "ttq", "x": {"part": "dorefa_a", "bits": 2}},

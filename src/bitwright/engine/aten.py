@@ -155,7 +155,7 @@ def generic(call: Call, item: int | None = None) -> Lowered:
             args[argument.name] = aten_list.write(value, kinds[argument.name][0], tensor)
         elif "Generator" in str(argument.real_type):
             raise aten_list.Unlisted("it draws random numbers")
-    if any(aten_list.depends_on_batch(v, kinds[k][0]) for k, v in args.items()):
+    if aten_list.depends_on_batch(args, target):
         inputs.append("input")
     attrs: dict[str, Any] = {"call": target, "args": args}
     return "aten", inputs, attrs if item is None else {**attrs, "item": item}, tensors

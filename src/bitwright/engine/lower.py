@@ -145,12 +145,6 @@ class Lowering:
         self.graph.nodes.append(node)
         return node.name
 
-    def aten(self, call: str, wish: str, inputs: list[str], args: dict[str, Any], **more: Any) -> str:
-        """A generic node without stored tensors."""
-        if any(aten_list.depends_on_batch(v, aten_list.arguments(call)[k][0]) for k, v in args.items()):
-            inputs = [*inputs, "input"]
-        return self.emit("aten", wish, inputs, {"call": call, "args": args, "owner": "", **more}, {})
-
     # -- ends
     def _input(self, n: FxNode) -> None:
         value = n.meta["val"]
@@ -234,14 +228,15 @@ class Lowering:
         if call.base not in PARTS:
             self._put(n, lower(call, index))
             return
-        dim, args = int(call.given["dim"]) % call.rank("self"), {"self": 0}
+        dim, inputs = int(call.given["dim"]) % call.rank("self"), [call.value("self")]
         if call.base == "unbind":
-            called, args = "select.int", {**args, "dim": dim, "index": index}
-        else:
-            sizes = [v.shape[dim] for v in source.meta["val"]]
-            start, end = (aten_list.linear(sum(sizes[:k])) for k in (index, index + 1))
-            called, args = "slice.Tensor", {**args, "dim": dim, "start": start, "end": end}
-        self.names[n.name] = self.aten(called, owner_of(n) or n.name, [call.value("self")], args, shape=shape_of(n))
+            self._put(n, ("aten", inputs, {"call": "select.int", "args": {"self": 0, "dim": dim, "index": index}}, {}))
+            return
+        sizes = [v.shape[dim] for v in source.meta["val"]]
+        start, end = (aten_list.linear(sum(sizes[:k])) for k in (index, index + 1))
+        inputs += ["input"] if isinstance(start, str) or isinstance(end, str) else []
+        args = {"self": 0, "dim": dim, "start": start, "end": end}
+        self._put(n, ("aten", inputs, {"call": "slice.Tensor", "args": args}, {}))
 
     def _worked_out(self, n: FxNode) -> bool:
         """A pure call of constants alone is a constant."""
@@ -291,34 +286,17 @@ class Lowering:
         return value
 
     def _layer(self, n: FxNode) -> None:
-        fx, name = _node(n.args[0]), str(n.args[1])
-        layer, packing, x = self.layers[name], self.packings[name], fx.meta["val"]
-        frame, source, last, out = frame_of(n), self.value(fx), isinstance(layer, nn.Linear), n.meta["val"]
-        if x.dtype != torch.float32:  # codes and products are exact whatever the model's own type
-            args = {"self": 0, "dtype": "float32"}
-            source = self.aten("_to_copy.default", f"{name}.float", [source], args, shape=shape_of(fx))
-        moved = any(not isinstance(s, int) for s in x.shape[1:])
-        if moved and not last:
-            raise aten_list.Unlisted("a size of its input depends on the batch")
-        if moved:  # the batch is not axis 0: the layer sees its rows, and the result gets the axes back
-            args = {"self": 0, "shape": [-1, int(x.shape[-1])]}
-            source = self.aten("reshape.default", f"{name}.rows", [source], args, shape=[int(x.shape[-1])])
-        value = self._part(source, layer, name, packing)
-        attrs: dict[str, Any] = {"shape": [int(out.shape[-1])] if moved else shape_of(n), "owner": name, "frame": frame}
+        name = str(n.args[1])
+        layer, packing = self.layers[name], self.packings[name]
+        value, last = self._part(self.value(_node(n.args[0])), layer, name, packing), isinstance(layer, nn.Linear)
+        attrs: dict[str, Any] = {"shape": shape_of(n), "owner": name, "frame": frame_of(n)}
         if not last:
             keys = ("stride", "padding", "dilation", "groups")
             attrs |= {"rank": layer.weight.dim() - 2, **dict(zip(keys, map(_plain, n.args[3:7]), strict=True))}
         coded = packing.grid is not None and packing.coded_weight
-        op = ("coded_linear" if last else "coded_conv") if coded else ("linear" if last else "conv")
         more, tensors = _weight(layer, packing)
-        value = self.emit(op, name, [value], attrs | more, tensors)
-        if moved:
-            args = {"self": 0, "shape": [aten_list.linear(s) for s in out.shape]}
-            value = self.aten("reshape.default", f"{name}.axes", [value], args, shape=shape_of(n))
-        if x.dtype != torch.float32:
-            args = {"self": 0, "dtype": aten_list.WORDS[x.dtype]}
-            value = self.aten("_to_copy.default", f"{name}.cast", [value], args, shape=shape_of(n))
-        self.names[n.name] = value
+        op = f"{'coded_' if coded else ''}{'linear' if last else 'conv'}"
+        self.names[n.name] = self.emit(op, name, [value], attrs | more, tensors)
 
 
 def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -347,8 +325,6 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
 def _no_form(n: FxNode, reason: aten_list.Unlisted) -> InputError:
     n = _node(n.args[0]) if n.target is operator.getitem else n
     where, frame, base = owner_of(n) or "the model", frame_of(n), name_of(n)[0]
-    if base == "bitwright.marked_layer":
-        where, base = str(n.args[1]), "it"
     at = f" ({frame})" if frame else ""
     text = f"convert: {where} uses {base}{at}, which a packed graph cannot hold: {reason}"
     return InputError(text, code="convert-op", layer=where, given=base)

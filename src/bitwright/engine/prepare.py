@@ -161,13 +161,14 @@ def bake(model: nn.Module) -> None:
 
 
 def _own_code(found: Prepared) -> None:
-    """Layers whose `forward`, or that of one of their parts, was replaced on the object."""
+    """Layers whose `forward`, or that of one of their parts, was replaced on the object, or whose weight a hook computes."""
     for name, layer in found.layers.items():
-        for inner, module in layer.named_modules():
-            if "forward" in vars(module):
-                where = f" of its part {inner}" if inner else ""
-                found.own[name] = f"the forward{where} was replaced on the object, and stays your code"
-                break
+        replaced = [inner for inner, module in layer.named_modules() if "forward" in vars(module)]
+        if replaced:
+            where = f" of its part {replaced[0]}" if replaced[0] else ""
+            found.own[name] = f"the forward{where} was replaced on the object, and stays your code"
+        elif "weight" not in layer._parameters:
+            found.own[name] = "its weight is computed by a hook, and stays your code"
 
 
 class _Reads(TorchDispatchMode):

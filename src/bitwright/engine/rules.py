@@ -74,7 +74,7 @@ def check_call(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> Non
     need(not missing, f"{', '.join(missing)} is missing")
     for k, v in args.items():
         need(aten_list.fits(v, kinds[k][0], len(inputs), roles), f"{k}={str(v)[:60]} is no {kinds[k][0]}")
-    if any(aten_list.depends_on_batch(v, kinds[k][0]) for k, v in args.items()):
+    if aten_list.depends_on_batch(args, call):
         need(source.op == "input", "a size of N needs the graph's input as the last input")
 
 

@@ -21,14 +21,12 @@ from bitwright.engine.lower import Lowering, simplified, user_line
 from bitwright.engine.packing import (
     HOOKS,
     Packing,
-    check_finite,
     crop_of,
-    describe,
     in_channels,
     packing_of,
     padding_of,
 )
-from bitwright.engine.prepare import does_not_run, first_line, hooked
+from bitwright.engine.prepare import does_not_run, first_line
 from bitwright.engine.quantizer import grid_of, split
 from bitwright.engine.store import check
 from bitwright.errors import InputError
@@ -49,7 +47,6 @@ def _marked_fake(
     x: Tensor, name: str, weight: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
     """Only the shape: the real layer is put in the marker's place by the caller."""
-    x = x if x.is_floating_point() else x.float()  # pixels as bytes: the layer's answer is floats
     w = x.new_empty(weight)
     if len(weight) == 2:
         return F.linear(x, w)
@@ -90,8 +87,15 @@ class _Marker(nn.Module):
         return getattr(self.__dict__["layer"], name)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.ops.bitwright.marked_layer(x, *self.__dict__["call"])
-        return y[(..., *self.__dict__["cut"])] if any(c.start for c in self.__dict__["cut"]) else y
+        layer, cut = self.__dict__["layer"], self.__dict__["cut"]
+        kind, axes = x.dtype, x.shape[:-1]
+        # the batch is not axis 0: the layer sees its rows, and the result gets the axes back
+        moved = isinstance(layer, nn.Linear) and any(not isinstance(s, int) for s in x.shape[1:])
+        x = x.float()  # codes and products are exact whatever the model's own type
+        y = torch.ops.bitwright.marked_layer(x.reshape(-1, x.shape[-1]) if moved else x, *self.__dict__["call"])
+        y = y.reshape(*axes, y.shape[-1]) if moved else y
+        y = y[(..., *cut)] if any(c.start for c in cut) else y
+        return y.to(kind) if kind.is_floating_point else y
 
 
 class _InputMarker(nn.Module):
@@ -137,7 +141,7 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     """Exports `model` (in evaluation mode) and lowers it to a graph. `example`: a batch, or a tuple of one per input.
 
-    Errors: `InputError`, code `convert-op`, `convert-trace` or `convert-hook`, with the line of the user's code and the reason.
+    Errors: `InputError`, code `convert-op` or `convert-trace`, with the line of the user's code and the reason.
     """
     work, batch = _alike(copy_model(model).eval(), example if isinstance(example, tuple) else (example,))
     layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
@@ -147,7 +151,6 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     refused: dict[str, str] = {}
     for name, layer in layers.items():
         _check_ends(name, layer)
-        _check_plain(name, layer)
         found, rank = packing_of(layer, ranks.get(name, 4)), ranks.get(name, 4)
         if isinstance(found, Packing):
             packings[name] = found
@@ -195,26 +198,6 @@ def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[
         work = work.float()
         example = tuple(x.float() if x.is_floating_point() else x for x in example)
     return work, example
-
-
-def _check_plain(name: str, layer: SlotLayer) -> None:
-    """What would be lost or wrong in a marked call: a forward of the instance's own, a weight computed by a hook."""
-    inside = [m for m in layer.modules() if m is not layer and hooked(m)]
-    why = ""
-    if "forward" in layer.__dict__:
-        why = "its forward was replaced on the instance"
-    elif "weight" not in layer._parameters:
-        why = "its weight is computed by a hook or a parametrization"
-    elif inside:
-        why = f"a hook sits on its part {type(inside[0]).__name__}"
-    if why:
-        raise InputError(
-            f"convert: {name or '(net)'} ({describe(layer)}): {why}, which a graph cannot hold. Remove it before converting",
-            code="convert-hook",
-            layer=name,
-        )
-    for key, value in layer.state_dict().items():
-        check_finite(f"{name}.{key}" if name else key, name, value)
 
 
 def _check_ends(name: str, layer: SlotLayer) -> None:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from bitwright.engine import native, reference, run_native, run_reference
 from bitwright.engine.fuse import formats
 from bitwright.engine.graph import Graph, Node, view
-from bitwright.engine.integers import term_integers, weight_terms
+from bitwright.engine.integers import weight_terms
 from bitwright.engine.packed_layer import PackedLayer
 from bitwright.engine.packing import crop_of
 from bitwright.engine.prepare import as_pixels
@@ -71,7 +71,7 @@ class LayerCheck:
         weight = code_of(self.layer.w, self.layer.slot_weight().detach())
         terms = weight_terms(weight)
         numbers = (code.value().double() / unit).round().expand(x.shape).float()
-        whole = [term_integers(weight.bit, term).float() for term in terms]
+        whole = [reference.whole_numbers(weight.bit, *term.code).float() for term in terms]
         integers = reference.integer_products(numbers, whole, self.node)
         rank, bias = integers[0].dim(), self.layer.quantized_bias()
         pairs = zip(integers, terms, strict=True)
