@@ -116,7 +116,7 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
         plan = plans[0]
         return lambda env: env.__setitem__(name, plan.run(env[source], codes, None, threads))
     if len(plans) > 1:
-        integers = native.IntOutput()
+        integers = native.Output()
 
         def several(env: dict[str, Tensor]) -> None:
             parts = [p.run(env[source], integers, None, threads) for p in plans]

@@ -52,13 +52,7 @@ class Proof:
     disagreements: list[Disagreement] = field(default_factory=list)
 
 
-@dataclass
-class Batch:
-    call: Call
-    target: Any = None
-
-
-def batches_of(batches: Iterable[object], example: Any) -> Iterator[Batch]:
+def batches_of(batches: Iterable[object], example: Any) -> Iterator[tuple[Call, Any]]:
     """Inputs, or (input, target) pairs, as calls of the model; an input has the structure of the example."""
     leaves, want = tree_flatten(example)
 
@@ -71,11 +65,11 @@ def batches_of(batches: Iterable[object], example: Any) -> Iterator[Batch]:
     for given in batches:
         b = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
         if like(b):
-            yield Batch(Call.of(b))
+            yield Call.of(b), None
         elif isinstance(b, (tuple, list)) and len(b) and like(b[0]):
-            yield Batch(Call.of(b[0]), b[1] if len(b) > 1 else None)
+            yield Call.of(b[0]), b[1] if len(b) > 1 else None
         elif count and isinstance(b, tuple) and len(b) == count + 1 and like(b[:count]):
-            yield Batch(Call.of(b[:count]), b[count])
+            yield Call.of(b[:count]), b[count]
         else:
             what = "a tensor" if isinstance(example, Tensor) else f"made like the example ({type(example).__name__})"
             inner = b[0] if isinstance(b, tuple) and b else b
@@ -98,12 +92,11 @@ def verify(
     """
     example = torch.zeros(1) if example is None else example
     proof, work = Proof(), None
-    for batch in batches_of(batches, example):
-        if not batch.call.images:
-            continue
-        batch.call = batch.call.map(change).map(as_floats)
-        work = work or _Work(model, packed, batch.call, proof)
-        work.step(batch)
+    for call, target in batches_of(batches, example):
+        if call.images:
+            call = call.map(change).map(as_floats)
+            work = work or _Work(model, packed, call, proof)
+            work.step(call, target)
     if not proof.images:
         raise InputError(
             "verify: no image to verify on: the batches are empty, or a generator that was used up. Give batches, "
@@ -115,29 +108,25 @@ def verify(
 
 class _Work:
     def __init__(self, model: nn.Module, packed: nn.Module, call: Call, proof: Proof) -> None:
-        self.trained = Trained(as_float(model, call))
-        self.proof = proof
+        self.trained, self.proof = Trained(as_float(model, call)), proof
         layers = self.trained.layers
         if isinstance(packed, PackedModel):
-            self.side: Side = GraphSide(
-                self.trained.model, packed, checks_of_graph(layers, packed.graph, packed.backend)
-            )
+            checks = checks_of_graph(layers, packed.graph, packed.backend)
+            self.side: Side = GraphSide(self.trained.model, packed, checks)
         else:
             packed = as_float(packed, call)
             self.side = LayerSide(packed, checks_of_layers(layers, packed_layers(packed)))
         self.rates: dict[str, float] = {}
         self.measured = 0
 
-    def step(self, batch: Batch) -> None:
-        call, proof = batch.call, self.proof
+    def step(self, call: Call, target: Any) -> None:
         want, told = self.trained.run(call), self.trained.inputs
         exact = self._compare_layers(told, self.trained.outputs)
-        got, inputs = self.side.run(call, proof.inexact)
-        got = _named(got, want)
+        got, inputs = self.side.run(call, self.proof.inexact)
         if self.measured < MEASURED:
             self._measure(call, want, told, exact)
-        self._compare_told(call, want, told, proof.images)
-        self._compare_answers(want, got, batch.target, told, inputs, call.images)
+        self._compare_told(call, want, told, self.proof.images)
+        self._compare_answers(want, _named(got, want), target, told, inputs, call.images)
 
     def _compare_layers(self, inputs: Inputs, outputs: Inputs) -> Inputs:
         """(a); returns the outputs of the coding layers without rounding, in float64."""
@@ -161,19 +150,17 @@ class _Work:
 
     def _measure(self, call: Call, want: Outputs, told: Inputs, exact: Inputs) -> None:
         """Relative bounds from what float32 did to the trained net's own values."""
-        double = self.trained.in_double(call, exact)
+        outputs, inputs = self.trained.in_double(call, exact) or ({}, {})
         self.measured += call.images
-        pairs: list[tuple[str, Tensor, Tensor | None]] = []
+        pairs: list[tuple[str, Tensor, Tensor | None]] = [(f"output{k}", y, outputs.get(k)) for k, y in want.items()]
         for name, calls in told.items():
-            others: Any = [None] * len(calls) if double is None else double[1].get(name, [])
+            others: list[Any] = inputs.get(name) or [None] * len(calls)
             pairs += [(name, x, other) for x, other in zip(calls, others, strict=False)]
-        pairs += [(f"output{key}", y, None if double is None else double[0].get(key)) for key, y in want.items()]
         for name, value, other in pairs:
+            rate, size = UNMEASURED, _largest(value)
             if not value.is_floating_point():
                 continue
-            rate = UNMEASURED
             if other is not None and other.shape == value.shape:
-                size = _largest(value)
                 rate = min(MOST, LEAST + (SLACK * _largest(other - value.double()) / size if size else 0.0))
             self.rates[name] = max(rate, self.rates.get(name, 0.0))
 
@@ -183,15 +170,15 @@ class _Work:
         outputs = _named(outputs, want)
         for name, calls in told.items():
             for expected, got in zip(calls, inputs.get(name, []), strict=False):
-                self._near(name, as_pixels(expected), got.float(), start)
+                if got.shape == expected.shape:
+                    self._near(name, as_pixels(expected), got.float(), start)
         for key, expected in want.items():
-            got = outputs.get(key)
+            got, where = outputs.get(key), f"output{key}"
             if got is None or got.shape != expected.shape:
-                self._beyond(f"output{key}", float("inf"), 0.0, start)
+                self._judge(where, torch.full((1,), torch.inf), 0.0, start)
             elif expected.is_floating_point():
-                bound = self._bound(f"output{key}", expected, expected)
-                self._judge(f"output{key}", difference(expected, got), bound, start)
-                proof = self._output(key, expected)
+                bound, proof = self._bound(where, expected, expected), self._output(key, expected)
+                self._judge(where, difference(expected, got), bound, start)
                 proof.bound = max(proof.bound, bound)
 
     def _bound(self, name: str, expected: Tensor, got: Tensor) -> float:
@@ -199,8 +186,6 @@ class _Work:
 
     def _near(self, name: str, expected: Tensor, got: Tensor, start: int) -> None:
         """An input of a coding layer: the trained one within the bound, or with its codes up to a threshold within it."""
-        if got.shape != expected.shape:
-            return
         bound, layer = self._bound(name, expected, got), self.trained.layers[name]
         off = torch.where(expected.isnan(), 0.0, difference(expected, got))  # then the answer is NaN, and judged there
         if bool((off > bound).any()) and not self.side.strict and encodes(layer):
@@ -211,16 +196,16 @@ class _Work:
         self._judge(f"input of {name or 'the layer'}", off, bound, start)
 
     def _judge(self, where: str, off: Tensor, bound: float, start: int) -> None:
-        if off.numel() and bool((off > bound).any()):
-            image = int((off > bound).reshape(off.shape[0], -1).any(1).nonzero()[0]) if off.dim() else 0
-            self._beyond(where, float(off.max()), bound, start + image)
-
-    def _beyond(self, where: str, off: float, bound: float, image: int) -> None:
+        """Notes a difference beyond its bound: the first image, and the largest one seen."""
+        wrong = off > bound
+        if not bool(wrong.any()):
+            return
+        image = int(wrong.reshape(off.shape[0], -1).any(1).nonzero()[0]) if off.dim() else 0
         found = next((b for b in self.proof.beyond if b.where == where), None)
         if found is None:
-            self.proof.beyond.append(Beyond(where, off, bound, image))
-        elif off > found.difference:
-            found.difference, found.bound = off, bound
+            self.proof.beyond.append(found := Beyond(where, 0.0, 0.0, start + image))
+        if float(off.max()) > found.difference:
+            found.difference, found.bound = float(off.max()), bound
 
     def _output(self, key: str, value: Tensor) -> OutputProof:
         kind = "classes" if value.dim() == 2 and value.shape[1] > 1 and value.is_floating_point() else "values"

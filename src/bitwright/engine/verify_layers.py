@@ -54,7 +54,7 @@ class LayerCheck:
         codes = env[node.inputs[0]]
         if self.plans is not None:
             out = run_native.plain_axes(node)
-            return [out(plan.run(codes, native.IntOutput())) for plan in self.plans]
+            return [out(plan.run(codes, native.Output())) for plan in self.plans]
         grid = node.attrs["x"]
         numbers = reference.numbers(codes, int(grid["mult"]), grid["zero"], node.op == "coded_linear")
         return reference.integer_products(numbers, reference.weight_integers(self.graph, node), node)
