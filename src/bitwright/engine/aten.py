@@ -95,10 +95,10 @@ def nothing(c: Call) -> bool:
     return c.base in NOTHING
 
 
-def own(c: Call, out: FxNode | None = None) -> bool:
+def own(c: Call) -> bool:
     """Whether the values of a call are such as our operators take: float32, the batch on axis 0, all other sizes fixed."""
     values = [i.meta.get("val") for i in c.node.all_input_nodes if i.name not in c.constants]
-    values = [v for v in (*values, (out or c.node).meta.get("val")) if isinstance(v, Tensor)]
+    values = [v for v in (*values, c.node.meta.get("val")) if isinstance(v, Tensor)]
     return all(
         v.dtype == torch.float32 and v.dim() > 0 and all(isinstance(s, int) for s in v.shape[1:]) for v in values
     ) and all(str(v.shape[0]) == str(values[0].shape[0]) for v in values)

@@ -18,7 +18,7 @@ from bitwright.engine.layer_form import layer_form
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.packing import check_finite
-from bitwright.engine.prepare import Prepared, as_floats, as_pixels, first_line, prepare, without_hooks
+from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
 from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
 from bitwright.engine.trace import Traced, trace
@@ -27,6 +27,7 @@ from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError
 from bitwright.measure.layer_times import clock
 from bitwright.nn import is_slot_layer
+from bitwright.transforms.call import as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
 
 FORMS = ("auto", "graph", "layers")
@@ -112,7 +113,8 @@ def convert(
         layers = layer_form(prepared, backend, threads)
         packed, rows = layers.model, layer_rows(prepared, layers)
         report = ConvertReport(rows, form="layers", form_why=traced, lost=layers.lost)
-    report.backend = _backend(packed, backend, threads)
+    inside = [packed, *(p.packed for p in packed_layers(packed).values())]
+    report.backend = next((m.backend for m in inside if isinstance(m, PackedModel)), "torch")
     report.isa = native.isa() if report.backend == "native" else "torch"
     if all(r.runs_as in STAYS for r in rows) and not (force and report.form == "graph"):
         report.status, report.verdict = REFUSE, _nothing(prepared.model, rows)
@@ -121,7 +123,7 @@ def convert(
         given = [example] if verify is True else verify
         _check(report, prove(prepared.model, packed, given, example, prepared.change))
     clock(report, prepared, packed, threads)
-    _verdict(report, verified=verify is not False)
+    report.status, report.verdict = _verdict(report, verified=verify is not False)
     return Converted(packed if report.status != REFUSE else None, report, model, example)
 
 
@@ -164,12 +166,6 @@ def _graph(prepared: Prepared) -> Traced:
         return trace(model, call.map(as_pixels).args)  # its first layer reads pixels as k / 255
 
 
-def _backend(packed: nn.Module, backend: str, threads: int | None) -> str:
-    if isinstance(packed, PackedModel):
-        return packed.backend
-    return next((p.packed.backend for p in packed_layers(packed).values()), "torch")
-
-
 def _check_finite(model: nn.Module) -> None:
     """A net with nan or infinite weights has no codes: the answer is no, and says where."""
     norm = nn.modules.batchnorm._BatchNorm
@@ -190,31 +186,27 @@ def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:
 
 
 def _check(report: ConvertReport, proof: Proof) -> None:
-    report.images, report.same = proof.images, proof.same
-    report.largest_difference = proof.largest
-    report.layers_exact, report.inexact = not proof.inexact, proof.inexact
-    report.beyond, report.outputs = proof.beyond, list(proof.outputs.values())
-    report.codes_checked, report.disagreements = len(proof.layers), proof.disagreements
+    report.images, report.same, report.largest_difference = proof.images, proof.same, proof.largest
+    report.layers_exact, report.inexact, report.beyond = not proof.inexact, proof.inexact, proof.beyond
+    report.outputs, report.codes_checked = list(proof.outputs.values()), len(proof.layers)
+    report.disagreements = proof.disagreements
     for row in report.rows:
         row.max_abs_diff = proof.layer_difference.get("" if row.layer == "(net)" else row.layer)
 
 
-def _verdict(report: ConvertReport, verified: bool) -> None:
-    report.status, report.verdict = _refused(report) if verified else ("", "")
-    if report.status:
-        return
+def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
+    """(PASS, WARN or REFUSE, why)."""
+    if verified and (why := _refused(report)):
+        return REFUSE, why
+    if all(r.runs_as in STAYS for r in report.rows):
+        return WARN, "forced: nothing is packed, so neither smaller nor faster"
     size = f"{report.bytes_before / max(1, report.bytes_after):.1f}x smaller"
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
     speed = "" if faster is None else f", {faster:.1f}x the float net's speed here"
     if report.level:
         speed = ", as fast as the float net here within noise"
-    ifs: list[str] = []
     share, kind = report.share
-    if all(r.runs_as in STAYS for r in report.rows):
-        report.status, report.verdict = WARN, "forced: nothing is packed, so neither smaller nor faster"
-        return
-    if report.form == "layers":
-        ifs.append(report.form_line())
+    ifs = [report.form_line()] if report.form == "layers" else []
     if verified and report.blind:
         ifs.append(report.blind)
     if verified and share < PASS_SHARE:
@@ -227,24 +219,16 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
         ifs.append(f"not faster: {size}, {faster:.2f}x the float net's speed here (slower)")
     elif ifs:
         ifs.append(f"{size}{speed}")
-    if ifs:
-        report.status, report.verdict = WARN, "; ".join(ifs)
-        return
-    unverified = "" if verified else " (not verified)"
-    report.status, report.verdict = PASS, f"{size}{speed}{unverified}"
+    return (WARN, "; ".join(ifs)) if ifs else (PASS, f"{size}{speed}{'' if verified else ' (not verified)'}")
 
 
-def _refused(report: ConvertReport) -> tuple[str, str]:
+def _refused(report: ConvertReport) -> str:
     if not report.layers_exact:
-        return REFUSE, f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
+        return f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
     if report.beyond:
-        b = report.beyond[0]
-        hint = '; form="layers" may hold' if report.form == "graph" else ""
-        return REFUSE, (
-            f"{b.where} is off by {b.difference:.1e}, and rounding explains {b.bound:.1e} (image {b.image}){hint}; please "
-            "report this"
-        )
+        b, hint = report.beyond[0], '; form="layers" may hold' if report.form == "graph" else ""
+        off = f"{b.where} is off by {b.difference:.1e}, and rounding explains {b.bound:.1e}"
+        return f"{off} (image {b.image}){hint}; please report this"
     share, kind = report.share
-    if kind == "class" and share < WARN_SHARE:
-        return REFUSE, f"{report.same:,} of {report.images:,} same class: below {WARN_SHARE:.0%}"
-    return "", ""
+    below = kind == "class" and share < WARN_SHARE
+    return f"{report.same:,} of {report.images:,} same class: below {WARN_SHARE:.0%}" if below else ""

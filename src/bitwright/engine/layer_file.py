@@ -12,11 +12,11 @@ from bitwright.engine.aten_list import DTYPES, WORDS
 from bitwright.engine.layer_form import sample
 from bitwright.engine.packed_layer import KINDS, OPS, PackedLayer, packed_layers
 from bitwright.engine.packing import describe, padding_of
-from bitwright.engine.prepare import bake
 from bitwright.engine.store import from_json, light, stored
 from bitwright.engine.trace import put
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.bake import bake
 from bitwright.transforms.copying import copy_model
 
 ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}

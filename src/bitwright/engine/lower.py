@@ -117,18 +117,13 @@ class Lowering:
                 self.constants[getattr(spec.arg, "name", "")] = state[spec.target].detach()
 
     def run(self) -> Graph:
+        does = {"placeholder": self._input, "output": self._output, "call_function": self._call}
         for n in self.program.graph.nodes:
-            if n.op == "placeholder":
-                self._input(n)
-            elif n.op == "output":
-                self._output(n)
-            elif n.op == "call_function":
+            if n.op in does:  # not "get_attr", the body of a branch: whoever calls it is refused
                 try:
-                    self._call(n)
+                    does[n.op](n)
                 except aten_list.Unlisted as reason:
                     raise _no_form(n, reason) from None
-            elif n.op != "get_attr":  # the body of a branch; whoever calls it is refused
-                raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
         return self.graph
 
     def name(self, wish: str) -> str:
@@ -288,6 +283,8 @@ class Lowering:
     def _layer(self, n: FxNode) -> None:
         name = str(n.args[1])
         layer, packing = self.layers[name], self.packings[name]
+        if any(not isinstance(s, int) for s in _node(n.args[0]).meta["val"].shape[1:]):
+            raise aten_list.Unlisted("a size of its input depends on the batch")
         value, last = self._part(self.value(_node(n.args[0])), layer, name, packing), isinstance(layer, nn.Linear)
         attrs: dict[str, Any] = {"shape": shape_of(n), "owner": name, "frame": frame_of(n)}
         if not last:

@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
-from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
 from bitwright.engine.packing import HOOKS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
+from bitwright.transforms.bake import bake
+from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import evaluating
 from bitwright.transforms.layers import candidates
 from bitwright.transforms.unwrap import unwrap
-
-
-@dataclass
-class Call:
-    """One call of a model: what stands in the parentheses.
-
-    An example, and every batch to verify on, is one of: a tensor (the only argument), a tuple (the positional
-    arguments, whatever they hold), a dict (the keyword arguments); any other structure with tensors in it is the only
-    argument.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, example: Any) -> Call:
-        if isinstance(example, tuple):
-            return cls(example)
-        if isinstance(example, dict):
-            return cls((), example)
-        return cls((example,))
-
-    def __call__(self, model: Callable[..., Any]) -> Any:
-        return model(*self.args, **self.kwargs)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with every tensor changed."""
-
-        def one(value: Any) -> Any:
-            return change(value) if isinstance(value, Tensor) else value
-
-        return Call(tree_map(one, self.args), tree_map(one, self.kwargs))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
-
-    @property
-    def images(self) -> int:
-        """Samples of the batch: the first axis of the first tensor."""
-        return next((int(t.shape[0]) for t in self.tensors if t.dim()), 1)
-
-    def in_order(self, model: nn.Module) -> Call:
-        """Keyword arguments as positional ones, where the signature of `forward` says which is which."""
-        if not self.kwargs:
-            return self
-        try:
-            bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
-        except (TypeError, ValueError):
-            return self
-        return self if bound.kwargs else Call(bound.args)
-
-
-def as_is(t: Tensor) -> Tensor:
-    return t
-
-
-def as_floats(t: Tensor) -> Tensor:
-    return t.float() if t.is_floating_point() else t
-
-
-def as_pixels(t: Tensor) -> Tensor:
-    """uint8 pixels as packed nets read them."""
-    return t.float() / 255 if t.dtype == torch.uint8 else as_floats(t)
 
 
 @dataclass
@@ -141,23 +74,6 @@ def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Mod
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return model
-
-
-def bake(model: nn.Module) -> None:
-    """Weights that are computed from other parameters (weight and spectral norm, pruning masks) become plain ones.
-
-    In evaluation such a weight is a constant. In place.
-    """
-    for module in list(model.modules()):
-        for key in list(getattr(module, "parametrizations", {}) if parametrize.is_parametrized(module) else {}):
-            parametrize.remove_parametrizations(module, key, leave_parametrized=True)
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-            elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, str(hook._tensor_name))
 
 
 def _own_code(found: Prepared) -> None:
@@ -217,13 +133,11 @@ def _watch(found: Prepared) -> None:
         for handle in handles:
             handle.remove()
         for module in model.modules():
-            for table, i, spy, _ in _hooks(module):
-                table[i] = spy.hook
+            for table, i, hook, _ in _hooks(module):
+                table[i] = hook.hook if isinstance(hook, _Spy) else hook
     found.uncalled = {n for n in wanted if n not in called}
     for name in reads.found - set(found.own):
-        found.own[name] = (
-            "your code computes with its weight or bias, whose trained values a packed layer does not keep"
-        )
+        found.own[name] = "your code computes with its weight or bias, whose trained values a packed layer loses"
     for name, layer in layers.items():
         inner = [f"{where} of its part {n}" for n, m in layer.named_modules() if n for where in said[m]]
         if inner and name not in found.own:

@@ -18,14 +18,7 @@ from torch import Tensor, nn
 from bitwright.engine.graph import Graph
 from bitwright.engine.integers import NotInteger
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import (
-    HOOKS,
-    Packing,
-    crop_of,
-    in_channels,
-    packing_of,
-    padding_of,
-)
+from bitwright.engine.packing import HOOKS, Packing, crop_of, in_channels, packing_of, padding_of
 from bitwright.engine.prepare import does_not_run, first_line
 from bitwright.engine.quantizer import grid_of, split
 from bitwright.engine.store import check

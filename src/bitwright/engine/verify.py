@@ -23,11 +23,11 @@ from torch.utils._pytree import tree_flatten
 
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Call, as_floats, as_is, as_pixels
 from bitwright.engine.report import Beyond, Disagreement, OutputProof
 from bitwright.engine.verify_layers import checks_of_graph, checks_of_layers, encodes, levels_of
 from bitwright.engine.verify_runs import GraphSide, Inputs, LayerSide, Outputs, Side, Trained, as_float
 from bitwright.errors import InputError
+from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 
 SLACK, ULPS = 64.0, 256
 LEAST = ULPS * 2.0**-24  # of the largest value

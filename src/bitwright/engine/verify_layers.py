@@ -13,10 +13,10 @@ from bitwright.engine.graph import Graph, Node, view
 from bitwright.engine.integers import weight_terms
 from bitwright.engine.packed_layer import PackedLayer
 from bitwright.engine.packing import crop_of
-from bitwright.engine.prepare import as_pixels
 from bitwright.engine.rules import CODED
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
+from bitwright.transforms.call import as_pixels
 from bitwright.types import Coded
 
 

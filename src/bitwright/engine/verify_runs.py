@@ -18,10 +18,10 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 from bitwright.engine import run_reference
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Call, as_floats, as_pixels
 from bitwright.engine.rules import CODED
 from bitwright.engine.verify_layers import LayerCheck, plain_codes
 from bitwright.nn import is_slot_layer
+from bitwright.transforms.call import Call, as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
 
 Inputs = dict[str, list[Tensor]]  # of a layer, one for each of its calls

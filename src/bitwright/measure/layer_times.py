@@ -13,11 +13,12 @@ from torch import Tensor, nn
 
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Call, Prepared, as_pixels
+from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ConvertReport
 from bitwright.engine.verify_runs import quiet
 from bitwright.measure.timing import Timing, clock_for, interleave
 from bitwright.nn import is_slot_layer
+from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
 
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
