@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, cast
 
 from torch import Tensor, nn
 
 from bitwright.engine.aten_list import DTYPES, WORDS
 from bitwright.engine.layer_form import sample
-from bitwright.engine.packed_layer import KINDS, OPS, PackedLayer, packed_layers
+from bitwright.engine.packed_layer import KINDS, PackedLayer, packed_layers
 from bitwright.engine.packing import describe, padding_of
+from bitwright.engine.rules import LAYERS
 from bitwright.engine.store import from_json, light, stored
 from bitwright.engine.trace import put
 from bitwright.errors import InputError
@@ -113,15 +114,15 @@ def _packed(
     head = f"{name}.{INSIDE}" if name else INSIDE
     inside = {k.removeprefix(head).replace("/", "."): v for k, v in tensors.items() if k.startswith(head)}
     graph, conv = from_json(entry["graph"], inside), not isinstance(layer, nn.Linear)
-    nodes = [n for n in graph.nodes if n.op in OPS]
+    nodes, weight = [n for n in graph.nodes if n.op in LAYERS], cast(Tensor, layer.weight)
+    wanted: dict[str, Any] = {"weight": list(weight.shape)}
+    if conv:
+        wanted |= {key: list(getattr(layer, key)) for key in ("stride", "dilation")}
+        wanted |= {"groups": layer.groups, "padding": padding_of(layer)}
     fits = len(nodes) == 1 and graph.nodes[0].shape == tuple(sample(layer).shape[1:])
     if fits:
-        attrs = nodes[0].attrs
-        fits = nodes[0].op.endswith("conv") == conv and attrs.get("weight", {}).get("shape") == list(layer.weight.shape)  # type: ignore[union-attr, arg-type]
-        same = {"stride": list(layer.stride), "dilation": list(layer.dilation), "groups": layer.groups} if conv else {}  # type: ignore[union-attr, arg-type]
-        fits = (
-            fits and all(attrs[k] == v for k, v in same.items()) and (not conv or attrs["padding"] == padding_of(layer))
-        )
+        have = {**nodes[0].attrs, "weight": nodes[0].attrs.get("weight", {}).get("shape")}
+        fits = nodes[0].op.endswith("conv") == conv and all(have[key] == value for key, value in wanted.items())
     if not fits:
         raise InputError(
             f"load {path}: {name} is {describe(layer)} here and another layer in the file: made of another model",

@@ -64,8 +64,8 @@ def _conv_op(
 def _linear_op(
     x_words: Tensor, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], x_zero: int
 ) -> Tensor:
-    plan = _plans.get(w_bits[:, :, :, None, None], w_mult, w_zero, x_mult, x_zero=x_zero)
-    return plan.run_int(x_words.contiguous()).flatten(1)
+    place = [1, 1], [0, 0], [1, 1], 1
+    return _conv_op(x_words, w_bits[:, :, :, None, None], w_mult, w_zero, x_mult, x_zero, *place).flatten(1)
 
 
 def _pack_fake(x: Tensor, thresholds: Tensor, planes: int) -> Tensor:

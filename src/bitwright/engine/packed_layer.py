@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import HOOKS
+from bitwright.engine.rules import LAYERS
 from bitwright.engine.store import from_json, stored
 from bitwright.errors import InputError
 
 RUNTIMES = 8  # input sizes for which a layer keeps its program ready: the most recent ones
-OPS = ("coded_conv", "coded_linear", "conv", "linear")
 
 
 class PackedLayer(nn.Module):
@@ -71,7 +71,7 @@ class PackedLayer(nn.Module):
     @property
     def node(self) -> Node:
         """The layer's own node in its graph."""
-        return next(n for n in self.packed.graph.nodes if n.op in OPS)
+        return next(n for n in self.packed.graph.nodes if n.op in LAYERS)
 
     def graph(self, shape: tuple[int, ...]) -> Graph:
         """The layer's graph for inputs [N, *shape]."""

@@ -28,6 +28,7 @@ from bitwright.parts import moment
 from bitwright.parts.norm import Norm
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.facts import links_of
+from bitwright.transforms.forward import quiet
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
 _library.define(
@@ -233,10 +234,8 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
     if batch[0].shape[0] == 1:  # one image would fix the batch at 1
         batch = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in batch)
     size = torch.export.Dim("batch", min=1)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one call for a whole encoder layer: on no list
     try:
-        with torch.no_grad(), _quiet():
+        with quiet(), _silent():
             return torch.export.export(work, batch, dynamic_shapes=[{0: size}] * len(batch))
     except Exception as error:
         line = f" at {found}" if (found := user_line(str(error))) else ""
@@ -251,12 +250,10 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
             given=line.removeprefix(" at ") or None,
             remedy="bw.convert(model.body, x)",
         ) from None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _silent() -> Iterator[None]:
     """torch logs and prints a failed export over many lines; its reason is in the exception, for one line of ours."""
     loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
     before = [logger.disabled for logger in loggers]

@@ -7,8 +7,7 @@ between two such layers only float operators can differ, and by no more than the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from typing import Any, Protocol
 
 import torch
@@ -23,6 +22,7 @@ from bitwright.engine.verify_layers import LayerCheck, plain_codes
 from bitwright.nn import is_slot_layer
 from bitwright.transforms.call import Call, as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.forward import quiet
 
 Inputs = dict[str, list[Tensor]]  # of a layer, one for each of its calls
 Outputs = dict[str, Tensor]  # by their place in what the model returns; "" where that is one tensor
@@ -31,19 +31,6 @@ Outputs = dict[str, Tensor]  # by their place in what the model returns; "" wher
 def outputs_of(returned: Any) -> Outputs:
     """The tensors of whatever a model returns: `[0]`, `['logits']`."""
     return {keystr(p): t.detach() for p, t in tree_flatten_with_path(returned)[0] if isinstance(t, Tensor)}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No gradients; the same random numbers in every run, for a forward that draws some."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its kernels read weights past the layers
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def as_float(model: nn.Module, call: Call) -> nn.Module:

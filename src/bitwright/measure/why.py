@@ -121,7 +121,7 @@ def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
     spent: dict[str, float] = {}
     runs: dict[str, str] = {}
     for node, step, _ in packed.steps():
-        owner = node.owner.removesuffix(".x").removesuffix(".plain")
+        owner = node.owner.removesuffix(".x")
         spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
         if node.op in LAYERS:
             coded = node.op.startswith("coded")
@@ -133,7 +133,7 @@ def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
         if node.op in LAYERS:
             weight = graph.tensor(node, "weight")
             shape = node.attrs["weight"]["shape"] if node.key("bits") else [] if weight is None else weight.shape
-            owner = node.owner.removesuffix(".plain")
+            owner = node.owner
             widths[owner] = int(shape[1]) if len(shape) > 1 else 0
             if node.op.endswith("conv") and node.attrs["groups"] > 1 and shape[1] == 1:
                 windows[owner] = math.prod(shape[2:])
