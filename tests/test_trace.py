@@ -13,10 +13,10 @@ from torch import Tensor, nn
 import bitwright as bw
 from bitwright.engine.fold import fold
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packing import crop_of, describe, padding_of
 from bitwright.engine.store import from_json, stored
 from bitwright.engine.trace import trace
 from bitwright.errors import InputError
+from bitwright.transforms.geometry import crop_of, describe, padding_of
 
 B = bw.nn
 S: dict[str, Any] = {"w": "bwn", "x": "sign"}

@@ -5,13 +5,14 @@ from __future__ import annotations
 import torch
 from torch import nn
 
-from bitwright.engine.packing import EMPTY, describe, packing_of
+from bitwright.engine.packing import EMPTY, packing_of
 from bitwright.engine.report import REFUSE, ConvertReport, ReportRow
 from bitwright.engine.rows import own_row
 from bitwright.nn import is_slot_layer
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts import moment
 from bitwright.transforms.facts import part_text
+from bitwright.transforms.geometry import describe
 from bitwright.transforms.layers import candidates
 
 

@@ -11,7 +11,6 @@ from torch import Tensor, nn
 from bitwright.engine.aten_list import DTYPES, WORDS
 from bitwright.engine.layer_form import sample
 from bitwright.engine.packed_layer import KINDS, PackedLayer, packed_layers
-from bitwright.engine.packing import describe, padding_of
 from bitwright.engine.rules import LAYERS
 from bitwright.engine.store import from_json, light, stored
 from bitwright.engine.trace import put
@@ -19,6 +18,7 @@ from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.bake import bake
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.geometry import describe, padding_of
 
 ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}
 INSIDE = "packed."  # where a packed layer keeps its tensors

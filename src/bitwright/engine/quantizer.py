@@ -31,10 +31,6 @@ class Grid:
     thresholds: Tensor
     units: tuple[float, ...] = ()  # one per channel, where `spread` allowed it; unit is then 1
 
-    @property
-    def planes(self) -> int:
-        return max(1, self.levels.bit_length())
-
 
 def split(part: nn.Module | None) -> tuple[list[nn.Module], nn.Module | None]:
     """(what comes before the quantizer, the quantizer) of an input slot."""

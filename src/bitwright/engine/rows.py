@@ -9,12 +9,13 @@ from torch import nn
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.layer_form import LayerForm
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packing import EMPTY, describe
+from bitwright.engine.packing import EMPTY
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ReportRow
 from bitwright.engine.rules import CODED, LAYERS
 from bitwright.nn import is_slot_layer
 from bitwright.nn.layers import KINDS
+from bitwright.transforms.geometry import describe
 from bitwright.transforms.layers import candidates
 
 UNCALLED = "never called in evaluation"

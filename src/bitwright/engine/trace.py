@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from bitwright.engine.graph import Graph
 from bitwright.engine.integers import NotInteger
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import HOOKS, Packing, crop_of, in_channels, packing_of, padding_of
+from bitwright.engine.packing import HOOKS, Packing, in_channels, packing_of
 from bitwright.engine.prepare import does_not_run, first_line
 from bitwright.engine.quantizer import grid_of, split
 from bitwright.engine.store import check
@@ -29,6 +29,7 @@ from bitwright.parts.norm import Norm
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.facts import links_of
 from bitwright.transforms.forward import quiet
+from bitwright.transforms.geometry import crop_of, padding_of
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
 _library.define(

@@ -12,11 +12,11 @@ from bitwright.engine.fuse import formats
 from bitwright.engine.graph import Graph, Node, view
 from bitwright.engine.integers import weight_terms
 from bitwright.engine.packed_layer import PackedLayer
-from bitwright.engine.packing import crop_of
 from bitwright.engine.rules import CODED
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
 from bitwright.transforms.call import as_pixels
+from bitwright.transforms.geometry import crop_of
 from bitwright.types import Coded
 
 
