@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitwright.engine.reference import whole_numbers
 from bitwright.fn.coded import planes_of
+from bitwright.transforms.packs import MAX_PLANES
 from bitwright.types import Coded
 
 
@@ -92,9 +93,6 @@ def weight_terms(code: Coded) -> list[Term]:
     if pending:
         raise NotInteger("the offset is no multiple of a step, the same one in every filter")
     return terms
-
-
-MAX_PLANES = 8  # of the kernels
 
 
 def storable(code: Coded) -> tuple[Tensor, list[Term]]:

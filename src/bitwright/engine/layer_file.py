@@ -100,10 +100,8 @@ def _fill(
     wanted, have = model.state_dict(), set(tensors)
     off = sorted(set(wanted) ^ have) or sorted(k for k, v in wanted.items() if v.shape != tensors[k].shape)
     if off:
-        raise InputError(
-            f"load {path}: {len(off)} keys differ from this model's ({', '.join(off[:3])}): made of another model",
-            code="load-keys",
-        )
+        text = f"load {path}: {len(off)} keys differ from this model's ({', '.join(off[:3])}): made of another model"
+        raise InputError(text, code="load-keys")
     model.load_state_dict(tensors, assign=True)
     return model
 
@@ -124,11 +122,8 @@ def _packed(
         have = {**nodes[0].attrs, "weight": nodes[0].attrs.get("weight", {}).get("shape")}
         fits = nodes[0].op.endswith("conv") == conv and all(have[key] == value for key, value in wanted.items())
     if not fits:
-        raise InputError(
-            f"load {path}: {name} is {describe(layer)} here and another layer in the file: made of another model",
-            code="load-keys",
-            layer=name,
-        )
+        text = f"load {path}: {name} is {describe(layer)} here and another layer in the file: made of another model"
+        raise InputError(text, code="load-keys", layer=name)
     packed = PackedLayer.build(layer, graph, entry["norm"])
     packed.trained_dtype, packed.last = DTYPES[entry["dtype"]], entry["last"]
     if light(graph):  # a graph may be well formed and still not run

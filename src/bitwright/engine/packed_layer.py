@@ -103,12 +103,8 @@ class PackedLayer(nn.Module):
         if linear and self.norm and x.dim() > 2:
             wrong, takes = True, f"[N, {features}], with its BatchNorm {self.norm} inside"
         if wrong or x.shape[axis] != features:
-            raise InputError(
-                f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}",
-                code="input-shape",
-                given=str(list(x.shape)),
-                possible=takes,
-            )
+            text = f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}"
+            raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=takes)
         return x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None]
 
     @torch.no_grad()

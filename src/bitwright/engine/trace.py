@@ -27,7 +27,7 @@ from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.facts import links_of
+from bitwright.transforms.facts import links_of, part_text
 from bitwright.transforms.forward import quiet
 from bitwright.transforms.geometry import crop_of, padding_of
 
@@ -84,13 +84,15 @@ class _Marker(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         layer, cut = self.__dict__["layer"], self.__dict__["cut"]
         kind, axes = x.dtype, x.shape[:-1]
+        if not kind.is_floating_point:
+            raise InputError("a layer reads bytes: as pixels, k / 255")
         # the batch is not axis 0: the layer sees its rows, and the result gets the axes back
         moved = isinstance(layer, nn.Linear) and any(not isinstance(s, int) for s in x.shape[1:])
         x = x.float()  # codes and products are exact whatever the model's own type
         y = torch.ops.bitwright.marked_layer(x.reshape(-1, x.shape[-1]) if moved else x, *self.__dict__["call"])
         y = y.reshape(*axes, y.shape[-1]) if moved else y
         y = y[(..., *cut)] if any(c.start for c in cut) else y
-        return y.to(kind) if kind.is_floating_point else y
+        return y.to(kind)
 
 
 class _InputMarker(nn.Module):
@@ -181,10 +183,8 @@ def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[
     for x in example:
         if not isinstance(x, Tensor) or x.dim() < 1:
             what = "a single number" if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(
-                f"convert: each input is one tensor [N, ...], got {what}. Give a batch, or a tuple of batches",
-                code="convert-inputs",
-            )
+            text = f"convert: each input is one tensor [N, ...], got {what}. Give a batch, or a tuple of batches"
+            raise InputError(text, code="convert-inputs")
     if len({x.shape[0] for x in example}) != 1:
         shapes = ", ".join(str(list(x.shape)) for x in example)
         raise InputError(f"convert: inputs {shapes} differ in axis 0, the batch", code="convert-inputs")
@@ -197,18 +197,14 @@ def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[
 
 def _check_ends(name: str, layer: SlotLayer) -> None:
     """A grid without ends has no finite set of codes, and no operator of the graph."""
-    for slot in ("w", "x"):
-        for link in links_of(getattr(layer, slot)):
-            if getattr(link, "clip", True) is False and moment(link, "encode") is None:
-                part = getattr(link, "part_name", type(link).__name__)
-                raise InputError(
-                    f"convert: {name}: {part} in slot {slot} has clip = false: its levels have no end, so no number of bits "
-                    "holds them. Train with clip = true",
-                    code="convert-unbounded",
-                    layer=name,
-                    given="clip = false",
-                    possible="clip = true",
-                )
+    for slot, link in [("w", m) for m in links_of(layer.w)] + [("x", m) for m in links_of(layer.x)]:
+        if getattr(link, "clip", True) is False and moment(link, "encode") is None:
+            text = (
+                f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number of "
+                "bits holds them. Train with clip = true"
+            )
+            more = {"given": "clip = false", "possible": "clip = true"}
+            raise InputError(text, code="convert-unbounded", layer=name, **more)
 
 
 def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: tuple[Tensor, ...]) -> dict[str, int]:

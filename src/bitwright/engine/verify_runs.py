@@ -8,7 +8,7 @@ between two such layers only float operators can differ, and by no more than the
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -103,23 +103,10 @@ class Trained(Watched):
         return found, watched.inputs
 
 
-class Side(Protocol):
-    """A packed net that can be run as it is, and told the inputs of its coding layers."""
-
-    checks: dict[str, LayerCheck]
-    strict: bool  # whether a layer's input is the trained layer's, not only its codes
-
-    def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]: ...
-
-    def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
-        """After `run` of the same call."""
-        ...
-
-
 class GraphSide:
     """The graph form: `packed` beside the folded graph in plain torch, which it must equal bit for bit.
 
-    A clip that no code depends on is not in the folded graph: inputs of layers are compared by their codes.
+    strict  whether a layer's input is the trained layer's, not only its codes: a clip that no code depends on is gone
     """
 
     strict = False
@@ -167,6 +154,7 @@ class GraphSide:
         return got, inputs
 
     def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
+        """After `run` of the same call."""
         env, seen = self._walk(call.in_order(self.model), inputs)
         found = zip(self.answers.items(), self.packed.outputs, strict=True)
         # samples with NaN in an input have NaN in the answer, which no value inside has
@@ -223,3 +211,6 @@ class LayerSide:
 
     def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
         return self.watched.run(call, inputs), self.watched.inputs
+
+
+Side = GraphSide | LayerSide  # a packed net that can be run as it is, and told the inputs of its coding layers
