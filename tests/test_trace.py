@@ -162,6 +162,23 @@ def test_float_operations(name: str) -> None:
     values(Do(OPERATIONS[name]), 4, 6, 6)
 
 
+def test_norms_fold_where_other_operators_are_decomposed() -> None:
+    """A write into a view is made a value by torch, which splits the norm into a call of several results."""
+
+    class Writes(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.norm = B.Conv2d(4, 4, 3, padding=1, **S), nn.BatchNorm2d(4)
+
+        def forward(self, x: Tensor) -> Tensor:
+            y = self.norm(self.conv(x))
+            y[:, 1].add_(3)
+            return y.relu()
+
+    graph = fold(trace(Writes().eval(), torch.randn(2, 4, 6, 6)).graph)
+    assert not any("norm" in n.attrs.get("call", n.op) for n in graph.nodes)
+
+
 def test_constants_of_the_model() -> None:
     class Scaled(nn.Module):
         mean: Tensor

@@ -106,7 +106,7 @@ def own(c: Call) -> bool:
 
 def lower(call: Call, item: int | None = None) -> Lowered:
     """What a call becomes; of several results the one `item`. Errors: `Unlisted` with the reason."""
-    ours = OURS.get(call.base) if item is None and own(call) else None
+    ours = OURS.get(call.base) if item in (None, 0) and own(call) else None
     return (ours(call) if ours else None) or generic(call, item)
 
 
@@ -203,7 +203,7 @@ def _affine(c: Call, value: str, last: bool, scale: Tensor, add: Tensor) -> Lowe
     return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
 
 
-@_ours("batch_norm")
+@_ours("batch_norm", "_native_batch_norm_legit_no_training")
 def _batch_norm(c: Call) -> Lowered | None:
     mean, var = c.constant("running_mean"), c.constant("running_var")
     weight, bias = c.constant("weight"), c.constant("bias")
@@ -213,7 +213,7 @@ def _batch_norm(c: Call) -> Lowered | None:
     if weight is not None:
         rate = rate * weight.double()
     add = -mean.double() * rate + (0 if bias is None else bias.double())
-    return "affine", [c.value("input")], {"last": c.rank() == 2}, {"scale": rate, "add": add}
+    return "affine", [c.value("input")], {"last": c.rank("input") == 2}, {"scale": rate, "add": add}
 
 
 @_ours("add", "sub", "rsub", "mul", "div")
