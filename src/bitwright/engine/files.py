@@ -13,7 +13,7 @@ from bitwright.engine.aten_list import DTYPES
 from bitwright.engine.layer_file import described, restored
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.store import from_json, light, stored
+from bitwright.engine.store import check_runs, from_json, stored
 from bitwright.errors import InputError
 from bitwright.tensors import read_tensors, write_tensors
 from bitwright.transforms.trained_file import load_trained, metadata_of
@@ -73,7 +73,8 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
         if device != "cpu":
             raise InputError(f"load {path}: packed nets run on the CPU, not on {device!r}", code="device")
         packed = PackedModel(from_json(metadata.get("graph", ""), tensors))
-        check_runs(packed, path)
+        zeros = [torch.zeros(1, *n.shape, dtype=DTYPES[n.attrs["dtype"]]) for n in packed.inputs]
+        check_runs(packed.graph, lambda: packed(*zeros), f"load {path}")
         return packed
     if model is None:
         what = "packed layers of a model, which runs with its own code" if kind == "layers" else "a trained net"
@@ -83,15 +84,3 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     if kind == "layers":
         return restored(unwrap(model), tensors, metadata, path)
     return load_trained(model, tensors, metadata, path).to(device)
-
-
-def check_runs(packed: PackedModel, path: str | os.PathLike[str]) -> None:
-    """A graph may be well formed and still not run: one zero image through it, if it is not too large to try."""
-    if not light(packed.graph):
-        return
-    zeros = (torch.zeros(1, *n.shape, dtype=DTYPES[n.attrs["dtype"]]) for n in packed.inputs)
-    try:
-        packed(*zeros)
-    except Exception as error:
-        text = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"load {path}: its graph does not run ({text[:200]})", code="file-graph") from None

@@ -226,17 +226,12 @@ def _fingerprint(t: Tensor | None) -> str:
 
 
 def _share(graph: Graph) -> None:
-    """Codes of one value by equal thresholds, read in one form, are made once."""
-    seen: dict[tuple[Any, ...], str] = {}
-    for q in list(graph.nodes):
-        if q.op == "quantize":
-            tables = _fingerprint(graph.tensor(q, "thresholds")), _fingerprint(graph.tensor(q, "flip"))
-            key = (q.op, q.inputs[0], *tables, q.attrs["form"], q.attrs["groups"], q.attrs["last"])
-        elif q.op == "max_pool_codes":
-            shape = tuple(str(q.attrs[k]) for k in ("kernel", "stride", "padding", "dilation", "ceil"))
-            key = (q.op, q.inputs[0], *shape)
-        else:
-            continue
+    """Codes of one value by equal thresholds, read in one form, are made once; so are poolings of them."""
+    seen: dict[tuple[str, ...], str] = {}
+    says = ("form", "groups", "last", "kernel", "stride", "padding", "dilation", "ceil")
+    for q in [n for n in graph.nodes if n.op in ("quantize", "max_pool_codes")]:
+        tables = [_fingerprint(graph.tensor(q, role)) for role in ("thresholds", "flip")]
+        key = (q.op, q.inputs[0], *tables, *(str(q.attrs.get(k)) for k in says))
         if key in seen:
             graph.replace_uses(q.name, seen[key])
             graph.nodes.remove(q)

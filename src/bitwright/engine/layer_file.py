@@ -12,7 +12,7 @@ from bitwright.engine.aten_list import DTYPES, WORDS
 from bitwright.engine.layer_form import sample
 from bitwright.engine.packed_layer import KINDS, PackedLayer, packed_layers
 from bitwright.engine.rules import LAYERS
-from bitwright.engine.store import from_json, light, stored
+from bitwright.engine.store import check_runs, from_json, stored
 from bitwright.engine.trace import put
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
@@ -126,9 +126,5 @@ def _packed(
         raise InputError(text, code="load-keys", layer=name)
     packed = PackedLayer.build(layer, graph, entry["norm"])
     packed.trained_dtype, packed.last = DTYPES[entry["dtype"]], entry["last"]
-    if light(graph):  # a graph may be well formed and still not run
-        try:
-            packed(sample(layer))
-        except Exception as error:
-            raise InputError(f"load {path}: {name}: its graph does not run ({error})", code="file-graph") from None
+    check_runs(graph, lambda: packed(sample(layer)), f"load {path}: {name}")
     return packed

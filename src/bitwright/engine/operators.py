@@ -48,9 +48,14 @@ class Operator:
     clip: bool = False
 
 
-def _with(f: Callable[[Tensor, Attrs], Tensor]) -> Callable[[Node, Graph], Function]:
-    """A function of one tensor and the attributes."""
-    return lambda node, graph: lambda x, attrs=node.attrs: f(x, attrs)
+def _with(f: Callable[..., Tensor], *roles: str) -> Callable[[Node, Graph], Function]:
+    """A function of one value, the attributes and the node's tensors."""
+
+    def bind(node: Node, graph: Graph) -> Function:
+        tensors = [graph.need(node, role) for role in roles]
+        return lambda x: f(x, node.attrs, *tensors)
+
+    return bind
 
 
 def _holds(fits: Callable[[Attrs, list[Tensor]], bool], text: str) -> Callable[..., None]:
@@ -105,10 +110,10 @@ OPERATORS: dict[str, Operator] = {
     "affine": Operator(
         attrs={"last": a.LAST, "keep": a.FLAG.optional},
         tensors="scale add",
-        run=rules.run_affine,
+        run=_with(lambda x, attrs, scale, add: reference.affine(x, scale, add, attrs["last"]), "scale", "add"),
         check=rules.check_affine,
         monotone=_always,
-        bound=rules.bound_affine,
+        bound=lambda node, graph, x: x[0] * rules.most(graph.need(node, "scale")) + rules.most(graph.need(node, "add")),
     ),
     # layers that compute in float; the attribute `weight` describes a weight that is stored as bits
     "conv": Operator(attrs={**a.CONV, "weight": a.TABLE.optional}, **_LAYER),
@@ -129,7 +134,7 @@ OPERATORS: dict[str, Operator] = {
     ),
     "prelu": Operator(
         tensors="slope",
-        run=rules.run_prelu,
+        run=_with(lambda x, attrs, slope: F.prelu(x, slope), "slope"),
         check=rules.check_prelu,
         monotone=lambda node, graph: bool((graph.need(node, "slope") >= 0).all()),
         bound=lambda node, graph, x: x[0] * max(1.0, rules.most(graph.need(node, "slope"))),

@@ -193,10 +193,6 @@ def bound_layer(n: Node, graph: Graph, x: list[float]) -> float:
     return x[0] * float(rows.max()) + most(graph.tensor(n, "bias"))
 
 
-def bound_affine(n: Node, graph: Graph, x: list[float]) -> float:
-    return x[0] * most(graph.need(n, "scale")) + most(graph.need(n, "add"))
-
-
 def bound_decode(n: Node, graph: Graph, x: list[float]) -> float:
     a = graph.node(n.inputs[0]).attrs
     return abs(n.attrs["unit"]) * max(abs(z + e) for z in a["zero"] for e in (0, a["mult"] * a["levels"]))
@@ -216,16 +212,6 @@ def bound_call(n: Node, graph: Graph, x: list[float]) -> float:
 
 
 # functions that take more than a line
-def run_affine(node: Node, graph: Graph) -> Function:
-    scale, add, last = graph.need(node, "scale"), graph.need(node, "add"), bool(node.attrs["last"])
-    return lambda x: reference.affine(x, scale, add, last)
-
-
-def run_prelu(node: Node, graph: Graph) -> Function:
-    slope = graph.need(node, "slope")
-    return lambda x: F.prelu(x, slope)
-
-
 def padded(x: Tensor, a: Attrs) -> Tensor:
     return F.pad(x, a["pads"], mode=a["mode"], value=a["value"] if a["mode"] == "constant" else None)
 

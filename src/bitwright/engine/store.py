@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -144,10 +145,16 @@ def check(graph: Graph, folded: bool = True) -> None:
     graph.work = total, macs + watches[0].macs
 
 
-def light(graph: Graph) -> bool:
-    """Whether one sample through a checked graph takes little memory and less than seconds: a load may try it."""
+def check_runs(graph: Graph, run: Callable[[], object], where: str) -> None:
+    """A checked graph may still not run: one zero sample, where that takes little memory and less than seconds."""
     assert graph.work is not None
-    return graph.work[0] <= MAX_TRIAL_VALUES and graph.work[1] <= MAX_TRIAL_MACS
+    if graph.work[0] > MAX_TRIAL_VALUES or graph.work[1] > MAX_TRIAL_MACS:
+        return
+    try:
+        run()
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: its graph does not run ({text[:200]})", code="file-graph") from None
 
 
 def _shape(made: list[Tensor]) -> list[int | str]:
