@@ -582,7 +582,7 @@ def test_numbers_that_are_not_finite_do_no_harm(tmp_path: Path) -> None:
             assert model(INPUT).shape == (2, 3)
 
 
-@pytest.mark.parametrize("key", ["forward", "training", "graph_json", "", "a/b", "_steps", "0/bits"])
+@pytest.mark.parametrize("key", ["forward", "training", "runtime", "", "a/b", "_steps", "0/bits"])
 def test_tensor_names_that_are_attributes(key: str, tmp_path: Path) -> None:
     own = golden_tensors()
     graph = GRAPH.replace('"tensors":["thresholds"]', json.dumps({"tensors": {"thresholds": key}})[1:-1], 1)

@@ -188,10 +188,7 @@ class Lowering:
         elif name.startswith(CHECKS) or not isinstance(value, (Tensor, tuple, list)):
             pass  # sizes, and what only checks
         elif path == "bitwright.marked_layer":
-            self._layer(n)
-        elif path == "bitwright.marked_input":
-            layer = str(n.args[1])
-            self.names[n.name] = self._part(self.value(_node(n.args[0])), self.layers[layer], layer, self.inputs[layer])
+            self.names[n.name] = self._layer(n) if n.args[2] else self._part(n, self.inputs)
         elif not self._worked_out(n):
             call = Call(n, self.names, self.constants)
             if not isinstance(value, Tensor):
@@ -250,10 +247,11 @@ class Lowering:
         return True
 
     # -- slot layers
-    def _part(self, source: str, layer: SlotLayer, name: str, packing: Packing) -> str:
-        """Norms, then the quantizer, then (where the weight is not coded) back to numbers."""
-        last, value = isinstance(layer, nn.Linear), source
-        shape = list(self.graph.node(source).shape)
+    def _part(self, n: FxNode, packings: dict[str, Packing]) -> str:
+        """A layer's input part: norms, then the quantizer, then (where the weight is not coded) back to numbers."""
+        name, value = str(n.args[1]), self.value(_node(n.args[0]))
+        packing, last = packings[name], isinstance(self.layers[name], nn.Linear)
+        shape = list(self.graph.node(value).shape)
 
         def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> str:
             return self.emit(op, wish, [value], {"shape": shape, "owner": f"{name}.x", **attrs}, tensors)
@@ -280,12 +278,12 @@ class Lowering:
                 value = emit("affine", f"{name}.steps", attrs, scale=units, add=torch.zeros_like(units))
         return value
 
-    def _layer(self, n: FxNode) -> None:
+    def _layer(self, n: FxNode) -> str:
         name = str(n.args[1])
         layer, packing = self.layers[name], self.packings[name]
         if any(not isinstance(s, int) for s in _node(n.args[0]).meta["val"].shape[1:]):
             raise aten_list.Unlisted("a size of its input depends on the batch")
-        value, last = self._part(self.value(_node(n.args[0])), layer, name, packing), isinstance(layer, nn.Linear)
+        value, last = self._part(n, self.packings), isinstance(layer, nn.Linear)
         attrs: dict[str, Any] = {"shape": shape_of(n), "owner": name, "frame": frame_of(n)}
         if not last:
             keys = ("stride", "padding", "dilation", "groups")
@@ -293,7 +291,7 @@ class Lowering:
         coded = packing.grid is not None and packing.coded_weight
         more, tensors = _weight(layer, packing)
         op = f"{'coded_' if coded else ''}{'linear' if last else 'conv'}"
-        self.names[n.name] = self.emit(op, name, [value], attrs | more, tensors)
+        return self.emit(op, name, [value], attrs | more, tensors)
 
 
 def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -67,8 +67,10 @@ def _coded(node: Node, graph: Graph) -> Step:
             return
         env[node.name] = y
         if "extra" in node.attrs:
-            grid, flips = node.attrs.get("grid"), graph.tensor(node, "flip")
-            other = None if grid else reference.quantize(y, graph.need(node, "cuts")[:, None], flips, False)
-            env[node.attrs["extra"]] = grid.codes(y) if grid else other
+            grid, cuts, turned = node.attrs.get("grid"), graph.tensor(node, "cuts"), graph.tensor(node, "flip")
+            if cuts is not None:
+                env[node.attrs["extra"]] = reference.quantize(y, cuts[:, None], turned, False)
+            else:
+                env[node.attrs["extra"]] = grid.codes(y)
 
     return run

@@ -9,6 +9,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -41,21 +42,14 @@ _library.define(
 def _marked_fake(
     x: Tensor, name: str, weight: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
-    """Only the shape: the real layer is put in the marker's place by the caller."""
+    """Only the shape: the real layer is put in the marker's place by `Lowering`. Without a weight: its input part alone."""
+    if not weight:
+        return torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
     w = x.new_empty(weight)
     if len(weight) == 2:
         return F.linear(x, w)
     conv = F.conv1d if len(weight) == 3 else F.conv2d
     return conv(x, w, None, stride, padding, dilation, groups)
-
-
-_library.define("marked_input(Tensor x, str name) -> Tensor")
-
-
-@torch.library.register_fake("bitwright::marked_input", lib=_library)
-def _marked_input_fake(x: Tensor, name: str) -> Tensor:
-    """Floats of the same shape: the layer's own input part is put in the marker's place."""
-    return torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
 
 
 @dataclass
@@ -73,7 +67,8 @@ class _Marker(nn.Module):
         super().__init__()
         steps: Any = ([], [], [], 1)
         if not isinstance(layer, nn.Linear):
-            steps = (list(layer.stride), padding_of(layer), list(layer.dilation), layer.groups)
+            conv: Any = layer
+            steps = (list(conv.stride), padding_of(layer), list(conv.dilation), conv.groups)
         self.__dict__["call"] = (name, list(layer.weight.shape), *steps)
         self.__dict__["cut"] = tuple(slice(c, None) for c in crop_of(layer))
         self.__dict__ |= {"layer": layer, **{key: layer.__dict__[key] for key in HOOKS}}
@@ -103,7 +98,7 @@ class _InputMarker(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.bitwright.marked_input(x, self.name)
+        return torch.ops.bitwright.marked_layer(x, self.name, [], [], [], [], 1)
 
 
 def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing]) -> nn.Module:
@@ -210,10 +205,11 @@ def _check_ends(name: str, layer: SlotLayer) -> None:
 def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: tuple[Tensor, ...]) -> dict[str, int]:
     """Number of axes of each slot layer's input."""
     found: dict[str, int] = {}
-    hooks = [
-        layer.register_forward_pre_hook(lambda module, args, name=name: found.update({name: args[0].dim()}))
-        for name, layer in layers.items()
-    ]
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[name] = args[0].dim()
+
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             work(*example)
