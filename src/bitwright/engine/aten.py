@@ -198,7 +198,7 @@ def _conv_transpose(c: Call) -> Lowered | None:
 
 # -- what becomes a scale and a shift per channel ------------------------------------------------------------------
 def _affine(c: Call, value: str, last: bool, scale: Tensor, add: Tensor) -> Lowered | None:
-    if not bool(scale.isfinite().all() and add.isfinite().all()) and c.base != "batch_norm":
+    if not bool(scale.isfinite().all() and add.isfinite().all()):
         return None
     return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
 
@@ -228,8 +228,9 @@ def _binary(c: Call) -> Lowered | None:
             channels = int(c.node.meta["val"].shape[1]) if c.rank() > 1 else 1
             one = torch.ones(channels, dtype=torch.float64)
             return _affine(c, "self", c.rank() == 2, -one, n * one)  # it folds as a norm does
-        op = "add_scalar" if c.base in ("add", "sub") else "mul_scalar"
-        return op, [c.value("self")], {"value": {"sub": -n, "div": 1 / (n or 1)}.get(c.base, n)}, {}
+        if c.base in ("add", "sub"):
+            return "add_scalar", [c.value("self")], {"value": n if c.base == "add" else -n}, {}
+        return "mul_scalar", [c.value("self")], {"value": n if c.base == "mul" else 1 / n}, {}
     for value, constant in (("self", "other"), ("other", "self")):
         if c.constant(constant) is not None and c.base != "rsub":
             return _with_constant(c, value, constant)
@@ -287,11 +288,10 @@ def _max_pool(c: Call) -> Lowered | None:
     rank = int(c.base[-2])
     if c.rank("self") != rank + 2:
         return None
-    sizes = {
-        k: ints(c.given[v], rank) for k, v in (("kernel", "kernel_size"), *((k, k) for k in ("padding", "dilation")))
-    }
-    stride = ints(c.given["stride"], rank) if c.given["stride"] else sizes["kernel"]
-    return "max_pool", [c.value("self")], {"rank": rank, **sizes, "stride": stride, "ceil": c.given["ceil_mode"]}, {}
+    kernel, padding, dilation = (ints(c.given[k], rank) for k in ("kernel_size", "padding", "dilation"))
+    stride = ints(c.given["stride"], rank) if c.given["stride"] else kernel
+    sizes = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return "max_pool", [c.value("self")], {"rank": rank, **sizes, "ceil": c.given["ceil_mode"]}, {}
 
 
 @_ours("adaptive_avg_pool1d", "adaptive_avg_pool2d")
@@ -322,9 +322,7 @@ def _slice(c: Call) -> Lowered | None:
 
 @_ours("pad", "constant_pad_nd")
 def _pad(c: Call) -> Lowered | None:
-    attrs = {
-        "pads": list(c.given["pad"]),
-        "value": float(c.given["value"] or 0),
-        "mode": c.given.get("mode", "constant"),
-    }
-    return ("pad", [c.value("self")], attrs, {}) if len(attrs["pads"]) < 2 * c.rank() else None
+    pads, mode, value = list(c.given["pad"]), c.given.get("mode", "constant"), c.given["value"]
+    if len(pads) >= 2 * c.rank() or not all(isinstance(p, int) for p in pads):
+        return None
+    return "pad", [c.value("self")], {"pads": pads, "value": float(value or 0), "mode": mode}, {}
