@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 
@@ -53,9 +54,9 @@ def both(net: nn.Module, *shape: int) -> tuple[Graph, Graph]:
             bn.bias.data.normal_()
     x = torch.randn(2, *shape)
     folded = fold(trace(net.eval(), x).graph)
-    before = folded.to_json()
+    before = folded.copy().nodes
     fused = fuse(folded)
-    assert folded.to_json() == before, "fuse changed the graph it was given"
+    assert folded.nodes == before, "fuse changed the graph it was given"
     for scale in (1.0, 0.1, 30.0):
         sample = torch.randn(3, *shape) * scale
         assert torch.equal(run(folded, sample), run(fused, sample))
@@ -211,7 +212,7 @@ def test_names_with_a_caret_do_not_clash() -> None:
     net = Net(lambda s, x: s.b(F.max_pool2d(s.a(x), 2)), a=conv(S, 3, 4, 3), b=conv(S, 4, 2, 1))
     net.eval()
     graph = fold(trace(net, torch.randn(2, 3, 8, 8)).graph)
-    text = graph.to_json().replace('"a"', '"b.x^"').replace("a.bits", "a.bits")
+    text = json.dumps([vars(n) for n in graph.nodes]).replace('"a"', '"b.x^"')
     other = from_json(text, graph.tensors)
     x = torch.randn(2, 3, 8, 8)
     fused = fuse(other)

@@ -136,7 +136,7 @@ def _traced(prepared: Prepared, form: str) -> Traced | str:
     except InputError as error:
         if form == "graph" or error.code == "convert-unbounded":
             raise
-        text = str(error).split(" Convert a part, ")[0].split(" Keep it outside: ")[0]
+        text = str(error).split(" Convert a part, ")[0]
         return text.removeprefix("convert: ").removeprefix(f"convert {type(prepared.model).__name__}: ").rstrip(".")
     except Exception as error:  # the user's forward under an exporter: whatever it raises, it does not run there
         if form == "graph":
