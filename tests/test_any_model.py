@@ -194,7 +194,8 @@ def test_what_inputs_may_be() -> None:
 def test_a_net_of_another_float_type_is_packed_as_its_float32_form(dtype: torch.dtype) -> None:
     net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), B.Conv2d(8, 4, 3, **S)).to(dtype).eval()
     x = torch.randn(2, 3, 7, 7)
-    model = PackedModel(fold(trace(net, x).graph))
+    model: Any = bw.convert(net, x.to(dtype), verify=False).model
+    assert isinstance(model, PackedModel)
     torch.testing.assert_close(model(x), net.float()(x), rtol=1e-4, atol=1e-4)
 
 

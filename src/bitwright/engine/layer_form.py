@@ -46,7 +46,7 @@ def layer_form(prepared: Prepared, backend: str = "auto", threads: int | None = 
     """
     model = copy_model(prepared.model)
     form = LayerForm(model, {})
-    reasons = {name: prepared.own.get(name) or _reason(layer) for name, layer in prepared.layers.items()}
+    reasons = {name: prepared.own.get(name) or stays(layer) for name, layer in prepared.layers.items()}
     form.refused = {name: why for name, why in reasons.items() if why}
     kept = [name for name, why in reasons.items() if not why]
     norms = sole_norms(model, set(kept) - set(prepared.hooked)) if kept else {}
@@ -63,14 +63,15 @@ def layer_form(prepared: Prepared, backend: str = "auto", threads: int | None = 
     return form
 
 
-def _reason(layer: SlotLayer) -> str:
+def stays(layer: SlotLayer) -> str:
     """Why this layer stays as it is, or ""."""
     if layer.w is None and layer.x is None and layer.gate is None:
         return EMPTY
     if type(layer) not in KINDS.values():
         return f"{type(layer).__name__} is a subclass, and stays your code"
     try:
-        found = packing_of(layer, layer.weight.dim())
+        with torch.no_grad():
+            found = packing_of(layer, layer.weight.dim())
     except InputError as error:
         return str(error)
     if isinstance(found, str):

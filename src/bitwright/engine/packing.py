@@ -12,7 +12,6 @@ from bitwright.engine.quantizer import Grid, grid_of, split
 from bitwright.errors import Negative
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
-from bitwright.transforms.facts import part_text
 from bitwright.transforms.packs import no_codes
 
 EMPTY = "its slots are empty"
@@ -60,18 +59,27 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
     try:
         grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank)
     except NotInteger as reason:
-        return f"slot x holds {part_text(quantizer)}: {reason}"
+        return f"slot x holds {name_of(quantizer)}: {reason}"
     try:
         if layer.w is not None:
             _, terms = storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
     except NotInteger as reason:
-        return f"slot w holds {part_text(layer.w)}: {reason}"
+        return f"slot w holds {name_of(layer.w)}: {reason}"
     if grid is not None:
         each = max((abs(t.zero) + sum(abs(m) for m in t.mult) for t in terms), default=0)
         ends = max(max(abs(z), abs(z + grid.mult * grid.levels)) for z in grid.zero)
         if each * ends * math.prod(layer.weight.shape[1:]) >= 2**31:
             return "its sums of products may exceed 32 bits; fewer bits or fewer inputs would fit"
     return Packing(grid, before, layer.w is not None)
+
+
+def name_of(part: nn.Module | None) -> str:
+    """`uniform(bits=3)`: a part with its options."""
+    spec = getattr(part, "spec", None)
+    if isinstance(spec, dict):
+        options = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k != "part")
+        return f"{spec['part']}({options})" if options else str(spec["part"])
+    return str(getattr(part, "part_name", type(part).__name__))
 
 
 def in_channels(layer: SlotLayer) -> int:

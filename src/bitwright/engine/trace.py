@@ -135,7 +135,8 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
 
     Errors: `InputError`, code `convert-op` or `convert-trace`, with the line of the user's code and the reason.
     """
-    work, batch = _alike(copy_model(model).eval(), example if isinstance(example, tuple) else (example,))
+    work, batch = copy_model(model).eval(), example if isinstance(example, tuple) else (example,)
+    _check_batch(batch)
     layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
     ranks = _ranks(work, layers, batch)
     packings: dict[str, Packing] = {}
@@ -173,21 +174,15 @@ def put(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
     return model
 
 
-def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A net all of one other float type runs in float32, as its packed form will."""
-    for x in example:
+def _check_batch(batch: tuple[Any, ...]) -> None:
+    for x in batch:
         if not isinstance(x, Tensor) or x.dim() < 1:
             what = "a single number" if isinstance(x, Tensor) else type(x).__name__
             text = f"convert: each input is one tensor [N, ...], got {what}. Give a batch, or a tuple of batches"
             raise InputError(text, code="convert-inputs")
-    if len({x.shape[0] for x in example}) != 1:
-        shapes = ", ".join(str(list(x.shape)) for x in example)
+    if len({x.shape[0] for x in batch}) != 1:
+        shapes = ", ".join(str(list(x.shape)) for x in batch)
         raise InputError(f"convert: inputs {shapes} differ in axis 0, the batch", code="convert-inputs")
-    types = {m.weight.dtype for m in work.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
-    if len(types) == 1 and types != {torch.float32}:
-        work = work.float()
-        example = tuple(x.float() if x.is_floating_point() else x for x in example)
-    return work, example
 
 
 def _check_ends(name: str, layer: SlotLayer) -> None:
