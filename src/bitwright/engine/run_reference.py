@@ -67,10 +67,10 @@ def _coded(node: Node, graph: Graph) -> Step:
             return
         env[node.name] = y
         if "extra" in node.attrs:
-            grid, cuts, turned = node.attrs.get("grid"), graph.tensor(node, "cuts"), graph.tensor(node, "flip")
-            if cuts is not None:
-                env[node.attrs["extra"]] = reference.quantize(y, cuts[:, None], turned, False)
+            name, cuts = node.attrs["extra"], graph.tensor(node, "cuts")
+            if cuts is None:
+                env[name] = node.attrs["grid"].codes(y)
             else:
-                env[node.attrs["extra"]] = grid.codes(y)
+                env[name] = reference.quantize(y, cuts[:, None], graph.tensor(node, "flip"), False)
 
     return run
