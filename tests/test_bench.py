@@ -111,8 +111,8 @@ def test_why_a_depthwise_layer_is_not_faster():
         layer(3, 32, 3), layer(32, 32, 3, 32), layer(32, 32, 5, 32, **coded), layer(32, 32, 1, **coded)
     )
     x = torch.randn(2, 3, 8, 8)
-    done = bw.convert(net.eval(), x, verify=False)
-    steps = {s.name: s for s in why.steps_of(done.model, [x])}
+    packed: Any = bw.convert(net.eval(), x, verify=False).model
+    steps = {s.name: s for s in why.steps_of(packed, [x])}
     assert {n: s.window for n, s in steps.items()} == {"0": 0, "1": 9, "2": 25, "3": 0, "": 0}
     one = [why.Step("a", "bits", 64, 0.8), why.Step("dw", "int8", 1, 0.2, 9)]
     (said,) = why.explain(one, 1.0, 32)
