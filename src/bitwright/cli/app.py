@@ -16,6 +16,7 @@ from bitwright.cli import (
     doctor,
     eval,
     experiments,
+    export,
     help,
     import_,
     methods,
@@ -55,6 +56,7 @@ _COMMANDS = (
 )
 for _function, _name, _line in _COMMANDS:
     app.command(_name, epilog=EPILOG, short_help=_line)(_function)
+app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX, checked.")
 app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 
 

@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stderr
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -27,6 +22,7 @@ from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.norm import Norm
+from bitwright.quiet import quiet as silent
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.facts import links_of, part_text
 from bitwright.transforms.forward import quiet
@@ -223,7 +219,7 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
         batch = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in batch)
     size = torch.export.Dim("batch", min=1)
     try:
-        with quiet(), _silent():
+        with quiet(), silent():  # of a failed export, the reason is in the exception
             return torch.export.export(work, batch, dynamic_shapes=[{0: size}] * len(batch))
     except Exception as error:
         line = f" at {found}" if (found := user_line(str(error))) else ""
@@ -238,19 +234,3 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
             given=line.removeprefix(" at ") or None,
             remedy="bw.convert(model.body, x)",
         ) from None
-
-
-@contextmanager
-def _silent() -> Iterator[None]:
-    """torch logs and prints a failed export over many lines; its reason is in the exception, for one line of ours."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a kept activation is assigned while tracing: it is a copy's
-            yield
-    finally:
-        for logger, was in zip(loggers, before, strict=True):
-            logger.disabled = was
