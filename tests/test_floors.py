@@ -14,6 +14,7 @@ FLOORS = {
     "atomic": 0,
     "errors": 0,
     "types": 0,
+    "tensors": 0,
     "version": 0,
     "fn": 0,
     "usercode": 0,

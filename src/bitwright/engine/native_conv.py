@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from bitwright.engine.native_library import ConvStruct, check, generation, library, need, pair, table, words
-from bitwright.engine.native_output import CodeOutput, FloatOutput, Output
+from bitwright.engine.native_output import Output
 from bitwright.errors import InputError
 
 
@@ -51,9 +51,9 @@ class ConvPlan:
     """A convolution (or linear layer: 1x1 input and kernel) with prepared weights; see `bits` and `bytes`."""
 
     def __init__(
-        self, kind: str, weight: Tensor, values: Tensor, w_mult: Sequence[int], w_zero: int,
-        x_mult: Sequence[int], x_zero: int | Tensor, bias: Tensor | None, stride: int | Sequence[int],
-        padding: int | Sequence[int], dilation: int | Sequence[int], groups: int,
+        self, kind: str, weight: Tensor, values: Tensor, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int],
+        x_zero: int | Tensor = 0, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
     ) -> None:  # fmt: skip
         lib = library()
         self.kind, self.groups, self.generation = kind, groups, generation()
@@ -94,30 +94,23 @@ class ConvPlan:
 
     @classmethod
     def bits(
-        cls, weight: Tensor, *, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int],
-        x_zero: int | Tensor = 0, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
-    ) -> ConvPlan:  # fmt: skip
+        cls, weight: Tensor, *, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int], **place: Any
+    ) -> ConvPlan:
         """`weight` 0/1 `[w_planes, O, C/groups, kh, kw]`: W = w_zero + sum w_mult[q] bit_q; X likewise.
 
-        I = sum of W * X over the taps inside the image, plus `bias`: integers, exact.
+        I = sum of W * X over the taps inside the image, plus `bias`: integers, exact. place: `x_zero` (one, or one per
+        channel), `bias`, `stride`, `padding`, `dilation`, `groups`.
         """
         if weight.dim() != 5 or weight.shape[0] != len(w_mult):
             raise InputError(
                 f"native core: weight bits must be [{len(w_mult)}, O, C, kh, kw], got {list(weight.shape)}"
             )
         weight = (weight.detach() != 0).to(torch.uint8).contiguous()
-        mult = torch.tensor(list(w_mult), dtype=torch.int64).reshape(-1, 1, 1, 1, 1)
-        values = w_zero + (weight * mult).sum(0)
-        place = (x_zero, bias, stride, padding, dilation, groups)
-        return cls("bits", weight, values, w_mult, w_zero, x_mult, *place)
+        values = w_zero + (weight * torch.tensor(list(w_mult)).reshape(-1, 1, 1, 1, 1)).sum(0)
+        return cls("bits", weight, values, w_mult, w_zero, x_mult, **place)
 
     @classmethod
-    def bytes(
-        cls, weight: Tensor, *, x_mult: int = 1, x_zero: int | Tensor = 0, bias: Tensor | None = None,
-        stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> ConvPlan:  # fmt: skip
+    def bytes(cls, weight: Tensor, *, x_mult: int = 1, **place: Any) -> ConvPlan:
         """`weight` integers `[O, C/groups, kh, kw]`, times x_mult in -255..255; X = x_zero + x_mult * code, of uint8
         `[N, H, W, C]`."""
         if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) * x_mult > 255):
@@ -126,7 +119,7 @@ class ConvPlan:
             )
         values = weight.detach().to(torch.int16)
         taps_first = (values * x_mult).permute(0, 2, 3, 1).contiguous()
-        return cls("bytes", taps_first, values, [1], 0, [1], x_zero, bias, stride, padding, dilation, groups)
+        return cls("bytes", taps_first, values, [1], 0, [1], **place)
 
     def run(self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None) -> Any:
         """The result `output` describes; with something `extra` the pair (y, extra). `residual` is like y."""
@@ -170,21 +163,10 @@ class ConvPlan:
 
     def run_int(self, x: Tensor, threads: int | None = None) -> Tensor:
         """The int32 sums, `[N, O, OH, OW]`."""
-        return self.run(x, _INT, None, threads)
-
-    def run_float(self, x: Tensor, scale: Tensor, add: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`run` with a `FloatOutput` made on the spot."""
-        return self.run(x, FloatOutput(scale, add), residual)
-
-    def run_codes(self, x: Tensor, thresholds: Tensor, **options: Any) -> Tensor:
-        """`run` with a `CodeOutput` made on the spot."""
-        return self.run(x, CodeOutput(thresholds, **options))
+        return self.run(x, Output(), None, threads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ConvPlan:
         return self  # immutable
 
     def __reduce__(self) -> Any:
         raise TypeError("a ConvPlan holds memory laid out for this CPU; save the weights, make it again")
-
-
-_INT = Output()

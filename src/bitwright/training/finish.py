@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bitwright.engine.files import load, save, write_tensors
+from bitwright.engine.files import load, save
 from bitwright.measure.machine import machine
 from bitwright.runs import build_model
 from bitwright.runs.build import normalized
+from bitwright.tensors import write_tensors
 from bitwright.training.evaluate import Evaluation, evaluate
 from bitwright.training.work import Work, write_work
 

@@ -202,7 +202,7 @@ def gate_rows(net: nn.Module, work: Work | None, stage: int, epoch: int) -> list
 
 def write_work(run: Run, test: Images, said: Tensor, work: Work) -> None:
     """work.json, compute.csv, gate_classes.csv, and pictures of the images that cost least and most."""
-    from bitwright.engine.files import write_tensors
+    from bitwright.tensors import write_tensors
 
     run.write_json("work.json", {"images": work.images, **work.to_dict()})
     true = test.labels.tolist()
