@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.native_library import ConvStruct, check, generation, library, need, pair, table, words
 from bitwright.engine.native_output import Output
 from bitwright.errors import InputError
@@ -24,9 +24,9 @@ class _Call:
         self.ow = (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
         if self.oh < 1 or self.ow < 1:
             raise InputError(f"native core: a {h}x{w} input is smaller than the {kh}x{kw} kernel")
-        rows, row_class = _border_classes(h, self.oh, kh, sh, ph, dh)
-        cols, col_class = _border_classes(w, self.ow, kw, sw, pw, dw)
-        corr = torch.einsum("rk,cl,okl->rco", rows, cols, plan.tap_sums) + plan.bias
+        rows, row_class = border_classes(h, self.oh, kh, sh, ph, dh)
+        cols, col_class = border_classes(w, self.ow, kw, sw, pw, dw)
+        corr = corrections(plan.tap_sums, rows, cols) + plan.bias
         self.keep = (row_class, col_class, corr.to(torch.int32).contiguous())
         self.struct = ConvStruct.from_buffer_copy(plan.struct)
         for name, value in {"n": n, "h": h, "w": w, "oh": self.oh, "ow": self.ow}.items():
@@ -37,14 +37,6 @@ class _Call:
         # threads pay off above roughly 30 microseconds of work on one core
         macs = n * self.oh * self.ow * plan.macs_per_pixel
         self.small = macs * plan.planes_product < (30e6 if plan.kind == "bits" else 5e6)
-
-
-@functools.lru_cache(4096)
-def _border_classes(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> tuple[Tensor, Tensor]:
-    """Which taps are inside the image: the distinct cases `[classes, kernel]`, and each output's case."""
-    at = torch.arange(out)[:, None] * stride - pad + torch.arange(kernel) * dilation
-    cases, which = torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True)
-    return cases.to(torch.int64), which.to(torch.int32).contiguous()
 
 
 class ConvPlan:
@@ -60,11 +52,7 @@ class ConvPlan:
         self.out_channels, group_channels, *kernel = values.shape
         self.in_channels, self.kernel = group_channels * groups, (kernel[0], kernel[1])
         self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
-        # what the constant part x_zero of the input adds, per output and tap: needed at the border
-        zero = torch.as_tensor(x_zero).to(torch.int64).expand(self.in_channels)
-        of_output = torch.arange(self.out_channels) * groups // max(self.out_channels, 1)
-        zero = zero.reshape(groups, group_channels)[of_output, :, None, None]  # [O, C/groups, 1, 1]
-        self.tap_sums = (values.to(torch.int64) * zero).sum(1)
+        self.tap_sums = tap_sums(values, x_zero, groups)
         self.bias = torch.as_tensor(0 if bias is None else bias).to(torch.int64).expand(self.out_channels)
         self.macs_per_pixel, self.planes_product = values.numel(), len(x_mult) * len(w_mult)
         self.x_planes = len(x_mult)

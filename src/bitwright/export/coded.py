@@ -12,7 +12,7 @@ from bitwright.engine import bitstrings, reference
 from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.even import Grid
 from bitwright.engine.fuse import code_planes
-from bitwright.engine.graph import Graph, Node
+from bitwright.engine.graph import Graph, Node, ints
 from bitwright.engine.operators import function
 from bitwright.errors import InputError
 
@@ -62,10 +62,7 @@ def pool(net: Net, node: Node) -> Callable[[Values], None]:
     a, name, source = node.attrs, node.name, node.inputs[0]
     planes = 0 if a["form"] == "bytes" else code_planes(int(a["levels"]))
     height, width = [int(s) for s in node.shape[-2:]]
-    attrs = {
-        "planes": planes, "kernel_shape": list(a["kernel"]), "strides": list(a["stride"] or a["kernel"]),
-        "pads": [*a["padding"], *a["padding"]], "dilations": list(a["dilation"]), "ceil_mode": int(a["ceil"]),
-    }  # fmt: skip
+    attrs = {"planes": planes, **_window(a["kernel"], a["stride"], a["padding"], a["dilation"], bool(a["ceil"]))}
 
     def run(values: Values) -> None:
         codes = values[source]
@@ -78,15 +75,27 @@ def pool(net: Net, node: Node) -> Callable[[Values], None]:
 def pool_window(node: Node) -> tuple[str, dict[str, Any]] | None:
     """The operator and attributes of a pooling of images that ours can do with the channels last, else None."""
     a = node.attrs
-    if len(node.shape) != 3 or node.op not in ("max_pool", "avg_pool"):
+    if len(node.shape) != 3:
         return None
-    if node.op == "avg_pool" and ((any(a["padding"]) and a["count_pad"]) or a["ceil"]):
+    if node.op == "max_pool":
+        return "MaxPoolFloats", _window(a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])
+    if node.op != "aten" or a["call"] != "avg_pool2d.default":
         return None
-    attrs = {
-        "kernel_shape": list(a["kernel"]), "strides": list(a["stride"] or a["kernel"]),
-        "pads": [*a["padding"], *a["padding"]], "dilations": list(a.get("dilation", [1, 1])), "ceil_mode": int(a["ceil"]),
+    given = a["args"]
+    padding, whole = given.get("padding", [0]), {"self", "kernel_size", "stride", "padding", "count_include_pad"}
+    if not set(given) <= whole or (any(padding) and given.get("count_include_pad", True)):
+        return None  # windows cut off at the border, or a divisor of the caller's
+    return "AveragePoolFloats", _window(given["kernel_size"], given.get("stride", []), padding, [1], False)
+
+
+def _window(
+    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool
+) -> dict[str, Any]:
+    pads = ints(padding, 2)
+    return {
+        "kernel_shape": ints(kernel, 2), "strides": ints(stride or kernel, 2), "pads": [*pads, *pads],
+        "dilations": ints(dilation, 2), "ceil_mode": int(ceil),
     }  # fmt: skip
-    return "MaxPoolFloats" if node.op == "max_pool" else "AveragePoolFloats", attrs
 
 
 def pool_floats(net: Net, node: Node, window: tuple[str, dict[str, Any]]) -> Callable[[Values], None]:
