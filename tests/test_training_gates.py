@@ -332,12 +332,12 @@ def test_gates_of_one_kind_are_one_lesson() -> None:
 
     row = {"epoch": 0, "data_ms": None, "step_ms": None, "test_top1": 0.9}
     gate = {"stage": 0, "epoch": 0, "gate": "fbs", "rate": 0.0, "keep": 0.5, "target": None}
-    state = State(rows=[row], gate_rows=[gate | {"layer": name} for name in "abc"])
+    gates = [gate | {"layer": name} for name in "abc"]
+    state = State(tables={"metrics.csv": [row], "gates.csv": gates})
     e = experiment_of_one_stage()
     (told,) = lessons(e, state, lambda name: False, 10, 1000)
     assert told.startswith("a and 2 more: the gate fbs never fires") and "l1 = 0" in told
-    state.gate_rows = [g | {"epoch": 1} for g in state.gate_rows]
-    state.rows = [row | {"epoch": 1}]
+    state.tables = {"metrics.csv": [row | {"epoch": 1}], "gates.csv": [g | {"epoch": 1} for g in gates]}
     assert lessons(e, state, lambda name: False, 10, 1000) == [], "once per layer and stage"
 
 

@@ -12,6 +12,7 @@ from bitwright.engine.files import load, save, write_tensors
 from bitwright.measure.machine import machine
 from bitwright.runs import build_model
 from bitwright.runs.build import normalized
+from bitwright.runs.tables import Classes, Prediction
 from bitwright.training.evaluate import Evaluation, evaluate
 from bitwright.training.work import Work, write_work
 
@@ -56,10 +57,10 @@ def finish(job: Job) -> Result:
     write_predictions(run, test, found, floats)
     if found.work is not None:
         write_work(run, test, found.said, found.work)
-    run.write_json("classes.json", {"classes": list(test.classes)})
+    run.write(Classes, [{"classes": list(test.classes)}])
     run.put_results(result_rows(job, found))
     band = expected_band(job.experiment, found.top1)
-    run.write_json("state.json", state.to_json("done", len(job.experiment.stage), len(test)))
+    job.write_status("done")
     return Result(
         run.path, found.top1, found.top5, found.images, state.seconds, tuple(state.warnings), band, found.work
     )
@@ -79,13 +80,11 @@ def write_predictions(run: Run, test: Images, found: Evaluation, floats: Tensor 
     """predictions.csv, and worst.safetensors: the wrong answers that were given with most confidence."""
     true, said, sure = test.labels.tolist(), found.said.tolist(), found.confidence.tolist()
     other = [None] * len(true) if floats is None else floats.tolist()
-    run.write_csv(
-        "predictions.csv",
-        (
-            {"index": i, "true": true[i], "said": said[i], "confidence": f"{sure[i]:.6g}", "float_said": other[i]}
-            for i in range(len(true))
-        ),
+    rows = (
+        {"index": i, "true": true[i], "said": said[i], "confidence": f"{sure[i]:.6g}", "float_said": other[i]}
+        for i in range(len(true))
     )
+    run.write(Prediction, rows)
     wrong = (found.said != test.labels).nonzero().flatten()
     order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)][:WORST]
     write_tensors(run.file("worst.safetensors"), {"images": test.pictures(order), "index": order}, {})
