@@ -26,7 +26,7 @@ from bitwright.reporting import images, page, words
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.page import commands, html
-from bitwright.reporting.scales import linear_ticks, log_ticks
+from bitwright.reporting.svg.scales import linear_ticks, log_ticks
 from bitwright.reporting.verdict import findings, verdict
 from bitwright.runs.folder import Run
 from reporting_example import CLASSES, HOSTILE, bench_dict, example_run
@@ -349,7 +349,7 @@ def test_objects_give_the_same_page(tmp_path: Path) -> None:
 def test_images_without_predictions_of_them_are_left_out(tmp_path: Path) -> None:
     run = example_run(tmp_path / "run", 3)
     save_file({"images": np.zeros((1, 1, 4, 4), np.uint8), "index": np.array([10**6])}, run.file("worst.safetensors"))
-    found = load_run(run.path).errors
+    found = load_run(run.path)["errors"]
     assert found is not None and found.mistakes == ()
 
 

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.charts import SHAPES, Point, Scatter, Table, scatter
-from bitwright.reporting.curves import DASHES, Curves, Series, curves
 from bitwright.reporting.groups import Group
-
-COLORS = ("ours", "int8", "fp32", "bf16")
+from bitwright.reporting.svg.charts import SHAPES, Point, Scatter, Table, scatter
+from bitwright.reporting.svg.curves import COLORS, DASHES, Curves, Series, curves
 
 
 def charts(groups: list[Group]) -> tuple[Scatter | None, Scatter | None, Curves | None]:
@@ -72,7 +70,7 @@ def _curves(groups: list[Group]) -> Curves | None:
     """A line per group: the mean of its runs where all of them have the epoch."""
     series = []
     for i, group in enumerate(groups[: len(DASHES)]):
-        runs = [[e.test_top1 for e in run.training.epochs] for run in group.runs if run.training]
+        runs = [[e.test_top1 for e in run.epochs] for run in group.runs]
         values: list[float | None] = []
         for epoch in zip(*runs, strict=False):
             known = [v for v in epoch if v is not None]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.groups import Group, Spread
+from bitwright.runs.tables import Gate
 
 
 @dataclass(frozen=True)
@@ -47,7 +48,7 @@ def matrix(groups: list[Group]) -> Matrix:
         rows.append(_figures(f"ms on {place}", spreads, words.ms, numbers.significant, _times, "min"))
     if not places:
         rows.append(Row("latency, ms", tuple(Cell("-") for _ in groups)))
-    if any(run.gates for group in groups for run in group.runs):
+    if any(run.rows(Gate) for group in groups for run in group.runs):
         rows.append(_figures("MACs per image", [g.macs for g in groups], _work, _work, _fewer, "min"))
         rows.append(_figures("BOPs per image", [g.bops for g in groups], _work, _work, _fewer, "min"))
     rows.append(Row("verdict", tuple(Cell(g.verdicts) for g in groups)))

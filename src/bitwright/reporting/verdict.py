@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.sections import Layer, RunData
+from bitwright.reporting.run_data import RunData
+from bitwright.runs.tables import Health, Layer, Status
 
 SIGNS = {"PASS": "\u2713", "WARN": "!", "REFUSE": "\u2717"}
 NOT_CONVERTED = "NOT CONVERTED"
@@ -177,17 +178,16 @@ def _watch(run: RunData) -> Finding | None:
         return Finding("Watch", name=layer, link="#training", after=f"{text}, others {numbers.percent(usual)} %")
     if run.speed is not None and run.speed.quality.startswith("NOISY"):
         return Finding("Watch", "the ", "times", "#speed", f" are {run.speed.quality}")
-    if run.training is not None and run.training.warnings:
-        return Finding("Watch", "training warned: ", run.training.warnings[0], "#training")
+    status = run.one(Status)
+    if status is not None and status.warnings:
+        return Finding("Watch", "training warned: ", status.warnings[0], "#training")
     return None
 
 
 def restless(run: RunData) -> tuple[str, float, float] | None:
     """(layer, its flips, median of the others) where one layer flips over twice as often, and over 0.5 %."""
-    health = run.training.health if run.training else ()
-    if not health:
-        return None
-    last = max((h.stage, h.epoch) for h in health)
+    health = run.rows(Health)
+    last = max(((h.stage, h.epoch) for h in health), default=None)
     rates = {h.layer: h.flips for h in health if (h.stage, h.epoch) == last and h.flips is not None}
     if len(rates) < 3:
         return None

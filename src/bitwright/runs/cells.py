@@ -23,6 +23,13 @@ def _number(value: Any) -> float | None:
     return number if abs(number) < LARGEST else None  # nan is not
 
 
+def _known(value: Any) -> float:
+    number = _number(value)
+    if number is None:
+        raise ValueError("is missing or no finite number")
+    return number
+
+
 def _whole(value: Any) -> int | None:
     number = _number(value)
     return None if number is None else round(number)
@@ -46,6 +53,7 @@ def _list(value: Any) -> Any:
 
 
 Number = Annotated[float | None, BeforeValidator(_number)]
+Known = Annotated[float, BeforeValidator(_known)]  # must be there
 Whole = Annotated[int | None, BeforeValidator(_whole)]
 Count = Annotated[int, BeforeValidator(_count)]  # must be there
 Sum = Annotated[int, BeforeValidator(lambda value: _whole(value) or 0)]
@@ -54,7 +62,7 @@ Flag = Annotated[bool, BeforeValidator(lambda value: str(value).lower() in ("tru
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list)]
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_list)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(_list)]
-Facts = Annotated[dict[str, Any], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})]
+Facts = Annotated[dict[Any, Any], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})]
 Items = Annotated[tuple[T, ...], BeforeValidator(_items)]
 
 

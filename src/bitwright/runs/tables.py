@@ -10,7 +10,8 @@ from typing import Any
 
 from pydantic import Field, model_validator
 
-from bitwright.runs.cells import Count, Counts, Facts, Flag, Items, Number, Numbers, Row, Sum, Table, Text, Texts, Whole
+from bitwright.runs import cells
+from bitwright.runs.cells import Count, Facts, Flag, Items, Known, Number, Row, Sum, Table, Text, Texts, Whole
 
 
 # -- from training -----------------------------------------------------------------------------------------------------
@@ -122,11 +123,11 @@ class Swept(Table):
     stage: Count
     epoch: Count
     norm: Text = ""
-    on: Number = None
-    accuracy: Number = None
+    on: Known
+    accuracy: Known
     preactivation: Number = None
-    agreement: Number = None
-    tied: Number = None
+    agreement: Known
+    tied: Known
     images: Count
     train_images: Whole = None
     digital: Number = None
@@ -209,7 +210,7 @@ class Dimension(Row):
     name: Text = ""
     channels: Whole = None
     components: Whole = None
-    shares: Numbers = ()
+    shares: cells.Numbers = ()
 
 
 class Choice(Row):
@@ -243,7 +244,7 @@ class Components(Table):
 class WeightValue(Row):
     """One weight value of a sweep: counts of images."""
 
-    on: Number = None
+    on: Known
     right_images: Count
     preactivation_images: Whole = None
     agree_images: Count
@@ -251,6 +252,8 @@ class WeightValue(Row):
 
 
 class Sweep(Row):
+    """A sweep in one norm mode."""
+
     norm: Text = ""
     images: Count
     train_images: Whole = None
@@ -399,7 +402,7 @@ class Bench(Table):
     rows: Items[Candidate] = ()
     machine: Facts = {}
     batch: Count = 1
-    input: Counts = ()
+    input: cells.Counts = ()
     rounds: Whole = None
     clock: Text = ""
     quality: Text = ""

@@ -1,45 +1,60 @@
-"""Widths of the speed bars and shares of the strips, in per cent."""
+"""Where do time and bytes go? Shares of the layers, the table of them, and what convert saw."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.sections import Candidate, Layer, RunData
+from bitwright.reporting.run_data import RunData
+from bitwright.reporting.sections.section import REPORT, Gap, Section
+from bitwright.runs.tables import Conversion, Layer
 
 
-@dataclass(frozen=True)
-class Bar:
-    """`width`, whisker `left` and `whisker` in per cent of the longest whisker's end."""
+class Layers(Section):
+    name, title, place = "layers", "Layers", 30
+    tables = (Layer, Conversion)
 
-    row: Candidate
-    ours: bool
-    color: str
-    width: float
-    left: float
-    whisker: float
-    tip: str
-    rule: bool  # a line above: another precision begins
+    def view(self, run: RunData) -> dict[str, Any]:
+        names = [layer.runs_as for layer in run.layers if layer.runs_as]
+        kinds = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))  # "7 bits, 2 int8, 1 float"
+        return {"strips": strips(run), "keys": bit_keys(run), "kinds": kinds, "notes": notes(run.conversion)}
+
+    def json(self, run: RunData) -> dict[str, Any]:
+        rows = [layer.model_dump() for layer in run.layers]
+        found = run.conversion
+        return {
+            "layers": {"columns": list(Layer.model_fields), "rows": [list(row.values()) for row in rows]},
+            "conversion": None if found is None else found.model_dump(exclude={"rows"}),
+        }
+
+    def gaps(self, run: RunData) -> Iterator[tuple[str, Gap]]:
+        if not run.layers:
+            why = "No layer has been packed, so there is nothing to share out."
+            yield "layers", Gap(why, "bitwright convert {run}", REPORT)
 
 
-def bars(run: RunData) -> list[Bar]:
-    """Measured candidates in the table's order; the axis starts at 0."""
-    rows = [r for r in run.speed.rows if r.ms is not None] if run.speed else []
-    top = max((r.q3 or r.ms or 0.0 for r in rows), default=0.0) or 1.0
-    found: list[Bar] = []
-    for row in rows:
-        ours = run.speed is not None and row is run.speed.rows[0]
-        q1, q3 = (row.ms if q is None else q for q in (row.q1, row.q3))
-        low, high = (100 * (q or 0.0) / top for q in (q1, q3))
-        tip = f"{row.name} ({row.precision}): {words.ms_unit(row.ms)}\nquartiles {words.ms(q1)} to {words.ms(q3)}"
-        if row.runs:
-            tip += f", {row.runs:,} runs"
-        color = "ours" if ours else row.precision if row.precision in ("int8", "bf16", "fp32") else "fp32"
-        rule = bool(found) and found[-1].color != color
-        found.append(Bar(row, ours, color, 100 * (row.ms or 0.0) / top, low, high - low, tip, rule))
-    return found
+def notes(found: Conversion | None) -> list[str]:
+    """What convert says beyond the figures of the head and the table, one sentence each."""
+    if found is None:
+        return []
+    said = []
+    if found.form == "layers":
+        lost = f", which costs at most {found.lost} fusion{'s' if found.lost != 1 else ''}" if found.lost else ""
+        why = f": {found.form_why}" if found.form_why else ""
+        said.append(
+            f"The packed layers stand in the model's own code{lost}, because no single graph holds the net{why}."
+        )
+    if found.blind:
+        said.append(f"Equal answers prove little here: {found.blind}.")
+    elif found.classes:
+        many = f"{found.classes} different classes" if found.classes > 1 else "one class"
+        said.append(f"On the {found.images:,} images that were compared, the trained net gives {many}.")
+    if found.untimed:
+        said.append(f"There are no times: {found.untimed}.")
+    return said
 
 
 @dataclass(frozen=True)

@@ -1,17 +1,83 @@
-"""The charts of `bitwright analyze`: variance by component for every layer, and component counts along the depth."""
+"""Which layers deserve more bits? What `bitwright analyze` found: variance by component, and counts along the depth."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
+from typing import Any
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes
-from bitwright.reporting.curves import Line
-from bitwright.reporting.scales import Scale, tick_text
-from bitwright.reporting.sections import Bits, Dimension
+from bitwright.reporting.run_data import RunData
+from bitwright.reporting.sections.section import Section
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes
+from bitwright.reporting.svg.curves import Line
+from bitwright.reporting.svg.scales import Scale, tick_text
+from bitwright.runs.tables import Choice, Components
 
 MOST_POINTS = 160  # of one curve
+
+
+@dataclass(frozen=True)
+class Dimension:
+    """A layer: its components, those of the layer it is compared with, and its cumulative variance."""
+
+    layer: str
+    channels: int
+    components: int
+    chosen: bool
+    before: str = ""
+    before_components: int | None = None
+    shares: tuple[float, ...] = ()
+
+    @property
+    def rise(self) -> int | None:
+        return None if self.before_components is None else self.components - self.before_components
+
+
+@dataclass(frozen=True)
+class Bits:
+    """delta None: chosen by another rule than a least rise."""
+
+    layers: tuple[Dimension, ...]
+    threshold: float
+    delta: float | None
+    images: int | None
+    bits: str
+    stable: bool | None
+    choices: tuple[Choice, ...]
+
+
+class BitsSection(Section):
+    name, title, place = "bits", "Bits", 40
+    key, tables = "bits", (Components,)
+
+    def read(self, run: RunData) -> Bits | None:
+        found = run.one(Components)
+        if found is None:
+            return None
+        counts = {row.name: row.components or 0 for row in found.layers}
+        layers = []
+        for row in found.layers:
+            before, curve = str(found.before.get(row.name, "")), tuple(round(v, 6) for v in row.shares if v is not None)
+            channels, chosen = row.channels or len(row.shares), row.name in found.significant
+            layers.append(Dimension(row.name, channels, counts[row.name], chosen, before, counts.get(before), curve))
+        delta = found.delta if found.relative is None and found.budget is None else None
+        texts = "/".join(found.bits)
+        return Bits(tuple(layers), found.threshold or 0.0, delta, found.images, texts, found.stable, found.compared)
+
+    def shown(self, run: RunData) -> bool:
+        view = self.view(run)
+        return bool(view["spectra"] or view["depth"])
+
+    def view(self, run: RunData) -> dict[str, Any]:
+        found = run["bits"]
+        if found is None:
+            return {"spectra": None, "depth": None, "choices": None}
+        return {"spectra": spectra(found), "depth": depth(found), "choices": choices(found)}
+
+    def json(self, run: RunData) -> dict[str, Any]:
+        found = run["bits"]
+        return {"bits": found and {**asdict(found), "choices": [choice.model_dump() for choice in found.choices]}}
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
-from bitwright.reporting.scales import Scale, linear_scale, log_scale, tick_text
+from bitwright.reporting.svg.scales import Scale, linear_scale, log_scale, tick_text
 
 WIDTH, HEIGHT = 400.0, 276.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 386.0, 26.0, 226.0
@@ -186,3 +186,12 @@ def _stairs(points: Sequence[Point], x: Scale, y: Scale) -> str:
         return ""
     path = f"M{x(best[0].x)} {y(best[0].accuracy * 100)}"
     return path + "".join(f"H{x(p.x)}V{y(p.accuracy * 100)}" for p in best[1:])
+
+
+def short(name: str) -> str:
+    """The name of a layer, for a place beside a chart.
+
+    >>> short("features.stage4.block17.conv")
+    'features...17.conv'
+    """
+    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"

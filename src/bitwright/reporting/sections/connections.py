@@ -1,28 +1,46 @@
-"""The charts of the Connections section: weights on and live units by epoch, accuracy against both, and the sweep."""
+"""Which connections are left, and what are they worth? Weights on and live units by epoch, and the sweep of their value."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from bitwright.analysis.connections import share_text
-from bitwright.analysis.sweep_result import WeightSweep, side_by_side
+from bitwright.analysis.sweep_result import NORMS, SweepPoint, WeightSweep, side_by_side
 from bitwright.analysis.sweep_words import findings
+from bitwright.errors import InputError
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Point, Scatter, Table, axes, scatter
-from bitwright.reporting.curves import DASHES, Curves, Line, Series, curves
-from bitwright.reporting.gate_charts import short
-from bitwright.reporting.scales import Scale
-from bitwright.reporting.sections import Epoch, RunData
-from bitwright.reporting.selfprune import Connected, SelfPrune
+from bitwright.reporting.run_data import RunData
+from bitwright.reporting.sections.section import Gap, Section, columns, epochs_json, last_epoch, rounded
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Point, Scatter, Table, axes, scatter
+from bitwright.reporting.svg.curves import Line, layer_curves
+from bitwright.reporting.svg.scales import Scale
+from bitwright.runs.tables import Connected, Epoch, Sweeps, Swept, WeightValue
+from bitwright.runs.tables import Sweep as SweepRow
 
 POINTS_SHOWN, STOPS = 40, 30
-COLORS = ("ours", "int8", "fp32", "bf16")
 OF_MODE = {"running": "ours", "recalibrate": "int8", "batch": "fp32"}
 STRAIGHT = 4.0  # up to here the axis of weight values is linear; larger ones follow at equal distances
 DASH, RANKED = {"running": "", "recalibrate": "9 3", "batch": "5 3"}, "2 3"
 NAMES = {"accuracy": "largest output", "preactivation": "ranked", "agreement": "same class"}  # where no norm has modes
+
+
+@dataclass(frozen=True)
+class SelfPrune:
+    """rows of every epoch; sweeps: up to one per norm mode; batch: images at a time in them, if known."""
+
+    rows: tuple[Connected, ...] = ()
+    sweeps: tuple[WeightSweep, ...] = ()
+    batch: int | None = None
+    analyzed: bool = False  # by `bitwright analyze`, not in training
+
+    @property
+    def last(self) -> tuple[Connected, ...]:
+        """Of the last epoch."""
+        end = max(((r.stage, r.epoch) for r in self.rows), default=(0, 0))
+        return tuple(r for r in self.rows if (r.stage, r.epoch) == end)
 
 
 @dataclass(frozen=True)
@@ -37,25 +55,97 @@ class Sweep:
     table: Table
 
 
-def view(run: RunData) -> dict[str, object]:
-    """What selfprune.html.j2 reads; {} for other nets."""
-    found = run.selfprune
-    if found is None:
-        return {}
-    return {
-        "summary": summary(found),
-        "on": by_epoch(run, found, "Weights on by epoch", "weights on (%)", lambda r: 100 * r.share, _on),
-        "live": by_epoch(run, found, "Live units by epoch", "live units (%)", _live, lambda v: f"{v:.1f} %"),
-        "against": against_share(run, found),
-        "table": layers(found),
-        "right": sweep_chart(found.sweeps, "Right answers over the weight value", ("accuracy", "preactivation")),
-        "circuit": sweep_chart(found.sweeps, "Same class as the circuit", ("agreement",)),
-        "ranked": any(s.preactivation != s.accuracy for s in found.sweeps if s.preactivation),
-        "findings": findings(found.sweeps),
-        "sweep": found.sweeps[0] if found.sweeps else None,
-    }
+class Connections(Section):
+    name, title, place = "connections", "Connections", 90
+    key, tables = "selfprune", (Connected, Sweeps, Swept)
+
+    def read(self, run: RunData) -> SelfPrune | None:
+        """What `analyze` measured goes before what training wrote."""
+        rows, analyzed, swept = run.rows(Connected), run.one(Sweeps), last_epoch(run.rows(Swept))
+        if analyzed is not None:
+            sweeps = tuple(_sweep(s, [_point_of(p) for p in s.rows], "sweep.json") for s in analyzed.sweeps)
+            return SelfPrune(rows, sweeps, analyzed.batch, True)
+        by_norm = [[row for row in swept if row.norm == norm] for norm in dict.fromkeys(row.norm for row in swept)]
+        sweeps = tuple(_sweep(mine[0], [_counted(row) for row in mine], "sweep.csv") for mine in by_norm)
+        return SelfPrune(rows, sweeps) if rows or sweeps else None
+
+    def shown(self, run: RunData) -> bool:
+        return run["selfprune"] is not None
+
+    def view(self, run: RunData) -> dict[str, Any]:
+        found: SelfPrune | None = run["selfprune"]
+        if found is None:
+            return {}
+        over = {"rows": found.rows, "epochs": run.epochs, "least": 0.2}
+        on, live = (
+            {"y_title": "weights on (%)", "write": _on},
+            {"y_title": "live units (%)", "write": "{:.1f} %".format},
+        )
+        return {
+            "selfprune_view": {
+                "summary": summary(found),
+                "on": layer_curves("Weights on by epoch", value=lambda r: 100 * _share(r), **over, **on),
+                "live": layer_curves("Live units by epoch", value=_live, **over, **live),
+                "against": against_share(run, found),
+                "table": layers(found),
+                "right": sweep_chart(
+                    found.sweeps, "Right answers over the weight value", ("accuracy", "preactivation")
+                ),
+                "circuit": sweep_chart(found.sweeps, "Same class as the circuit", ("agreement",)),
+                "ranked": any(s.preactivation != s.accuracy for s in found.sweeps if s.preactivation),
+                "findings": findings(found.sweeps),
+                "sweep": found.sweeps[0] if found.sweeps else None,
+            }
+        }
+
+    def json(self, run: RunData) -> dict[str, Any]:
+        """Every epoch where that is not too much; sweeps as in sweep.json, but without repeated keys."""
+        found: SelfPrune | None = run["selfprune"]
+        if found is None:
+            return {"selfprune": None}
+        sweeps = [
+            {**plain, **columns([rounded(row) for row in plain["rows"]])}
+            for plain in (sweep.to_dict() for sweep in found.sweeps)
+        ]
+        return {"selfprune": {**epochs_json(found.rows, Connected), "batch": found.batch, "sweeps": sweeps}}
+
+    def gaps(self, run: RunData) -> Iterator[tuple[str, Gap]]:
+        if run["selfprune"] is not None and not run["selfprune"].sweeps:
+            why = "Accuracy over the weight value was not measured."
+            yield "sweep", Gap(why, "bitwright analyze {run} --judge weight_sweep")
 
 
+# -- reading -----------------------------------------------------------------------------------------------------------
+def _sweep(facts: SweepRow | Swept, points: list[SweepPoint], file: str) -> WeightSweep:
+    if facts.norm not in NORMS or not facts.images:
+        raise _damaged(
+            file, f"norm is {facts.norm[:40]!r} of {facts.images} images; possible: {', '.join(NORMS)}, at least 1"
+        )
+    if facts.ranking not in ("", "largest", "smallest", "mixed"):
+        raise _damaged(file, f"ranking is {facts.ranking[:40]!r}")
+    limit = WeightSweep.limit if facts.limit is None else facts.limit
+    return WeightSweep(
+        facts.norm, facts.images, tuple(points), facts.trained_on, facts.output, facts.ranking, limit, facts.digital,
+        facts.train_images, facts.norms or 0,
+    )  # fmt: skip
+
+
+def _point_of(row: WeightValue) -> SweepPoint:
+    return SweepPoint(row.on, row.right_images, row.preactivation_images, row.agree_images, row.tied_images)
+
+
+def _counted(row: Swept) -> SweepPoint:
+    """The table has shares: times the images they are the counts again."""
+    ranked = None if row.preactivation is None else round(row.preactivation * row.images)
+    right, agree, tied = (round(share * row.images) for share in (row.accuracy, row.agreement, row.tied))
+    return SweepPoint(row.on, right, ranked, agree, tied)
+
+
+def _damaged(file: str, what: str) -> InputError:
+    return InputError(f"report: {file}: {what}", code="run-damaged")
+
+
+# -- weights on --------------------------------------------------------------------------------------------------------
 def summary(found: SelfPrune) -> str:
     """ "827 of 8,832 weights are on (9.36 %), 111 of 138 units live"."""
     last = found.last
@@ -76,31 +166,8 @@ def _live(row: Connected) -> float | None:
     return None if row.live is None or not row.units else 100 * row.live / row.units
 
 
-def by_epoch(
-    run: RunData,
-    found: SelfPrune,
-    title: str,
-    y_title: str,
-    value: Callable[[Connected], float | None],
-    write: Callable[[float], str],
-) -> Curves | None:
-    """A line per layer, those that moved most; epochs before the 0/1 stage stay empty."""
-    epochs = run.training.epochs if run.training else ()
-    moments = [(e.stage, e.epoch) for e in epochs] or sorted({(r.stage, r.epoch) for r in found.rows})
-    by_layer: dict[str, dict[tuple[int, int], float | None]] = {}
-    for row in found.rows:
-        by_layer.setdefault(row.layer, {})[row.stage, row.epoch] = value(row)
-    lines = {name: tuple(at.get(m) for m in moments) for name, at in by_layer.items()}
-    known = {name: [v for v in line if v is not None] for name, line in lines.items()}
-    known = {name: line for name, line in known.items() if line}
-    moved = sorted(known, key=lambda name: min(known[name]) - max(known[name]))[: len(DASHES)]
-    shown = [name for name in known if name in moved]
-    series = [Series(short(name), COLORS[i % len(COLORS)], DASHES[i], lines[name]) for i, name in enumerate(shown)]
-    table = Table(
-        f"{title}, every layer", ("layer", "first epoch", "last epoch", "least", "largest"),
-        tuple((n, *(write(v) for v in (line[0], line[-1], min(line), max(line)))) for n, line in known.items()),
-    )  # fmt: skip
-    return curves(title, series, [stage for stage, _ in moments], table, y_title=y_title, least=0.2, write=write)
+def _share(row: Connected) -> float:
+    return row.on / row.weights if row.weights else 0.0
 
 
 def against_share(run: RunData, found: SelfPrune) -> Scatter | None:
@@ -109,10 +176,9 @@ def against_share(run: RunData, found: SelfPrune) -> Scatter | None:
     for r in found.rows:
         pair = shares.setdefault((r.stage, r.epoch), [0, 0])
         pair[0], pair[1] = pair[0] + r.on, pair[1] + r.weights
-    epochs = run.training.epochs if run.training else ()
     known = [
         (i, e, 100 * pair[0] / pair[1])
-        for i, e in enumerate(epochs, 1)
+        for i, e in enumerate(run.epochs, 1)
         if (pair := shares.get((e.stage, e.epoch))) and pair[0] and e.test_top1 is not None
     ]
     if not known:
@@ -140,7 +206,7 @@ def layers(found: SelfPrune) -> Table | None:
     headers = ("layer", "on", "on %", "fan-in, most", "no input", "live")
     rows = tuple(
         (
-            r.layer, f"{r.on:,} of {r.weights:,}", share_text(r.share),
+            r.layer, f"{r.on:,} of {r.weights:,}", share_text(_share(r)),
             f"{words.general(r.fan_in_mean)}, {words.count(r.fan_in_max)}", words.count(r.no_input),
             f"{words.count(r.live)} of {r.units:,}",
         )
