@@ -20,7 +20,8 @@ class Layers(Section):
     def view(self, run: RunData) -> dict[str, Any]:
         names = [layer.runs_as for layer in run.layers if layer.runs_as]
         kinds = ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))  # "7 bits, 2 int8, 1 float"
-        return {"strips": strips(run), "keys": bit_keys(run), "kinds": kinds, "notes": notes(run.conversion)}
+        more = {"facts": facts(run.conversion), "doubts": doubts(run.conversion)}
+        return {"strips": strips(run), "keys": bit_keys(run), "kinds": kinds, **more}
 
     def json(self, run: RunData) -> dict[str, Any]:
         rows = [layer.model_dump() for layer in run.layers]
@@ -36,25 +37,34 @@ class Layers(Section):
             yield "layers", Gap(why, "bitwright convert {run}", REPORT)
 
 
-def notes(found: Conversion | None) -> list[str]:
-    """What convert says beyond the figures of the head and the table, one sentence each."""
+def facts(found: Conversion | None) -> list[str]:
+    """How the net was packed and compared, one sentence each; a run of an older version says less."""
     if found is None:
         return []
     said = []
-    if found.form == "layers":
-        lost = f", which costs at most {found.lost} fusion{'s' if found.lost != 1 else ''}" if found.lost else ""
+    if found.form == "graph":
+        said.append("The packed net is one graph; none of the model's own code is needed to run it.")
+    elif found.form:
+        lost = f" At most {found.lost} fusion{'s are' if found.lost != 1 else ' is'} lost by that." if found.lost else ""
         why = f": {found.form_why}" if found.form_why else ""
-        said.append(
-            f"The packed layers stand in the model's own code{lost}, because no single graph holds the net{why}."
-        )
-    if found.blind:
-        said.append(f"Equal answers prove little here: {found.blind}.")
-    elif found.classes:
+        said.append(f"The packed layers stand in the model's own code, which is needed to run it{why}.{lost}")
+    if found.classes:
         many = f"{found.classes} different classes" if found.classes > 1 else "one class"
-        said.append(f"On the {found.images:,} images that were compared, the trained net gives {many}.")
+        said.append(f"The trained net gives {many} for the {found.images:,} images that were compared.")
     if found.untimed:
-        said.append(f"There are no times: {found.untimed}.")
+        said.append(f"Layers were not timed: {found.untimed}.")
     return said
+
+
+def doubts(found: Conversion | None) -> list[str]:
+    """Why the packed net may differ from the trained one although answers are the same."""
+    if found is None:
+        return []
+    said = [f"Equal answers prove little here: {found.blind}."] if found.blind else []
+    return said + [
+        f"{b.where}, image {b.image}: off by {words.general(b.difference)}, and rounding explains {words.general(b.bound)}."
+        for b in found.beyond
+    ]
 
 
 @dataclass(frozen=True)
