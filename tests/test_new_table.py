@@ -29,9 +29,9 @@ from bitwright.training.watch.watcher import Watcher
 class NormWatcher(Watcher):
     table = Norm
 
-    def rows(self, job, test, check):
-        at = {"stage": job.state.stage, "epoch": job.state.epoch}
-        return [{**at, "name": n, "norm": float(p.detach().norm())} for n, p in job.net.named_parameters()]
+    def rows(self, ended):
+        found = ended.job.net.named_parameters()
+        return [{**ended.at, "name": name, "norm": float(p.detach().norm())} for name, p in found]
 
     def scalars(self, row):
         yield f"norm/{row['name']}", row["norm"]

@@ -148,13 +148,14 @@ def test_a_sweep_can_be_stopped_and_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path, list[str]]
 ) -> None:
     from bitwright.training.watch.sweep import SweepWatcher
+    from bitwright.training.watch.watcher import Ended
 
     asked = SweepWatcher.rows
 
-    def stopping(self: SweepWatcher, job: Any, test: Any, check: Any) -> Any:
-        if (job.state.stage, job.state.epoch) == (1, 1):
-            job.signals.wanted = "^C"
-        return asked(self, job, test, check)
+    def stopping(self: SweepWatcher, ended: Ended) -> Any:
+        if ended.at == {"stage": 1, "epoch": 1}:
+            ended.job.signals.wanted = "^C"
+        return asked(self, ended)
 
     monkeypatch.setattr(SweepWatcher, "rows", stopping)
     with pytest.raises(Stopped):

@@ -27,7 +27,7 @@ def as_dict(run: RunData) -> dict[str, Any]:
     totals = {key: run.total(key) for key in ("bytes_before", "bytes_after", "ms_before", "ms_after", "macs")}
     found = {"schema": SCHEMA, "head": head, "layer_totals": totals, "origin": asdict(run.origin)}
     for section in SECTIONS:
-        found |= section.json(run)
+        found |= section.json(run) if section.shown(run) else {section.key or section.name: None}
     return found
 
 

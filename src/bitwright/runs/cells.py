@@ -85,7 +85,8 @@ class Table(Row):
 
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
-        TABLES.append(cls)
+        if cls.file:
+            TABLES.append(cls)
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:

@@ -14,6 +14,15 @@ from bitwright.runs import cells
 from bitwright.runs.cells import Count, Facts, Flag, Items, Known, Number, Row, Sum, Table, Text, Texts, Whole
 
 
+class PerEpoch(Table):
+    stage: Count
+    epoch: Count
+
+
+class PerLayer(PerEpoch):
+    layer: Text = ""
+
+
 # -- from training -----------------------------------------------------------------------------------------------------
 class Status(Table):
     """Status, stage, epoch, test accuracy, warnings so far, pictures left out."""
@@ -32,7 +41,7 @@ class Status(Table):
     skipped_pictures: Whole = None
 
 
-class Epoch(Table):
+class Epoch(PerEpoch):
     """A row per epoch: loss, top1, top5, test accuracy, rate, time per step; with gates MACs and bit operations per test
     image.
 
@@ -41,8 +50,6 @@ class Epoch(Table):
     """
 
     file, always = "metrics.csv", True
-    stage: Count
-    epoch: Count
     step: Whole = None
     loss: Number = None
     top1: Number = None
@@ -65,13 +72,10 @@ class Epoch(Table):
     dense_bops: Number = None
 
 
-class Health(Table):
+class Health(PerLayer):
     """A row per epoch and low-bit layer: flips, dead, scale, saturation, positive."""
 
     file, always = "health.csv", True
-    stage: Count
-    epoch: Count
-    layer: Text = ""
     flips: Number = None
     dead: Number = None
     scale: Number = None
@@ -79,14 +83,11 @@ class Health(Table):
     positive: Number = None
 
 
-class Connected(Table):
+class Connected(PerLayer):
     """Nets with 0/1 weights: a row per epoch and layer: share and number of weights that are on, fan-in, units without
     input, live units."""
 
     file = "connections.csv"
-    stage: Count
-    epoch: Count
-    layer: Text = ""
     share: Number = None
     weights: Count
     units: Count
@@ -97,13 +98,10 @@ class Connected(Table):
     live: Whole = None
 
 
-class Gate(Table):
+class Gate(PerLayer):
     """Nets with gates: a row per epoch and gate: share of decisions that were on, thresholds, target, `keep`, saliency."""
 
     file = "gates.csv"
-    stage: Count
-    epoch: Count
-    layer: Text = ""
     gate: Text = ""
     rate: Number = None
     threshold_mean: Number = None
@@ -115,13 +113,11 @@ class Gate(Table):
     mean_bits: Number = None
 
 
-class Swept(Table):
+class Swept(PerEpoch):
     """With `log.sweep_every`: a row per sweep, norm mode and weight value: accuracy, accuracy by pre-activation,
     agreement with the circuit, and what the sweep was made with."""
 
     file = "sweep.csv"
-    stage: Count
-    epoch: Count
     norm: Text = ""
     on: Known
     accuracy: Known

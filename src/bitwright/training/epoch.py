@@ -14,6 +14,7 @@ from bitwright.training.losses import make_loss
 from bitwright.training.probe import coded_layers, mean_of, means
 from bitwright.training.schedules import factor
 from bitwright.training.watch import WATCHERS
+from bitwright.training.watch.watcher import Ended
 from bitwright.training.work_words import work_text
 from bitwright.transforms import recipe_of
 from bitwright.transforms.facts import quantizer_of
@@ -38,14 +39,12 @@ def end_epoch(
     """
     state, stage, before = job.state, job.experiment.stage[job.state.stage], time.perf_counter()
 
-    def check() -> None:
-        job.check(device, shared)
-
-    check()
+    job.check(device, shared)
     loss = make_loss(stage, state.stage, smoothing=False, home=job.experiment.home)
     test = job.evaluate(job.test, loss, device, shared)
     val = None if job.val is None else job.evaluate(job.val, loss, device, shared)
-    found = {watcher: watcher.rows(job, test, check) for watcher in WATCHERS}
+    ended = Ended(job, test, lambda: job.check(device, shared))
+    found = {watcher: watcher.rows(ended) for watcher in WATCHERS}
     elapsed = time.perf_counter() - before
     state.sums.seconds += elapsed
     state.seconds += elapsed

@@ -66,18 +66,15 @@ class BitsSection(Section):
         return Bits(tuple(layers), found.threshold or 0.0, delta, found.images, texts, found.stable, found.compared)
 
     def shown(self, run: RunData) -> bool:
-        view = self.view(run)
-        return bool(view["spectra"] or view["depth"])
+        return bool(run["bits"] and run["bits"].layers)
 
     def view(self, run: RunData) -> dict[str, Any]:
         found = run["bits"]
-        if found is None:
-            return {"spectra": None, "depth": None, "choices": None}
         return {"spectra": spectra(found), "depth": depth(found), "choices": choices(found)}
 
     def json(self, run: RunData) -> dict[str, Any]:
         found = run["bits"]
-        return {"bits": found and {**asdict(found), "choices": [choice.model_dump() for choice in found.choices]}}
+        return {"bits": {**asdict(found), "choices": [choice.model_dump() for choice in found.choices]}}
 
 
 @dataclass(frozen=True)

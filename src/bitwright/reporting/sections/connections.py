@@ -73,9 +73,7 @@ class Connections(Section):
         return run["selfprune"] is not None
 
     def view(self, run: RunData) -> dict[str, Any]:
-        found: SelfPrune | None = run["selfprune"]
-        if found is None:
-            return {}
+        found: SelfPrune = run["selfprune"]
         over = {"rows": found.rows, "epochs": run.epochs, "least": 0.2}
         on, live = (
             {"y_title": "weights on (%)", "write": _on},
@@ -100,9 +98,7 @@ class Connections(Section):
 
     def json(self, run: RunData) -> dict[str, Any]:
         """Every epoch where that is not too much; sweeps as in sweep.json, but without repeated keys."""
-        found: SelfPrune | None = run["selfprune"]
-        if found is None:
-            return {"selfprune": None}
+        found: SelfPrune = run["selfprune"]
         sweeps = [
             {**plain, **columns([rounded(row) for row in plain["rows"]])}
             for plain in (sweep.to_dict() for sweep in found.sweeps)

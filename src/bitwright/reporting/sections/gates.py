@@ -89,9 +89,7 @@ class GatesSection(Section):
         return run["gates"] is not None
 
     def view(self, run: RunData) -> dict[str, Any]:
-        found: Gates | None = run["gates"]
-        if found is None:
-            return {}
+        found: Gates = run["gates"]
         drift, saliency = gate_charts.drifts(run, found)
         return {
             "gates_view": {
@@ -113,9 +111,7 @@ class GatesSection(Section):
 
     def json(self, run: RunData) -> dict[str, Any]:
         """Every epoch where that is not too much; of the images their cost at a few percentiles."""
-        found: Gates | None = run["gates"]
-        if found is None:
-            return {"gates": None}
+        found: Gates = run["gates"]
         few = len(found.classes) * len(found.by_class or {}) <= KEPT_RATES
         by_class = {n: [rounded(v) for v in rates] for n, rates in (found.by_class or {}).items()} if few else None
         at = {"min": 0.0, "p5": 0.05, "p50": 0.5, "p95": 0.95, "max": 1.0}

@@ -45,7 +45,9 @@ def facts(found: Conversion | None) -> list[str]:
     if found.form == "graph":
         said.append("The packed net is one graph; none of the model's own code is needed to run it.")
     elif found.form:
-        lost = f" At most {found.lost} fusion{'s are' if found.lost != 1 else ' is'} lost by that." if found.lost else ""
+        lost = (
+            f" At most {found.lost} fusion{'s are' if found.lost != 1 else ' is'} lost by that." if found.lost else ""
+        )
         why = f": {found.form_why}" if found.form_why else ""
         said.append(f"The packed layers stand in the model's own code, which is needed to run it{why}.{lost}")
     if found.classes:

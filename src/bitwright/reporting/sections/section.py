@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, TypeVar
 
 from bitwright.reporting.run_data import RunData
-from bitwright.runs.cells import Row, Table
+from bitwright.runs.cells import Table
+from bitwright.runs.tables import PerEpoch
 
+E = TypeVar("E", bound=PerEpoch)
 TRAIN = "bitwright train digits-lenet5-bwn --out runs/mine"
 REPORT = 'bw.report([bw.convert(model, example), bw.bench(model, example)], "report.html")'
 
@@ -53,7 +55,7 @@ class Section:
         return {}
 
     def json(self, run: RunData) -> dict[str, Any]:
-        """Raw values for the page's JSON."""
+        """Raw values for the page's JSON; asked for where it is shown."""
         return {}
 
     def gaps(self, run: RunData) -> Iterator[tuple[str, Gap]]:
@@ -71,16 +73,15 @@ def columns(rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return {"columns": list(rows[0]) if rows else [], "rows": [list(row.values()) for row in rows]}
 
 
-def epochs_json(rows: Sequence[Any], table: type[Table], most: int = 375) -> dict[str, Any]:
+def epochs_json(rows: Sequence[PerEpoch], table: type[Table], most: int = 375) -> dict[str, Any]:
     """Every epoch of a table where that is not too much, else the last one."""
     whole = len(rows) <= most
-    kept: Sequence[Row] = rows if whole else last_epoch(rows)
     note = "all" if whole else f"last; all are in {table.file}"
-    return {**columns([rounded(row.model_dump()) for row in kept]), "epochs": note}
+    return {**columns([rounded(row.model_dump()) for row in (rows if whole else last_epoch(rows))]), "epochs": note}
 
 
-def last_epoch(rows: Sequence[Any]) -> tuple[Any, ...]:
-    """The rows of a table with `stage` and `epoch` that were written last."""
+def last_epoch(rows: Sequence[E]) -> tuple[E, ...]:
+    """The rows that were written last."""
     end = max(((row.stage, row.epoch) for row in rows), default=None)
     return tuple(row for row in rows if (row.stage, row.epoch) == end)
 

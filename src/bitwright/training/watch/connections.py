@@ -2,29 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from bitwright.analysis.zero_one_nets import zero_one_layers
 from bitwright.runs.tables import Connected
-from bitwright.training.watch.watcher import Lesson, Past, Rows, Watcher
-
-if TYPE_CHECKING:
-    from bitwright.training.evaluate import Evaluation
-    from bitwright.training.job import Job
+from bitwright.training.watch.watcher import Ended, Lesson, Past, Rows, Watcher
 
 
 class ConnectionWatcher(Watcher):
     table = Connected
 
-    def rows(self, job: Job, test: Evaluation, check: Callable[[], None]) -> Rows:
-        if not zero_one_layers(job.net):
+    def rows(self, ended: Ended) -> Rows:
+        if not zero_one_layers(ended.job.net):
             return []
         from bitwright.analysis.connections import connections
 
-        device = next(job.net.parameters()).device
-        found = connections(job.net, job.example().to(device))
-        return [{"stage": job.state.stage, "epoch": job.state.epoch, **row.to_dict()} for row in found.rows]
+        device = next(ended.job.net.parameters()).device
+        found = connections(ended.job.net, ended.job.example().to(device))
+        return [{**ended.at, **row.to_dict()} for row in found.rows]
 
     def scalars(self, row: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
         yield f"on_share/{row['layer']}", row["share"]

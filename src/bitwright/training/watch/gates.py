@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from bitwright.runs.tables import Gate
-from bitwright.training.watch.watcher import Lesson, Past, Rows, Watcher, more
+from bitwright.training.watch.watcher import Ended, Lesson, Past, Rows, Watcher, more
 from bitwright.training.work import gates_of
-
-if TYPE_CHECKING:
-    from bitwright.training.evaluate import Evaluation
-    from bitwright.training.job import Job
 
 SILENT = 0.001  # share of a gate's decisions: it never fires, or always
 
@@ -19,16 +15,15 @@ SILENT = 0.001  # share of a gate's decisions: it never fires, or always
 class GateWatcher(Watcher):
     table = Gate
 
-    def rows(self, job: Job, test: Evaluation, check: Callable[[], None]) -> Rows:
-        work = test.work
+    def rows(self, ended: Ended) -> Rows:
+        work = ended.test.work
         if work is None:
             return []
-        gates, rows = gates_of(job.net), []
+        gates, rows = gates_of(ended.job.net), []
         for name, rate in work.rates.items():
             gate = gates[name]
             row: dict[str, Any] = dict.fromkeys(Gate.columns())
-            row |= {"stage": job.state.stage, "epoch": job.state.epoch, "layer": name, "rate": rate}
-            row["gate"] = getattr(gate, "part_name", "")
+            row |= {**ended.at, "layer": name, "gate": getattr(gate, "part_name", ""), "rate": rate}
             if (threshold := getattr(gate, "threshold", None)) is not None:
                 t = threshold.detach().double()
                 row |= {

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from bitwright.measure.numbers import percent
 from bitwright.runs.tables import Connected, Health
 from bitwright.training.probe import MEASURES, means
-from bitwright.training.watch.watcher import Lesson, Past, Rows, Watcher, more
-
-if TYPE_CHECKING:
-    from bitwright.training.evaluate import Evaluation
-    from bitwright.training.job import Job
+from bitwright.training.watch.watcher import Ended, Lesson, Past, Rows, Watcher, more
 
 # Limits are judgment, not fitted to runs; each is a share unless it says otherwise.
 FLIPS = 0.01  # of the signs, in every step, late in a stage
@@ -27,10 +23,8 @@ History = dict[str, Rows]  # rows of this stage per layer, oldest first
 class HealthWatcher(Watcher):
     table = Health
 
-    def rows(self, job: Job, test: Evaluation, check: Callable[[], None]) -> Rows:
-        state = job.state
-        found = means(state.health).items()
-        return [{"stage": state.stage, "epoch": state.epoch, "layer": name, **row} for name, row in found]
+    def rows(self, ended: Ended) -> Rows:
+        return [{**ended.at, "layer": name, **row} for name, row in means(ended.job.state.health).items()]
 
     def scalars(self, row: dict[str, Any]) -> Iterator[tuple[str, float | None]]:
         for key in MEASURES:

@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 from bitwright.analysis.sweep_result import WeightSweep, percent
 from bitwright.analysis.sweep_words import SPAN, spread
 from bitwright.analysis.zero_one_nets import zero_one_layers
 from bitwright.runs.tables import Swept
-from bitwright.training.watch.watcher import Rows, Watcher
-
-if TYPE_CHECKING:
-    from bitwright.training.evaluate import Evaluation
-    from bitwright.training.job import Job
+from bitwright.training.watch.watcher import Ended, Rows, Watcher
 
 FACTS = ("images", "train_images", "digital", "limit", "trained_on", "output", "ranking", "norms")
 
@@ -21,9 +17,9 @@ FACTS = ("images", "train_images", "digital", "limit", "trained_on", "output", "
 class SweepWatcher(Watcher):
     table = Swept
 
-    def rows(self, job: Job, test: Evaluation, check: Callable[[], None]) -> Rows:
+    def rows(self, ended: Ended) -> Rows:
         """Every `log.sweep_every` epochs of a stage, and after its last one."""
-        log, state = job.experiment.log, job.state
+        job, log, state = ended.job, ended.job.experiment.log, ended.job.state
         last = state.epoch + 1 == job.experiment.stage[state.stage].epochs
         if (
             not log.sweep_every
@@ -42,10 +38,10 @@ class SweepWatcher(Watcher):
         for norm in log.sweep_norms if batch_norms(job.net) else log.sweep_norms[:1]:  # without norms all modes are one
             sweep = weight_sweep(
                 job.net, test.batches(size, **feed), "large", norm, train.batches(size, **feed),
-                progress=lambda what, done, total: check(),
+                progress=lambda what, done, total: ended.check(),
             )  # fmt: skip
             facts = {key: getattr(sweep, key) for key in FACTS}
-            rows += [{"stage": state.stage, "epoch": state.epoch, "norm": norm, **row, **facts} for row in sweep.rows]
+            rows += [{**ended.at, "norm": norm, **row, **facts} for row in sweep.rows]
             if job.main:
                 job.screen.note(line(sweep))
         return rows

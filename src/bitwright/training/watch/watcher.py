@@ -21,6 +21,23 @@ Rows = list[dict[str, Any]]
 
 
 @dataclass(frozen=True)
+class Ended:
+    """An epoch whose steps are done: the training, what it says of the test images, and what may stop a long watcher.
+
+    check   called between long steps; may raise to end them
+    """
+
+    job: Job
+    test: Evaluation
+    check: Callable[[], None]
+
+    @property
+    def at(self) -> dict[str, int]:
+        """The first two cells of each row."""
+        return {"stage": self.job.state.stage, "epoch": self.job.state.epoch}
+
+
+@dataclass(frozen=True)
 class Past:
     """The training so far, at the end of an epoch whose rows are in `state`.
 
@@ -62,8 +79,7 @@ class Watcher:
 
     table: ClassVar[type[Table]]
 
-    def rows(self, job: Job, test: Evaluation, check: Callable[[], None]) -> Rows:
-        """After an epoch, before the state moves on. check: called between long steps; may raise to end them."""
+    def rows(self, ended: Ended) -> Rows:
         raise NotImplementedError
 
     def scalars(self, row: dict[str, Any]) -> Iterable[tuple[str, float | None]]:
