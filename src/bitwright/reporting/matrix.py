@@ -49,8 +49,8 @@ def matrix(groups: list[Group]) -> Matrix:
     if not places:
         rows.append(Row("latency, ms", tuple(Cell("-") for _ in groups)))
     if any(run.rows(Gate) for group in groups for run in group.runs):
-        rows.append(_figures("MACs per image", [g.macs for g in groups], _work, _work, _fewer, "min"))
-        rows.append(_figures("BOPs per image", [g.bops for g in groups], _work, _work, _fewer, "min"))
+        rows.append(_figures("MACs per image", [g.macs for g in groups], words.macs, words.macs, _fewer, "min"))
+        rows.append(_figures("BOPs per image", [g.bops for g in groups], words.macs, words.macs, _fewer, "min"))
     rows.append(Row("verdict", tuple(Cell(g.verdicts) for g in groups)))
     rows.append(Row("same answers as trained", tuple(Cell(_same(g)) for g in groups)))
     rows.append(Row("warnings", tuple(Cell(words.count(g.warnings)) for g in groups)))
@@ -100,10 +100,6 @@ def _points(value: float, reference: float) -> str:
 def _smaller(value: float, reference: float) -> str:
     ratio = reference / value if value else None
     return "-" if ratio is None else f"{ratio:.1f}x smaller" if ratio >= 0.95 else f"{ratio:.1f}x (larger)"
-
-
-def _work(value: float | None) -> str:
-    return words.macs(None if value is None else round(value))
 
 
 def _fewer(value: float, reference: float) -> str:

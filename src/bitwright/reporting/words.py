@@ -53,8 +53,8 @@ def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
-def macs(value: int | None) -> str:
-    return UNKNOWN if value is None else numbers.macs(value)
+def macs(value: float | None) -> str:
+    return UNKNOWN if value is None else numbers.macs(round(value))
 
 
 def loss(value: float | None) -> str:

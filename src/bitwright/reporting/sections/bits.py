@@ -150,7 +150,6 @@ def depth(bits: Bits) -> Depth | None:
         mark = None if needed is None else y(needed)
         left = round(x(i) - width / 2, 1)
         bars.append(Bar(left, width, y(d.components), y(d.channels), mark, "ours" if d.chosen else "fp32", _tip(d)))
-    plain = axes(x, y, "layer, in the order they run", "components")
     ticks = tuple((x(v), tick_text(v)) for v in x.ticks(8) if v == int(v) and 1 <= v <= n)
     rows = tuple(
         (
@@ -161,7 +160,7 @@ def depth(bits: Bits) -> Depth | None:
     )  # fmt: skip
     headers = ("layer", "channels", "components", "compared with", "rise", "choice")
     return Depth(
-        "Components along the depth", Axes(plain.y_title, plain.x_title, ticks, plain.y_ticks), tuple(bars),
+        "Components along the depth", axes(x, y, "layer, in the order they run", "components", x_ticks=ticks), tuple(bars),
         Table("Components of every layer", headers, rows),
     )  # fmt: skip
 

@@ -14,13 +14,13 @@ from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Gap, Section, columns, epochs_json, last_epoch, rounded
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Point, Scatter, Table, axes, scatter
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Scatter, Table, axes, epochs_scatter
 from bitwright.reporting.svg.curves import Line, layer_curves
 from bitwright.reporting.svg.scales import Scale
-from bitwright.runs.tables import Connected, Epoch, Sweeps, Swept, WeightValue
+from bitwright.runs.tables import Connected, Sweeps, Swept, WeightValue
 from bitwright.runs.tables import Sweep as SweepRow
 
-POINTS_SHOWN, STOPS = 40, 30
+STOPS = 30
 OF_MODE = {"running": "ours", "recalibrate": "int8", "batch": "fp32"}
 STRAIGHT = 4.0  # up to here the axis of weight values is linear; larger ones follow at equal distances
 DASH, RANKED = {"running": "", "recalibrate": "9 3", "batch": "5 3"}, "2 3"
@@ -173,27 +173,12 @@ def against_share(run: RunData, found: SelfPrune) -> Scatter | None:
         pair = shares.setdefault((r.stage, r.epoch), [0, 0])
         pair[0], pair[1] = pair[0] + r.on, pair[1] + r.weights
     known = [
-        (i, e, 100 * pair[0] / pair[1])
+        (i, e.test_top1, 100 * pair[0] / pair[1], _on(100 * pair[0] / pair[1]))
         for i, e in enumerate(run.epochs, 1)
         if (pair := shares.get((e.stage, e.epoch))) and pair[0] and e.test_top1 is not None
     ]
-    if not known:
-        return None
-    every = -(-len(known) // POINTS_SHOWN)
-    points = [_point(i, e, share, i == known[-1][0], i == known[0][0]) for i, e, share in known[::-1][::every][::-1]]
-    table = Table(
-        "Accuracy and weights on", ("epoch", "test accuracy", "weights on"),
-        tuple((f"epoch {i}", words.percent_unit(e.test_top1), _on(share)) for i, e, share in known),
-    )  # fmt: skip
-    return scatter(
-        "Accuracy against the share of weights on", "weights on (%, log; left is sparser)", points, (), table
-    )
-
-
-def _point(i: int, epoch: Epoch, share: float, last: bool, first: bool) -> Point:
-    tip = f"epoch {i}\naccuracy {numbers.percent(epoch.test_top1)} %\n{_on(share)} of the weights on"
-    shape, color = ("diamond", "ours") if last else ("circle", "fp32")
-    return Point(f"epoch {i}" if last or first else "", share, epoch.test_top1 or 0.0, shape, color, tip, last, last)
+    title, x_title = "Accuracy against the share of weights on", "weights on (%, log; left is sparser)"
+    return epochs_scatter(title, x_title, known, "weights on", " of the weights on")
 
 
 def layers(found: SelfPrune) -> Table | None:
@@ -227,12 +212,12 @@ def sweep_chart(sweeps: Sequence[WeightSweep], title: str, columns: tuple[str, .
                 name += ", ranked" if ranked and sweep.norms else ""
                 lines.append(_line(name, OF_MODE[sweep.norm], RANKED if ranked else DASH[sweep.norm], shares, place))
     y = Scale(0, 104, BOTTOM, TOP)
-    plain = axes(y, y, "weight value", "images (%)")
+    plain = axes(y, y, "weight value", "images (%)", x_ticks=ticks)
     own = sweeps[0].trained_on
     mark = None if own not in place else (place[own], f"{own:g}")
     head, *body = side_by_side(sweeps)
     table = Table("Sweep", tuple(head), tuple(tuple(row) for row in body))
-    return Sweep(title, Axes(plain.y_title, plain.x_title, ticks, plain.y_ticks), tuple(lines), cut, mark, table)
+    return Sweep(title, plain, tuple(lines), cut, mark, table)
 
 
 def _places(values: list[float]) -> tuple[dict[float, float], tuple[tuple[float, str], ...], float | None]:

@@ -9,16 +9,15 @@ from typing import TYPE_CHECKING
 from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.run_data import RunData
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Point, Scatter, Table, axes, scatter, short
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Scatter, Table, axes, epochs_scatter, short
 from bitwright.reporting.svg.curves import Curves, layer_curves
 from bitwright.reporting.svg.heatmap import HeatMap, heat_map
 from bitwright.reporting.svg.scales import Scale
-from bitwright.runs.tables import Epoch
 
 if TYPE_CHECKING:
     from bitwright.reporting.sections.gates import Gates
 
-LAYERS_SHOWN, CLASSES_SHOWN, POINTS_SHOWN, BINS = 16, 20, 40, 24
+LAYERS_SHOWN, CLASSES_SHOWN, BINS = 16, 20, 24
 NAMES = {"macs": "MACs", "bops": "BOPs"}
 
 
@@ -138,32 +137,13 @@ def _range(start: float, step: float) -> str:
 
 
 def work_scatter(run: RunData) -> Scatter | None:
-    """Accuracy against the work per image, epoch by epoch: the last one is ours, the others are smaller marks."""
+    """Accuracy against the work per image, epoch by epoch."""
     key = "macs" if run.work is not None and run.work.macs != run.work.dense_macs else "bops"
-    known = [(i, e) for i, e in enumerate(run.epochs, 1) if getattr(e, key) and e.test_top1 is not None]
-    if not known:
-        return None
-    every = -(-len(known) // POINTS_SHOWN)
-    points = []
-    for i, e in known[::-1][::every][::-1]:
-        last = i == known[-1][0]
-        tip = f"epoch {i}\naccuracy {numbers.percent(e.test_top1)} %\n{_cost(e, key)} per image"
-        name = f"epoch {i}" if last or (i == known[0][0]) else ""
-        points.append(
-            Point(
-                name, getattr(e, key) / 1e6, e.test_top1 or 0.0, "diamond" if last else "circle",
-                "ours" if last else "fp32", tip, last, last,
-            )
-        )  # fmt: skip
-    rows = tuple((f"epoch {i}", words.percent_unit(e.test_top1), _cost(e, key)) for i, e in known)
+    work = [(i, e.test_top1, getattr(e, key)) for i, e in enumerate(run.epochs, 1)]
+    known = [(i, top1, value / 1e6, price(round(value))) for i, top1, value in work if value and top1 is not None]
     unit = NAMES[key]
-    table = Table(f"Accuracy and {unit}", ("epoch", "test accuracy", f"{unit} per image"), rows)
     x_title = f"{unit} per image (millions, log; left is better)"
-    return scatter(f"Accuracy against {unit}", x_title, points, (), table)
-
-
-def _cost(epoch: Epoch, key: str) -> str:
-    return price(round(getattr(epoch, key)))
+    return epochs_scatter(f"Accuracy against {unit}", x_title, known, f"{unit} per image", " per image", unit)
 
 
 def price(work: int) -> str:

@@ -192,19 +192,16 @@ def counted_table(gates: Gates) -> Table | None:
         if value != words.UNKNOWN:
             rows.append((name, value, note))
 
-    def whole(value: float | None) -> str:
-        return words.macs(None if value is None else round(value))
-
     def bits(value: float | None) -> str:
         return words.UNKNOWN if value is None else f"{value:.2f}"
 
-    add("predictors and scaling, MACs", whole(found.overhead_macs), "part of the MACs above")
-    add("comparisons", whole(found.comparisons), "of the decisions; no multiply, not in the MACs")
+    add("predictors and scaling, MACs", words.macs(found.overhead_macs), "part of the MACs above")
+    add("comparisons", words.macs(found.comparisons), "of the decisions; no multiply, not in the MACs")
     if found.gated_bits is not None:
         add("mean input bits, gated layers", bits(found.gated_bits), "over the products of layers gated by precision")
         add("mean input bits, whole net", bits(found.net_bits), "over all products; a float counts 32")
     if found.quadratic_reduction is not None:
-        text = f"{whole(found.quadratic_macs)}, {found.quadratic_reduction:.2f}x fewer"
+        text = f"{words.macs(found.quadratic_macs)}, {found.quadratic_reduction:.2f}x fewer"
         add("all-quadratic MACs", text, "as papers count fbs: an upper bound, for sums of maps are denser")
     sparsity = words.percent_unit(found.unweighted_sparsity)
     add("unweighted sparsity", sparsity, "as the public codes print it: every decision the same; no reduction of work")

@@ -66,10 +66,10 @@ def curves(
     if bounds is not None:
         y = Scale(max(bounds[0], y.low), min(bounds[1], y.high), BOTTOM, TOP)
     ticks = tuple((x(v), tick_text(v)) for v in x.ticks(7) if v == int(v) and v >= 1)
-    plain = axes(x, y, "epoch", y_title)
+    plain = axes(x, y, "epoch", y_title, x_ticks=ticks)
     return Curves(
         title,
-        Axes(plain.y_title, plain.x_title, ticks, plain.y_ticks),
+        plain,
         tuple(_line(s, x, y, write) for s in series if any(v is not None for v in s.values)),
         tuple(_bands(stages, x)),
         table,
