@@ -72,18 +72,15 @@ class RunData:
     @property
     def layers(self) -> tuple[Layer, ...]:
         """In execution order; as convert saw them where there is no table of them."""
-        return self.rows(Layer) or (self.conversion.rows if self.conversion else ())
+        return self.rows(Layer) or self._proof.rows
 
     @property
     def epochs(self) -> tuple[Epoch, ...]:
         return self.rows(Epoch)
 
-    @property
-    def _status(self) -> Status:
-        return self.one(Status) or Status()
-
-    def net(self, name: str) -> Net | None:
-        return next((n for n in self.rows(Net) if n.name == name), None)
+    def net(self, name: str) -> Net:
+        """A row of results.csv; with nothing known in it where there is none."""
+        return next((n for n in self.rows(Net) if n.name == name), Net())
 
     def total(self, column: str) -> float | None:
         """Sum of a column over the layers; None where no layer has a value."""
@@ -99,26 +96,15 @@ class RunData:
     @property
     def accuracy(self) -> float | None:
         """Of the packed net on the test images."""
-        if self.conversion is not None and self.conversion.accuracy is not None:
-            return self.conversion.accuracy
-        net = self.net("bitwright")
-        return net.accuracy if net else None
+        return _first(self._proof.accuracy, self.net("bitwright").accuracy)
 
     @property
     def trained_accuracy(self) -> float | None:
-        if self.conversion is not None and self.conversion.trained_accuracy is not None:
-            return self.conversion.trained_accuracy
-        net = self.net("trained")
-        if net is not None and net.accuracy is not None:
-            return net.accuracy
-        return self._status.test_top1
+        return _first(self._proof.trained_accuracy, self.net("trained").accuracy, self._status.test_top1)
 
     @property
     def float_accuracy(self) -> float | None:
-        net = self.net("float")
-        if net is not None and net.accuracy is not None:
-            return net.accuracy
-        return self._status.float_top1
+        return _first(self.net("float").accuracy, self._status.float_top1)
 
     @cached_property
     def float_guesses(self) -> bool:
@@ -132,24 +118,17 @@ class RunData:
 
     @property
     def test_images(self) -> int | None:
-        for name in ("bitwright", "trained"):
-            if (net := self.net(name)) is not None and net.images:
-                return net.images
-        return self._status.test_images
+        return self.net("bitwright").images or self.net("trained").images or self._status.test_images
 
     @property
     def file_bytes(self) -> float | None:
         """The packed file; None where none was written."""
-        if self.conversion is not None and self.conversion.file_bytes is not None:
-            return self.conversion.file_bytes
-        net = self.net("bitwright")
-        return net.bytes if net else None
+        return _first(self._proof.file_bytes, self.net("bitwright").bytes)
 
     @property
     def float_bytes(self) -> float | None:
         """The float net's weights."""
-        net = self.net("float")
-        return net.bytes if net is not None and net.bytes is not None else self.total("bytes_before")
+        return _first(self.net("float").bytes, self.total("bytes_before"))
 
     @property
     def smaller(self) -> float | None:
@@ -158,14 +137,24 @@ class RunData:
     @property
     def ms(self) -> float | None:
         """Of the packed net: bench's median, else that of convert's short check."""
-        if self.speed is not None and self.speed.ours is not None:
-            return self.speed.ours.ms
-        return self.conversion.ms_after if self.conversion else None
+        return self.speed.ours.ms if self.speed and self.speed.ours else self._proof.ms_after
 
     @property
     def float_ms(self) -> float | None:
         """The best fp32 program; without bench, convert's short check of the float net."""
-        if self.speed is not None:
-            best = self.speed.best("fp32")
-            return best.ms if best else None
-        return self.conversion.ms_before if self.conversion else None
+        if self.speed is None:
+            return self._proof.ms_before
+        return best.ms if (best := self.speed.best("fp32")) else None
+
+    @property
+    def _proof(self) -> Conversion:
+        return self.conversion or Conversion()
+
+    @property
+    def _status(self) -> Status:
+        return self.one(Status) or Status()
+
+
+def _first(*values: float | None) -> float | None:
+    """The first one that is known."""
+    return next((value for value in values if value is not None), None)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, ClassVar, TypeVar
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
@@ -10,6 +10,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, ValidationError
 LARGEST = 1e30  # beyond that a number is as good as none: no chart can show it
 TABLES: list[type[Table]] = []  # every table of a run, in the order of `tables.py`
 T = TypeVar("T")
+R = TypeVar("R", bound="Row")
+E = TypeVar("E", bound="PerEpoch")
 
 
 # -- what a cell may hold: an empty one is None, and a wrong one is named ----------------------------------------------
@@ -60,6 +62,7 @@ Sum = Annotated[int, BeforeValidator(lambda value: _whole(value) or 0)]
 Text = Annotated[str, BeforeValidator(lambda value: "" if value is None else str(value))]
 Flag = Annotated[bool, BeforeValidator(lambda value: str(value).lower() in ("true", "1"))]
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list)]
+Slashed = Annotated[str, BeforeValidator(lambda value: "/".join(map(str, _list(value))))]  # "2/2" of a list
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_list)]
 Numbers = Annotated[tuple[Number, ...], BeforeValidator(_list)]
 Facts = Annotated[dict[Any, Any], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})]
@@ -100,7 +103,23 @@ class Table(Row):
         return first[:1].lower() + first[1:]
 
 
-R = TypeVar("R", bound=Row)
+class PerEpoch(Table):
+    """A table that grows with each epoch."""
+
+    stage: Count
+    epoch: Count
+
+
+class PerLayer(PerEpoch):
+    """The same, with a row for each of several layers."""
+
+    layer: Text = ""
+
+
+def last_epoch(rows: Sequence[E]) -> tuple[E, ...]:
+    """The rows that were written last."""
+    end = max(((row.stage, row.epoch) for row in rows), default=None)
+    return tuple(row for row in rows if (row.stage, row.epoch) == end)
 
 
 def parsed(row: type[R], values: Mapping[str, Any], where: str) -> R:

@@ -183,10 +183,11 @@ class Run:
         kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv(Net.file, ("net",))]
         for row in rows:
             batch = str(row.get("batch") or "")
+            new = {key: str(value) if key == "batch" else value for key, value in row.items()}
             same = [r for r in kept if r["net"] == row["net"]]
             found = [r for r in same if not batch or r.get("batch") in (batch, "", None)]
             for old in found:
-                old.update({key: str(value) if key == "batch" else value for key, value in row.items()})
+                old.update(new)
             if not found:
-                kept.append({key: str(value) if key == "batch" else value for key, value in row.items()})
+                kept.append(new)
         return self.write(Net, kept)

@@ -11,16 +11,22 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from bitwright.runs import cells
-from bitwright.runs.cells import Count, Facts, Flag, Items, Known, Number, Row, Sum, Table, Text, Texts, Whole
-
-
-class PerEpoch(Table):
-    stage: Count
-    epoch: Count
-
-
-class PerLayer(PerEpoch):
-    layer: Text = ""
+from bitwright.runs.cells import (
+    Count,
+    Facts,
+    Flag,
+    Items,
+    Known,
+    Number,
+    PerEpoch,
+    PerLayer,
+    Row,
+    Sum,
+    Table,
+    Text,
+    Texts,
+    Whole,
+)
 
 
 # -- from training -----------------------------------------------------------------------------------------------------
@@ -201,12 +207,19 @@ class Skipped(Table):
 
 # -- from analyze, convert and bench -----------------------------------------------------------------------------------
 class Dimension(Row):
-    """A layer of pca.json: its components, and the cumulative variance of them."""
+    """A layer of pca.json: its components, those of the layer it is compared with, and its cumulative variance."""
 
-    name: Text = ""
-    channels: Whole = None
-    components: Whole = None
+    layer: Text = Field("", alias="name")
+    channels: Sum = 0
+    components: Sum = 0
+    chosen: bool = False
+    before: Text = ""
+    before_components: Whole = None
     shares: cells.Numbers = ()
+
+    @property
+    def rise(self) -> int | None:
+        return None if self.before_components is None else self.components - self.before_components
 
 
 class Choice(Row):
@@ -221,20 +234,23 @@ class Choice(Row):
 
 
 class Components(Table):
-    """From `analyze`: counts and curves of all layers."""
+    """From `analyze`: counts and curves of all layers.
+
+    before   layer -> the one it is compared with;   significant   layers that were chosen
+    """
 
     file = "pca.json"
     layers: Items[Dimension] = ()
     before: Facts = {}
     significant: Texts = ()
-    threshold: Number = None
+    threshold: Known = 0.0
     delta: Number = None
     relative: Number = None
     budget: Number = None
     images: Whole = None
-    bits: Texts = ()
+    bits: cells.Slashed = ""
     stable: bool | None = None
-    compared: Items[Choice] = ()
+    choices: Items[Choice] = Field((), alias="compared")
 
 
 class WeightValue(Row):

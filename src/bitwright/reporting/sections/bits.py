@@ -2,68 +2,41 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Section
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes, table_of
 from bitwright.reporting.svg.curves import Line
 from bitwright.reporting.svg.scales import Scale, tick_text
-from bitwright.runs.tables import Choice, Components
+from bitwright.runs.tables import Components, Dimension
 
 MOST_POINTS = 160  # of one curve
-
-
-@dataclass(frozen=True)
-class Dimension:
-    """A layer: its components, those of the layer it is compared with, and its cumulative variance."""
-
-    layer: str
-    channels: int
-    components: int
-    chosen: bool
-    before: str = ""
-    before_components: int | None = None
-    shares: tuple[float, ...] = ()
-
-    @property
-    def rise(self) -> int | None:
-        return None if self.before_components is None else self.components - self.before_components
-
-
-@dataclass(frozen=True)
-class Bits:
-    """delta None: chosen by another rule than a least rise."""
-
-    layers: tuple[Dimension, ...]
-    threshold: float
-    delta: float | None
-    images: int | None
-    bits: str
-    stable: bool | None
-    choices: tuple[Choice, ...]
 
 
 class BitsSection(Section):
     name, title, place = "bits", "Bits", 40
     key, tables = "bits", (Components,)
 
-    def read(self, run: RunData) -> Bits | None:
+    def read(self, run: RunData) -> Components | None:
+        """Each layer with what is said of it elsewhere in the file; delta None: another rule than a least rise chose."""
         found = run.one(Components)
         if found is None:
             return None
-        counts = {row.name: row.components or 0 for row in found.layers}
-        layers = []
+        counts, layers = {row.layer: row.components for row in found.layers}, []
         for row in found.layers:
-            before, curve = str(found.before.get(row.name, "")), tuple(round(v, 6) for v in row.shares if v is not None)
-            channels, chosen = row.channels or len(row.shares), row.name in found.significant
-            layers.append(Dimension(row.name, channels, counts[row.name], chosen, before, counts.get(before), curve))
+            before, shares = (
+                str(found.before.get(row.layer, "")),
+                tuple(round(v, 6) for v in row.shares if v is not None),
+            )
+            more = {"before": before, "before_components": counts.get(before), "shares": shares}
+            more |= {"chosen": row.layer in found.significant, "channels": row.channels or len(row.shares)}
+            layers.append(row.model_copy(update=more))
         delta = found.delta if found.relative is None and found.budget is None else None
-        texts = "/".join(found.bits)
-        return Bits(tuple(layers), found.threshold or 0.0, delta, found.images, texts, found.stable, found.compared)
+        return found.model_copy(update={"layers": tuple(layers), "delta": delta})
 
     def shown(self, run: RunData) -> bool:
         return bool(run["bits"] and run["bits"].layers)
@@ -73,8 +46,7 @@ class BitsSection(Section):
         return {"spectra": spectra(found), "depth": depth(found), "choices": choices(found)}
 
     def json(self, run: RunData) -> dict[str, Any]:
-        found = run["bits"]
-        return {"bits": {**asdict(found), "choices": [choice.model_dump() for choice in found.choices]}}
+        return {"bits": run["bits"].model_dump(exclude={"before", "significant", "relative", "budget"})}
 
 
 @dataclass(frozen=True)
@@ -110,7 +82,7 @@ class Depth:
     table: Table
 
 
-def spectra(bits: Bits) -> Spectra | None:
+def spectra(bits: Components) -> Spectra | None:
     """Cumulative variance in per cent; the chosen layers lie on top."""
     drawn = [d for d in bits.layers if d.shares and d.shares[-1] > 0]
     if not drawn:
@@ -135,7 +107,7 @@ def _curve(d: Dimension, threshold: float, x: Scale, y: Scale) -> Line:
     return Line(d.layer, "ours" if d.chosen else "fp32", "" if d.chosen else "2 2", path, (mark,))
 
 
-def depth(bits: Bits) -> Depth | None:
+def depth(bits: Components) -> Depth | None:
     """Counts in the order in which the layers run."""
     if not bits.layers:
         return None
@@ -165,20 +137,15 @@ def depth(bits: Bits) -> Depth | None:
     )  # fmt: skip
 
 
-def choices(bits: Bits) -> Table | None:
+def choices(bits: Components) -> Table | None:
     """What the choice is compared with."""
-    if not bits.choices:
-        return None
     names = {"pca": "PCA", "binary": "all binary", "kbit": f"all {bits.bits} bits"}
-    rows = tuple(
-        (
-            names.get(c.name, c.name), str(len(c.layers)), numbers.percent(c.share), words.kb_unit(c.storage_bytes),
-            _times(c.compression), _times(c.energy_efficiency),
-        )
-        for c in bits.choices
-    )  # fmt: skip
-    headers = ("choice", "layers of more bits", "their weights %", "storage", "float / it", "energy: float / it")
-    return Table("Choices of layers", headers, rows)
+    columns = {
+        "choice": ("name", lambda name: names.get(name, name)), "layers of more bits": ("layers", lambda names: str(len(names))),
+        "their weights %": ("share", numbers.percent), "storage": ("storage_bytes", words.kb_unit),
+        "float / it": ("compression", _times), "energy: float / it": ("energy_efficiency", _times),
+    }  # fmt: skip
+    return table_of("Choices of layers", bits.choices, columns) if bits.choices else None
 
 
 def _times(value: float | None) -> str:

@@ -13,10 +13,11 @@ from bitwright.errors import InputError
 from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.run_data import RunData
-from bitwright.reporting.sections.section import Gap, Section, columns, epochs_json, last_epoch, rounded
+from bitwright.reporting.sections.section import Gap, Section, columns, epochs_json, rounded
 from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Scatter, Table, axes, epochs_scatter
 from bitwright.reporting.svg.curves import Line, layer_curves
 from bitwright.reporting.svg.scales import Scale
+from bitwright.runs.cells import last_epoch
 from bitwright.runs.tables import Connected, Sweeps, Swept, WeightValue
 from bitwright.runs.tables import Sweep as SweepRow
 

@@ -12,9 +12,10 @@ from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections import gate_charts
 from bitwright.reporting.sections.errors import class_names
 from bitwright.reporting.sections.gate_charts import NAMES, price
-from bitwright.reporting.sections.section import Gap, Section, epochs_json, last_epoch, rounded
-from bitwright.reporting.svg.charts import Table
+from bitwright.reporting.sections.section import Gap, Section, epochs_json, rounded
+from bitwright.reporting.svg.charts import Table, table_of
 from bitwright.reporting.tensor_files import pictures
+from bitwright.runs.cells import last_epoch
 from bitwright.runs.tables import Classes, Gate, GateClass, GateWork, ImageWork
 
 PICTURES = 6  # of the cheapest images, and of the dearest
@@ -157,28 +158,19 @@ def _fewer(run: RunData, key: str) -> str:
 
 
 def rate_bars(gates: Gates) -> list[Bar]:
-    found = []
-    for g in gates.last:
-        if g.rate is not None:
-            tip = f"{g.layer}\n{g.gate}: on for {words.percent_unit(g.rate)} of its decisions"
-            found.append(Bar(g.layer, g.gate, g.rate, tip))
-    return found
+    said = "{}\n{}: on for {} of its decisions".format
+    known = [(g, g.rate) for g in gates.last if g.rate is not None]
+    return [Bar(g.layer, g.gate, rate, said(g.layer, g.gate, words.percent_unit(rate))) for g, rate in known]
 
 
 def rate_table(gates: Gates) -> Table:
-    rows = tuple(
-        (
-            g.layer, g.gate, words.percent_unit(g.rate), words.general(g.threshold_min), words.general(g.threshold_mean),
-            words.general(g.threshold_max), words.general(g.target), words.general(g.keep), words.general(g.saliency),
-            words.general(g.mean_bits),
-        )
-        for g in gates.last
-    )  # fmt: skip
-    headers = (
-        "layer", "gate", "on", "least threshold", "mean", "largest", "target", "keep", "mean saliency",
-        "mean input bits",
-    )  # fmt: skip
-    return Table("Every gate in the last epoch", headers, rows)
+    plain = words.general
+    return table_of("Every gate in the last epoch", gates.last, {
+        "layer": ("layer", str), "gate": ("gate", str), "on": ("rate", words.percent_unit),
+        "least threshold": ("threshold_min", plain), "mean": ("threshold_mean", plain), "largest": ("threshold_max", plain),
+        "target": ("target", plain), "keep": ("keep", plain), "mean saliency": ("saliency", plain),
+        "mean input bits": ("mean_bits", plain),
+    })  # fmt: skip
 
 
 def counted_table(gates: Gates) -> Table | None:

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar
 
 from bitwright.reporting.run_data import RunData
-from bitwright.runs.cells import Table
-from bitwright.runs.tables import PerEpoch
+from bitwright.runs.cells import PerEpoch, Table, last_epoch
 
-E = TypeVar("E", bound=PerEpoch)
 TRAIN = "bitwright train digits-lenet5-bwn --out runs/mine"
 REPORT = 'bw.report([bw.convert(model, example), bw.bench(model, example)], "report.html")'
 
@@ -78,12 +76,6 @@ def epochs_json(rows: Sequence[PerEpoch], table: type[Table], most: int = 375) -
     whole = len(rows) <= most
     note = "all" if whole else f"last; all are in {table.file}"
     return {**columns([rounded(row.model_dump()) for row in (rows if whole else last_epoch(rows))]), "epochs": note}
-
-
-def last_epoch(rows: Sequence[E]) -> tuple[E, ...]:
-    """The rows that were written last."""
-    end = max(((row.stage, row.epoch) for row in rows), default=None)
-    return tuple(row for row in rows if (row.stage, row.epoch) == end)
 
 
 def rounded(value: Any) -> Any:

@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.run_data import RunData
-from bitwright.reporting.sections.section import Gap, Section, columns, last_epoch, rounded
-from bitwright.reporting.svg.charts import Table
+from bitwright.reporting.sections.section import Gap, Section, columns, rounded
+from bitwright.reporting.svg.charts import Table, table_of
 from bitwright.reporting.svg.curves import Curves, Series, curves
 from bitwright.reporting.svg.heatmap import HeatMap, heat_map
 from bitwright.reporting.verdict import restless
+from bitwright.runs.cells import last_epoch
 from bitwright.runs.tables import Epoch, Health, Status
 
 LAYERS_SHOWN, EPOCHS_SHOWN = 24, 40
@@ -58,32 +59,28 @@ def _by_layer(health: tuple[Health, ...]) -> dict[str, Any]:
 
 def accuracy_curves(run: RunData) -> Curves | None:
     """Training, validation and test accuracy by epoch."""
-    epochs = run.epochs
-    if not epochs:
-        return None
-    series = [
-        Series("test", "ours", "", _shares(epochs, "test_top1")),
-        Series("validation", "int8", "7 4", _shares(epochs, "val_top1")),
-        Series("train", "fp32", "2 3", _shares(epochs, "top1")),
-    ]
-    return curves("Accuracy by epoch", series, [e.stage for e in epochs], _epoch_table(epochs))
+    columns = {
+        "test_top1": ("test", "ours", ""),
+        "val_top1": ("validation", "int8", "7 4"),
+        "top1": ("train", "fp32", "2 3"),
+    }
+    series = [Series(*style, _shares(run.epochs, column)) for column, style in columns.items()]
+    return curves("Accuracy by epoch", series, [e.stage for e in run.epochs], _epoch_table(run.epochs))
 
 
-def _shares(epochs: tuple[Epoch, ...], column: str) -> tuple[float | None, ...]:
-    values = [getattr(e, column) for e in epochs]
-    return tuple(None if v is None else v * 100 for v in values)
+def _shares(epochs: Sequence[Epoch], column: str) -> tuple[float | None, ...]:
+    return tuple(None if (v := getattr(e, column)) is None else v * 100 for e in epochs)
 
 
-def _epoch_table(epochs: tuple[Epoch, ...]) -> Table:
-    rows = tuple(
-        (
-            str(i), str(e.stage), str(e.epoch), words.loss(e.loss), numbers.percent(e.top1), numbers.percent(e.val_top1),
-            numbers.percent(e.test_top1), words.general(e.lr), words.duration(e.seconds),
-        )
-        for i, e in enumerate(epochs, 1)
-    )  # fmt: skip
-    headers = ("epoch", "stage", "of stage", "loss", "train %", "validation %", "test %", "learning rate", "time")
-    return Table("Every epoch", headers, rows)
+def _epoch_table(epochs: Sequence[Epoch]) -> Table:
+    share = numbers.percent
+    table = table_of("Every epoch", epochs, {
+        "stage": ("stage", str), "of stage": ("epoch", str), "loss": ("loss", words.loss), "train %": ("top1", share),
+        "validation %": ("val_top1", share), "test %": ("test_top1", share), "learning rate": ("lr", words.general),
+        "time": ("seconds", words.duration),
+    })  # fmt: skip
+    rows = tuple((str(i), *row) for i, row in enumerate(table.rows, 1))
+    return Table(table.title, ("epoch", *table.headers), rows)
 
 
 def flip_map(run: RunData) -> HeatMap | None:
@@ -141,13 +138,10 @@ def _row_label(name: str, values: list[float | None]) -> str:
     return f"{name}: {_rate(values[0])} of the signs flip per step in the first epoch, {_rate(values[-1])} in the last"
 
 
-def health_table(last: tuple[Health, ...]) -> Table:
-    rows = tuple(
-        (
-            h.layer, _rate(h.flips), words.percent_unit(h.dead), words.general(h.scale),
-            words.percent_unit(h.saturation), words.percent_unit(h.positive),
-        )
-        for h in last
-    )  # fmt: skip
-    headers = ("layer", "flips per step", "dead", "scale against start", "saturated inputs", "positive inputs")
-    return Table("Every layer in its last epoch", headers, rows)
+def health_table(last: Iterable[Health]) -> Table:
+    share = words.percent_unit
+    return table_of("Every layer in its last epoch", last, {
+        "layer": ("layer", str), "flips per step": ("flips", _rate), "dead": ("dead", share),
+        "scale against start": ("scale", words.general), "saturated inputs": ("saturation", share),
+        "positive inputs": ("positive", share),
+    })  # fmt: skip

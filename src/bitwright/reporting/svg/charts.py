@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
@@ -31,6 +32,12 @@ class Table:
     title: str
     headers: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+
+
+def table_of(title: str, rows: Iterable[Any], columns: dict[str, tuple[str, Callable[[Any], str]]]) -> Table:
+    """columns: heading -> (attribute of a row, how it is written)."""
+    cells = (tuple(write(getattr(row, name)) for name, write in columns.values()) for row in rows)
+    return Table(title, tuple(columns), tuple(cells))
 
 
 @dataclass(frozen=True)
