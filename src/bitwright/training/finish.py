@@ -99,17 +99,8 @@ def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:
     if job.state.float_top1 is not None:  # sizes are of files: the float net's beside the packed one's
         floats = job.run.file(f"stages/{job.state.float_stage}.safetensors").stat().st_size
         rows.append({"net": "float", "precision": "fp32", "accuracy": job.state.float_top1, "bytes": floats, **common})
-    size = job.run.file("model.safetensors").stat().st_size
-    rows.append(
-        {
-            "net": "trained",
-            "precision": "",
-            "accuracy": found.top1,
-            "bytes": size,
-            "note": "as trained, in torch",
-            **common,
-        }
-    )
+    size, note = job.run.file("model.safetensors").stat().st_size, "as trained, in torch"
+    rows.append({"net": "trained", "precision": "", "accuracy": found.top1, "bytes": size, "note": note, **common})
     return rows
 
 

@@ -14,12 +14,11 @@ from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Gap, Section, columns, epochs_json, rounded
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Scatter, Table, axes, epochs_scatter
-from bitwright.reporting.svg.curves import Line, layer_curves
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Scatter, Table, axes, epochs_scatter
+from bitwright.reporting.svg.curves import Curves, Line, layer_curves
 from bitwright.reporting.svg.scales import Scale
 from bitwright.runs.cells import last_epoch
-from bitwright.runs.tables import Connected, Sweeps, Swept, WeightValue
-from bitwright.runs.tables import Sweep as SweepRow
+from bitwright.runs.tables import Connected, Sweep, Sweeps, Swept, WeightValue
 
 STOPS = 30
 OF_MODE = {"running": "ours", "recalibrate": "int8", "batch": "fp32"}
@@ -42,18 +41,6 @@ class SelfPrune:
         """Of the last epoch."""
         end = max(((r.stage, r.epoch) for r in self.rows), default=(0, 0))
         return tuple(r for r in self.rows if (r.stage, r.epoch) == end)
-
-
-@dataclass(frozen=True)
-class Sweep:
-    """Lines over the weight value; `cut`: where the axis stops being linear; `own`: the value that the net has."""
-
-    title: str
-    axes: Axes
-    lines: tuple[Line, ...]
-    cut: float | None
-    own: tuple[float, str] | None
-    table: Table
 
 
 class Connections(Section):
@@ -113,7 +100,7 @@ class Connections(Section):
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
-def _sweep(facts: SweepRow | Swept, points: list[SweepPoint], file: str) -> WeightSweep:
+def _sweep(facts: Sweep | Swept, points: list[SweepPoint], file: str) -> WeightSweep:
     if facts.norm not in NORMS or not facts.images:
         raise _damaged(
             file, f"norm is {facts.norm[:40]!r} of {facts.images} images; possible: {', '.join(NORMS)}, at least 1"
@@ -198,7 +185,7 @@ def layers(found: SelfPrune) -> Table | None:
 
 
 # -- the sweep ------------------------------------------------------------------------------------------------------------
-def sweep_chart(sweeps: Sequence[WeightSweep], title: str, columns: tuple[str, ...]) -> Sweep | None:
+def sweep_chart(sweeps: Sequence[WeightSweep], title: str, columns: tuple[str, ...]) -> Curves | None:
     """Solid: by the largest output, or the circuit's class; dotted: ranked by the pre-activation, where that differs."""
     values = sorted({p.on for s in sweeps for p in s.points})
     if len(values) < 2:
@@ -218,7 +205,7 @@ def sweep_chart(sweeps: Sequence[WeightSweep], title: str, columns: tuple[str, .
     mark = None if own not in place else (place[own], f"{own:g}")
     head, *body = side_by_side(sweeps)
     table = Table("Sweep", tuple(head), tuple(tuple(row) for row in body))
-    return Sweep(title, plain, tuple(lines), cut, mark, table)
+    return Curves(title, plain, tuple(lines), (), table, cut, mark)
 
 
 def _places(values: list[float]) -> tuple[dict[float, float], tuple[tuple[float, str], ...], float | None]:

@@ -26,13 +26,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over epochs; `bands` are (x of the start, x of the middle, label)."""
+    """Lines over epochs or weight values.
+
+    bands   stages: (x of the start, x of the middle, label)
+    cut     where the axis stops being linear;   own   the net's own value: (x, text)
+    """
 
     title: str
     axes: Axes
     lines: tuple[Line, ...]
     bands: tuple[tuple[float, float, str], ...]
     table: Table
+    cut: float | None = None
+    own: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
