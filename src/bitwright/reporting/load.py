@@ -8,7 +8,6 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from bitwright.errors import InputError
 from bitwright.reporting.run_data import Origin, RunData
 from bitwright.reporting.sections import SECTIONS
 from bitwright.reporting.tensor_files import metadata
@@ -20,10 +19,7 @@ HASHED = ("model.safetensors", "packed.safetensors")
 def load_run(path: str | os.PathLike[str]) -> RunData:
     """Everything a page needs, read once."""
     run = Run.open(path, "report")
-    try:
-        return filled(RunData(_origin(run), run))
-    except UnicodeDecodeError:
-        raise InputError(f"report {run.path}: a file in it is not text in UTF-8", code="run-damaged") from None
+    return filled(RunData(_origin(run), run))
 
 
 def filled(run: RunData) -> RunData:
@@ -48,7 +44,7 @@ def _origin(run: Run) -> Origin:
         path=shown(run.path),
         command=run.read_text("command.txt").strip(),
         experiment=text,
-        recipe=metadata(model if (model := run.file("model.safetensors")).is_file() else None).get("recipe", ""),
+        recipe=metadata(run.file("model.safetensors")).get("recipe", ""),
         seed=seed if isinstance(seed, int) else None,
         machine=run.read_json("machine.json"),
         files=tuple(_hashed(run.file(name)) for name in HASHED if run.has(name)),

@@ -20,9 +20,9 @@ def opened(path: Path) -> Any:
         raise InputError(f"report: {path} cannot be read: {error}", code="run-damaged", given=str(path)) from None
 
 
-def metadata(path: Path | None) -> dict[str, str]:
+def metadata(path: Path) -> dict[str, str]:
     """The texts in its header; {} where there is no such file."""
-    if path is None:
+    if not path.is_file():
         return {}
     with opened(path) as f:
         return dict(f.metadata() or {})
