@@ -39,8 +39,7 @@ class SelfPrune:
     @property
     def last(self) -> tuple[Connected, ...]:
         """Of the last epoch."""
-        end = max(((r.stage, r.epoch) for r in self.rows), default=(0, 0))
-        return tuple(r for r in self.rows if (r.stage, r.epoch) == end)
+        return last_epoch(self.rows)
 
 
 class Connections(Section):
@@ -63,15 +62,14 @@ class Connections(Section):
     def view(self, run: RunData) -> dict[str, Any]:
         found: SelfPrune = run["selfprune"]
         over = {"rows": found.rows, "epochs": run.epochs, "least": 0.2}
-        on, live = (
-            {"y_title": "weights on (%)", "write": _on},
-            {"y_title": "live units (%)", "write": "{:.1f} %".format},
-        )
+        live = {"y_title": "live units (%)", "write": "{:.1f} %".format, **over}
         return {
             "selfprune_view": {
                 "summary": summary(found),
-                "on": layer_curves("Weights on by epoch", value=lambda r: 100 * _share(r), **over, **on),
-                "live": layer_curves("Live units by epoch", value=_live, **over, **live),
+                "on": layer_curves(
+                    "Weights on by epoch", value=lambda r: 100 * _share(r), y_title="weights on (%)", write=_on, **over
+                ),
+                "live": layer_curves("Live units by epoch", value=_live, **live),
                 "against": against_share(run, found),
                 "table": layers(found),
                 "right": sweep_chart(
