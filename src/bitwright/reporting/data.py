@@ -16,14 +16,9 @@ SCHEMA = "bitwright-report/1"
 def as_dict(run: RunData) -> dict[str, Any]:
     """The head's figures, the totals of the layer table, and what each section was made of."""
     head = {
-        "accuracy": run.accuracy,
-        "trained_accuracy": run.trained_accuracy,
-        "float_accuracy": run.float_accuracy,
-        "file_bytes": run.file_bytes,
-        "float_bytes": run.float_bytes,
-        "latency_ms": run.ms,
-        "float_latency_ms": run.float_ms,
-    }
+        "accuracy": run.accuracy, "trained_accuracy": run.trained_accuracy, "float_accuracy": run.float_accuracy,
+        "file_bytes": run.file_bytes, "float_bytes": run.float_bytes, "latency_ms": run.ms, "float_latency_ms": run.float_ms,
+    }  # fmt: skip
     totals = {key: run.total(key) for key in ("bytes_before", "bytes_after", "ms_before", "ms_after", "macs")}
     found = {"schema": SCHEMA, "head": head, "layer_totals": totals, "origin": asdict(run.origin)}
     for section in SECTIONS:

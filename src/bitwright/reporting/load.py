@@ -40,15 +40,10 @@ def _origin(run: Run) -> Origin:
         raise run.damaged("experiment.toml", " ".join(str(error).split())[:160]) from None
     seed = table.get("seed")
     return Origin(
-        name=run.name,
-        path=shown(run.path),
-        command=run.read_text("command.txt").strip(),
-        experiment=text,
-        recipe=metadata(run.file("model.safetensors")).get("recipe", ""),
-        seed=seed if isinstance(seed, int) else None,
-        machine=run.read_json("machine.json"),
-        files=tuple(_hashed(run.file(name)) for name in HASHED if run.has(name)),
-    )
+        run.name, shown(run.path), run.read_text("command.txt").strip(), text,
+        metadata(run.file("model.safetensors")).get("recipe", ""), seed if isinstance(seed, int) else None,
+        run.read_json("machine.json"), tuple(_hashed(run.file(name)) for name in HASHED if run.has(name)),
+    )  # fmt: skip
 
 
 def shown(path: Path) -> str:

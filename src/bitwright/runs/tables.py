@@ -11,22 +11,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from bitwright.runs import cells
-from bitwright.runs.cells import (
-    Count,
-    Facts,
-    Flag,
-    Items,
-    Known,
-    Number,
-    PerEpoch,
-    PerLayer,
-    Row,
-    Sum,
-    Table,
-    Text,
-    Texts,
-    Whole,
-)
+from bitwright.runs.cells import Count, Items, Known, Number, PerEpoch, PerLayer, Row, Table, Text, Texts, Whole
 
 
 # -- from training -----------------------------------------------------------------------------------------------------
@@ -210,8 +195,8 @@ class Dimension(Row):
     """A layer of pca.json: its components, those of the layer it is compared with, and its cumulative variance."""
 
     layer: Text = Field("", alias="name")
-    channels: Sum = 0
-    components: Sum = 0
+    channels: cells.Sum = 0
+    components: cells.Sum = 0
     chosen: bool = False
     before: Text = ""
     before_components: Whole = None
@@ -241,7 +226,7 @@ class Components(Table):
 
     file = "pca.json"
     layers: Items[Dimension] = ()
-    before: Facts = {}
+    before: cells.Facts = {}
     significant: Texts = ()
     threshold: Known = 0.0
     delta: Number = None
@@ -353,7 +338,7 @@ class Output(Row):
     same: Whole = None
     largest: Number = None
     bound: Number = None
-    answers: Facts = {}
+    answers: cells.Facts = {}
 
 
 class Conversion(Table):
@@ -367,13 +352,13 @@ class Conversion(Table):
     file = "convert.json"
     status: Text = ""
     verdict: Text = ""
-    images: Sum = 0
-    same: Sum = 0
+    images: cells.Sum = 0
+    same: cells.Sum = 0
     form: Text = ""
     form_why: Text = ""
     lost: Whole = None
-    layers_exact: Flag = False
-    codes_checked: Sum = 0
+    layers_exact: cells.Flag = False
+    codes_checked: cells.Sum = 0
     largest_difference: Number = None
     disagreements: Items[Disagreement] = ()
     beyond: Items[Beyond] = ()
@@ -400,7 +385,7 @@ class Candidate(Row):
     runs: Whole = None
     per_second: Number = None
     ratio: Number = None
-    best: Flag = Field(False, alias="best_of_precision")
+    best: cells.Flag = Field(False, alias="best_of_precision")
     note: Text = ""
 
 
@@ -412,7 +397,7 @@ class Bench(Table):
 
     file = "bench.json"
     rows: Items[Candidate] = ()
-    machine: Facts = {}
+    machine: cells.Facts = {}
     batch: Count = 1
     input: cells.Counts = ()
     rounds: Whole = None

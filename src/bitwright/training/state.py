@@ -90,15 +90,8 @@ class State:
     def to_json(self, status: str, stages: int, images: int) -> dict[str, Any]:
         """state.json of the run directory."""
         return {
-            "status": status,
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "step": self.step,
-            "stages": stages,
-            "test_top1": rows[-1]["test_top1"] if (rows := self.rows(Epoch)) else None,
-            "test_images": images,
-            "warnings": self.warnings,
-            "seconds": round(self.seconds, 3),
-            "float_top1": self.float_top1,
+            "status": status, "stage": self.stage, "epoch": self.epoch, "step": self.step, "stages": stages,
+            "test_top1": rows[-1]["test_top1"] if (rows := self.rows(Epoch)) else None, "test_images": images,
+            "warnings": self.warnings, "seconds": round(self.seconds, 3), "float_top1": self.float_top1,
             "skipped_pictures": self.skipped,
-        }
+        }  # fmt: skip

@@ -63,24 +63,19 @@ class Connections(Section):
         found: SelfPrune = run["selfprune"]
         over = {"rows": found.rows, "epochs": run.epochs, "least": 0.2}
         live = {"y_title": "live units (%)", "write": "{:.1f} %".format, **over}
-        return {
-            "selfprune_view": {
-                "summary": summary(found),
-                "on": layer_curves(
-                    "Weights on by epoch", value=lambda r: 100 * _share(r), y_title="weights on (%)", write=_on, **over
-                ),
-                "live": layer_curves("Live units by epoch", value=_live, **live),
-                "against": against_share(run, found),
-                "table": layers(found),
-                "right": sweep_chart(
-                    found.sweeps, "Right answers over the weight value", ("accuracy", "preactivation")
-                ),
-                "circuit": sweep_chart(found.sweeps, "Same class as the circuit", ("agreement",)),
-                "ranked": any(s.preactivation != s.accuracy for s in found.sweeps if s.preactivation),
-                "findings": findings(found.sweeps),
-                "sweep": found.sweeps[0] if found.sweeps else None,
-            }
-        }
+        both = ("accuracy", "preactivation")
+        shown = {
+            "summary": summary(found), "against": against_share(run, found), "table": layers(found),
+            "on": layer_curves(
+                "Weights on by epoch", value=lambda r: 100 * _share(r), y_title="weights on (%)", write=_on, **over
+            ),
+            "live": layer_curves("Live units by epoch", value=_live, **live),
+            "right": sweep_chart(found.sweeps, "Right answers over the weight value", both),
+            "circuit": sweep_chart(found.sweeps, "Same class as the circuit", ("agreement",)),
+            "ranked": any(s.preactivation != s.accuracy for s in found.sweeps if s.preactivation),
+            "findings": findings(found.sweeps), "sweep": found.sweeps[0] if found.sweeps else None,
+        }  # fmt: skip
+        return {"selfprune_view": shown}
 
     def json(self, run: RunData) -> dict[str, Any]:
         """Every epoch where that is not too much; sweeps as in sweep.json, but without repeated keys."""

@@ -92,23 +92,13 @@ class GatesSection(Section):
     def view(self, run: RunData) -> dict[str, Any]:
         found: Gates = run["gates"]
         drift, saliency = gate_charts.drifts(run, found)
-        return {
-            "gates_view": {
-                "bars": rate_bars(found)[:BARS_SHOWN],
-                "more": max(0, len(found.last) - BARS_SHOWN),
-                "rates": rate_table(found),
-                "counted": counted_table(found),
-                "classes": gate_charts.class_map(found),
-                "drift": drift,
-                "saliency": saliency,
-                "work": gate_charts.work_histogram(found),
-                "scatter": gate_charts.work_scatter(run),
-                "summary": summary(run),
-                "unit": NAMES[found.key],
-                "key": found.key,
-                "price": price,
-            }
-        }
+        shown = {
+            "bars": rate_bars(found)[:BARS_SHOWN], "more": max(0, len(found.last) - BARS_SHOWN), "rates": rate_table(found),
+            "counted": counted_table(found), "classes": gate_charts.class_map(found), "drift": drift, "saliency": saliency,
+            "work": gate_charts.work_histogram(found), "scatter": gate_charts.work_scatter(run), "summary": summary(run),
+            "unit": NAMES[found.key], "key": found.key, "price": price,
+        }  # fmt: skip
+        return {"gates_view": shown}
 
     def json(self, run: RunData) -> dict[str, Any]:
         """Every epoch where that is not too much; of the images their cost at a few percentiles."""
