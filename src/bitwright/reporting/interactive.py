@@ -41,7 +41,7 @@ def figures_of(run: RunData) -> dict[str, Any]:
 def _scatter(chart: Scatter) -> dict[str, Any]:
     data = [
         {
-            "type": "scatter", "mode": "markers+text", "name": _text(p.name), "x": [p.x], "y": [p.accuracy * 100],
+            "type": "scatter", "mode": "markers+text", "name": _text(p.name), "x": [p.x], "y": [100 * (p.accuracy or 0.0)],
             "text": [_text(p.name)], "textposition": "bottom center", "hovertext": [_text(p.tip)], "hoverinfo": "text",
             "marker": {"size": 13, "symbol": SYMBOLS.get(p.shape, "square"), "color": COLORS[p.color]},
         }

@@ -50,6 +50,10 @@ def _items(value: Any) -> Any:
     return value or ()
 
 
+def _numbers(value: Any) -> tuple[float, ...]:
+    return tuple(number for item in _list(value) if (number := _number(item)) is not None)
+
+
 def _list(value: Any) -> Any:
     return value if isinstance(value, (list, tuple)) else ()
 
@@ -64,7 +68,7 @@ Flag = Annotated[bool, BeforeValidator(lambda value: str(value).lower() in ("tru
 Texts = Annotated[tuple[Text, ...], BeforeValidator(_list)]
 Slashed = Annotated[str, BeforeValidator(lambda value: "/".join(map(str, _list(value))))]  # "2/2" of a list
 Counts = Annotated[tuple[Count, ...], BeforeValidator(_list)]
-Numbers = Annotated[tuple[Number, ...], BeforeValidator(_list)]
+Numbers = Annotated[tuple[float, ...], BeforeValidator(_numbers)]  # those that are known
 Facts = Annotated[dict[Any, Any], BeforeValidator(lambda value: value if isinstance(value, Mapping) else {})]
 Items = Annotated[tuple[T, ...], BeforeValidator(_items)]
 

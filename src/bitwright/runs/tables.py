@@ -194,7 +194,7 @@ class Skipped(Table):
 class Dimension(Row):
     """A layer of pca.json: its components, those of the layer it is compared with, and its cumulative variance."""
 
-    layer: Text = Field("", alias="name")
+    layer: Text = Field(default="", alias="name")
     channels: cells.Sum = 0
     components: cells.Sum = 0
     chosen: bool = False
@@ -210,7 +210,7 @@ class Dimension(Row):
 class Choice(Row):
     """Layers of k bits that stand beside the PCA choice; everything in it is computed."""
 
-    name: Text = Field("", alias="choice")
+    name: Text = Field(default="", alias="choice")
     layers: Texts = ()
     share: Number = None
     storage_bytes: Number = None
@@ -235,7 +235,7 @@ class Components(Table):
     images: Whole = None
     bits: cells.Slashed = ""
     stable: bool | None = None
-    choices: Items[Choice] = Field((), alias="compared")
+    choices: Items[Choice] = Field(default=(), alias="compared")
 
 
 class WeightValue(Row):
@@ -279,7 +279,7 @@ class Layer(Table):
     """
 
     file = "layers.csv"
-    name: Text = Field("", alias="layer")
+    name: Text = Field(default="", alias="layer")
     kind: Text = ""
     w: Text = ""
     x: Text = ""
@@ -379,13 +379,13 @@ class Candidate(Row):
 
     name: Text = ""
     precision: Text = ""
-    ms: Number = Field(None, alias="latency_ms")
-    q1: Number = Field(None, alias="latency_q1_ms")
-    q3: Number = Field(None, alias="latency_q3_ms")
+    ms: Number = Field(default=None, alias="latency_ms")
+    q1: Number = Field(default=None, alias="latency_q1_ms")
+    q3: Number = Field(default=None, alias="latency_q3_ms")
     runs: Whole = None
     per_second: Number = None
     ratio: Number = None
-    best: cells.Flag = Field(False, alias="best_of_precision")
+    best: cells.Flag = Field(default=False, alias="best_of_precision")
     note: Text = ""
 
 
@@ -424,9 +424,9 @@ class Net(Table):
     """A row per net and peer: accuracy, bytes, time."""
 
     file, open = "results.csv", True
-    name: Text = Field("", alias="net")
+    name: Text = Field(default="", alias="net")
     precision: Text = ""
     accuracy: Number = None
     images: Whole = None
     bytes: Number = None
-    ms: Number = Field(None, alias="latency_ms")
+    ms: Number = Field(default=None, alias="latency_ms")

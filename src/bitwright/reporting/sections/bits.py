@@ -30,7 +30,7 @@ class BitsSection(Section):
         for row in found.layers:
             before, shares = (
                 str(found.before.get(row.layer, "")),
-                tuple(round(v, 6) for v in row.shares if v is not None),
+                tuple(round(v, 6) for v in row.shares),
             )
             more = {"before": before, "before_components": counts.get(before), "shares": shares}
             more |= {"chosen": row.layer in found.significant, "channels": row.channels or len(row.shares)}

@@ -61,7 +61,7 @@ class Connections(Section):
 
     def view(self, run: RunData) -> dict[str, Any]:
         found: SelfPrune = run["selfprune"]
-        over = {"rows": found.rows, "epochs": run.epochs, "least": 0.2}
+        over: dict[str, Any] = {"rows": found.rows, "epochs": run.epochs, "least": 0.2}
         live = {"y_title": "live units (%)", "write": "{:.1f} %".format, **over}
         both = ("accuracy", "preactivation")
         shown = {

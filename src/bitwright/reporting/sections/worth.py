@@ -30,7 +30,7 @@ class Worth(Section):
 def size_scatter(run: RunData) -> Scatter | None:
     """Accuracy against bytes: the float net and the packed one."""
     points = _nets(run, run.file_bytes, run.float_bytes, words.kb_unit, 1e3)
-    return points and scatter("Accuracy against size", "size (kB, log; left is better)", points, "size")
+    return scatter("Accuracy against size", "size (kB, log; left is better)", points, "size") if points else None
 
 
 def time_scatter(run: RunData) -> Scatter | None:
@@ -39,7 +39,7 @@ def time_scatter(run: RunData) -> Scatter | None:
     best = [run.speed.best(precision) for precision in ("int8", "bf16")] if run.speed else []
     marks = [Mark(b.name, b.ms, words.ms_unit(b.ms), b.precision) for b in best if b is not None and b.ms]
     title, x_title = "Accuracy against latency", "latency (ms, log; left is better)"
-    return points and scatter(title, x_title, points, "latency", marks=marks)
+    return scatter(title, x_title, points, "latency", marks=marks) if points else None
 
 
 def _nets(
