@@ -310,7 +310,15 @@ def test_what_convert_says_of_form_outputs_and_doubts_is_on_the_page(tmp_path: P
     run = example_run(tmp_path / "run")
     plain = page_of(run).by_id["layers"]
     assert "output by output" not in plain and "Look closer" not in plain, "an older run does not say"
-    proof = {"name": "[1]", "kind": "values", "images": 9999, "same": 9990, "largest": 2e-3, "bound": 5e-6, "answers": {}}
+    proof = {
+        "name": "[1]",
+        "kind": "values",
+        "images": 9999,
+        "same": 9990,
+        "largest": 2e-3,
+        "bound": 5e-6,
+        "answers": {},
+    }
     more = {
         "form": "layers", "form_why": "forward branches on a value", "lost": 3, "classes": 1, "untimed": "it takes two inputs",
         "blind": "the trained net gives one class for all 9,999 images", "outputs": [proof, {"name": "[0]", "kind": "classes",
