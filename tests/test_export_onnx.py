@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 import bitwright as bw
+from bitwright.engine import native
 from bitwright.engine.native_codes import PackPlan
 from bitwright.errors import InputError
 from bitwright.export import functions
@@ -240,3 +244,39 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert said["export"]["bytes"] == (tmp_path / "d.onnx").stat().st_size
     assert run(["export", "onnx", "nothing.safetensors"]) == 2
     assert "no file" in capsys.readouterr().err
+
+
+@pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
+def test_the_library_serves_a_python_without_torch_and_without_us(tmp_path: Path) -> None:
+    net = bw.zoo.load("digits-mlp-zero_one")
+    x = torch.rand(3, *net.inputs[0].shape)
+    write(net, x, tmp_path / "net.onnx")
+    np.save(tmp_path / "x.npy", x.numpy())
+    np.save(tmp_path / "y.npy", net(x).numpy())
+    shutil.copy(bw.ort.library(), tmp_path / "operators.so")
+    script = """
+import sys
+sys.modules["torch"] = sys.modules["bitwright"] = None  # an import of either fails
+import numpy, onnxruntime
+options = onnxruntime.SessionOptions()
+options.register_custom_ops_library("./operators.so")
+session = onnxruntime.InferenceSession("net.onnx", options, providers=["CPUExecutionProvider"])
+(y,) = session.run(None, {"input": numpy.load("x.npy")})
+assert numpy.array_equal(y, numpy.load("y.npy"))
+print("same numbers")
+"""
+    done = subprocess.run([sys.executable, "-c", script], cwd=tmp_path, capture_output=True, text=True)
+    assert done.stdout == "same numbers\n", done.stderr
+
+
+@pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
+def test_our_kernels_and_the_functions_of_the_file_give_the_same_numbers(tmp_path: Path) -> None:
+    torch.manual_seed(1)
+    x = torch.randn(5, 3, 16, 16)
+    write(packed(Small(), [{"match": "*", **CODES["one bit"]}], x), x, tmp_path / "net.onnx")
+    x[3, 0, 0, 0] = torch.nan
+    plain, ours = (
+        answers(tmp_path / "net.onnx", x),
+        bw.ort.session(tmp_path / "net.onnx").run(None, {"input": x.numpy()}),
+    )
+    assert np.array_equal(plain.numpy(), np.asarray(ours[0]), equal_nan=True)

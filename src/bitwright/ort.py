@@ -45,6 +45,17 @@ def _library(runtime: Any) -> tuple[str, str]:
     return ("", reason) if core is None else (core._name, "")
 
 
+def library() -> str:
+    """The path of the library with the operators: one file, to be shipped beside a model. It needs neither Python nor torch.
+
+    Errors: `InputError` where it was not built or onnxruntime is missing or older than 1.17.
+    """
+    path, reason = _library(_runtime())
+    if not path:
+        raise InputError(f"bw.ort.library: {reason}", code="native-missing")
+    return path
+
+
 def register(session_options: onnxruntime.SessionOptions) -> None:
     """Adds the operators of the domain `bitwright` to the options of a session; a second time does nothing.
 
