@@ -10,6 +10,7 @@ from bitwright.cli.complete import complete_model, complete_recipe, complete_run
 from bitwright.cli.output import Output
 from bitwright.cli.target import looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
+from bitwright.measure.numbers import kb, smaller
 
 if TYPE_CHECKING:
     from bitwright.measure.table import BenchTable
@@ -69,11 +70,19 @@ def bench(
     show(out, table)
 
 
-def show(out: Output, table: BenchTable) -> None:
-    """The table as text and as data; noise is a warning; `--quiet` leaves the sentence to quote."""
+def show(out: Output, table: BenchTable, file_bytes: int | None = None, float_bytes: int | None = None) -> None:
+    """The table as text and as data; noise is a warning; `--quiet` leaves the sentence to quote.
+
+    file_bytes, float_bytes   of the packed file and of a file with its float net, where both are known
+    """
     out.data["bench"] = table.to_dict()
     out.data["summary"] = table.summary()
     out.lines(table.text(out.width).splitlines())
+    if file_bytes and float_bytes:
+        out.data["size"] = {"file_bytes": file_bytes, "float_bytes": float_bytes}
+        out.result(
+            f"size: {smaller(float_bytes, file_bytes)}, {kb(file_bytes)} kB; the float net {kb(float_bytes)} kB, file against file"
+        )
     if out.quiet:
         out.verdict(table.summary())
     if table.noisy:

@@ -52,10 +52,13 @@ def zoo(
 
 
 def _lines(card: Card) -> list[tuple[str, str]]:
-    from bitwright.measure.numbers import kb, ms
+    from bitwright.measure.numbers import kb, ms, smaller
 
     start = f", from {card.parent}" if card.parent else ""
     pixels = "normalized" if card.normalize else "0 or 1" if card.binarize else "k / 255"
+    than_float = (
+        f", float {kb(card.float_bytes)} kB: {smaller(card.float_bytes, card.bytes)}" if card.float_bytes else ""
+    )
     speed = ""
     if card.latency_ms is not None:
         peers = ", ".join(f"{peer} {ms(t / 1e3)}" for peer, t in card.peers.items())
@@ -69,7 +72,7 @@ def _lines(card: Card) -> list[tuple[str, str]]:
             ("before", "" if card.trained is None else f"{100 * card.trained:.2f} % before packing"),
             ("training", f"{card.epochs} epochs, seed {card.seed}{start}; {card.date[:10]}, {card.made_on}"),
             ("input", f"{'x'.join(map(str, card.input))}, pixels {pixels}"),
-            ("size", f"{kb(card.bytes)} kB" + (f", float {kb(card.float_bytes)} kB" if card.float_bytes else "")),
+            ("size", f"{kb(card.bytes)} kB{than_float}"),
             ("time", speed),
             ("source", card.source),
             ("made by", f"{card.command} (commit {card.commit[:12]})"),

@@ -12,7 +12,7 @@ from torch import nn
 
 from bitwright.engine import native
 from bitwright.engine.clock import clock
-from bitwright.engine.files import save
+from bitwright.engine.files import file_bytes, save
 from bitwright.engine.fold import fold
 from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.layer_form import layer_form
@@ -25,6 +25,7 @@ from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError, Negative
+from bitwright.measure.twin import float_twin
 from bitwright.nn import is_slot_layer
 
 FORMS = ("auto", "graph", "layers")
@@ -119,7 +120,10 @@ def convert(
         given = [example] if verify is True else verify
         _check(report, prove(prepared.model, packed, given, example, prepared.change))
     clock(report, prepared, packed, threads)
+    report.float_bytes, report.file_bytes = file_bytes(float_twin(prepared.model)), file_bytes(packed)
     _verdict(report, verified=verify is not False)
+    if report.status == REFUSE:
+        report.file_bytes = None
     return Converted(packed if report.status != REFUSE else None, report, model, example)
 
 
@@ -208,9 +212,10 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
     report.status, report.verdict = _refused(report) if verified else ("", "")
     if report.status:
         return
-    size = f"{report.bytes_before / max(1, report.bytes_after):.1f}x smaller"
+    size = report.smaller
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
-    speed = "" if faster is None else f", {faster:.1f}x the float net's speed here"
+    noise = f"; its times are {report.noisy}" if report.noisy else ""
+    speed = "" if faster is None else f", {faster:.1f}x the float net's speed here{noise}"
     if report.level:
         speed = ", as fast as the float net here within noise"
     ifs: list[str] = []
@@ -229,7 +234,7 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
     elif report.level:
         ifs.append(f"not faster: {size}{speed}")
     elif faster is not None and faster < 1:
-        ifs.append(f"not faster: {size}, {faster:.2f}x the float net's speed here (slower)")
+        ifs.append(f"not faster: {size}, {faster:.2f}x the float net's speed here (slower){noise}")
     elif ifs:
         ifs.append(f"{size}{speed}")
     if ifs:

@@ -11,6 +11,7 @@ from typing import Any, BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as in_memory
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
@@ -31,13 +32,23 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the nu
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
-    """Writes beside the target, flushes, renames: a full disk or a crash leaves the old file whole. Returns bytes.
-
-    Equal tensors are stored once; `aliases` in the metadata names the others.
-    """
+    """Writes beside the target, flushes, renames: a full disk or a crash leaves the old file whole. Returns bytes."""
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"save {target}: folder {target.parent} does not exist", code="file-write")
+    kept, metadata = _stored_once(tensors, metadata)
+    try:
+        with replacing(target) as beside:
+            save_file(kept, str(beside), metadata)
+            with open(beside, "rb+") as f:
+                _sort_metadata(f)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"save {target}: {error}", code="file-write") from None
+    return target.stat().st_size
+
+
+def _stored_once(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Equal tensors are stored once; `aliases` in the metadata names the others."""
     seen: dict[str, str] = {}
     aliases: dict[str, str] = {}
     kept: dict[str, Tensor] = {}
@@ -52,14 +63,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
             kept[key] = value
     if aliases:
         metadata = {**metadata, "aliases": json.dumps(aliases, separators=(",", ":"))}
-    try:
-        with replacing(target) as beside:
-            save_file(kept, str(beside), metadata)
-            with open(beside, "rb+") as f:
-                _sort_metadata(f)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"save {target}: {error}", code="file-write") from None
-    return target.stat().st_size
+    return kept, metadata
 
 
 def _sort_metadata(f: BinaryIO) -> None:
@@ -122,17 +126,32 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
         raise InputError(
             f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata"
         ) from None
+    tensors, own = _contents(model)
+    return write_tensors(path, tensors, {**extra, **own})
+
+
+def file_bytes(model: nn.Module) -> int:
+    """The size of the file that `save` would write of `model`, without writing it.
+
+    >>> file_bytes(nn.Linear(8, 4)) > 4 * (8 * 4 + 4)
+    True
+    """
+    return len(in_memory(*_stored_once(*_contents(model))))
+
+
+def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata that make up a file of `model`."""
     if isinstance(model, PackedModel):
         text, tensors = stored(model.graph)
-        return write_tensors(path, tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": text})
+        return tensors, {"bitwright": "packed", "format": FORMAT, "graph": text}
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
+    metadata = {"bitwright": "trained", "format": FORMAT, "recipe": recipe_of(model).to_toml()}
     last = [key for key, value in state.items() if _is_channels_last(value)]
     if last:
-        extra["channels_last"] = json.dumps(last, separators=(",", ":"))
-    kind = {"bitwright": "trained", "format": FORMAT, "recipe": recipe_of(model).to_toml()}
+        metadata["channels_last"] = json.dumps(last, separators=(",", ":"))
     if packed_layers(model):
-        kind |= {"bitwright": "layers", "layers": described(model)}
-    return write_tensors(path, state, {**extra, **kind})
+        metadata |= {"bitwright": "layers", "layers": described(model)}
+    return state, metadata
 
 
 def _is_channels_last(value: Tensor) -> bool:

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bitwright.measure import numbers
 from bitwright.measure.layout import Row, fit, wrap
+from bitwright.measure.timing import NOISY, quality
 
 PASS, WARN, REFUSE = "PASS", "WARN", "REFUSE"
 STAYS = ("float", "your code")  # a layer that is not packed
@@ -127,10 +128,12 @@ class ConvertReport:
     inexact: list[str] = field(default_factory=list)
     beyond: list[Beyond] = field(default_factory=list)
     outputs: list[OutputProof] = field(default_factory=list)
-    file_bytes: int | None = None
+    file_bytes: int | None = None  # of the packed net's file; None where none is to be written
+    float_bytes: int | None = None  # of a file with the float net of the same topology
     ms_before: float | None = None
     ms_after: float | None = None
     level: bool = False  # the two times differ by less than their noise
+    spread: float | None = None  # the larger quartile spread of the two times, as a share of its median
     untimed: str = ""  # why there are no times, where there are none
 
     @property
@@ -182,13 +185,24 @@ class ConvertReport:
         """Images with another class although no code differs: only float layers round otherwise."""
         return sum(1 for d in self.disagreements if not d.first_layer)
 
+    @property
+    def smaller(self) -> str:
+        """`33.1x smaller`: the packed file against the float net's file; "" where there is none."""
+        return numbers.smaller(self.float_bytes, self.file_bytes) if self.float_bytes and self.file_bytes else ""
+
     def gain(self) -> str:
         """`33.1x smaller, 4.5x faster`, as far as it was measured."""
-        words = [f"{numbers.ratio(self.bytes_before / self.bytes_after)} smaller"] if self.bytes_after else []
+        words = [self.smaller] if self.smaller else []
         if self.ms_before and self.ms_after:
             speed = numbers.ratio(self.ms_before / self.ms_after)
             words.append("as fast within noise" if self.level else speed if "slower" in speed else f"{speed} faster")
+            words += ["noisy times"] if self.noisy and not self.level else []
         return ", ".join(words)
+
+    @property
+    def noisy(self) -> str:
+        """What is wrong with the two times, by the rule of `bench`; "" where nothing is."""
+        return quality(self.spread or 0.0) if (self.spread or 0.0) > NOISY else ""
 
     @property
     def share(self) -> tuple[float, str]:
@@ -197,7 +211,7 @@ class ConvertReport:
         return self.same / self.images if self.images else 1.0, "values" if values else "class"
 
     def _cells(self) -> list[list[str]]:
-        """Texts of the rows; the last one is the total."""
+        """Texts of the rows; the last one is the whole net: bytes of its files, time of a whole run."""
         rows = [
             [
                 r.layer,
@@ -215,8 +229,8 @@ class ConvertReport:
         count = Counter(r.runs_as for r in self.rows)
         order = sorted(count, key=lambda kind: ("bits", "int8").index(kind) if kind in ("bits", "int8") else 2)
         kinds = ", ".join(f"{count[kind]} {kind}" for kind in order)
-        sizes = [numbers.kb(self.bytes_before), numbers.kb(self.bytes_after)]
-        return [*rows, ["total", kinds, "", *sizes, _ms(self.ms_before), _ms(self.ms_after), "", self.gain()]]
+        sizes = [numbers.kb(self.float_bytes), numbers.kb(self.file_bytes)]
+        return [*rows, ["whole net", kinds, "", *sizes, _ms(self.ms_before), _ms(self.ms_after), "", self.gain()]]
 
     def to_markdown(self) -> str:
         lines = ["| " + " | ".join(self.HEADERS) + " |", "|" + "---|" * len(self.HEADERS)]

@@ -55,6 +55,7 @@ def conversion(found: Cells) -> Conversion:
         codes_checked=found.integer("codes_checked") or 0,
         largest_difference=found.number("largest_difference"),
         file_bytes=found.number("file_bytes"),
+        float_bytes=found.number("float_bytes"),
         ms_before=found.number("ms_before"),
         ms_after=found.number("ms_after"),
         accuracy=found.number("accuracy"),

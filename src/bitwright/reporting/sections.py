@@ -60,6 +60,7 @@ class Conversion:
     codes_checked: int = 0
     largest_difference: float | None = None
     file_bytes: float | None = None
+    float_bytes: float | None = None
     ms_before: float | None = None
     ms_after: float | None = None
     accuracy: float | None = None
@@ -367,7 +368,9 @@ class RunData:
 
     @property
     def float_bytes(self) -> float | None:
-        """The float net's weights."""
+        """A file with the float net, as convert or training measured it; without one, its layers' weights."""
+        if self.conversion is not None and self.conversion.float_bytes is not None:
+            return self.conversion.float_bytes
         net = self.net("float")
         return net.bytes if net is not None and net.bytes is not None else self.total("bytes_before")
 

@@ -147,8 +147,7 @@ class Plan:
             share = 100 * t["one_bit_macs"] / t["macs"]
             text += f"   {macs_text(t['macs'])} MACs, {share:.1f} % of them at 1 bit"
         before, after = t["float_weight_bytes"], t["weight_bytes"]
-        ratio = f" ({before / after:.1f}x smaller)" if after else ""
-        size = f"weights  {kb_text(before)} -> {kb_text(after)}{ratio}, computed; time is not predicted: "
+        size = f"weights  {kb_text(before)} -> {kb_text(after)}, computed; time is not predicted: "
         size += "use bench"
         rules = [f'{i} "{m}"' + ("" if n else " (no layer, optional)") for i, (m, n) in enumerate(self.matches)]
         lines = [text, size]
