@@ -115,7 +115,15 @@ def _net(
         net = None
         if model is not None and read_tensors(target)[1].get("bitwright") == "layers":
             net, shape = make_model(model, "bench", shape, classes)
-        packed = bw.load(target, net)
+        try:
+            packed = bw.load(target, net)
+        except InputError as error:
+            if error.code != "load-model" or net is not None:
+                raise
+            raise error.reworded(
+                f"bench {target}: not a packed file: {str(error).partition(': ')[2].partition(';')[0]}. "
+                f"Pack it: bitwright convert {quoted(target)} --model MODEL"
+            ) from None
         if isinstance(packed, PackedModel):
             shape = shape or tuple(packed.graph.nodes[0].shape)
         assert shape is not None  # a file that needs a model and has none is an error of load
@@ -139,7 +147,7 @@ def _net(
     if recipe is None:
         return measure(net, x, threads=threads, against=peers, rounds=rounds)
     bw.apply(net, recipe, x)
-    out.note(f"{target} with random weights and recipe {recipe}: speed only, nothing is trained")
+    out.head(f"{target} with random weights and recipe {recipe}: speed only, nothing is trained")
     converted = bw.convert(net, x, threads=threads, verify=False)
     if converted.model is None:
         out.status, out.exit_code = "REFUSE", 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,12 +37,12 @@ def convert(
     data: Annotated[str | None, typer.Option(help="Verify on the test images of this data set, e.g. cifar10.")] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies. [default: BITWRIGHT_DATA]")] = None,
     form: Annotated[
-        str,
+        Literal["auto", "graph", "layers"],
         typer.Option(
             help="graph: needs no model code; layers: your module with packed layers; auto: the first that runs."
         ),
     ] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
+    backend: Annotated[Literal["auto", "native", "reference"], typer.Option(help="Kernels, or plain torch.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="For the times per layer. [default: 1]")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write the file even if nothing is gained; never if its answers differ.")

@@ -29,7 +29,14 @@ Root = Annotated[
     str | None, typer.Option("--root", "--data-root", help="Where the sets lie. [default: BITWRIGHT_DATA]")
 ]
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look for data sets, download them, describe them.")
+app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
+
+
+@app.callback()
+def data(ctx: typer.Context) -> None:
+    """Look for data sets, download them, describe them."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
 
 
 @app.command()
@@ -43,7 +50,7 @@ def check(
     Exit code 1 where a file is damaged, or where the set asked for is not there.
     """
     out: Output = ctx.obj
-    out.note("data check: reading the files")
+    out.head("data check: reading the files")
     from bitwright import data
 
     names = (name,) if name is not None else data.names()
@@ -181,7 +188,7 @@ def show(
     imagenet, and a folder with --transform: the speed of each format that is there, class folders and LMDB.
     """
     out: Output = ctx.obj
-    out.note(f"data show {name}: reading")
+    out.head(f"data show {name}: reading")
     import torch
 
     from bitwright import data

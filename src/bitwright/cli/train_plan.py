@@ -46,9 +46,7 @@ def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
             )
             if recipe.rules:
                 table = plan(net, recipe, example)
-                screen.result(replace(table, warnings=[]).text(3))
-                for text in table.warnings:
-                    screen.warn(text)
+                screen.result(replace(table, refused=None).text(3))
                 apply_stage(net, experiment, index, example)
             else:
                 screen.result("no recipe: the net stays as it is")

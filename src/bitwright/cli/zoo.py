@@ -86,7 +86,7 @@ def _check(out: Output, card: Card, root: str | None, data_root: str | None) -> 
     from bitwright import zoo as nets
     from bitwright.training.evaluate import evaluate
 
-    out.note(f"zoo {card.name}: measuring on the test images of {card.data}")
+    out.head(f"zoo {card.name}: measuring on the test images of {card.data}")
     found = evaluate(nets.load(card.name, root=root), nets.data(card, "test", data_root), normalize=card.normalize)
     right = round(found.top1 * found.images)
     out.data["measured"] = {"right": right, "images": found.images}

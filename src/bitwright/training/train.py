@@ -16,7 +16,7 @@ from bitwright.data import Dataset
 from bitwright.errors import InputError
 from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
-from bitwright.runs import Run, build_model
+from bitwright.runs import Run, build_model, recipe_of_stage
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
 from bitwright.training.progress import Screen
@@ -63,6 +63,8 @@ def train(
     main = rank_of(experiment) == 0
     accelerator(experiment)  # its errors before any work
     check_teachers(experiment)
+    for i in range(len(experiment.stage)):
+        recipe_of_stage(experiment, i)  # one that does not exist is told now, not after the stages before it
     for spec, what in experiment.own_code().items():
         experiment.home.place(spec, what)  # a wrong name is told before anything is read or removed
     folder = prepared(run, experiment, resume=resume, force=force) if main else nullcontext()
