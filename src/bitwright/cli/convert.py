@@ -55,9 +55,13 @@ def convert(
 ) -> None:
     """Pack a trained low-bit net, verify it against the trained one, and write it.
 
-    PASS: codes equal bit for bit, same class on at least 99.9 % of the inputs, faster than the float net.
-    WARN: same class on at least 99 %, not faster, your code stays, or the trained net guesses; written, exit 0.
-    REFUSE: below 99 %, codes or values that differ, or nothing to pack; nothing is written, exit 1.
+    \b
+    PASS    codes equal bit for bit, same class on at least 99.9 % of the
+            inputs, faster than the float net; exit 0
+    WARN    same class on at least 99 %, not faster, your code stays, or the
+            trained net guesses; written all the same, exit 0
+    REFUSE  below 99 %, codes or values that differ, or nothing to pack;
+            nothing is written, exit 1
 
     In a run directory: all test images; packed.safetensors, convert.json, layers.csv and the row `bitwright` of
     results.csv are written anew. Narrow terminals lose max diff, kB float, ms float, in this order.

@@ -39,7 +39,7 @@ def data(ctx: typer.Context) -> None:
         print(ctx.get_help())
 
 
-@app.command()
+@app.command(short_help="Which data sets are there, whole, and where.")
 def check(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="One set. [default: all]")] = None,
@@ -94,7 +94,7 @@ def _count(name: str) -> str:
     return " / ".join(f"{n:,}" for n in IMAGES.get(name, ()))
 
 
-@app.command()
+@app.command(short_help="Download a data set, checked by MD5.")
 def get(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="mnist, fashion-mnist, cifar10, cifar100, svhn, svhn-extra or stl10.")],
@@ -169,7 +169,7 @@ class _Shown:
             print(file=sys.stderr, flush=True)
 
 
-@app.command()
+@app.command(short_help="Counts, shape, classes, mean, and loader speed.")
 def show(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A set, `folder` with --root, or file.py:fn.")],
@@ -249,7 +249,7 @@ def formats_of(name: str, root: str | None, transform: str | None) -> list[str]:
     return ["folder"]  # loading says what is missing
 
 
-@app.command()
+@app.command(short_help="Write class folders into LMDBs and read them back.")
 def pack(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(help="A folder with train/CLASS/* and val/CLASS/*, or imagenet.")],
