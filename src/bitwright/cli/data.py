@@ -257,6 +257,7 @@ def pack(
     size: Annotated[int | None, typer.Option(help="Squash pictures to this side. [default: files as they are]")] = None,
     quality: Annotated[int | None, typer.Option(help="Of the JPEGs with --size. [default: 95]")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="With --size: pixels instead of JPEGs.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")] = False,
 ) -> None:
     """Write class folders into LMDBs, one file per split, and read all back.
 
@@ -269,14 +270,23 @@ def pack(
     from bitwright.data.pack import pack as write
 
     shown = _Shown(screen, "images")
-    done = write(source, out, size=size, quality=quality, raw=raw, progress=shown)
+    done = write(source, out, size=size, quality=quality, raw=raw, skip_bad=skip_bad, progress=shown)
     shown.end()
     screen.data["pack"] = [
-        {"folder": str(d.folder), "images": d.images, "written": d.written, "bytes": d.bytes} for d in done
+        {
+            "folder": str(d.folder),
+            "images": d.images,
+            "written": d.written,
+            "bytes": d.bytes,
+            "skipped": dict(d.skipped),
+        }
+        for d in done
     ]
     for d in done:
         how = "was there already" if not d.written else f"{d.written:,} written now"
         screen.result(f"{d.folder}  {d.images:,} images, {d.bytes / 1e6:,.1f} MB, {how}")
+        if d.skipped:
+            screen.prose(f"skipped  {len(d.skipped):,}: {', '.join(name for name, _ in d.skipped)}", 9)
     screen.verdict("done  every record read back: number, label, checksum")
     screen.next(
         f"bitwright data show folder --root {shlex.quote(str(out))} --transform squash256-crop227", "how fast it loads"

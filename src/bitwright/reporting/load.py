@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +16,7 @@ from bitwright.reporting.selfprune import selfprune_of
 from bitwright.reporting.tables import Cells, rows
 from bitwright.reporting.weights import histograms, metadata
 from bitwright.runs.folder import Run
+from bitwright.toml import read_toml
 
 HASHED = ("model.safetensors", "packed.safetensors")
 
@@ -69,8 +69,8 @@ def _coded(layers: tuple[Layer, ...], watched: list[str]) -> list[str] | None:
 def _origin(run: Run) -> Origin:
     text = run.read_text("experiment.toml")
     try:
-        table: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        table: dict[str, Any] = read_toml(text)
+    except ValueError as error:
         raise run.damaged("experiment.toml", " ".join(str(error).split())[:160]) from None
     seed = table.get("seed")
     return Origin(

@@ -10,6 +10,7 @@ import numpy as np
 
 from bitwright.errors import InputError
 from bitwright.reporting.sections import Histogram
+from bitwright.toml import read_toml
 
 BINS = 20
 
@@ -41,7 +42,7 @@ def histograms(path: Path, layers: list[str] | None) -> tuple[Histogram, ...]:
 def _middles(recipe: str) -> dict[str, float]:
     """Where the weights of a layer turn over, if not at 0: zero_one compares its latents with a threshold."""
     try:
-        rules = tomllib.loads(recipe).get("rule", [])
+        rules = read_toml(recipe).get("rule", [])
     except tomllib.TOMLDecodeError:
         return {}
     found: dict[str, float] = {}
