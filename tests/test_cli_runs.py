@@ -243,7 +243,7 @@ def report(**more: Any) -> ConvertReport:
 def test_rows_fold_and_columns_drop_in_the_stated_order():
     text = report().table(None, 2)
     assert text[3] == "...  4 more bits layers (--all)" and len(text) == 6 and len(report().table()) == 9
-    assert "6 bits, 1 float" in text[-1] and text[-1].endswith("3.0x smaller, 0.5x (slower)")
+    assert "6 bits, 1 float" in text[-1] and text[-1].endswith("3.0x smaller, 0.5x float in torch (slower)")
     assert re.split(r"\s{2,}", text[-1])[:4] == ["whole net", "6 bits, 1 float", "9.00", "3.00"], "bytes of the files"
     assert "max diff" in report().table(110)[0] and "max diff" not in report().table(85)[0]
     narrow = report().table(52)

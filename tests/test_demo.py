@@ -25,6 +25,14 @@ def test_demo_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert [line.split()[0] for line in lines if line.startswith("  W1A")] == ["W1A1", "W1A2"]
     assert captured.err.splitlines()[-1].startswith("next:   bitwright plan resnet20 xnor")
     assert "\x1b" not in captured.out + captured.err and all(len(line) <= 110 for line in lines[1:])
+    for name in ("w1a1", "w1a2"):  # the table, the files, and the page of a run say one ratio
+        found = Run(tmp_path / "d" / name).read_json("convert.json")
+        ratio = f"{found['float_bytes'] / found['file_bytes']:.1f}x"
+        assert (tmp_path / "d" / name / "packed.safetensors").stat().st_size == found["file_bytes"]
+        assert (tmp_path / "d" / "w1a1" / "stages" / "0.safetensors").stat().st_size == found["float_bytes"]
+        assert ratio in next(line for line in lines if line.startswith(f"  {name.upper()}")).split()
+        if name == "w1a1":
+            assert f"{ratio} smaller" in (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
     run_one = Run(tmp_path / "d" / "w1a1")
     rows = run_one.read_csv("results.csv")
     assert {"float", "trained", "bitwright", "torch-fp32"} <= {row["net"] for row in rows}

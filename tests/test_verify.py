@@ -337,8 +337,10 @@ def test_times_within_noise_are_no_gain() -> None:
         [row], float_bytes=1000, file_bytes=100, images=10, same=10, ms_before=1.2, ms_after=1.0, level=True
     )
     _verdict(report, verified=True)
-    assert report.status == "WARN" and report.verdict.startswith("not faster: 10.0x smaller, as fast as the float net")
-    assert report.gain() == "10.0x smaller, as fast within noise"
+    assert report.status == "WARN" and report.verdict.startswith(
+        "not faster: 10.0x smaller, as fast as its float net in torch"
+    )
+    assert report.gain() == "10.0x smaller, as fast as float in torch within noise"
 
 
 def test_a_noisy_clock_is_named_by_the_rule_of_bench() -> None:
@@ -346,8 +348,11 @@ def test_a_noisy_clock_is_named_by_the_rule_of_bench() -> None:
     for spread, noise in ((0.20, ""), (0.21, "; its times are NOISY, repeat when idle (quartile spread 21 %)")):
         report = ConvertReport([row], images=10, same=10, ms_before=4.0, ms_after=1.0, spread=spread, **sizes)
         _verdict(report, verified=True)
-        assert (report.status, report.verdict) == ("PASS", f"10.0x smaller, 4.0x the float net's speed here{noise}")
-        assert report.gain() == "10.0x smaller, 4.0x faster" + (", noisy times" if noise else "")
+        assert (report.status, report.verdict) == (
+            "PASS",
+            f"10.0x smaller, 4.0x the speed of its float net in torch{noise}",
+        )
+        assert report.gain() == "10.0x smaller, 4.0x faster than float in torch" + (", noisy times" if noise else "")
 
 
 def test_a_file_that_is_larger_is_called_so() -> None:

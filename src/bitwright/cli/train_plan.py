@@ -40,7 +40,7 @@ def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
             recipe = recipe_of_stage(experiment, index)
             steps = stage.epochs * per_epoch
             screen.result(
-                f"\nstage {index}: {stage.epochs} epochs x {per_epoch} steps = {steps:,} steps, {stage.optimizer.name} "
+                f"\nstage {index}: {stage.epochs} epoch{'s' if stage.epochs != 1 else ''} x {per_epoch} steps = {steps:,} steps, {stage.optimizer.name} "
                 f"lr {stage.optimizer.lr:g}, {stage.schedule.name}, loss {stage.loss}"
                 + (f", teacher {getattr(stage.teacher, 'source', stage.teacher)}" if stage.teacher else "")
             )

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitwright.cli.complete import complete_zoo
-from bitwright.cli.output import Output, clip
+from bitwright.cli.output import Output
 from bitwright.errors import InputError, Negative
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def zoo(
             raise InputError("zoo --check: which net? Try: bitwright zoo NAME --check", code="usage")
         found = [nets.card(n) for n in nets.list()]
         out.data["nets"] = [card.model_dump() for card in found]
-        rows = [(c.name, c.form, percent(c.accuracy), c.epochs, kb(c.bytes), clip(c.summary, 60)) for c in found]
+        rows = [(c.name, c.form, percent(c.accuracy), c.epochs, kb(c.bytes), c.summary) for c in found]
         out.table(("net", "form", "test %", "epochs", "kB", "what it is"), rows, right=(2, 4))
         out.next(f"bitwright zoo {next((c.name for c in found if c.form == 'packed'), 'NAME')}", "its card")
         return
     card = nets.card(name)
     out.data["card"] = card.model_dump()
     for key, value in _lines(card):
-        out.result(f"{key:12} {value}")
+        out.prose(f"{key:12} {value}", 13)
     if check:
         _check(out, card, root, data_root)
         return

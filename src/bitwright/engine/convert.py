@@ -215,9 +215,9 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
     size = report.smaller
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
     noise = f"; its times are {report.noisy}" if report.noisy else ""
-    speed = "" if faster is None else f", {faster:.1f}x the float net's speed here{noise}"
+    speed = "" if faster is None else f", {faster:.1f}x the speed of its float net in torch{noise}"
     if report.level:
-        speed = ", as fast as the float net here within noise"
+        speed = ", as fast as its float net in torch within noise"
     ifs: list[str] = []
     share, kind = report.share
     if all(r.runs_as in STAYS for r in report.rows):
@@ -234,7 +234,7 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
     elif report.level:
         ifs.append(f"not faster: {size}{speed}")
     elif faster is not None and faster < 1:
-        ifs.append(f"not faster: {size}, {faster:.2f}x the float net's speed here (slower){noise}")
+        ifs.append(f"not faster: {size}, {faster:.2f}x the speed of its float net in torch (slower){noise}")
     elif ifs:
         ifs.append(f"{size}{speed}")
     if ifs:

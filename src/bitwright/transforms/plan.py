@@ -154,7 +154,7 @@ class Plan:
         text = f"total    {t['layers']} layers: " + ", ".join(f"{n} {k}" for k, n in t["by_bits"].items())
         if t["macs"]:
             share = 100 * t["one_bit_macs"] / t["macs"]
-            text += f"   {macs_text(t['macs'])} MACs, {share:.1f} % of them at 1 bit"
+            text += f"   {macs_text(t['macs'])} MACs" + (f", {share:.1f} % of them at 1 bit" if share else "")
         before, after = t["float_weight_bytes"], t["weight_bytes"]
         size = f"weights  {kb_text(before)} -> {kb_text(after)}, computed; time is not predicted: "
         size += "use bench"
