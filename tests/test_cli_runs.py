@@ -242,9 +242,9 @@ def report(**more: Any) -> ConvertReport:
 
 def test_rows_fold_and_columns_drop_in_the_stated_order():
     text = report().table(None, 2)
-    assert text[3] == "...  4 more bits layers (--all)" and len(text) == 6 and len(report().table()) == 9
-    assert "6 bits, 1 float" in text[-1] and text[-1].endswith("3.0x smaller, 0.5x float in torch (slower)")
-    assert re.split(r"\s{2,}", text[-1])[:4] == ["whole net", "6 bits, 1 float", "9.00", "3.00"], "bytes of the files"
+    assert text[3] == "...  4 more bits layers (--all)" and len(text) == 7 and len(report().table()) == 10
+    assert text[-1] == "gain       3.0x smaller, 0.5x float in torch (slower)"
+    assert re.split(r"\s{2,}", text[-2])[:4] == ["whole net", "6 bits, 1 float", "9.00", "3.00"], "bytes of the files"
     assert "max diff" in report().table(110)[0] and "max diff" not in report().table(85)[0]
     narrow = report().table(52)
     assert "kB float" not in narrow[0] and "ms float" not in narrow[0] and re.match(r"f\w+\.\.\.\w*s  bits", narrow[1])

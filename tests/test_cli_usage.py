@@ -54,6 +54,7 @@ train digits-mlp-bwn data.name=nosuch
 train digits-mlp-bwn model.name=nosuch
 train digits-mlp-bwn model.name=resnet20
 train digits-mlp-bwn stage.1.recipe=nosuch
+train digits-mlp-bwn stage.1.recipe=bireal8
 train digits-mlp-bwn train.device=cuda
 train digits-mlp-bwn --out vgg.py
 train digits-mlp-bwn --out run

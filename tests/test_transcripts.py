@@ -301,7 +301,8 @@ def test_convert_pass(journey: Journey) -> None:
         r"\.\.\.  4 more bits layers \(--all\)",
         "...",
         rf"fc +float +float +{KB} +{KB} +{MS} +{MS} +.*",
-        rf"total +18 bits, 4 float +{KB} +{KB} +{MS} +{MS} .*",
+        rf"whole net +18 bits, 4 float +{KB} +{KB} +{MS} +{MS}",
+        rf"gain       {X} smaller, ({X} faster than float in torch.*|as fast as float in torch.*|{X} float in torch \(slower\).*)",
         "...",
         r"verify  40 of 40 test images: same class as the trained net \(\d+ different\); largest output.*",
         "...",
@@ -329,7 +330,7 @@ def test_convert_warn_and_refuse(here: Path) -> None:
     said = say("convert", "runs/float")
     assert said.code == 1 and not Path("runs/float/packed.safetensors").exists()
     like(
-        said.out, TABLE, "...", LAYER, "...", r"total +3 float .*", r"verify  not done",
+        said.out, TABLE, "...", LAYER, "...", r"whole net +3 float .*", r"verify  not done",
         r"REFUSE  nothing to pack: 3 of 3 layers stay float\. First: fc1 \(Linear 64>64\): its slots are empty\. Try: .*; "
         r"or --force for a file that runs without the model's code, no smaller and no faster",
     )  # fmt: skip

@@ -238,7 +238,7 @@ class ConvertReport:
         return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in self._cells()])
 
     def table(self, width: int | None = None, limit: int | None = None) -> list[str]:
-        """Lines of the table; with `limit` a run of more than that many like layers is cut short."""
+        """Lines of the table, and what is gained; with `limit` a run of more than that many like layers is cut short."""
         *cells, total = self._cells()
         body: list[Row] = []
         for alike in _runs(self.rows):
@@ -246,8 +246,10 @@ class ConvertReport:
             body += [cells[i] for i in alike[:shown]]
             if shown < len(alike):
                 body.append(f"...  {len(alike) - shown} more {self.rows[alike[0]].runs_as} layers (--all)")
-        merged: list[str | None] = [None if i == 2 else text for i, text in enumerate(total)]
-        return fit(self.HEADERS, [*body, merged], width, right=range(3, 8), drop=self.DROP)
+        *total, gain = total
+        merged: list[str | None] = [*(None if i == 2 else text for i, text in enumerate(total)), ""]
+        lines = fit(self.HEADERS, [*body, merged], width, right=range(3, 8), drop=self.DROP)
+        return [*lines, *(wrap(f"gain       {gain}", width, 11) if gain else [])]
 
     def proof(self, width: int | None = None, what: str = "images", limit: int | None = 10) -> list[str]:
         """Lines on the verification and, at most `limit` of them, on images whose class differs."""

@@ -118,7 +118,7 @@ class BenchTable:
         return (
             f"{self.machine.get('cpu', 'unknown CPU')}, kernels {self.machine.get('kernels', 'unknown')}, "
             f"{threads} thread{'s' if threads != 1 else ''}, "
-            f"batch {self.batch}, input {shape or '?'}, {self.rounds} rounds interleaved, median {clock}"
+            f"batch {self.batch}, input {shape or '?'}, {self.rounds} round{'s' if self.rounds != 1 else ''} interleaved, median {clock}"
         )
 
     def cells(self) -> list[list[str]]:

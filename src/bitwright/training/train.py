@@ -16,7 +16,8 @@ from bitwright.data import Dataset
 from bitwright.errors import InputError
 from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
-from bitwright.runs import Run, build_model, recipe_of_stage
+from bitwright.runs import Run, build_model, example_of, recipe_of_stage
+from bitwright.runs.build import rehearse
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
 from bitwright.training.progress import Screen
@@ -124,6 +125,8 @@ def _begin(
     job = Job(experiment, run, screen, signals, train_set, test_set, val_set, net, state)
     skipped = [(which, *row) for which, s in (("train", train_set), ("test", test_set)) for row in s.skipped]
     state.skipped = len(skipped)
+    if saved is None:
+        rehearse(net, experiment, example_of(experiment, train_set))
     if main:
         _describe(job)
         if skipped:
