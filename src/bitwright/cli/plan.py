@@ -78,7 +78,7 @@ def plan(
     except InputError as error:  # under the name that the user typed
         raise error.reworded(str(error).replace(f"plan {type(net).__name__}:", f"plan {model}:", 1)) from None
     out.data["plan"] = {"model": model, "recipe": recipe, "input": list(shape), **table.to_dict()}
-    _show(out, table, None if all else LIMIT, model)
+    show_table(out, table, None if all else LIMIT, model)
     more = f" --input {input}" if input else ""
     out.next(f"bitwright bench {quoted(model)} --recipe {quoted(recipe)}{more}", "is it faster here?")
 
@@ -102,7 +102,7 @@ def _experiment(
         table = make_plan(net, recipe, x)
         out.data["plan"] = {"model": target, "recipe": recipe, "input": list(x.shape[1:]), **table.to_dict()}
         out.result(head)
-        _show(out, table, limit, target)
+        show_table(out, table, limit, target)
         return
     from bitwright.runs import apply_stage, recipe_of_stage
 
@@ -117,7 +117,7 @@ def _experiment(
         table = make_plan(net, own, x)
         stages.append({"stage": i, "recipe": name, "epochs": stage.epochs, **table.to_dict()})
         if own.rules or i == 0:
-            _show(out, table, limit, f"{target}: stage {i}")
+            show_table(out, table, limit, f"{target}: stage {i}")
         apply_stage(net, experiment, i, x)
     out.data["plan"] = {"experiment": target, "input": list(x.shape[1:]), "stages": stages}
     if looks_like_run(target):
@@ -126,7 +126,7 @@ def _experiment(
         out.next(f"bitwright train {quoted(target)}", "train it")
 
 
-def _show(out: Output, table: Plan, limit: int | None, name: str) -> None:
+def show_table(out: Output, table: Plan, limit: int | None, name: str) -> None:
     """The table; a plan that `apply` refuses ends the command with the same words."""
     head, *rows = table.cells(limit)
     assert not isinstance(head, str)

@@ -16,10 +16,9 @@ _COPIES = {"sgd": 1, "adam": 3, "adamw": 3, "nadam": 3, "rmsprop": 2}
 
 def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
     """The plan of each stage, steps, and an upper guess of the disk space."""
-    from dataclasses import replace
-
     import torch
 
+    from bitwright.cli.plan import LIMIT, show_table
     from bitwright.measure.numbers import kb
     from bitwright.runs import apply_stage, build_model, recipe_of_stage
     from bitwright.runs.build import example_of
@@ -46,7 +45,7 @@ def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
             )
             if recipe.rules:
                 table = plan(net, recipe, example)
-                screen.result(replace(table, refused=None).text(3))
+                show_table(screen, table, LIMIT, f"stage {index}")
                 apply_stage(net, experiment, index, example)
             else:
                 screen.result("no recipe: the net stays as it is")
