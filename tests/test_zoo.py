@@ -72,7 +72,7 @@ def test_a_card_compares_files(name: str, call: Any) -> None:
         for value in net.state_dict().values():
             if value.is_floating_point():
                 value.normal_()
-    assert card.float_bytes == file_bytes(net)
+    assert card.float_bytes is not None and card.float_bytes == file_bytes(net)
     if card.parent is not None:
         assert card.float_bytes == zoo.card(card.parent).bytes
     assert f"{card.float_bytes / card.bytes:.1f}x smaller" in " ".join(call("zoo", name)[1].split())
