@@ -195,3 +195,13 @@ def test_a_heading_on_a_terminal_is_seen_at_once_and_can_be_taken_back(monkeypat
     out.head("again")
     out.note("done")
     assert screen.getvalue().endswith("again\r\x1b[Kagain\ndone\n")
+
+
+def test_a_long_verdict_is_wrapped_for_a_person_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "40")
+    text = "PASS  " + "word " * 12
+    for stream, lines in ((Terminal(), 2), (io.StringIO(), 1)):
+        monkeypatch.setattr("sys.stdout", stream)
+        Output(color=False).verdict(text.strip())
+        found = stream.getvalue().splitlines()
+        assert len(found) == lines and " ".join(" ".join(found).split()) == " ".join(text.split())

@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import bitwright as bw
+from bitwright.cli.demo_table import print_tables
 from bitwright.cli.demo_train import BINARY, TWO_BIT
+from bitwright.cli.output import Output
 from bitwright.cli.run import run
+from bitwright.measure.table import BenchRow, BenchTable
 from bitwright.runs import Run
 
 
@@ -81,3 +84,17 @@ def test_a_loss_that_becomes_nan_is_one_line_and_exit_code_1(
     assert run(["demo", "--quick", "--out", str(tmp_path)]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "loss became nan at stage 0, epoch 0" in said[0]
+
+
+@pytest.mark.parametrize("float_top1, beside", [(0.9, "-10.0"), (0.12, "-")], ids=["a float net", "one that guesses"])
+def test_the_table_compares_files_and_no_accuracy_with_a_guess(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], float_top1: float, beside: str
+):
+    made = Run(tmp_path / "w1a1")
+    made.write_json("state.json", {"float_top1": float_top1, "test_top1": 0.8})
+    found = {"images": 360, "same": 360, "status": "PASS", "float_bytes": 461_136, "file_bytes": 31_472}
+    made.write_json("convert.json", {**found, "bytes_before": 443_000, "bytes_after": 26_700})  # of the layers: 16.6x
+    conv = BenchTable((BenchRow("bitwright", "1 bit", note="not timed"),), {"cpu": "a CPU"})
+    print_tables(Output(plain=True), [made], {}, conv)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  W1A1"))
+    assert row.split()[1:5] == ["80.0", beside, "31.5", "14.7x"]

@@ -75,9 +75,13 @@ class Output:
     def verdict(self, text: str) -> None:
         """The line that `--quiet` keeps; its first word is colored on a terminal."""
         self.settle()
-        if not self.as_json:
-            word, _, rest = text.partition(" ")
-            _put(f"{self.paint(word, word)} {rest}".rstrip(), sys.stdout)
+        if self.as_json:
+            return
+        looking = sys.stdout.isatty() and not self.plain  # a script gets it as one line
+        first, *more = wrap(text, self.width, 6) if looking else [text]
+        word, _, rest = first.partition(" ")
+        for line in (f"{self.paint(word, word)} {rest}".rstrip(), *more):
+            _put(line, sys.stdout)
 
     def table(
         self, headers: Sequence[str], rows: Iterable[Row], right: Iterable[int] = (), drop: Sequence[str] = ()
