@@ -75,10 +75,10 @@ def test_a_loss_that_becomes_nan_is_one_line_and_exit_code_1(
     class Broken(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = torch.nn.Linear(64, 10)
+            self.first, self.last = torch.nn.Linear(64, 32), torch.nn.Linear(32, 10)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x.flatten(1)) * torch.tensor(float("nan"))
+            return self.last(self.first(x.flatten(1))) * torch.tensor(float("nan"))
 
     monkeypatch.setattr("bitwright.models.create", lambda *args, **options: Broken())
     assert run(["demo", "--quick", "--out", str(tmp_path)]) == 1
