@@ -36,7 +36,7 @@ def measure(rows: list[Row], folder: Path, out: Path, test_set: Any) -> None:
             "layers_checked": report.codes_checked,
             "layers_exact": report.layers_exact,
             "largest_difference": f"{report.largest_difference:.3g}",
-            "float_bytes": report.bytes_before,
+            "float_bytes": report.float_bytes,
         }
         if isinstance(packed.model, PackedModel):
             size = packed.save(folder / f"{row.name}.bw.safetensors", row=row.name)

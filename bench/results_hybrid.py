@@ -30,7 +30,7 @@ def hybrid() -> str:
         ]
         for r in found
     ]  # fmt: skip
-    head = ["row", "model", "seed", "test %", "file kB", "size: float / it", "size: 1/1 / it", "energy: float / it",
+    head = ["row", "model", "seed", "test %", "file kB", "counted bytes: float / it", "counted bytes: 1/1 / it", "energy: float / it",
             "energy: 1/1 / it", "ms (quartiles)", "layers run as", "verdict, same class", "s an epoch"]  # fmt: skip
     chosen = "\n".join(
         f"- {r['row']}: {', '.join(f'`{name}`' for name in r['layers'].split())}"
@@ -47,7 +47,7 @@ All rows on one schedule of {epochs} epochs ({images} training images) and one s
 all test images; where an epoch takes more than a minute, as here, 8 are run instead of 15. Random rows have as many extra
 weight bits as the PCA choice, as far as whole layers allow. Energy is computed by the formula of the hybrid-net papers
 (`hybrid45`); ms is one image on one thread, kernels {kernels}, all rows side by side in one
-run of 31 rounds. Size and energy against 1/1 are those of the all-binary net divided by those of the row. {machine("hybrid.csv")}.
+run of 31 rounds. Bytes are counted as those papers do, a file has names and its graph besides; bytes and energy against 1/1 are those of the all-binary net divided by those of the row. {machine("hybrid.csv")}.
 
 {table(head, rows)}
 

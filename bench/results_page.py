@@ -9,6 +9,7 @@ import ast
 from typing import Any
 
 import findings
+from results_claims import index
 from results_hybrid import hybrid
 from results_recipes import recipes
 from results_selfprune import selfprune
@@ -230,14 +231,14 @@ def disagreements() -> str:
     return table(list(rows[0]), [list(r.values()) for r in rows])
 
 
-def main() -> None:
+def page() -> str:
     trained = read("cifar10_accuracy.csv")
     cpu = trained[0]["cpu"] if trained else ""
-    text = f"""# Results
+    return f"""# Results
 
 Written by `python bench/results_page.py` from the CSV files in this folder; no number here is typed by hand.
 
-{zoo()}## Short trainings: CIFAR-10, all 50,000 training images
+{index()}{zoo()}## Short trainings: CIFAR-10, all 50,000 training images
 
     python bench/cifar10.py train --data DIR      # DIR holds cifar-10-batches-py
     python bench/cifar10.py measure --data DIR
@@ -305,8 +306,7 @@ Products a second of one thread on registers, median of 9. Where int8 has matrix
 counting bits, so no 1-bit kernel can be four times as fast as a good int8 convolution there; ours then runs on the tiles too.
 Without AMX the first line is to be compared with the second.
 """
-    (FOLDER / "README.md").write_text(text)
 
 
 if __name__ == "__main__":
-    main()
+    (FOLDER / "README.md").write_text(page())

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import findings
-from results_tables import COLORS, chart, listed, machine, number, percent, read, table
+from results_chart import chart
+from results_tables import listed, machine, number, percent, read, table
 
 LINEAR = [i / 2 for i in range(9)]  # weight values of a picture: at equal distances
 RANKED = (1.0, 4.0, 10.0, 100.0)
@@ -58,10 +59,11 @@ def by_epoch(found: list[dict[str, str]]) -> str:
     pictures = [
         f"{name}, a point per epoch, from the first on the left:\n\n"
         + chart(
+            f"selfprune-epochs-{name.replace(' ', '-')}",
+            f"{name}: test accuracy after each epoch",
             "weights on, %",
-            "[" + ", ".join(f'"{share}"' for share in apart([share for share, _ in points])) + "]",
-            "0 --> 100",
-            [[y for _, y in points]],
+            apart([share for share, _ in points]),
+            {name: [float(y) for _, y in points]},
         )
         for name, points in curves.items()
     ]
@@ -96,12 +98,12 @@ def over_values(found: list[dict[str, str]]) -> str:
             for mode, points in modes.items()
         ],
     )
-    legend = ", ".join(f"{color} {mode}" for color, mode in zip(COLORS, MODES, strict=True))
     pictures = [
-        f"{name}, statistics of the norms: {legend}.\n\n"
+        f"{name}, by statistics of the norms:\n\n"
         + chart(
-            "value of all weights that are on", f"{LINEAR[0]:g} --> {LINEAR[-1]:g}", "0 --> 100",
-            [[percent(modes[m][v]["accuracy"], 1) for v in LINEAR] for m in MODES if m in modes],
+            f"selfprune-sweep-{name.replace(' ', '-')}", f"{name}: test accuracy over the value of the weights",
+            "value of all weights that are on", [f"{v:g}" for v in LINEAR],
+            {m: [100 * float(modes[m][v]["accuracy"]) for v in LINEAR] for m in MODES if m in modes},
         )
         for name, modes in swept.items()
         if all(v in points for points in modes.values() for v in LINEAR)

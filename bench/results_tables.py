@@ -44,13 +44,3 @@ def machine(file: str = "speed.csv") -> str:
 
 def percent(text: str, digits: int = 2) -> str:
     return f"{100 * float(text):.{digits}f}" if text else "-"
-
-
-def chart(x_title: str, x: str, y: str, lines: list[list[str]]) -> str:
-    """Lines over x, drawn by the reader's browser in the colors of `COLORS`, in their order."""
-    palette = ", ".join(COLORS.values())
-    theme = '%%{init: {"themeVariables": {"xyChart": {"plotColorPalette": "' + palette + '"}}}}%%'
-    body = [f"    line [{', '.join(points)}]" for points in lines]
-    return "\n".join(
-        ["```mermaid", theme, "xychart-beta", f'    x-axis "{x_title}" {x}', f'    y-axis "test %" {y}', *body, "```"]
-    )

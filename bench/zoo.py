@@ -28,7 +28,6 @@ from typing import Any
 
 import torch
 from pydantic import BaseModel, ConfigDict
-from torch import nn
 
 import bitwright as bw
 from bitwright import zoo
@@ -156,16 +155,17 @@ def kept(row: Row, run: Run, seed: int) -> dict[str, Any]:
     trained = evaluate(net, test, normalize=feed, channels_last=True)
     packed = any(stage.recipe or stage.rule for stage in experiment.stage)
     right, status, size = round(trained.top1 * trained.images), "", run.file("model.safetensors").stat().st_size
+    float_bytes = None
     if packed and row.keep != "nothing":
         batches = test.batches(VERIFY, normalize=feed)
         converted = bw.convert(net, next(iter(batches))[0][:1], verify=batches, threads=1)
         status = converted.report.status
         if converted.model is None:
             raise SystemExit(f"{row.name}: {converted.report.verdict}")
-        size = converted.save(run.file("packed.safetensors"))
+        size, float_bytes = converted.save(run.file("packed.safetensors")), converted.report.float_bytes
         right = round(evaluate(bw.load(run.file("packed.safetensors")), test, normalize=feed).top1 * len(test))
     if row.keep != "nothing" and seed == row.seeds[0]:
-        keep(row, run, seed, right, trained.top1 if packed else None)
+        keep(row, run, seed, right, trained.top1 if packed else None, float_bytes)
     facts = machine(1)
     return {
         "row": row.name, "seed": seed, "experiment": row.experiment, "parent": row.parent, "epochs": epochs(row, experiment),
@@ -181,7 +181,7 @@ def epochs(row: Row, experiment: Experiment) -> str:
     return "+".join([*before, *(str(stage.epochs) for stage in experiment.stage)])
 
 
-def keep(row: Row, run: Run, seed: int, right: int, trained: float | None) -> None:
+def keep(row: Row, run: Run, seed: int, right: int, trained: float | None, float_bytes: int | None) -> None:
     """The net into its folder, its card into the package."""
     experiment = run.experiment
     form = "float" if trained is None else "packed"
@@ -211,7 +211,7 @@ def keep(row: Row, run: Run, seed: int, right: int, trained: float | None) -> No
         trained=trained,
         bytes=target.stat().st_size,
         sha256=hashlib.sha256(target.read_bytes()).hexdigest(),
-        float_bytes=None if form == "float" else float_bytes(experiment),
+        float_bytes=float_bytes,
         made_on=f"{cpu_name()}, torch {torch.__version__}",
         date=str(machine(1)["date"]),
         commit=subprocess.run(["git", "rev-parse", "HEAD"], cwd=ROOT, capture_output=True, text=True).stdout.strip(),
@@ -222,14 +222,6 @@ def keep(row: Row, run: Run, seed: int, right: int, trained: float | None) -> No
     )
     (NETS / f"{row.name}.json").write_text(card.model_dump_json(indent=1, exclude_defaults=True) + "\n")
     zoo.find.cards.cache_clear()
-
-
-def float_bytes(experiment: Experiment) -> int:
-    """Bytes of the parameters of the float net."""
-    from bitwright.runs import build_model
-
-    net: nn.Module = build_model(experiment, weights=False)
-    return sum(p.numel() * p.element_size() for p in net.parameters())
 
 
 def run(args: argparse.Namespace) -> None:

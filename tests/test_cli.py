@@ -151,7 +151,7 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "no file": (["convert", "none.safetensors", "--model", "lenet5"], "convert: no file none.safetensors"),
     "no packed file": (["bench", "none.safetensors"], "none.safetensors"),
     "no python file": (["plan", "none.py:f", "xnor", "--input", "3,8,8"], "no file none.py"),
-    "file without callable": (["plan", "mynet.py", "xnor"], "Or mynet.py:NAME"),
+    "no such file, no callable": (["plan", "mynet.py", "xnor"], "plan: no file mynet.py"),
     "no module": (["plan", "not_there_at_all:f", "xnor", "--input", "1,8,8"], "importing not_there_at_all failed"),
 }
 
@@ -284,12 +284,13 @@ def test_plan(call: Any):
     assert answer["plan"]["input"] == [1, 28, 28] and len(answer["plan"]["rows"]) == 20
 
 
-def test_plan_warns_on_stderr(call: Any, tmp_path: Path):
+def test_plan_ends_as_apply_would(call: Any, tmp_path: Path):
     recipe = tmp_path / "mine.toml"
     recipe.write_text('[[rule]]\nmatch = "layer*"\nw = "xnor"\nx = "sign"\n')
     code, out, err = call("plan", "resnet20", str(recipe))
-    assert code == 0 and "warn:" not in out and "warn: " in err
-    assert json.loads(call("plan", "resnet20", str(recipe), "--json")[1])["warnings"]
+    assert code == 2 and out.startswith("layer ") and err.startswith("error: plan resnet20: layer1.0.conv1 and ")
+    found = json.loads(call("plan", "resnet20", str(recipe), "--json")[1])
+    assert found["error"]["code"] == "sign-after-relu" and found["plan"]["rows"]
 
 
 def test_cost(call: Any):

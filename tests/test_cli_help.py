@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import bitwright
+from bitwright.cli.app import command
 from bitwright.cli.help import codes, topics
 from bitwright.cli.run import run
 
@@ -116,3 +117,20 @@ def test_no_torch_for_help():
         [sys.executable, "-c", code], capture_output=True, text=True, env=dict(os.environ), timeout=60, check=False
     )
     assert done.stderr.splitlines()[-1] == "FREE", done.stderr
+
+
+def pages() -> list[list[str]]:
+    found = command().commands
+    return [[], *([name] for name in found), *(["data", name] for name in found["data"].commands)]
+
+
+@pytest.mark.parametrize("page", pages(), ids=" ".join)
+def test_help_at_80_columns_is_whole(
+    page: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("COLUMNS", "80")
+    assert run([*page, "--help"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) > 10 and max(map(len, lines)) <= 80
+    cut = [line for line in lines if "\u2026" in line or re.search(r"\w\.\.\.$", line)]
+    assert [line for line in cut if not line.startswith("Usage:")] == []

@@ -68,7 +68,7 @@ def test_convert_then_bench_a_run(folder: Path, call: Any):
     assert all(len(line) <= 100 for line in lines[:-1]) and any(
         re.fullmatch(r"\.\.\.  \d+ more bits layers \(--all\)", x) for x in lines
     )
-    total = next(line for line in lines if line.startswith("total"))
+    total = next(line for line in lines if line.startswith("whole net"))
     assert "18 bits, 4 float" in total and "x smaller" in " ".join(lines)
     assert any(line.startswith("verify  64 of 64 test images: same class") for line in lines)
     assert re.fullmatch(rf"(PASS|WARN) .*{re.escape(str(folder / 'packed.safetensors'))}  [\d.,]+ kB", lines[-1])
@@ -206,6 +206,22 @@ def test_force_never_writes_a_wrong_answer(folder: Path, call: Any, monkeypatch:
     )
 
 
+def test_convert_bench_and_report_print_one_size_ratio(folder: Path, call: Any):
+    """Bytes of the packed file against bytes of the file with the float net: never the bytes of the layers alone."""
+    run = Run(folder)
+    said = call("convert", str(folder))[1]
+    float_bytes, file_bytes = (run.file(name).stat().st_size for name in ("stages/0.safetensors", "packed.safetensors"))
+    ratio = f"{float_bytes / file_bytes:.1f}x"
+    found = run.read_json("convert.json")
+    assert (found["float_bytes"], found["file_bytes"]) == (float_bytes, file_bytes)
+    assert f"{found['bytes_before'] / found['bytes_after']:.1f}x" != ratio, "else this test shows nothing"
+    said += call("bench", str(folder), "--rounds", "1", "--against", "torch-fp32")[1]
+    said += call("report", str(folder))[1]
+    said += re.sub(r"<[^>]*>", "", run.read_text("report.html"))
+    ratios = re.findall(r"([\d.,]+x)\s+smaller", said)
+    assert len(ratios) >= 4 and set(ratios) == {ratio}, ratios
+
+
 # ---- text of reports, by hand ----
 
 
@@ -218,6 +234,8 @@ def report(**more: Any) -> ConvertReport:
         "verdict": "995 of 1,000 same class",
         "images": 1000,
         "same": 995,
+        "float_bytes": 9000,
+        "file_bytes": 3000,
     }
     given: dict[str, Any] = values | {"ms_before": 1.0, "ms_after": 2.0} | more
     return ConvertReport(rows, **given)
@@ -225,8 +243,9 @@ def report(**more: Any) -> ConvertReport:
 
 def test_rows_fold_and_columns_drop_in_the_stated_order():
     text = report().table(None, 2)
-    assert text[3] == "...  4 more bits layers (--all)" and len(text) == 6 and len(report().table()) == 9
-    assert "6 bits, 1 float" in text[-1] and text[-1].endswith("3.1x smaller, 0.5x (slower)")
+    assert text[3] == "...  4 more bits layers (--all)" and len(text) == 7 and len(report().table()) == 10
+    assert text[-1] == "gain       3.0x smaller, 0.5x float in torch (slower)"
+    assert re.split(r"\s{2,}", text[-2])[:4] == ["whole net", "6 bits, 1 float", "9.00", "3.00"], "bytes of the files"
     assert "max diff" in report().table(110)[0] and "max diff" not in report().table(85)[0]
     narrow = report().table(52)
     assert "kB float" not in narrow[0] and "ms float" not in narrow[0] and re.match(r"f\w+\.\.\.\w*s  bits", narrow[1])

@@ -16,7 +16,7 @@ import torch
 from bigdata import blob, caffe_record, number, piece, write_folders, write_lmdb
 from bitwright import data
 from bitwright.cli.run import run
-from bitwright.data import datum, index, lmdb_read, transform
+from bitwright.data import datum, index, lmdb_read, streamed, transform
 from bitwright.data.images import Images
 from bitwright.data.pack import pack
 from bitwright.errors import InputError
@@ -266,13 +266,13 @@ def test_a_damaged_picture_is_named(folders: Path, workers: int):
         bad.write_bytes(content)
         with pytest.raises(InputError) as caught:
             passes(opened(folders, workers=workers))
-        one_line(caught, f"{bad} is damaged")
+        one_line(caught, f"data folder: 1 picture cannot be read: {bad} (", "--skip-bad")
     bad.unlink()
     train = opened(folders)
     (folders / "train" / "a" / "a_1.JPEG").unlink()
     with pytest.raises(InputError) as caught:
         passes(train)
-    one_line(caught, "a_1.JPEG cannot be read: No such file")
+    one_line(caught, "1 picture cannot be read", "a_1.JPEG (No such file")
 
 
 def test_a_bomb_is_not_opened(folders: Path):
@@ -282,7 +282,23 @@ def test_a_bomb_is_not_opened(folders: Path):
     Image.new("1", (12_000, 12_000)).save(bad)
     with pytest.raises(InputError) as caught:
         passes(opened(folders))
-    one_line(caught, f"{bad} is damaged", "pixels")
+    one_line(caught, f"{bad} (", "pixels")
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_all_damaged_pictures_are_named_at_once(folders: Path, workers: int, monkeypatch: pytest.MonkeyPatch):
+    bad = [folders / "train" / name for name in ("a/a_0.JPEG", "b/b_2.JPEG", "c/c_5.JPEG")]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError) as caught:
+        passes(opened(folders, workers=workers))
+    one_line(caught, "data folder: 3 pictures cannot be read: ", *(f"{path} (" for path in bad))
+    monkeypatch.setattr(streamed, "LISTED", 2)  # of a very large set: the beginning, and the one that was met
+    train: Any = opened(folders, workers=workers)
+    place = [train.source.where(row) for row in train.rows.tolist()].index(str(bad[2]))
+    with pytest.raises(InputError) as caught:
+        train.pictures(torch.tensor([place]))
+    one_line(caught, "of 2 that were looked at cannot be read", str(bad[2]))
 
 
 # ---- pack ----
@@ -353,7 +369,28 @@ def test_pack_says_what_does_not_fit(folders: Path, tmp_path: Path):
     (folders / "train" / "b" / "b_2.JPEG").write_bytes(b"no picture")
     with pytest.raises(InputError) as caught:
         pack(folders, tmp_path / "new")
-    one_line(caught, "b_2.JPEG is damaged")
+    one_line(caught, "1 picture cannot be read: ", "b_2.JPEG (", "--skip-bad")
+
+
+def test_pack_goes_on_without_damaged_pictures(folders: Path, tmp_path: Path):
+    bad = [folders / "train" / name for name in ("a/a_0.JPEG", "b/b_2.JPEG")]
+    for path in bad:
+        path.write_bytes(b"no picture")
+    with pytest.raises(InputError) as caught:
+        pack(folders, tmp_path / "out")
+    one_line(
+        caught,
+        "2 pictures cannot be read: ",
+        *(f"{path} (cannot identify image file it)" for path in bad),
+        "--skip-bad",
+    )
+    train, test = pack(folders, tmp_path / "new", skip_bad=True)
+    assert (train.images, train.written, test.images) == (16, 16, 9) and test.skipped == ()
+    assert [name for name, _ in train.skipped] == [str(path) for path in bad]
+    again, _ = pack(folders, tmp_path / "new", skip_bad=True)
+    assert (again.images, again.written, again.skipped) == (16, 0, train.skipped)
+    whole: Any = opened(folders)
+    assert same(passes(whole.without_bad()), passes(opened(tmp_path / "new", format="lmdb")))
 
 
 def test_the_map_grows(folders: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -478,7 +515,7 @@ def test_a_hostile_record_is_one_line(tmp_path: Path, record: bytes):
         write_lmdb(tmp_path / f"{word}_lmdb", {b"0": GOOD, b"1": record})
     with pytest.raises(InputError) as caught:
         list(opened(tmp_path, format="lmdb").batches(2))
-    one_line(caught, "train_lmdb", "damaged")
+    one_line(caught, "train_lmdb: record 1 ")
 
 
 def test_labels_beyond_reason_are_refused(tmp_path: Path):
@@ -567,6 +604,10 @@ def test_the_pack_command(folders: Path, tmp_path: Path, capsys: pytest.CaptureF
     assert run(["data", "pack", str(folders), str(out)]) == 0
     shown = capsys.readouterr()
     assert "train_lmdb  18 images" in shown.out and "was there already" in shown.out
+    (folders / "val" / "a" / "a_0.JPEG").write_bytes(b"no picture")
+    assert run(["data", "pack", str(folders), str(tmp_path / "less"), "--skip-bad"]) == 0
+    shown = capsys.readouterr().out
+    assert "val_lmdb  8 images" in shown and "skipped  1: " in shown
     assert run(["data", "pack", str(folders), str(out), "--raw"]) == 2
     assert capsys.readouterr().err.splitlines()[-1] == "error: data pack: --raw needs --size, e.g. --size 256"
     assert run(["data", "show", "folder", "--root", str(out), "--transform", TRANSFORM, "--seconds", "0.02"]) == 0

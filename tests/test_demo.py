@@ -9,8 +9,11 @@ import pytest
 import torch
 
 import bitwright as bw
+from bitwright.cli.demo_table import print_tables
 from bitwright.cli.demo_train import BINARY, TWO_BIT
+from bitwright.cli.output import Output
 from bitwright.cli.run import run
+from bitwright.measure.table import BenchRow, BenchTable
 from bitwright.runs import Run
 
 
@@ -25,6 +28,14 @@ def test_demo_quick(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     assert [line.split()[0] for line in lines if line.startswith("  W1A")] == ["W1A1", "W1A2"]
     assert captured.err.splitlines()[-1].startswith("next:   bitwright plan resnet20 xnor")
     assert "\x1b" not in captured.out + captured.err and all(len(line) <= 110 for line in lines[1:])
+    for name in ("w1a1", "w1a2"):  # the table, the files, and the page of a run say one ratio
+        found = Run(tmp_path / "d" / name).read_json("convert.json")
+        ratio = f"{found['float_bytes'] / found['file_bytes']:.1f}x"
+        assert (tmp_path / "d" / name / "packed.safetensors").stat().st_size == found["file_bytes"]
+        assert (tmp_path / "d" / "w1a1" / "stages" / "0.safetensors").stat().st_size == found["float_bytes"]
+        assert ratio in next(line for line in lines if line.startswith(f"  {name.upper()}")).split()
+        if name == "w1a1":
+            assert f"{ratio} smaller" in (tmp_path / "d" / "report.html").read_text(encoding="utf-8")
     run_one = Run(tmp_path / "d" / "w1a1")
     rows = run_one.read_csv("results.csv")
     assert {"float", "trained", "bitwright", "torch-fp32"} <= {row["net"] for row in rows}
@@ -64,12 +75,26 @@ def test_a_loss_that_becomes_nan_is_one_line_and_exit_code_1(
     class Broken(torch.nn.Module):
         def __init__(self) -> None:
             super().__init__()
-            self.layer = torch.nn.Linear(64, 10)
+            self.first, self.last = torch.nn.Linear(64, 32), torch.nn.Linear(32, 10)
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            return self.layer(x.flatten(1)) * torch.tensor(float("nan"))
+            return self.last(self.first(x.flatten(1))) * torch.tensor(float("nan"))
 
     monkeypatch.setattr("bitwright.models.create", lambda *args, **options: Broken())
     assert run(["demo", "--quick", "--out", str(tmp_path)]) == 1
     said = [line for line in capsys.readouterr().err.splitlines() if line.startswith("error:")]
     assert len(said) == 1 and "loss became nan at stage 0, epoch 0" in said[0]
+
+
+@pytest.mark.parametrize("float_top1, beside", [(0.9, "-10.0"), (0.12, "-")], ids=["a float net", "one that guesses"])
+def test_the_table_compares_files_and_no_accuracy_with_a_guess(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], float_top1: float, beside: str
+):
+    made = Run(tmp_path / "w1a1")
+    made.write_json("state.json", {"float_top1": float_top1, "test_top1": 0.8})
+    found = {"images": 360, "same": 360, "status": "PASS", "float_bytes": 461_136, "file_bytes": 31_472}
+    made.write_json("convert.json", {**found, "bytes_before": 443_000, "bytes_after": 26_700})  # of the layers: 16.6x
+    conv = BenchTable((BenchRow("bitwright", "1 bit", note="not timed"),), {"cpu": "a CPU"})
+    print_tables(Output(plain=True), [made], {}, conv)
+    row = next(line for line in capsys.readouterr().out.splitlines() if line.startswith("  W1A1"))
+    assert row.split()[1:5] == ["80.0", beside, "31.5", "14.7x"]

@@ -86,7 +86,7 @@ def test_nothing_is_changed() -> None:
     assert not hasattr(net, "bitwright_recipe")
 
 
-def test_sign_after_relu_is_a_warning_here() -> None:
+def test_sign_after_relu_is_what_apply_refuses() -> None:
     table = plan(Net(), [{"match": "*", "w": "bwn"}, {"match": "conv2", "x": "sign"}], X)
     assert len(table.warnings) == 1
     for word in (
@@ -96,13 +96,13 @@ def test_sign_after_relu_is_a_warning_here() -> None:
         'activation="identity"',
     ):
         assert word in table.warnings[0]
-    assert "warn: conv2" in str(table) and plan(Net(), "xnor", X).warnings == []
+    assert "apply refuses this plan: conv2" in str(table) and plan(Net(), "xnor", X).warnings == []
 
 
 def test_many_warnings_are_one_line() -> None:
     net: Any = nn.Sequential(*[m for _ in range(4) for m in (nn.Linear(2, 2), nn.ReLU())])
     (text,) = plan(net, [{"match": "*", "x": "sign"}], torch.zeros(1, 2)).warnings
-    assert text.startswith("2 and 2 more take the sign of the output of 1 (relu)")
+    assert text.startswith("plan: 2 and 2 more take the sign of the output of 1 (relu)")
 
 
 def test_errors_say_plan() -> None:

@@ -197,6 +197,31 @@ def test_every_size_in_every_theme(browser: Browser, tmp_path: Path, layers: int
     assert browser.complaints() == [] and browser.requests() == []
 
 
+@pytest.mark.parametrize("width", [390, 320])
+def test_no_number_is_broken_over_two_lines(browser: Browser, written: Path, width: int) -> None:
+    browser.open(written, width)
+    browser.js(
+        "document.querySelectorAll('.bars .n').forEach(e => { if (e.textContent.trim()) e.textContent = '0.0642'; })"
+    )
+    assert browser.js("document.querySelectorAll('.bars .n').length") > 4
+    assert browser.js(_BROKEN) == [] and browser.js(FITS)
+
+
+# Numbers of a page whose digits stand on more than one line.
+_BROKEN = """(() => {
+  const bad = [], texts = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (texts.nextNode()) {
+    const node = texts.currentNode;
+    if (!node.parentElement.checkVisibility()) continue;
+    for (const found of node.data.matchAll(/[0-9][0-9.,]*[0-9]x?/g)) {
+      const range = document.createRange();
+      range.setStart(node, found.index); range.setEnd(node, found.index + found[0].length);
+      if (new Set([...range.getClientRects()].map(box => Math.round(box.top))).size > 1) bad.push(found[0]);
+    }
+  }
+  return bad; })()"""
+
+
 # Text whose contrast with what lies behind it is below 4.5, by the usual formula; pictures and unseen text excepted.
 _CONTRAST = """(() => {
   const context = document.createElement('canvas').getContext('2d', {willReadFrequently: true});

@@ -101,7 +101,7 @@ def test_hybrid(put: Any) -> None:
     assert cells["plain 1/1"][7] == cells["plain 1/1"][9] == "-"  # another topology: no ratio to 1/1
 
 
-def test_selfprune(put: Any) -> None:
+def test_selfprune(put: Any, tmp_path: Path) -> None:
     from results_selfprune import selfprune  # pyright: ignore[reportMissingImports]
 
     assert selfprune() == ""
@@ -131,8 +131,12 @@ def test_selfprune(put: Any) -> None:
         and "running 88.0 to 89.8 %" in text
     )
     assert "| 2 | 70.0 (0.50) | 70.0 |" in text
-    assert text.count("xychart-beta") == 2 and '["1.00", "0.50"]' in text and "0 --> 4" in text
-    assert "line [90.0, 89.8, 89.5, 89.2, 89.0, 88.8, 88.5, 88.2, 88.0]" in text
+    epochs, sweep = (tmp_path / f"selfprune-{kind}-mnist.svg" for kind in ("epochs", "sweep"))
+    assert f"({epochs.name})" in text and f"({sweep.name})" in text
+    assert ">1.00</text>" in epochs.read_text() and ">4</text>" in sweep.read_text()
+    drawn = [line for line in sweep.read_text().splitlines() if line.startswith("<polyline")]
+    # 0 % at 208, 100 % at 14: 90 % is 33.4, 88 % is 37.3
+    assert len(drawn) == 3 and 'points="44.0,33.4 ' in drawn[0] and ' 626.0,37.3"' in drawn[0]
 
 
 def test_sparsity(put: Any) -> None:
@@ -171,10 +175,14 @@ def test_gates(put: Any) -> None:
 def test_examples_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     import findings  # pyright: ignore[reportMissingImports]
+    import results_chart  # pyright: ignore[reportMissingImports]
+    import results_claims  # pyright: ignore[reportMissingImports]
     import results_page  # pyright: ignore[reportMissingImports]
     import results_selfprune  # pyright: ignore[reportMissingImports]
     import results_strangers  # pyright: ignore[reportMissingImports]
 
+    for module in (results_chart, results_claims):
+        assert doctest.testmod(module).attempted > 0 and doctest.testmod(module).failed == 0
     assert doctest.testmod(findings).attempted > 5 and doctest.testmod(findings).failed == 0
     assert doctest.testmod(results_selfprune).attempted > 0 and doctest.testmod(results_selfprune).failed == 0
     assert doctest.testmod(results_strangers).attempted > 0 and doctest.testmod(results_strangers).failed == 0
@@ -298,3 +306,43 @@ def test_what_pca_won_is_told_as_measured() -> None:
     )
     assert {rows[n]["storage_bytes"] for n in random} == {rows["hybrid 2/2"]["storage_bytes"]}
     assert {r["epochs"] for r in rows.values()} == {"8"}
+
+
+def test_the_page_and_its_pictures_are_what_the_files_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    import results_page  # pyright: ignore[reportMissingImports]
+
+    folder = ROOT / "docs" / "results"
+    before = {path.name: path.read_text(encoding="utf-8") for path in folder.glob("*.svg")}
+    drawn: dict[str, str] = {}
+
+    def keep(path: Path, text: str, **options: Any) -> int:
+        drawn[path.name] = text
+        return len(text)
+
+    with monkeypatch.context() as inside:
+        inside.setattr(Path, "write_text", keep)
+        text = results_page.page()
+    assert text == (folder / "README.md").read_text(encoding="utf-8")
+    assert drawn == before, "python bench/results_page.py"
+
+
+def test_readme_says_what_the_index_of_claims_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(BENCH))
+    from results_claims import claims  # pyright: ignore[reportMissingImports]
+
+    found = claims()
+    assert len(found) > 25
+    said = " ".join((ROOT / "README.md").read_text(encoding="utf-8").split())
+    page = (ROOT / "docs" / "results" / "README.md").read_text(encoding="utf-8")
+    for claim in found:
+        missing = [n for n in claim.number.replace(" against ", ", ").split(", ") if n not in said]
+        assert not missing, (claim.what, missing)
+        assert f"\n## {claim.section}\n" in page or f"\n### {claim.section}\n" in page
+        assert (BENCH / claim.command.split()[0]).is_file()
+
+
+def test_docs_ask_nothing_of_the_network() -> None:
+    """The theme fetches a script where a page has a mermaid chart: so there is none, and none is set up."""
+    texts = [ROOT / "mkdocs.yml", *(ROOT / "docs").rglob("*.md"), *BENCH.glob("*.py"), ROOT / "README.md"]
+    assert [path.name for path in texts if "mermaid" in path.read_text(encoding="utf-8")] == []

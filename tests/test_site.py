@@ -85,6 +85,8 @@ def test_every_internal_link_resolves(site: Path, pages: dict[Path, Page]) -> No
 def test_nothing_is_loaded_from_elsewhere(site: Path, pages: dict[Path, Page]) -> None:
     outside = {load for page in pages.values() for load in page.loads if urlsplit(load).scheme or load.startswith("//")}
     assert {load for load in outside if not load.startswith("data:")} == set()
+    charts = [path.name for path in pages if 'class="mermaid"' in path.read_text(encoding="utf-8")]
+    assert charts == [], "for such a chart the theme's own script fetches another one"
     for sheet in site.rglob("*.css"):
         text = sheet.read_text(encoding="utf-8")
         assert not re.search(r"@import|url\(\s*['\"]?(?:https?:)?//", text), sheet.name

@@ -123,10 +123,12 @@ def test_convert_refuses_an_inexact_net_and_one_that_disagrees() -> None:
     report.status, report.verdict = _verdict(report, verified=True)
     assert report.status == "REFUSE" and report.verdict.startswith("a: packed codes differ from the trained layer's")
     for same, status in ((1000, "PASS"), (999, "PASS"), (998, "WARN"), (990, "WARN"), (989, "REFUSE"), (0, "REFUSE")):
-        report = ConvertReport([row], images=1000, same=same, ms_before=2.0, ms_after=1.0)
+        report = ConvertReport(
+            [row], float_bytes=1000, file_bytes=100, images=1000, same=same, ms_before=2.0, ms_after=1.0
+        )
         report.status, report.verdict = _verdict(report, verified=True)
         assert report.status == status, same
-    report = ConvertReport([row], images=10, same=10, ms_before=1.0, ms_after=2.0)
+    report = ConvertReport([row], float_bytes=1000, file_bytes=100, images=10, same=10, ms_before=1.0, ms_after=2.0)
     report.status, report.verdict = _verdict(report, verified=True)
     assert report.status == "WARN" and report.verdict.startswith("not faster: 10.0x smaller, 0.50x")
 
@@ -333,10 +335,34 @@ def test_one_class_and_guesses_are_said() -> None:
 
 def test_times_within_noise_are_no_gain() -> None:
     row = ReportRow("a", "Conv2d", "bits", "1/1", 100, 10)
-    report = ConvertReport([row], images=10, same=10, ms_before=1.2, ms_after=1.0, level=True)
+    report = ConvertReport(
+        [row], float_bytes=1000, file_bytes=100, images=10, same=10, ms_before=1.2, ms_after=1.0, level=True
+    )
     report.status, report.verdict = _verdict(report, verified=True)
-    assert report.status == "WARN" and report.verdict.startswith("not faster: 10.0x smaller, as fast as the float net")
-    assert report.gain() == "10.0x smaller, as fast within noise"
+    assert report.status == "WARN" and report.verdict.startswith(
+        "not faster: 10.0x smaller, as fast as its float net in torch"
+    )
+    assert report.gain() == "10.0x smaller, as fast as float in torch within noise"
+
+
+def test_a_noisy_clock_is_named_by_the_rule_of_bench() -> None:
+    row, sizes = ReportRow("a", "Conv2d", "bits", "1/1", 100, 10), {"float_bytes": 1000, "file_bytes": 100}
+    for spread, noise in ((0.20, ""), (0.21, "; its times are NOISY, repeat when idle (quartile spread 21 %)")):
+        report = ConvertReport([row], images=10, same=10, ms_before=4.0, ms_after=1.0, spread=spread, **sizes)
+        report.status, report.verdict = _verdict(report, verified=True)
+        assert (report.status, report.verdict) == (
+            "PASS",
+            f"10.0x smaller, 4.0x the speed of its float net in torch{noise}",
+        )
+        assert report.gain() == "10.0x smaller, 4.0x faster than float in torch" + (", noisy times" if noise else "")
+
+
+def test_a_file_that_is_larger_is_called_so() -> None:
+    row = ReportRow("a", "Conv2d", "bits", "1/1", 100, 10)
+    report = ConvertReport([row], images=10, same=10, float_bytes=100, file_bytes=125)
+    assert report.gain() == "0.8x (larger)"
+    report.status, report.verdict = _verdict(report, verified=True)
+    assert report.verdict == "0.8x (larger)"
 
 
 def test_the_trained_net_is_left_alone() -> None:

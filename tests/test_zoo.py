@@ -15,6 +15,7 @@ import torch
 
 import bitwright as bw
 from bitwright import zoo
+from bitwright.engine.files import file_bytes
 from bitwright.training.evaluate import evaluate
 from bitwright.zoo import find
 
@@ -60,6 +61,22 @@ def test_a_card_is_true_of_its_file(name: str) -> None:
     if not path.is_file():
         pytest.skip("a float net lies in the repository, not in the package")
     assert path.stat().st_size == card.bytes and hashlib.sha256(path.read_bytes()).hexdigest() == card.sha256
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_a_card_compares_files(name: str, call: Any) -> None:
+    """`float_bytes` is the size of a file with the float net of the same topology, no two tensors of it equal."""
+    card = zoo.card(name)
+    options = {key: value for key, value in card.model.items() if key != "name"}
+    net = bw.models.create(card.model["name"], card.classes, in_channels=card.input[0], size=card.input[1], **options)
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            if value.is_floating_point():
+                value.normal_()
+    assert card.float_bytes is not None and card.float_bytes == file_bytes(net)
+    if card.parent is not None:
+        assert card.float_bytes == zoo.card(card.parent).bytes
+    assert f"{card.float_bytes / card.bytes:.1f}x smaller" in " ".join(call("zoo", name)[1].split())
 
 
 def test_a_wrong_name_lists_the_names() -> None:

@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 import torch
 from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as in_memory
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -18,13 +19,28 @@ from bitwright.errors import InputError
 
 
 def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
-    """Writes beside the target, flushes, renames: a full disk or a crash leaves the old file whole. Returns bytes.
-
-    Equal tensors are stored once; `aliases` in the metadata names the others.
-    """
+    """Writes beside the target, flushes, renames: a full disk or a crash leaves the old file whole. Returns bytes."""
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"save {target}: folder {target.parent} does not exist", code="file-write")
+    kept, metadata = _stored_once(tensors, metadata)
+    try:
+        with replacing(target) as beside:
+            save_file(kept, str(beside), metadata)
+            with open(beside, "rb+") as f:
+                _sort_metadata(f)
+    except (OSError, SafetensorError) as error:
+        raise InputError(f"save {target}: {error}", code="file-write") from None
+    return target.stat().st_size
+
+
+def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
+    """The size of the file that `write_tensors` would write."""
+    return len(in_memory(*_stored_once(tensors, metadata)))
+
+
+def _stored_once(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Equal tensors are stored once; `aliases` in the metadata names the others."""
     seen: dict[str, str] = {}
     aliases: dict[str, str] = {}
     kept: dict[str, Tensor] = {}
@@ -39,14 +55,7 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
             kept[key] = value
     if aliases:
         metadata = {**metadata, "aliases": json.dumps(aliases, separators=(",", ":"))}
-    try:
-        with replacing(target) as beside:
-            save_file(kept, str(beside), metadata)
-            with open(beside, "rb+") as f:
-                _sort_metadata(f)
-    except (OSError, SafetensorError) as error:
-        raise InputError(f"save {target}: {error}", code="file-write") from None
-    return target.stat().st_size
+    return kept, metadata
 
 
 def _sort_metadata(f: BinaryIO) -> None:

@@ -149,6 +149,34 @@ def find(spec: str, where: str, folder: Path | None = None) -> Any:
     return getattr(module, name)
 
 
+def names_in(path: Path) -> list[str]:
+    """The public classes and functions that a Python file defines, classes first; nothing of it is run."""
+    import ast
+
+    try:
+        body = ast.parse(path.read_bytes()).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return []
+    kinds = ((ast.ClassDef,), (ast.FunctionDef,))
+    found = [node.name for kind in kinds for node in body if isinstance(node, kind)]
+    return [name for name in found if not name.startswith("_")]
+
+
+def unnamed(spec: str, where: str) -> InputError:
+    """The error for `file.py` where `file.py:name` was wanted: it says which names there are."""
+    path = Path(spec)
+    if not path.is_file():
+        return InputError(f"{where}: no file {spec}", code="own-unknown", given=spec)
+    names = names_in(path)
+    listed = f"In it: {', '.join(names[:20])}" if names else "It defines no class and no function"
+    return InputError(
+        f"{where}: {spec} is a file; name what to use of it, e.g. {spec}:{names[0] if names else 'NAME'}. {listed}",
+        code="own-unnamed",
+        given=spec,
+        possible=", ".join(f"{spec}:{name}" for name in names[:20]),
+    )
+
+
 def call(function: Any, spec: str, where: str, **arguments: Any) -> Any:
     """Calls what `spec` named; an exception of the user's code becomes one line that says whose it is."""
     try:

@@ -134,13 +134,13 @@ class CostTable(Shown):
         if self.references and any(r.w_bits != 32 or r.x_bits != 32 for r in self.rows):
             what = "energy" if self.energy.unit == "pJ" else self.energy.unit
             text = (
-                f"float / this net: {what} {ratio(t['energy_efficiency'])}, storage {ratio(t['compression'])} "
+                f"float / this net: {what} {ratio(t['energy_efficiency'])}, counted bytes {ratio(t['compression'])} "
                 f"({kb_text(t['storage_bytes'])} with scales, norms, masks)"
             )
             if t["binary_energy_pj"] != t["energy_pj"] or t["binary_storage_bytes"] != t["storage_bytes"]:
                 text += (
                     f"; float / this net with 1 bit in all its low-bit layers: {what} "
-                    f"{ratio(t['binary_energy_efficiency'])}, storage {ratio(t['binary_compression'])}"
+                    f"{ratio(t['binary_energy_efficiency'])}, counted bytes {ratio(t['binary_compression'])}"
                 )
             yield text
         if unknown := t["unknown"]:

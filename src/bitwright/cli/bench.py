@@ -10,6 +10,7 @@ from bitwright.cli.complete import complete_model, complete_recipe, complete_run
 from bitwright.cli.output import Output
 from bitwright.cli.target import looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
+from bitwright.measure.numbers import kb, smaller
 
 if TYPE_CHECKING:
     from bitwright.measure.table import BenchTable
@@ -69,11 +70,19 @@ def bench(
     show(out, table)
 
 
-def show(out: Output, table: BenchTable) -> None:
-    """The table as text and as data; noise is a warning; `--quiet` leaves the sentence to quote."""
+def show(out: Output, table: BenchTable, file_bytes: int | None = None, float_bytes: int | None = None) -> None:
+    """The table as text and as data; noise is a warning; `--quiet` leaves the sentence to quote.
+
+    file_bytes, float_bytes   of the packed file and of a file with its float net, where both are known
+    """
     out.data["bench"] = table.to_dict()
     out.data["summary"] = table.summary()
     out.lines(table.text(out.width).splitlines())
+    if file_bytes and float_bytes:
+        out.data["size"] = {"file_bytes": file_bytes, "float_bytes": float_bytes}
+        out.result(
+            f"size: {smaller(float_bytes, file_bytes)}, {kb(file_bytes)} kB; the float net {kb(float_bytes)} kB, file against file"
+        )
     if out.quiet:
         out.verdict(table.summary())
     if table.noisy:
@@ -106,7 +115,15 @@ def _net(
         net = None
         if model is not None and read_tensors(target)[1].get("bitwright") == "layers":
             net, shape = make_model(model, "bench", shape, classes)
-        packed = bw.load(target, net)
+        try:
+            packed = bw.load(target, net)
+        except InputError as error:
+            if error.code != "load-model" or net is not None:
+                raise
+            raise error.reworded(
+                f"bench {target}: not a packed file: {str(error).partition(': ')[2].partition(';')[0]}. "
+                f"Pack it: bitwright convert {quoted(target)} --model MODEL"
+            ) from None
         if isinstance(packed, PackedModel):
             shape = shape or tuple(packed.graph.nodes[0].shape)
         assert shape is not None  # a file that needs a model and has none is an error of load
@@ -130,7 +147,7 @@ def _net(
     if recipe is None:
         return measure(net, x, threads=threads, against=peers, rounds=rounds)
     bw.apply(net, recipe, x)
-    out.note(f"{target} with random weights and recipe {recipe}: speed only, nothing is trained")
+    out.head(f"{target} with random weights and recipe {recipe}: speed only, nothing is trained")
     converted = bw.convert(net, x, threads=threads, verify=False)
     if converted.model is None:
         out.status, out.exit_code = "REFUSE", 1

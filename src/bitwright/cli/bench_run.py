@@ -23,8 +23,9 @@ def bench_run(out: Output, target: str, batch: int, threads: int, peers: tuple[s
     run = open_run(out, target, "bench")
     _check_packed(run)
     if run.has("bench.json"):
-        out.note(f"bench {target}: replaces bench.json and the rows for batch {batch} in results.csv of this run")
-    show(out, measure_run(run, batch, threads, peers, rounds, out.warn))
+        out.head(f"bench {target}: replaces bench.json and the rows for batch {batch} in results.csv of this run")
+    table, found = measure_run(run, batch, threads, peers, rounds, out.warn), run.read_json("convert.json")
+    show(out, table, found.get("file_bytes"), found.get("float_bytes"))
     out.next(f"bitwright report {quoted(target)}", "accuracy, size and speed on one page")
 
 

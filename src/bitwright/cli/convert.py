@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -37,12 +37,12 @@ def convert(
     data: Annotated[str | None, typer.Option(help="Verify on the test images of this data set, e.g. cifar10.")] = None,
     data_root: Annotated[str | None, typer.Option(help="Where it lies. [default: BITWRIGHT_DATA]")] = None,
     form: Annotated[
-        str,
+        Literal["auto", "graph", "layers"],
         typer.Option(
             help="graph: needs no model code; layers: your module with packed layers; auto: the first that runs."
         ),
     ] = "auto",
-    backend: Annotated[str, typer.Option(help="auto, native or reference.")] = "auto",
+    backend: Annotated[Literal["auto", "native", "reference"], typer.Option(help="Kernels, or plain torch.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="For the times per layer. [default: 1]")] = None,
     force: Annotated[
         bool, typer.Option("--force", help="Write the file even if nothing is gained; never if its answers differ.")
@@ -55,9 +55,13 @@ def convert(
 ) -> None:
     """Pack a trained low-bit net, verify it against the trained one, and write it.
 
-    PASS: codes equal bit for bit, same class on at least 99.9 % of the inputs, faster than the float net.
-    WARN: same class on at least 99 %, not faster, your code stays, or the trained net guesses; written, exit 0.
-    REFUSE: below 99 %, codes or values that differ, or nothing to pack; nothing is written, exit 1.
+    \b
+    PASS    codes equal bit for bit, same class on at least 99.9 % of the
+            inputs, faster than the float net; exit 0
+    WARN    same class on at least 99 %, not faster, your code stays, or the
+            trained net guesses; written all the same, exit 0
+    REFUSE  below 99 %, codes or values that differ, or nothing to pack;
+            nothing is written, exit 1
 
     In a run directory: all test images; packed.safetensors, convert.json, layers.csv and the row `bitwright` of
     results.csv are written anew. Narrow terminals lose max diff, kB float, ms float, in this order.

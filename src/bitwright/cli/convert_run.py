@@ -46,7 +46,7 @@ def convert_run(
     batches = images.batches(min(BATCH, experiment.data.eval_batch), normalize=normalized(experiment))
     before = _digest(run.file(PACKED))
     if before:
-        out.note(f"convert {target}: replaces {PACKED}, convert.json and layers.csv of this run")
+        out.head(f"convert {target}: replaces {PACKED}, convert.json and layers.csv of this run")
     out.detail(f"convert {target}: {len(images):,} test images of {images.name}, batches of {batches.batch_size}")
     x = next(iter(batches))[0][:1]
     shown = Shown(out, "verify", batches)

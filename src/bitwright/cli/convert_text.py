@@ -38,6 +38,8 @@ def show(
         return
     size = converted.save(target)
     out.data["file"] = {"path": str(target), "bytes": size}
+    if report.noisy:
+        out.warn(f"convert: the times are {report.noisy}")
     place = f"{target}  {kb(size)} kB"
     out.verdict(f"PASS  {place}" if report.status == "PASS" else f"WARN  {warning(report)}; file written: {place}")
 

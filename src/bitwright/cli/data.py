@@ -29,10 +29,17 @@ Root = Annotated[
     str | None, typer.Option("--root", "--data-root", help="Where the sets lie. [default: BITWRIGHT_DATA]")
 ]
 
-app = typer.Typer(rich_markup_mode=None, no_args_is_help=True, help="Look for data sets, download them, describe them.")
+app = typer.Typer(rich_markup_mode=None, invoke_without_command=True)
 
 
-@app.command()
+@app.callback()
+def data(ctx: typer.Context) -> None:
+    """Look for data sets, download them, describe them."""
+    if ctx.invoked_subcommand is None:
+        print(ctx.get_help())
+
+
+@app.command(short_help="Which data sets are there, whole, and where.")
 def check(
     ctx: typer.Context,
     name: Annotated[str | None, typer.Argument(help="One set. [default: all]")] = None,
@@ -43,7 +50,7 @@ def check(
     Exit code 1 where a file is damaged, or where the set asked for is not there.
     """
     out: Output = ctx.obj
-    out.note("data check: reading the files")
+    out.head("data check: reading the files")
     from bitwright import data
 
     names = (name,) if name is not None else data.names()
@@ -87,7 +94,7 @@ def _count(name: str) -> str:
     return " / ".join(f"{n:,}" for n in IMAGES.get(name, ()))
 
 
-@app.command()
+@app.command(short_help="Download a data set, checked by MD5.")
 def get(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="mnist, fashion-mnist, cifar10, cifar100, svhn, svhn-extra or stl10.")],
@@ -162,7 +169,7 @@ class _Shown:
             print(file=sys.stderr, flush=True)
 
 
-@app.command()
+@app.command(short_help="Counts, shape, classes, mean, and loader speed.")
 def show(
     ctx: typer.Context,
     name: Annotated[str, typer.Argument(help="A set, `folder` with --root, or file.py:fn.")],
@@ -181,7 +188,7 @@ def show(
     imagenet, and a folder with --transform: the speed of each format that is there, class folders and LMDB.
     """
     out: Output = ctx.obj
-    out.note(f"data show {name}: reading")
+    out.head(f"data show {name}: reading")
     import torch
 
     from bitwright import data
@@ -242,7 +249,7 @@ def formats_of(name: str, root: str | None, transform: str | None) -> list[str]:
     return ["folder"]  # loading says what is missing
 
 
-@app.command()
+@app.command(short_help="Write class folders into LMDBs and read them back.")
 def pack(
     ctx: typer.Context,
     source: Annotated[str, typer.Argument(help="A folder with train/CLASS/* and val/CLASS/*, or imagenet.")],
@@ -250,6 +257,7 @@ def pack(
     size: Annotated[int | None, typer.Option(help="Squash pictures to this side. [default: files as they are]")] = None,
     quality: Annotated[int | None, typer.Option(help="Of the JPEGs with --size. [default: 95]")] = None,
     raw: Annotated[bool, typer.Option("--raw", help="With --size: pixels instead of JPEGs.")] = False,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out pictures that cannot be read.")] = False,
 ) -> None:
     """Write class folders into LMDBs, one file per split, and read all back.
 
@@ -262,14 +270,23 @@ def pack(
     from bitwright.data.pack import pack as write
 
     shown = _Shown(screen, "images")
-    done = write(source, out, size=size, quality=quality, raw=raw, progress=shown)
+    done = write(source, out, size=size, quality=quality, raw=raw, skip_bad=skip_bad, progress=shown)
     shown.end()
     screen.data["pack"] = [
-        {"folder": str(d.folder), "images": d.images, "written": d.written, "bytes": d.bytes} for d in done
+        {
+            "folder": str(d.folder),
+            "images": d.images,
+            "written": d.written,
+            "bytes": d.bytes,
+            "skipped": dict(d.skipped),
+        }
+        for d in done
     ]
     for d in done:
         how = "was there already" if not d.written else f"{d.written:,} written now"
         screen.result(f"{d.folder}  {d.images:,} images, {d.bytes / 1e6:,.1f} MB, {how}")
+        if d.skipped:
+            screen.prose(f"skipped  {len(d.skipped):,}: {', '.join(name for name, _ in d.skipped)}", 9)
     screen.verdict("done  every record read back: number, label, checksum")
     screen.next(
         f"bitwright data show folder --root {shlex.quote(str(out))} --transform squash256-crop227", "how fast it loads"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitwright.cli.output import Output
+from bitwright.errors import InputError
 
 if TYPE_CHECKING:
     from bitwright.runs import Run
@@ -22,6 +23,8 @@ def demo(
 ) -> None:
     """Train a float, a 1-bit and a 2-bit net on embedded digits, convert, verify and measure them. Under 90 s."""
     screen: Output = ctx.obj
+    if out.exists() and not out.is_dir():
+        raise InputError(f"demo: {out} is a file. Give a folder: --out DIR", code="file-folder", given=str(out))
     from bitwright.measure.machine import cpu_name, kernels
     from bitwright.version import __version__
 

@@ -36,7 +36,7 @@ def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable)
     """The table of nets, one line for the convolution, and the reason for small gains where there is one."""
     state = runs[0].read_json("state.json")
     teacher = float(state["float_top1"])
-    weights = int(next(row["bytes"] for row in runs[0].read_csv("results.csv") if row["net"] == "float"))
+    weights = int(runs[0].read_json("convert.json")["float_bytes"])
     ms = [numbers.ms(float_seconds(tables, batch)) for batch in (1, 256)]
     rows = [["float", numbers.percent(teacher), "-", numbers.kb(weights), "-", ms[0], "-", ms[1], "-", "-"]]
     out.data["nets"] = [{"net": "float", "accuracy": teacher, "file_bytes": weights}]
@@ -46,7 +46,10 @@ def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable)
         size = found["file_bytes"]
         guesses = numbers.at_chance(teacher, 10, found["images"] or 1)  # then there is nothing to compare with
         cells = [name, numbers.percent(accuracy), "-" if guesses else numbers.points(accuracy - teacher)]
-        cells += [numbers.kb(size), f"{weights / size:.1f}x" if size else "-"]
+        cells += [
+            numbers.kb(size),
+            numbers.smaller(found["float_bytes"], size).removesuffix(" smaller") if size else "-",
+        ]
         for batch in (1, 256):
             cells += _speed(tables.get((run.name, batch)))
         rows.append([*cells, found["status"]])
@@ -55,23 +58,24 @@ def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable)
     out.data["bench"] = [{"net": name.upper(), **table.to_dict()} for (name, _), table in tables.items()]
     head = ["net", "test %", "vs float", "kB", "smaller", "ms, 1", "vs fastest", "ms, 256", "vs fastest", "verdict"]
     out.result()
-    out.table([f"  {head[0]}", *head[1:]], [[f"  {r[0]}", *r[1:]] for r in rows], right=range(1, 9))
-    out.result("  ms for a batch of 1 and of 256 images; float is the best fp32 program here; smaller is by file")
+    head, *rows = [[f"  {row[0]}", *row[1:]] for row in [head, *rows]]
+    out.table(head, rows, right=range(1, 9), drop=("vs float",))
+    out.prose("  ms for a batch of 1 and of 256 images; float is the best fp32 program here; smaller compares files", 2)
     first = {
         batch: sorted({t.fastest.name for (_, b), t in tables.items() if b == batch and t.fastest})
         for batch in (1, 256)
     }
     names = "; ".join(f"{', '.join(found)} at {batch}" for batch, found in first.items() if found)
-    out.result(f"  fastest of all programs here, of any precision: {names or 'none was measured'}")
+    out.prose(f"  fastest of all programs here, of any precision: {names or 'none was measured'}", 2)
     missing = {row.name: row.note for table in (*tables.values(), conv) for row in table.rows if row.median_ms is None}
     if missing:  # a ratio to the peers that happen to be installed must not look like one to all
         for note in dict.fromkeys(missing.values()):
             names = ", ".join(name for name, why in missing.items() if why == note)
-            out.result(f"  not measured: {names} ({note.removeprefix('unavailable: ')})")
+            out.prose(f"  not measured: {names} ({note.removeprefix('unavailable: ')})", 2)
     out.result()
-    out.result("one 3x3 convolution of a larger net, 256 channels, 14x14 pixels, codes to codes:")
+    out.prose("one 3x3 convolution of a larger net, 256 channels, 14x14 pixels, codes to codes:")
     ours = None if conv.ours.median_ms is None else conv.ours.median_ms / 1e3
-    out.result(f"  {numbers.ms(ours)} ms; {conv.summary().removeprefix('in one line: ')}")
+    out.prose(f"  {numbers.ms(ours)} ms; {conv.summary().removeprefix('in one line: ')}", 2)
     out.result()
     factor = call_bound(tables)
     if factor is not None:

@@ -52,7 +52,7 @@ def doctor(ctx: typer.Context) -> None:
     Exit code 1 where something that should work does not.
     """
     out: Output = ctx.obj
-    out.note("doctor: looking")
+    out.head("doctor: looking")
     checks = [check for look in LOOKS for check in look()]
     out.data["checks"] = [asdict(check) for check in checks]
     out.table(("what", "state", "found"), [(c.name, c.state, c.text) for c in checks])

@@ -34,7 +34,6 @@ def eval(
 
     opened = Run.open(run, "eval")
     experiment = opened.experiment
-    screen.note(f"eval {run}: {experiment.data.name}, {experiment.model.name}")
     from bitwright.errors import InputError
 
     if packed and weights is not None:
@@ -43,6 +42,7 @@ def eval(
         raise InputError(
             f"eval {run}: no packed net yet. Run: bitwright convert {shlex.quote(str(run))}", code="run-unpacked"
         )
+    screen.head(f"eval {run}: {experiment.data.name}, {experiment.model.name}")
     rows = _rows(opened, experiment, packed, weights)
     from bitwright.measure.numbers import macs, percent
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from bitwright.cli.complete import complete_experiment
-from bitwright.cli.output import Output, clip
+from bitwright.cli.output import PIPE, Output, clip
 from bitwright.cli.recipes import comment_of
 from bitwright.errors import InputError, nearest
 
@@ -29,12 +29,13 @@ def experiments(
     if name is None:
         rows = [_facts(key, text) for key, text in texts.items()]
         out.data["experiments"] = rows
-        room = 96 - max(len(r["name"]) for r in rows) - max(len("+".join(map(str, r["epochs"]))) for r in rows) - 2
-        out.table(
-            ("name", "epochs", "what it is"),
-            [(r["name"], "+".join(map(str, r["epochs"])), clip(_what(r["comment"]), room)) for r in rows],
-            right=(1,),
-        )
+        cells = [(r["name"], "+".join(map(str, r["epochs"])), _what(r["comment"])) for r in rows]
+        widths = [max(len(row[i]) for row in cells) for i in (0, 1)]
+        shown = (0, 1, 2) if out.width >= PIPE else (0, 2)  # each experiment stays on one line
+        room = out.width - 4 - sum(widths[i] for i in shown[:-1])
+        table = [("name", "epochs", "what it is"), *((a, b, clip(text, room)) for a, b, text in cells)]
+        head, *body = [[row[i] for i in shown] for row in table]
+        out.table(head, body, right=shown[1:-1])
         first = next(iter(texts), "NAME")
         quick = next((n for n in texts if n.startswith("digits")), first)  # needs no download
         out.next(f"bitwright experiments {first}", "its stages, its source, what to expect")

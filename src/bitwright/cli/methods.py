@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from bitwright.cli.complete import complete_part
-from bitwright.cli.output import Output, clip
+from bitwright.cli.output import PIPE, Output, clip
 from bitwright.cli.registry import stored
 from bitwright.errors import InputError, nearest
 from bitwright.measure.layout import wrap
@@ -38,14 +38,11 @@ def methods(
     out.data["parts"] = rows
     head = ("name", "bits", "packs", "slots", "what it does", "source")
     cells = [_cells(info) for info in rows]
-    rest = sum(max(len(row[i]) for row in (head, *cells)) for i in (0, 1, 2, 3, 5)) + 2 * (len(head) - 1)
-    room = max(30, min(42, out.width - rest))  # each part stays on one line
-    out.table(
-        head,
-        [[*row[:4], clip(row[4], room), row[5]] for row in cells],
-        right=(1,),
-        drop=("slots", "source"),
-    )
+    shown = range(6) if out.width >= PIPE else (0, 1, 2, 4)  # each part stays on one line
+    rest = sum(max(len(row[i]) for row in (head, *cells)) for i in shown if i != 4) + 2 * (len(shown) - 1)
+    room = min(60, out.width - rest)
+    table = [[clip(row[i], room) if i == 4 else row[i] for i in shown] for row in cells]
+    out.table([head[i] for i in shown], table, right=(1,))
     out.result(f"{len(rows)} of {len(parts)} parts. packs = has integer codes, so convert can use bit kernels.")
     out.next(f"bitwright methods {rows[0]['name']}", "formula, options with defaults, recipe line")
 

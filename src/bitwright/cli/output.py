@@ -47,17 +47,41 @@ class Output:
         self.warnings: list[str] = []
         self.status, self.exit_code = "ok", 0
         self.folder: Path | None = None
+        self._heading = ""
+
+    def head(self, text: str) -> None:
+        """What the command is about to do: stderr. It stands once work has begun, and is gone where that ends in an error."""
+        if self.as_json or self.quiet:
+            return
+        self.settle()
+        self._heading = text
+        if self.live:  # a person sees it at once, on a line that may still be taken back
+            _put(text[: self.width - 1], sys.stderr, "")
+
+    def settle(self, stands: bool = True) -> None:
+        """Before anything else is written: the heading becomes a line of its own, or is taken back."""
+        text, self._heading = self._heading, ""
+        if text and self.live:
+            _put("\r\x1b[K", sys.stderr, "")
+        if text and stands:
+            _put(text, sys.stderr)
 
     def result(self, text: str = "", *, end: str = "\n") -> None:
         """Part of the answer: stdout. `--quiet` drops it, `--json` has it in `data` instead."""
+        self.settle()
         if not (self.as_json or self.quiet):
             _put(text, sys.stdout, end)
 
     def verdict(self, text: str) -> None:
         """The line that `--quiet` keeps; its first word is colored on a terminal."""
-        if not self.as_json:
-            word, _, rest = text.partition(" ")
-            _put(f"{self.paint(word, word)} {rest}".rstrip(), sys.stdout)
+        self.settle()
+        if self.as_json:
+            return
+        looking = sys.stdout.isatty() and not self.plain  # a script gets it as one line
+        first, *more = wrap(text, self.width, 6) if looking else [text]
+        word, _, rest = first.partition(" ")
+        for line in (f"{self.paint(word, word)} {rest}".rstrip(), *more):
+            _put(line, sys.stdout)
 
     def table(
         self, headers: Sequence[str], rows: Iterable[Row], right: Iterable[int] = (), drop: Sequence[str] = ()
@@ -78,7 +102,7 @@ class Output:
     def begin(self, text: str) -> None:
         """What is being loaded, before the slow imports: only where a person waits and looks."""
         if self.live or self.verbose:
-            self.note(text)
+            self.head(text)
 
     def detail(self, text: str) -> None:
         """What only `-v` shows: stderr."""
@@ -87,6 +111,7 @@ class Output:
 
     def note(self, text: str) -> None:
         """Progress: stderr."""
+        self.settle()
         if not (self.as_json or self.quiet):
             _put(text, sys.stderr)
 
@@ -98,12 +123,14 @@ class Output:
 
     def warn(self, text: str) -> None:
         """Something that does not stop the work."""
+        self.settle()
         self.warnings.append(text)
         if not (self.as_json or self.quiet):
             _put(f"{self.paint('warn:', 'warn', sys.stderr)} {text}", sys.stderr)
 
     def fail(self, text: str, exit_code: int, error: dict[str, Any]) -> None:
         """One line on stderr, or the error object."""
+        self.settle(stands=False)
         self.status, self.exit_code = "error", exit_code
         self.data = {**self.data, "error": error}
         if not self.as_json:

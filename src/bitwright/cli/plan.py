@@ -57,6 +57,9 @@ def plan(
     if experiment is not None:
         return _experiment(out, experiment, model, recipe, input, classes, None if all else LIMIT)
     if recipe is None:
+        from bitwright.cli.resolve import check_model
+
+        check_model(model, "plan")
         raise InputError(
             f"plan {model}: a model needs a recipe, e.g. bitwright plan {quoted(model)} xnor. Experiments, whose "
             "stages have their own: bitwright experiments",
@@ -75,10 +78,7 @@ def plan(
     except InputError as error:  # under the name that the user typed
         raise error.reworded(str(error).replace(f"plan {type(net).__name__}:", f"plan {model}:", 1)) from None
     out.data["plan"] = {"model": model, "recipe": recipe, "input": list(shape), **table.to_dict()}
-    _show(out, table, None if all else LIMIT)
-    if table.warnings:  # `apply`, and so `bench`, would refuse
-        out.next("bitwright help sign-after-relu", "why, and what to write instead")
-        return
+    show_table(out, table, None if all else LIMIT, model)
     more = f" --input {input}" if input else ""
     out.next(f"bitwright bench {quoted(model)} --recipe {quoted(recipe)}{more}", "is it faster here?")
 
@@ -102,21 +102,22 @@ def _experiment(
         table = make_plan(net, recipe, x)
         out.data["plan"] = {"model": target, "recipe": recipe, "input": list(x.shape[1:]), **table.to_dict()}
         out.result(head)
-        _show(out, table, limit)
+        show_table(out, table, limit, target)
         return
     from bitwright.runs import apply_stage, recipe_of_stage
 
     many = len(experiment.stage)
     stages = []
+    recipes = [recipe_of_stage(experiment, i) for i in range(many)]  # one that does not exist is the whole answer
     out.result(f"{head} | {many} stage{'s' if many != 1 else ''} | seed {experiment.seed}")
     for i, stage in enumerate(experiment.stage):
-        own = recipe_of_stage(experiment, i)
+        own = recipes[i]
         name = stage.recipe or ("own rules" if own.rules else "no recipe")
         out.result(f"\nstage {i}  {name}, {stage.epochs} epoch{'s' if stage.epochs != 1 else ''}")
         table = make_plan(net, own, x)
         stages.append({"stage": i, "recipe": name, "epochs": stage.epochs, **table.to_dict()})
         if own.rules or i == 0:
-            _show(out, table, limit)
+            show_table(out, table, limit, f"{target}: stage {i}")
         apply_stage(net, experiment, i, x)
     out.data["plan"] = {"experiment": target, "input": list(x.shape[1:]), "stages": stages}
     if looks_like_run(target):
@@ -125,11 +126,12 @@ def _experiment(
         out.next(f"bitwright train {quoted(target)}", "train it")
 
 
-def _show(out: Output, table: Plan, limit: int | None) -> None:
+def show_table(out: Output, table: Plan, limit: int | None, name: str) -> None:
+    """The table; a plan that `apply` refuses ends the command with the same words."""
     head, *rows = table.cells(limit)
     assert not isinstance(head, str)
     out.table(head, rows, right=(head.index("MACs"),), drop=DROP)
     for line in table.summary():
         out.prose(line, 9)
-    for text in table.warnings:
-        out.warn(text)
+    if table.refused is not None:
+        raise table.refused.reworded(str(table.refused).replace("plan:", f"plan {name}:", 1))

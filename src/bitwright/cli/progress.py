@@ -28,6 +28,7 @@ class Shown:
     def __iter__(self) -> Iterator[Any]:
         from bitwright.training.progress import Screen, TimeLeft
 
+        self.out.settle()
         screen = Screen(note=self.out.note, live=self.out.live)
         left, total, last = TimeLeft(), len(self.batches), time.perf_counter()
         try:

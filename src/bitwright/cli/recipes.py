@@ -29,8 +29,9 @@ def recipes(
     if name is None:
         heads = {key: comment_of(text) for key, text in texts.items()}
         out.data["recipes"] = [{"name": key, "comment": "\n".join(lines)} for key, lines in heads.items()]
+        room = min(84, out.width - 2 - max(map(len, heads)))  # each recipe stays on one line
         out.table(
-            ("name", "what it does"), [(key, clip(lines[0] if lines else "", 84)) for key, lines in heads.items()]
+            ("name", "what it does"), [(key, clip(lines[0] if lines else "", room)) for key, lines in heads.items()]
         )
         out.next(f"bitwright recipes {next(iter(texts), 'xnor')}", "its rules, its source, what to expect")
         out.next(f"bitwright plan resnet20 {next(iter(texts), 'xnor')}", "what it would do to a model")

@@ -40,6 +40,25 @@ def parse_shape(text: str | None, command: str) -> Shape | None:
     return shape
 
 
+def check_model(spec: str, command: str) -> None:
+    """Errors: `InputError` for what is neither `file.py:callable` nor the name of one of our models."""
+    if usercode.is_own(spec):
+        return
+    if spec.endswith(".py"):
+        raise usercode.unnamed(spec, command)
+    from bitwright import models
+
+    known = models.list()
+    if spec not in known:
+        missing = f"no folder {spec}, and no such model" if "/" in spec else f"unknown model {spec!r}"
+        raise InputError(
+            f"{command}: {missing}.{nearest(spec, known)} Known: {', '.join(known)}. Or file.py:callable",
+            code="model-unknown",
+            given=spec,
+            possible=", ".join(known),
+        )
+
+
 def make_model(spec: str, command: str, shape: Shape | None = None, classes: int = 10) -> tuple[nn.Module, Shape]:
     """The model in eval mode and the shape of one input.
 
@@ -54,17 +73,9 @@ def make_model(spec: str, command: str, shape: Shape | None = None, classes: int
                 possible="--input 3,32,32",
             )
         return model.eval(), shape
+    check_model(spec, command)
     from bitwright import models
 
-    if spec not in models.list():
-        known = models.list()
-        form = f" Or {spec}:NAME for a callable in that file." if spec.endswith(".py") else " Or file.py:callable."
-        raise InputError(
-            f"{command}: unknown model {spec!r}.{nearest(spec, known)} Known: {', '.join(known)}.{form}",
-            code="model-unknown",
-            given=spec,
-            possible=", ".join(known),
-        )
     parameters = inspect.signature(models._MODELS[spec].build).parameters
     if shape is None:
         size = parameters["size"].default

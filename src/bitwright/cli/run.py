@@ -39,6 +39,7 @@ def run(argv: list[str]) -> int:
     try:
         with _warnings_to(out), _stdout_of(out), trust.asked(trusted):
             _dispatch(rest or ["--help"], out)
+            out.settle()
         return out.finish()
     except BrokenPipeError:  # the reader (head, less) has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -106,7 +107,7 @@ def _explain(error: BaseException, argv: list[str], out: Output) -> None:
         name = " ".join(str(ctx.command_path).split()[1:]) if ctx else ""
         text = f"{name}: " if name else ""
         text += str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
-        remedy = f"bitwright {out.command} --help" if text.startswith(f"{out.command}:") else "bitwright --help"
+        remedy = " ".join(["bitwright", *name.split(), "--help"])
         out.fail(f"{text}. Try: {remedy}", 2, {**_error("usage", text), "try": remedy})
     elif isinstance(error, OSError):
         name = f"{error.filename}: " if error.filename else ""

@@ -62,7 +62,7 @@ def train(
     child = loaded.train.devices > 1 and os.environ.get("LOCAL_RANK", "0") != "0"
     if not child and not dry_run:
         # shown before the slow imports; the sizes follow once the data is read
-        screen.note(f"{experiment_name(experiment)}: {summary(loaded)}")
+        screen.head(f"{experiment_name(experiment)}: {summary(loaded)}")
     if dry_run:
         from bitwright.cli.train_plan import show_plan
 

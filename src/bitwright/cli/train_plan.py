@@ -16,10 +16,9 @@ _COPIES = {"sgd": 1, "adam": 3, "adamw": 3, "nadam": 3, "rmsprop": 2}
 
 def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
     """The plan of each stage, steps, and an upper guess of the disk space."""
-    from dataclasses import replace
-
     import torch
 
+    from bitwright.cli.plan import LIMIT, show_table
     from bitwright.measure.numbers import kb
     from bitwright.runs import apply_stage, build_model, recipe_of_stage
     from bitwright.runs.build import example_of
@@ -40,15 +39,13 @@ def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
             recipe = recipe_of_stage(experiment, index)
             steps = stage.epochs * per_epoch
             screen.result(
-                f"\nstage {index}: {stage.epochs} epochs x {per_epoch} steps = {steps:,} steps, {stage.optimizer.name} "
+                f"\nstage {index}: {stage.epochs} epoch{'s' if stage.epochs != 1 else ''} x {per_epoch} steps = {steps:,} steps, {stage.optimizer.name} "
                 f"lr {stage.optimizer.lr:g}, {stage.schedule.name}, loss {stage.loss}"
                 + (f", teacher {getattr(stage.teacher, 'source', stage.teacher)}" if stage.teacher else "")
             )
             if recipe.rules:
                 table = plan(net, recipe, example)
-                screen.result(replace(table, warnings=[]).text(3))
-                for text in table.warnings:
-                    screen.warn(text)
+                show_table(screen, table, LIMIT, f"stage {index}")
                 apply_stage(net, experiment, index, example)
             else:
                 screen.result("no recipe: the net stays as it is")

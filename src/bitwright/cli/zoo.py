@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitwright.cli.complete import complete_zoo
-from bitwright.cli.output import Output, clip
+from bitwright.cli.output import Output
 from bitwright.errors import InputError, Negative
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def zoo(
             raise InputError("zoo --check: which net? Try: bitwright zoo NAME --check", code="usage")
         found = [nets.card(n) for n in nets.list()]
         out.data["nets"] = [card.model_dump() for card in found]
-        rows = [(c.name, c.form, percent(c.accuracy), c.epochs, kb(c.bytes), clip(c.summary, 60)) for c in found]
+        rows = [(c.name, c.form, percent(c.accuracy), c.epochs, kb(c.bytes), c.summary) for c in found]
         out.table(("net", "form", "test %", "epochs", "kB", "what it is"), rows, right=(2, 4))
         out.next(f"bitwright zoo {next((c.name for c in found if c.form == 'packed'), 'NAME')}", "its card")
         return
     card = nets.card(name)
     out.data["card"] = card.model_dump()
     for key, value in _lines(card):
-        out.result(f"{key:12} {value}")
+        out.prose(f"{key:12} {value}", 13)
     if check:
         _check(out, card, root, data_root)
         return
@@ -52,10 +52,13 @@ def zoo(
 
 
 def _lines(card: Card) -> list[tuple[str, str]]:
-    from bitwright.measure.numbers import kb, ms
+    from bitwright.measure.numbers import kb, ms, smaller
 
     start = f", from {card.parent}" if card.parent else ""
     pixels = "normalized" if card.normalize else "0 or 1" if card.binarize else "k / 255"
+    than_float = (
+        f", float {kb(card.float_bytes)} kB: {smaller(card.float_bytes, card.bytes)}" if card.float_bytes else ""
+    )
     speed = ""
     if card.latency_ms is not None:
         peers = ", ".join(f"{peer} {ms(t / 1e3)}" for peer, t in card.peers.items())
@@ -69,7 +72,7 @@ def _lines(card: Card) -> list[tuple[str, str]]:
             ("before", "" if card.trained is None else f"{100 * card.trained:.2f} % before packing"),
             ("training", f"{card.epochs} epochs, seed {card.seed}{start}; {card.date[:10]}, {card.made_on}"),
             ("input", f"{'x'.join(map(str, card.input))}, pixels {pixels}"),
-            ("size", f"{kb(card.bytes)} kB" + (f", float {kb(card.float_bytes)} kB" if card.float_bytes else "")),
+            ("size", f"{kb(card.bytes)} kB{than_float}"),
             ("time", speed),
             ("source", card.source),
             ("made by", f"{card.command} (commit {card.commit[:12]})"),
@@ -83,7 +86,7 @@ def _check(out: Output, card: Card, root: str | None, data_root: str | None) -> 
     from bitwright import zoo as nets
     from bitwright.training.evaluate import evaluate
 
-    out.note(f"zoo {card.name}: measuring on the test images of {card.data}")
+    out.head(f"zoo {card.name}: measuring on the test images of {card.data}")
     found = evaluate(nets.load(card.name, root=root), nets.data(card, "test", data_root), normalize=card.normalize)
     right = round(found.top1 * found.images)
     out.data["measured"] = {"right": right, "images": found.images}

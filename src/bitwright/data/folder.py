@@ -52,7 +52,7 @@ def read_folder(root: str | os.PathLike[str] | None, split: str, size: int, skip
     if (bad and not skip_bad) or (split == "test" and key not in _seen):
         others, more = _read(folder, _rows(test) if split == "train" else train_rows, size)
         if not skip_bad and (bad or more):
-            raise bad_pictures(folder, bad + more)
+            raise bad_pictures(f"data folder {folder}", bad + more)
     if split == "train" or key not in _seen:
         seen = [picture for _, picture in (found if split == "train" else others)]
         gray = bool(seen) and all(picture.ndim == 2 for picture in seen)

@@ -41,7 +41,9 @@ class FolderSource:
                 return file.read()
         except OSError as error:
             raise InputError(
-                f"data: {self.where(i)} cannot be read: {error.strerror or error}", code="data-damaged"
+                f"data: {self.where(i)} cannot be read: {error.strerror or error}",
+                code="data-damaged",
+                given=self.where(i),
             ) from None
 
     def where(self, i: int) -> str:

@@ -22,9 +22,12 @@ from bitwright.errors import InputError
 
 from . import datum
 from .imagenet import SIDECAR, FolderSource, find_root, open_streamed, part_of, sidecar
+from .index import Names
 from .lmdb_read import close, environment, module
+from .streamed import Streamed
 from .transform import Item, parse, quiet
 
+CHECK = "squash1-crop1"  # the transform that decodes and does little else
 BATCH = 256  # records of one transaction: what a kill costs
 _FIRST = 1 << 28  # bytes of the map; it doubles when it is full
 _LONGEST = 400  # bytes of a key; LMDB takes 511
@@ -33,12 +36,13 @@ Progress = Callable[[str, int, int], None]  # what, images so far, images in all
 
 @dataclass(frozen=True)
 class Packed:
-    """One split: images in it, how many of them this call wrote, bytes of its file."""
+    """One split: images in it, how many of them this call wrote, bytes of its file, (name, why) of what was left out."""
 
     folder: Path
     images: int
     written: int
     bytes: int
+    skipped: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ class Form:
         """Errors: `InputError` for a damaged picture."""
         if self.size is None:
             assert isinstance(content, bytes)
-            parse("squash1-crop1").pixels(content, where, None, 0)  # a damaged file is found now, not in training
+            parse(CHECK).pixels(content, where, None, 0)  # a damaged file is found now, not in training
             return content
         pixels = parse(f"squash{self.size}-crop{self.size}").pixels(content, where, None, 0)
         if self.raw:
@@ -81,6 +85,7 @@ def pack(
     size: int | None = None,
     quality: int | None = None,
     raw: bool = False,
+    skip_bad: bool = False,
     workers: int | None = None,
     progress: Progress | None = None,
 ) -> list[Packed]:
@@ -90,6 +95,7 @@ def pack(
     size     squash each picture to size x size, and store JPEG of `quality`, or pixels if `raw`. [default: the files
              as they are: batches are then bit for bit those of the folder, under every transform; with `raw` they
              are so under squashSIZE-cropN]
+    skip_bad pictures that cannot be read are left out and named in `Packed.skipped`; else they are an error that names all
     """
     form = Form(size, quality, raw)
     form.check()
@@ -101,15 +107,16 @@ def pack(
     for split in ("train", "test"):
         if part_of(base, split, "folder") is not None:
             target = Path(out).expanduser() / ("train_lmdb" if split == "train" else "val_lmdb")
-            done.append(_pack(base, split, target, form, workers or os.cpu_count() or 1, progress or (lambda *a: None)))
+            count = workers or os.cpu_count() or 1
+            found = open_streamed("folder", base, split, CHECK, workers=count, skip_bad=skip_bad)
+            done.append(_pack(base, found, split, target, form, progress or (lambda *a: None)))
     return done
 
 
-def _pack(base: Path, split: str, target: Path, form: Form, workers: int, progress: Progress) -> Packed:
+def _pack(base: Path, found: Streamed, split: str, target: Path, form: Form, progress: Progress) -> Packed:
     lmdb = module()
-    found = open_streamed("folder", base, split)
     assert isinstance(found.source, FolderSource)
-    names, labels = found.source.names, found.labels.tolist()
+    names, labels = Names.of(found.source.names[i] for i in found.rows.tolist()), found.labels.tolist()
     digest = hashlib.sha256(names.blob + np.asarray(labels, np.int64).tobytes()).hexdigest()
     plan = {
         "format": 1, "source": str(base.resolve()), "images": len(labels), "classes": list(found.classes),
@@ -119,13 +126,14 @@ def _pack(base: Path, split: str, target: Path, form: Form, workers: int, progre
     try:
         target.mkdir(parents=True, exist_ok=True)
         if before.get("done"):
-            return Packed(target, len(labels), 0, (target / "data.mdb").stat().st_size)
+            return Packed(target, len(labels), 0, (target / "data.mdb").stat().st_size, found.skipped)
         _note(target, {**plan, "done": False})
         close(target)
-        start = _write(target, found.source, labels, form, workers, split, progress)
+        start = _write(target, found, form, split, progress)
         _verify(target, labels, split, progress)
         _note(target, {**plan, "done": True})
-        return Packed(target, len(labels), len(labels) - start, (target / "data.mdb").stat().st_size)
+        size = (target / "data.mdb").stat().st_size
+        return Packed(target, len(labels), len(labels) - start, size, found.skipped)
     except (OSError, lmdb.Error) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         raise InputError(
@@ -161,11 +169,10 @@ def _note(target: Path, facts: dict[str, Any]) -> None:
         beside.write_text(json.dumps(facts, indent=1), encoding="utf-8")
 
 
-def _write(
-    target: Path, source: FolderSource, labels: list[int], form: Form, workers: int, split: str, progress: Progress
-) -> int:
+def _write(target: Path, found: Streamed, form: Form, split: str, progress: Progress) -> int:
     """Appends what is missing; returns how many records were there."""
-    lmdb = module()
+    lmdb, source, rows, labels = module(), found.source, found.rows.tolist(), found.labels.tolist()
+    assert isinstance(source, FolderSource)
     env = lmdb.open(str(target), map_size=max(_FIRST, _size(target) * 2), max_dbs=0)
     try:
         start = at = env.stat()["entries"]
@@ -173,22 +180,25 @@ def _write(
             raise _damaged(target, f"{at:,} records of {len(labels):,}")
 
         def record(i: int) -> tuple[bytes, bytes]:
-            value = datum.write(labels[i], form.record(source.read(i), source.where(i)))
-            key = b"%08d_%08x_%s" % (i, zlib.crc32(value), source.names[i])
+            value = datum.write(labels[i], form.record(source.read(rows[i]), source.where(rows[i])))
+            key = b"%08d_%08x_%s" % (i, zlib.crc32(value), source.names[rows[i]])
             return key[:_LONGEST], value
 
-        with ThreadPoolExecutor(workers, "bitwright-pack") as pool:
+        with ThreadPoolExecutor(found.workers, "bitwright-pack") as pool:
             while at < len(labels):
-                rows = list(pool.map(record, range(at, min(at + BATCH, len(labels)))))
+                try:
+                    made = list(pool.map(record, range(at, min(at + BATCH, len(labels)))))
+                except InputError as error:
+                    raise found.all_bad(error) if error.code == "data-damaged" else error from None
                 try:
                     with env.begin(write=True) as txn:
-                        for key, value in rows:
+                        for key, value in made:
                             if not txn.put(key, value, append=True):
                                 raise _damaged(target, f"record {key[:8].decode()} is there before its turn")
                 except lmdb.MapFullError:
                     env.set_mapsize(env.info()["map_size"] * 2)
                     continue
-                at += len(rows)
+                at += len(made)
                 progress(split, at, len(labels))
         return start
     finally:

@@ -91,12 +91,12 @@ def tell_left_out(folder: Path, found: Mapping[str, int]) -> None:
         warnings.warn(text, BitwrightWarning, stacklevel=2)
 
 
-def bad_pictures(folder: Path, bad: Sequence[tuple[str, str]]) -> InputError:
-    """The error that names all of them; (name, why) each."""
+def bad_pictures(where: str, bad: Sequence[tuple[str, str]], looked: str = "") -> InputError:
+    """The error that names all of them; (name, why) each. `looked`: behind their number."""
     names = ", ".join(f"{name} ({why})" for name, why in bad)
     many = "1 picture" if len(bad) == 1 else f"{len(bad):,} pictures"
     return InputError(
-        f"data folder {folder}: {many} cannot be read: {names}. Mend or remove them, or go on without them: --skip-bad "
+        f"{where}: {many}{looked} cannot be read: {names}. Mend or remove them, or go on without them: --skip-bad "
         "(data.skip_bad = true)",
         code="data-damaged",
         given=bad[0][0],

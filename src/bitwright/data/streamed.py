@@ -14,10 +14,12 @@ from bitwright.errors import InputError
 
 from .augment import crop_flip
 from .images import Images, Place
+from .pictures import bad_pictures
 from .transform import Item, Transform, quiet
 
 AHEAD = 2  # batches being decoded while one is used
 _TASK = 8  # pictures of one task of a worker
+LISTED = 20_000  # pictures looked through for the list of bad ones, once one was met
 
 
 class Source(Protocol):
@@ -81,24 +83,43 @@ class Streamed(Images):
 
     def without_bad(self) -> "Streamed":
         """Without the pictures that cannot be read. Each is decoded once to find out."""
+        found = self._reasons(len(self))
+        good = torch.tensor([not text for text in found])
+        kept = replace(self, rows=self.rows[good], labels=self.labels[good], skipped=self._named(found))
+        if len(kept.labels.unique()) < len(self.labels.unique()):
+            lost = (set(self.labels.tolist()) - set(kept.labels.tolist())).pop()
+            raise InputError(f"data {self.name}: no picture of {self.classes[lost]} can be read", code="data-damaged")
+        return kept
+
+    def all_bad(self, first: InputError) -> InputError:
+        """The error that names all pictures which cannot be read, where reading met the one that `first` names.
+
+        Of a very large set only the beginning is looked through: an error must not take an hour.
+        """
+        found = self._reasons(LISTED)
+        bad = list(self._named(found))
+        if first.given not in [name for name, _ in bad]:
+            bad.append((str(first.given), str(first).removeprefix("data: ")))
+        looked = "" if len(found) == len(self) else f", of {len(found):,} that were looked at"
+        return bad_pictures(f"data {self.name}", bad, looked)
+
+    def _reasons(self, most: int) -> list[str]:
+        """Why each of the first `most` pictures cannot be read, "" where it can."""
 
         def why(row: int) -> str:
             try:
                 self.transform.pixels(self.source.read(row), self.source.where(row), None, 0)
             except InputError as error:
-                return str(error).removeprefix("data: ")
+                text = str(error).removeprefix(f"data: {self.source.where(row)} ")
+                return text.removeprefix("is damaged: ").removeprefix("cannot be read: ")
             return ""
 
         quiet()
         with ThreadPoolExecutor(max(1, self.workers), "bitwright-decode") as pool:
-            found = list(pool.map(why, self.rows.tolist()))
-        bad = tuple((self.source.where(int(self.rows[i])), text) for i, text in enumerate(found) if text)
-        good = torch.tensor([not text for text in found])
-        kept = replace(self, rows=self.rows[good], labels=self.labels[good], skipped=bad)
-        if len(kept.labels.unique()) < len(self.labels.unique()):
-            lost = (set(self.labels.tolist()) - set(kept.labels.tolist())).pop()
-            raise InputError(f"data {self.name}: no picture of {self.classes[lost]} can be read", code="data-damaged")
-        return kept
+            return list(pool.map(why, self.rows[:most].tolist()))
+
+    def _named(self, reasons: list[str]) -> tuple[tuple[str, str], ...]:
+        return tuple((self.source.where(int(self.rows[i])), text) for i, text in enumerate(reasons) if text)
 
     def put(self, x: Tensor, place: Place | None) -> tuple[Tensor, Tensor | None]:
         size, edge = self.transform.size, self.room // 2
@@ -117,15 +138,13 @@ class Streamed(Images):
 
         def fill(out: np.ndarray, index: list[int], rows: list[int]) -> None:
             for k, (place, row) in enumerate(zip(index, rows, strict=True)):
-                try:
-                    out[k] = self.transform.pixels(self.source.read(row), self.source.where(row), chance, place)
-                except InputError as error:
-                    hint = "To find all such pictures and go on without them: --skip-bad (data.skip_bad = true)"
-                    raise error.reworded(f"{error}. {hint}") from None
+                out[k] = self.transform.pixels(self.source.read(row), self.source.where(row), chance, place)
 
-        side = self.transform.side()
-        for out in _made(places, self.rows, side, fill, self.workers):
-            yield torch.from_numpy(out).permute(0, 3, 1, 2)
+        try:
+            for out in _made(places, self.rows, self.transform.side(), fill, self.workers):
+                yield torch.from_numpy(out).permute(0, 3, 1, 2)
+        except InputError as error:
+            raise self.all_bad(error) if error.code == "data-damaged" else error from None
 
 
 Fill = Callable[[np.ndarray, list[int], list[int]], None]

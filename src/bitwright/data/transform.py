@@ -70,7 +70,7 @@ class Transform:
         except InputError:
             raise
         except Exception as error:  # a damaged file raises nearly anything
-            reason = " ".join(str(error).split()) or type(error).__name__
+            reason = re.sub(r"<\S+ object at \w+>", "it", " ".join(str(error).split())) or type(error).__name__
             raise InputError(f"data: {where} is damaged: {reason:.160}", code="data-damaged", given=where) from None
 
     def _cropped(self, image: "Image", key: int | None, place: int) -> "Image":

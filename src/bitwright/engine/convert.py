@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from bitwright.engine import native
-from bitwright.engine.files import save
+from bitwright.engine.files import file_bytes, save
 from bitwright.engine.fold import fold
 from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.layer_form import layer_form
@@ -26,6 +26,7 @@ from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError
 from bitwright.measure.layer_times import clock
+from bitwright.measure.twin import float_twin
 from bitwright.nn import is_slot_layer
 from bitwright.transforms.call import as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
@@ -123,7 +124,10 @@ def convert(
         given = [example] if verify is True else verify
         _check(report, prove(prepared.model, packed, given, example, prepared.change))
     clock(report, prepared, packed, threads)
+    report.float_bytes, report.file_bytes = file_bytes(float_twin(prepared.model)), file_bytes(packed)
     report.status, report.verdict = _verdict(report, verified=verify is not False)
+    if report.status == REFUSE:
+        report.file_bytes = None
     return Converted(packed if report.status != REFUSE else None, report, model, example)
 
 
@@ -200,11 +204,12 @@ def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
         return REFUSE, why
     if all(r.runs_as in STAYS for r in report.rows):
         return WARN, "forced: nothing is packed, so neither smaller nor faster"
-    size = f"{report.bytes_before / max(1, report.bytes_after):.1f}x smaller"
+    size = report.smaller
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
-    speed = "" if faster is None else f", {faster:.1f}x the float net's speed here"
+    noise = f"; its times are {report.noisy}" if report.noisy else ""
+    speed = "" if faster is None else f", {faster:.1f}x the speed of its float net in torch{noise}"
     if report.level:
-        speed = ", as fast as the float net here within noise"
+        speed = ", as fast as its float net in torch within noise"
     share, kind = report.share
     ifs = [report.form_line()] if report.form == "layers" else []
     if verified and report.blind:
@@ -216,7 +221,7 @@ def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
     elif report.level:
         ifs.append(f"not faster: {size}{speed}")
     elif faster is not None and faster < 1:
-        ifs.append(f"not faster: {size}, {faster:.2f}x the float net's speed here (slower)")
+        ifs.append(f"not faster: {size}, {faster:.2f}x the speed of its float net in torch (slower){noise}")
     elif ifs:
         ifs.append(f"{size}{speed}")
     return (WARN, "; ".join(ifs)) if ifs else (PASS, f"{size}{speed}{'' if verified else ' (not verified)'}")

@@ -15,7 +15,7 @@ from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.store import check_runs, from_json, stored
 from bitwright.errors import InputError
-from bitwright.tensors import read_tensors, write_tensors
+from bitwright.tensors import bytes_of, read_tensors, write_tensors
 from bitwright.transforms.trained_file import load_trained, metadata_of
 from bitwright.transforms.unwrap import unwrap
 
@@ -41,14 +41,29 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
         raise InputError(
             f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata"
         ) from None
+    tensors, own = _contents(model)
+    return write_tensors(path, tensors, {**extra, **own})
+
+
+def file_bytes(model: nn.Module) -> int:
+    """The size of the file that `save` would write of `model`, without writing it.
+
+    >>> file_bytes(nn.Linear(8, 4)) > 4 * (8 * 4 + 4)
+    True
+    """
+    return bytes_of(*_contents(model))
+
+
+def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors and the metadata that make up a file of `model`."""
     if isinstance(model, PackedModel):
         text, tensors = stored(model.graph)
-        return write_tensors(path, tensors, {**extra, "bitwright": "packed", "format": FORMAT, "graph": text})
+        return tensors, {"bitwright": "packed", "format": FORMAT, "graph": text}
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
-    kind = {"bitwright": "trained", "format": FORMAT, **metadata_of(model, state)}
+    metadata = {"bitwright": "trained", "format": FORMAT, **metadata_of(model, state)}
     if packed_layers(model):
-        kind |= {"bitwright": "layers", "layers": described(model)}
-    return write_tensors(path, state, {**extra, **kind})
+        metadata |= {"bitwright": "layers", "layers": described(model)}
+    return state, metadata
 
 
 def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: str = "cpu") -> nn.Module:

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from bitwright.measure import convert_text, numbers
+from bitwright.measure.timing import NOISY, quality
 
 PASS, WARN, REFUSE = "PASS", "WARN", "REFUSE"
 STAYS = ("float", "your code")  # a layer that is not packed
@@ -125,10 +126,12 @@ class ConvertReport:
     inexact: list[str] = field(default_factory=list)
     beyond: list[Beyond] = field(default_factory=list)
     outputs: list[OutputProof] = field(default_factory=list)
-    file_bytes: int | None = None
+    file_bytes: int | None = None  # of the packed net's file; None where none is to be written
+    float_bytes: int | None = None  # of a file with the float net of the same topology
     ms_before: float | None = None
     ms_after: float | None = None
     level: bool = False  # the two times differ by less than their noise
+    spread: float | None = None  # the larger quartile spread of the two times, as a share of its median
     untimed: str = ""  # why there are no times, where there are none
 
     @property
@@ -177,13 +180,25 @@ class ConvertReport:
         """Images with another class although no code differs: only float layers round otherwise."""
         return sum(1 for d in self.disagreements if not d.first_layer)
 
+    @property
+    def smaller(self) -> str:
+        """`33.1x smaller`: the packed file against the float net's file; "" where there is none."""
+        return numbers.smaller(self.float_bytes, self.file_bytes) if self.float_bytes and self.file_bytes else ""
+
     def gain(self) -> str:
-        """`33.1x smaller, 4.5x faster`, as far as it was measured."""
-        words = [f"{numbers.ratio(self.bytes_before / self.bytes_after)} smaller"] if self.bytes_after else []
+        """`33.1x smaller, 4.5x faster than float in torch`, as far as it was measured."""
+        words = [self.smaller] if self.smaller else []
         if self.ms_before and self.ms_after:
-            speed = numbers.ratio(self.ms_before / self.ms_after)
-            words.append("as fast within noise" if self.level else speed if "slower" in speed else f"{speed} faster")
+            factor, _, slower = numbers.ratio(self.ms_before / self.ms_after).partition(" ")
+            speed = f"{factor} float in torch {slower}" if slower else f"{factor} faster than float in torch"
+            words.append("as fast as float in torch within noise" if self.level else speed)
+            words += ["noisy times"] if self.noisy and not self.level else []
         return ", ".join(words)
+
+    @property
+    def noisy(self) -> str:
+        """What is wrong with the two times, by the rule of `bench`; "" where nothing is."""
+        return quality(self.spread or 0.0) if (self.spread or 0.0) > NOISY else ""
 
     @property
     def share(self) -> tuple[float, str]:
@@ -195,7 +210,7 @@ class ConvertReport:
         return convert_text.markdown(self)
 
     def table(self, width: int | None = None, limit: int | None = None) -> list[str]:
-        """Lines of the table; with `limit` a run of more than that many like layers is cut short."""
+        """Lines of the table, and what is gained; with `limit` a run of more than that many like layers is cut short."""
         return convert_text.table(self, width, limit)
 
     def proof(self, width: int | None = None, what: str = "images", limit: int | None = 10) -> list[str]:

@@ -32,6 +32,7 @@ class _Index:
 
     def __init__(self, text: str) -> None:
         self.text, self.at = text, 0
+        self.line, self.counted = 1, 0  # the line of the place up to which line ends were counted
         self.lines: dict[Path, int] = {}
         self.counts: dict[Path, int] = {}  # tables seen of each [[array]]
         table: Path = ()
@@ -53,7 +54,9 @@ class _Index:
         return found[0]
 
     def note(self, path: Path) -> None:
-        self.lines.setdefault(path, self.text.count("\n", 0, self.at) + 1)
+        self.line += self.text.count("\n", self.counted, self.at)
+        self.counted = self.at
+        self.lines.setdefault(path, self.line)
 
     def keys(self) -> Path:
         """A key, dotted or not."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitwright.errors import InputError
+from bitwright.toml import read_toml
 
 _PLAIN_NUMBER = re.compile(r"[+-]?(\d+\.|\.\d+)([eE][+-]?\d+)?")  # `.1` and `1.`, which TOML does not know
 
@@ -47,8 +48,8 @@ def value_of(text: str) -> Any:
     if _PLAIN_NUMBER.fullmatch(text):
         return float(text)
     try:
-        found = tomllib.loads(f"value = {text}")
-    except (ValueError, RecursionError):
+        found = read_toml(f"value = {text}")
+    except tomllib.TOMLDecodeError:
         return text
     value = found.get("value")
     plain = isinstance(value, (bool, int, float, str, list, dict))

@@ -17,7 +17,7 @@ from bitwright.experiment.check import problems
 from bitwright.experiment.lines import index, nearest_line
 from bitwright.experiment.override import Override, put_all
 from bitwright.experiment.schema import Experiment
-from bitwright.toml import toml_value
+from bitwright.toml import read_toml, toml_text, toml_value
 from bitwright.usercode import Home
 
 FOLDER = Path(__file__).parent / "shipped"
@@ -56,9 +56,9 @@ def load(name_or_path: str | Path, overrides: Iterable[str] = ()) -> Experiment:
             remedy="bitwright experiments",
         )
     try:
-        content = path.read_text(encoding="utf-8-sig")
-    except UnicodeDecodeError:
-        raise InputError(f"experiment {text}: not readable as TOML: not UTF-8 text", code="experiment-toml") from None
+        content = toml_text(path)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"experiment {text}: not readable as TOML: {error}", code="experiment-toml") from None
     except OSError as error:
         raise InputError(f"experiment {text}: cannot be read: {error.strerror}", code="experiment-toml") from None
     found = parse(content, overrides, f"experiment {text}")
@@ -77,12 +77,9 @@ def parse(text: str, overrides: Iterable[str] = (), title: str = "experiment") -
     7
     """
     try:
-        data = tomllib.loads(text)
+        data = read_toml(text)
     except tomllib.TOMLDecodeError as error:
         raise _not_toml(text, str(error), title) from None
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets a thousand deep
-        reason = " ".join(str(error).split())[:120]
-        raise InputError(f"{title}: not readable as TOML: {reason}", code="experiment-toml") from None
     put = put_all(data, overrides, title)
     found: list[_Mistake] = []
     try:
@@ -100,7 +97,9 @@ def parse(text: str, overrides: Iterable[str] = (), title: str = "experiment") -
 
 def _not_toml(text: str, message: str, title: str) -> InputError:
     place = _PLACE.search(message)
-    line = int(place[1]) if place and place[1] else text.rstrip("\n").count("\n") + 1
+    if place is None:  # a bound of the reader: about the whole text
+        return InputError(f"{title}: not readable as TOML: {message}", code="experiment-toml")
+    line = int(place[1]) if place[1] else text.rstrip("\n").count("\n") + 1
     return InputError(
         f"{title}: line {line}: not readable as TOML: {_PLACE.sub('', message)}",
         code="experiment-toml",

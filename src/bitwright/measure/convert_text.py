@@ -31,8 +31,10 @@ def table(report: ConvertReport, width: int | None, limit: int | None) -> list[s
         body += [texts for _, texts in rows[:shown]]
         if shown < len(rows):
             body.append(f"...  {len(rows) - shown} more {rows[0][0].runs_as} layers (--all)")
-    merged: list[str | None] = [None if i == 2 else text for i, text in enumerate(total)]
-    return fit(HEADERS, [*body, merged], width, right=range(3, 8), drop=DROP)
+    *total, gain = total
+    merged: list[str | None] = [*(None if i == 2 else text for i, text in enumerate(total)), ""]
+    lines = fit(HEADERS, [*body, merged], width, right=range(3, 8), drop=DROP)
+    return [*lines, *(wrap(f"gain       {gain}", width, 11) if gain else [])]
 
 
 def _alike(r: ReportRow) -> tuple[str, ...]:
@@ -40,7 +42,7 @@ def _alike(r: ReportRow) -> tuple[str, ...]:
 
 
 def _cells(report: ConvertReport) -> list[list[str]]:
-    """Texts of the rows; the last one is the total."""
+    """Texts of the rows; the last one is the whole net: bytes of its files, time of a whole run."""
     rows = [
         [
             *(r.layer, r.runs_as, r.bits, numbers.kb(r.bytes_before), numbers.kb(r.bytes_after)),
@@ -52,8 +54,8 @@ def _cells(report: ConvertReport) -> list[list[str]]:
     count = Counter(r.runs_as for r in report.rows)
     order = sorted(count, key=lambda kind: ("bits", "int8").index(kind) if kind in ("bits", "int8") else 2)
     kinds = ", ".join(f"{count[kind]} {kind}" for kind in order)
-    sizes = [numbers.kb(report.bytes_before), numbers.kb(report.bytes_after)]
-    return [*rows, ["total", kinds, "", *sizes, _ms(report.ms_before), _ms(report.ms_after), "", report.gain()]]
+    sizes = [numbers.kb(report.float_bytes), numbers.kb(report.file_bytes)]
+    return [*rows, ["whole net", kinds, "", *sizes, _ms(report.ms_before), _ms(report.ms_after), "", report.gain()]]
 
 
 def proof(report: ConvertReport, width: int | None, what: str, limit: int | None) -> list[str]:

@@ -84,7 +84,7 @@ def _whole(report: ConvertReport, prepared: Prepared, model: nn.Module, threads:
     times = interleave(both, rounds=9, slice_seconds=0.004, clock=clock_for(threads)[0])
     before, after = times["float"], times["ours"]
     report.ms_before, report.ms_after = 1e3 * before.median, 1e3 * after.median
-    report.level = level(before, after)
+    report.level, report.spread = level(before, after), max(before.spread, after.spread)
 
 
 def level(a: Timing, b: Timing) -> bool:

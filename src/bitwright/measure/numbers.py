@@ -6,15 +6,12 @@ import math
 
 
 def ms(seconds: float | None) -> str:
-    """Milliseconds with three significant digits; microseconds below 0.01 ms.
+    """Milliseconds with three significant digits, never another unit: they stand in columns.
 
     >>> ms(48.6e-6), ms(1.53e-3), ms(12.2e-3), ms(3.2e-6), ms(None)
-    ('0.0486', '1.53', '12.2', '3.20 us', '-')
+    ('0.0486', '1.53', '12.2', '0.00320', '-')
     """
-    if seconds is None:
-        return "-"
-    value = seconds * 1e3
-    return f"{significant(value * 1e3)} us" if value < 0.01 else significant(value)
+    return "-" if seconds is None else significant(seconds * 1e3)
 
 
 def significant(value: float) -> str:
@@ -54,6 +51,16 @@ def ratio(value: float | None) -> str:
         return "-"
     text = f"{value:,.1f}x" if value >= 0.05 else f"{value:.2f}x"
     return f"{text} (slower)" if value < 0.95 else text
+
+
+def smaller(before: float, after: float) -> str:
+    """How many times smaller a packed file is than the file of the float net; a loss is called one.
+
+    >>> smaller(1_090_000, 70_000), smaller(900, 1_000)
+    ('15.6x smaller', '0.9x (larger)')
+    """
+    factor = before / after
+    return f"{factor:,.1f}x smaller" if factor >= 0.95 else f"{factor:.1f}x (larger)"
 
 
 def percent(share: float | None) -> str:

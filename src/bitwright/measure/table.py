@@ -10,9 +10,7 @@ from typing import Any
 
 from bitwright.measure import numbers
 from bitwright.measure.layout import fit, wrap
-from bitwright.measure.timing import Timing
-
-NOISY = 0.20  # quartile spread above which the figures are not worth quoting
+from bitwright.measure.timing import NOISY, Timing, quality
 
 
 @dataclass(frozen=True)
@@ -85,9 +83,9 @@ class BenchTable:
         first = self.fastest
         if first is None or first.ratio is None:
             return "in one line: " + ("no peer was measured" if self.ours.median_ms else "ours was not measured")
-        said = [f"{numbers.ratio(first.ratio)} the fastest program here, {first.name}"]
+        said = [_times(first, "the speed of the fastest program here")]
         others = (self.best(p) for p in ("int8", "bf16", "fp32") if p != first.precision)
-        said += [f"{numbers.ratio(r.ratio)} the best {r.precision}, {r.name}" for r in others if r is not None]
+        said += [_times(r, f"the best {r.precision}") for r in others if r is not None]
         if self.best("int8") is None:
             said.append("no int8 was measured")
         return "in one line: " + "; ".join(said[:2])
@@ -106,10 +104,11 @@ class BenchTable:
         """Whether to trust the figures."""
         load, cores = self.machine.get("load"), self.machine.get("cores") or 1
         busy = load is not None and load > cores
-        text = f"quartile spread {self.spread * 100:.0f} %"
         if self.noisy:
-            return f"NOISY, repeat when idle ({text})"
-        return f"{text}, " + (f"machine busy (load {load:.1f} on {cores} cores)" if busy else "machine idle enough")
+            return quality(self.spread)
+        return f"{quality(self.spread)}, " + (
+            f"machine busy (load {load:.1f} on {cores} cores)" if busy else "machine idle enough"
+        )
 
     def head(self) -> str:
         """CPU, threads, batch, input, rounds."""
@@ -119,7 +118,7 @@ class BenchTable:
         return (
             f"{self.machine.get('cpu', 'unknown CPU')}, kernels {self.machine.get('kernels', 'unknown')}, "
             f"{threads} thread{'s' if threads != 1 else ''}, "
-            f"batch {self.batch}, input {shape or '?'}, {self.rounds} rounds interleaved, median {clock}"
+            f"batch {self.batch}, input {shape or '?'}, {self.rounds} round{'s' if self.rounds != 1 else ''} interleaved, median {clock}"
         )
 
     def cells(self) -> list[list[str]]:
@@ -192,6 +191,12 @@ class BenchTable:
             "quality": self.quality,
             "why": list(self.why),
         }
+
+
+def _times(row: BenchRow, what: str) -> str:
+    """`0.4x the best int8, ort-int8 (slower)`."""
+    factor, _, loss = numbers.ratio(row.ratio).partition(" ")
+    return f"{factor} {what}, {row.name}" + (f" {loss}" if loss else "")
 
 
 def _raw(row: BenchRow) -> dict[str, Any]:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
+NOISY = 0.20  # quartile spread above which a time is not worth quoting
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,16 @@ def summarize(samples: list[float], runs: int) -> Timing:
         return Timing(samples[0], samples[0], samples[0], runs)
     q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
     return Timing(median, q1, q3, runs)
+
+
+def quality(spread: float) -> str:
+    """Whether times of this quartile spread are worth quoting.
+
+    >>> quality(0.05), quality(0.3)
+    ('quartile spread 5 %', 'NOISY, repeat when idle (quartile spread 30 %)')
+    """
+    text = f"quartile spread {spread * 100:.0f} %"
+    return f"NOISY, repeat when idle ({text})" if spread > NOISY else text
 
 
 def clock_for(threads: int) -> tuple[Clock, str]:

@@ -15,7 +15,7 @@ from bitwright.measure.table import BenchTable
 if TYPE_CHECKING:
     from bitwright.engine.packed import PackedModel
 
-ENOUGH = 1.5  # times the best int8; from here on nothing needs an excuse
+ENOUGH = 1.5  # times the fastest other program; from here on nothing needs an excuse
 SHARE = 0.10  # of the time, below which a layer is not worth a sentence
 OTHER = 0.25  # the same for all steps between the layers together
 TINY_MS = 0.005  # per layer: below it, calling costs more than computing
@@ -40,8 +40,8 @@ class Step:
 
 
 def reasons(table: BenchTable, packed: PackedModel, x: Sequence[Tensor]) -> tuple[str, ...]:
-    """What keeps a packed net below 1.5 times the best int8 program; nothing where it is not below."""
-    best = table.best("int8")
+    """What keeps a packed net below 1.5 times the fastest other program; nothing where it is not below."""
+    best = table.fastest
     if best is None or best.ratio is None or best.ratio >= ENOUGH:
         return ()
     return explain(steps_of(packed, x), table.ours.median_ms, table.batch)
@@ -67,10 +67,9 @@ def explain(steps: Sequence[Step], median_ms: float | None, batch: int) -> tuple
     each = median_ms / len(layers) if median_ms and layers else None
     tiny = each is not None and each < TINY_MS
     if each is not None and tiny:
-        text = (
-            f"the net is tiny: {numbers.ms(each / 1e3)} per layer; below about 5 us the call costs more than the work"
+        said.append(
+            f"the net is tiny: {numbers.ms(each / 1e3)} ms per layer; below {TINY_MS} ms the call costs more than the work"
         )
-        said.append(text)
     if not said and layers:
         top = max(layers, key=lambda s: s.share)
         said.append(f"no single reason: the largest layer, {top.name}, takes {top.share * 100:.0f} %")
@@ -83,7 +82,9 @@ def _not_bits(layers: Sequence[Step]) -> list[str]:
     """The two slowest layers that do not run on bits, and the rest of their kind in one number."""
     slow = sorted((s for s in layers if s.runs_as != "bits" and s.share >= SHARE), key=lambda s: -s.share)
     said = [
-        f"{s.name} takes {s.share * 100:.0f} % ({s.channels} input channels, runs as {s.runs_as})" for s in slow[:2]
+        f"{s.name} takes {s.share * 100:.0f} % ({s.channels} input channel{'s' if s.channels != 1 else ''}, runs as "
+        f"{s.runs_as})"
+        for s in slow[:2]
     ]
     rest = [s for s in layers if s.runs_as != "bits" and s not in slow[:2]]
     share = sum(s.share for s in rest)

@@ -13,6 +13,7 @@ from typing import Any, get_args
 from torch import nn
 
 from bitwright.errors import InputError
+from bitwright.usercode import unnamed
 
 from .alexnet import alexnet
 from .bireal import bireal_cifar, bireal_resnet18
@@ -86,6 +87,8 @@ def create(name: str, num_classes: int = 10, **options: Any) -> nn.Module:
     torch.Size([2, 10])
     """
     if name not in _MODELS:
+        if name.endswith(".py"):
+            raise unnamed(name, "models")
         raise InputError(f"models: unknown model {name!r}{_known(name, _MODELS)}")
     entry = _MODELS[name]
     parameters = inspect.signature(entry.build).parameters

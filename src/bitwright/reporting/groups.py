@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import statistics
-import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
 from bitwright.reporting.run_data import RunData
 from bitwright.runs.tables import Status
+from bitwright.toml import read_toml
 
 
 @dataclass(frozen=True)
@@ -90,7 +90,7 @@ def grouped(runs: Iterable[RunData]) -> list[Group]:
 
 def _key(run: RunData) -> str:
     """The experiment without its seed and without what does not change the result."""
-    table: dict[str, Any] = tomllib.loads(run.origin.experiment) if run.origin.experiment else {}
+    table: dict[str, Any] = read_toml(run.origin.experiment) if run.origin.experiment else {}
     for name in ("seed", "log", "expected"):
         table.pop(name, None)
     return json.dumps(table, sort_keys=True, default=str) if table else f"run {run.origin.path or run.origin.name}"

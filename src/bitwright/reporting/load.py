@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import tomllib
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +11,7 @@ from bitwright.reporting.run_data import Origin, RunData
 from bitwright.reporting.sections import SECTIONS
 from bitwright.reporting.tensor_files import metadata
 from bitwright.runs.folder import Run
+from bitwright.toml import read_toml
 
 HASHED = ("model.safetensors", "packed.safetensors")
 
@@ -35,8 +35,8 @@ def filled(run: RunData) -> RunData:
 def _origin(run: Run) -> Origin:
     text = run.read_text("experiment.toml")
     try:
-        table: dict[str, Any] = tomllib.loads(text)
-    except (ValueError, RecursionError) as error:  # also a number of thousands of digits
+        table: dict[str, Any] = read_toml(text)
+    except ValueError as error:
         raise run.damaged("experiment.toml", " ".join(str(error).split())[:160]) from None
     seed = table.get("seed")
     return Origin(

@@ -98,8 +98,7 @@ def _points(value: float, reference: float) -> str:
 
 
 def _smaller(value: float, reference: float) -> str:
-    ratio = reference / value if value else None
-    return "-" if ratio is None else f"{ratio:.1f}x smaller" if ratio >= 0.95 else f"{ratio:.1f}x (larger)"
+    return numbers.smaller(reference, value) if value else "-"
 
 
 def _fewer(value: float, reference: float) -> str:

@@ -77,7 +77,7 @@ def view(run: RunData) -> dict[str, Any]:
 
 def commands(run: RunData) -> list[str]:
     """The commands that make such a run again, beside this one; only steps whose results are here."""
-    lines = [f"pip install bitwright=={__version__}"]
+    lines = [f"# with bitwright {__version__}; versions of the rest are below"]
     if run.origin.command:
         lines.append(f"# this run was made by: {' '.join(run.origin.command.split())}")
     if run.origin.path is not None:

@@ -127,8 +127,8 @@ class RunData:
 
     @property
     def float_bytes(self) -> float | None:
-        """The float net's weights."""
-        return _first(self.net("float").bytes, self.total("bytes_before"))
+        """A file with the float net, as convert or training measured it; without one, its layers' weights."""
+        return _first(self._proof.float_bytes, self.net("float").bytes, self.total("bytes_before"))
 
     @property
     def smaller(self) -> float | None:

@@ -15,10 +15,9 @@ def ms(value: float | None) -> str:
 def ms_unit(value: float | None) -> str:
     """
     >>> ms_unit(1.53), ms_unit(0.0032), ms_unit(None)
-    ('1.53 ms', '3.20 us', '-')
+    ('1.53 ms', '0.00320 ms', '-')
     """
-    text = ms(value)
-    return text if value is None or text.endswith("us") else f"{text} ms"
+    return UNKNOWN if value is None else f"{ms(value)} ms"
 
 
 def kb_unit(value: float | None) -> str:

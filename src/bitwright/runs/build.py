@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from bitwright import data, models, usercode, zoo
@@ -12,6 +14,7 @@ from bitwright.errors import InputError
 from bitwright.runs.init import initialize
 from bitwright.runs.weights import put_weights, read_weights
 from bitwright.transforms import Recipe, apply
+from bitwright.transforms.copying import copy_model
 
 if TYPE_CHECKING:
     from bitwright.data import Images
@@ -111,3 +114,15 @@ def apply_stage(model: nn.Module, experiment: Experiment, index: int, example: T
     """Gives the model the parts of one stage, in place; returns it."""
     recipe = recipe_of_stage(experiment, index)
     return apply(model, recipe, example) if recipe.rules else model
+
+
+def rehearse(model: nn.Module, experiment: Experiment, example: Tensor) -> None:
+    """Applies the recipes of all stages to a copy: one that does not fit is told before the first epoch.
+
+    The global random state stays; what the parts warn of is said when their stage begins.
+    """
+    trial = copy_model(model)
+    with torch.random.fork_rng(devices=[]), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        for index in range(len(experiment.stage)):
+            apply_stage(trial, experiment, index, example)

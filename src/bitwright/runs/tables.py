@@ -367,6 +367,7 @@ class Conversion(Table):
     blind: Text = ""
     untimed: Text = ""
     file_bytes: Number = None
+    float_bytes: Number = None
     ms_before: Number = None
     ms_after: Number = None
     accuracy: Number = None

@@ -15,7 +15,8 @@ from bitwright.data import Dataset
 from bitwright.errors import InputError
 from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
-from bitwright.runs import Run, build_model
+from bitwright.runs import Run, build_model, example_of, recipe_of_stage
+from bitwright.runs.build import rehearse
 from bitwright.runs.tables import Skipped
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
@@ -63,6 +64,8 @@ def train(
     main = rank_of(experiment) == 0
     accelerator(experiment)  # its errors before any work
     check_teachers(experiment)
+    for i in range(len(experiment.stage)):
+        recipe_of_stage(experiment, i)  # one that does not exist is told now, not after the stages before it
     for spec, what in experiment.own_code().items():
         experiment.home.place(spec, what)  # a wrong name is told before anything is read or removed
     folder = prepared(run, experiment, resume=resume, force=force) if main else nullcontext()
@@ -122,6 +125,8 @@ def _begin(
     job = Job(experiment, run, screen, signals, train_set, test_set, val_set, net, state)
     skipped = [(which, *row) for which, s in (("train", train_set), ("test", test_set)) for row in s.skipped]
     state.skipped = len(skipped)
+    if saved is None:
+        rehearse(net, experiment, example_of(experiment, train_set))
     if main:
         _describe(job)
         if skipped:

@@ -119,13 +119,6 @@ class Undo:
 
 
 def _check(model: nn.Module, built: list[tuple[Decision, SlotLayer]], example: Any) -> None:
-    for decision, _ in built:
-        if decision.name == "" and not isinstance(decision.layer.module, SlotLayer):
-            raise InputError(
-                f"apply: the model itself is a {decision.layer.kind}; there is nothing to put its "
-                "replacement in. Wrap it: nn.Sequential(layer)",
-                code="layer-root",
-            )
     layers = slot_layers(model)
     for decision, new in built:
         layers[decision.name] = new
@@ -133,8 +126,20 @@ def _check(model: nn.Module, built: list[tuple[Decision, SlotLayer]], example: A
     if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
         with awake(model):
             flow = trace_flow(model, example)
-        for text, layer in constant_inputs(flow, built):
-            raise InputError(f"apply: {text}", code="sign-after-relu", layer=layer, remedy='x = ["norm", "sign"]')
+        if refused := constant_input(flow, built, "apply"):
+            raise refused
+
+
+def constant_input(flow: Flow, built: list[tuple[Decision, SlotLayer]], verb: str) -> InputError | None:
+    """The error for layers whose signed x part would read a non-negative input: one for all, or None."""
+    found = list(constant_inputs(flow, built))
+    if not found:
+        return None
+    text, first = found[0]
+    if len(found) > 1:
+        text = text.replace(f"{first} takes", f"{first} and {len(found) - 1} more take", 1)
+        text = text.replace("it would see", "they would see", 1).replace("of its grid", "of each grid", 1)
+    return InputError(f"{verb}: {text}", code="sign-after-relu", layer=first, remedy='x = ["norm", "sign"]')
 
 
 def constant_inputs(flow: Flow, built: list[tuple[Decision, SlotLayer]]) -> Iterator[tuple[str, str]]:

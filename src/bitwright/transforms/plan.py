@@ -5,14 +5,15 @@ from __future__ import annotations
 import csv
 import io
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
 from torch import nn
 
+from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer
-from bitwright.transforms.apply import constant_inputs
+from bitwright.transforms.apply import constant_input
 from bitwright.transforms.clips import awake, clips_itself
 from bitwright.transforms.facts import part_text, signed_first
 from bitwright.transforms.flow import Flow, trace_flow
@@ -57,12 +58,20 @@ class PlanRow:
 
 @dataclass(frozen=True)
 class Plan:
-    """The table; prints as text: `.rows`, `.warnings`, `.to_markdown()`, `.to_csv()`, `.to_dict()`."""
+    """The table; prints as text: `.rows`, `.to_markdown()`, `.to_csv()`, `.to_dict()`.
+
+    refused   what `apply` raises instead of following the plan; None where it follows it
+    """
 
     rows: tuple[PlanRow, ...]
     matches: tuple[tuple[str, int], ...] = ()
-    warnings: list[str] = field(default_factory=list)
+    refused: InputError | None = None
     untouched: str = ""
+
+    @property
+    def warnings(self) -> list[str]:
+        """What `apply` refuses, in words."""
+        return [str(self.refused)] if self.refused is not None else []
 
     @property
     def totals(self) -> dict[str, Any]:
@@ -136,7 +145,7 @@ class Plan:
         widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
         lines = [item if isinstance(item, str) else _line(item, widths, right) for item in (head, *items)]
         lines += self.summary()
-        lines += [f"warn: {w}" for w in self.warnings]
+        lines += [f"apply refuses this plan: {w.removeprefix('plan: ')}" for w in self.warnings]
         return "\n".join(lines)
 
     def summary(self) -> list[str]:
@@ -145,10 +154,9 @@ class Plan:
         text = f"total    {t['layers']} layers: " + ", ".join(f"{n} {k}" for k, n in t["by_bits"].items())
         if t["macs"]:
             share = 100 * t["one_bit_macs"] / t["macs"]
-            text += f"   {macs_text(t['macs'])} MACs, {share:.1f} % of them at 1 bit"
+            text += f"   {macs_text(t['macs'])} MACs" + (f", {share:.1f} % of them at 1 bit" if share else "")
         before, after = t["float_weight_bytes"], t["weight_bytes"]
-        ratio = f" ({before / after:.1f}x smaller)" if after else ""
-        size = f"weights  {kb_text(before)} -> {kb_text(after)}{ratio}, computed; time is not predicted: "
+        size = f"weights  {kb_text(before)} -> {kb_text(after)}, computed; time is not predicted: "
         size += "use bench"
         rules = [f'{i} "{m}"' + ("" if n else " (no layer, optional)") for i, (m, n) in enumerate(self.matches)]
         lines = [text, size]
@@ -190,13 +198,14 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
             inherit(decision.name, old, new)  # a part of the same kind has its norm already
     _check_tied(model, built)
     nothing = check_any(resolved, "plan")
-    warnings, said = [], [_fused(model, built)]
+    refused = InputError(nothing, code="apply-nothing") if nothing else None
+    said = [_fused(model, built)]
     computes = {d.name: shadows.get(d.name, d.layer.module) for d in resolved.decisions}
     signs = any(signed_first(new.x) for d, new in built if "x" in d.slots)
     if example is not None and (signs or any(_one_sided(layer) for layer in computes.values())):
         with awake(model):
             flow = trace_flow(model, example)
-        warnings = _grouped(list(constant_inputs(flow, built)))
+        refused = refused or constant_input(flow, built, "plan")
         said.append(_without_relu(flow, computes))
     takes = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example, "plan")
     said.insert(0, {t.layer: f"takes over {t.norm}" for t in takes})
@@ -207,7 +216,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     infos = untie(found, [info_of(*each) for each in zip(found, layers, saw, strict=True)])
     rows = [_row(d, layer, info, ran, said) for d, layer, info in zip(resolved.decisions, layers, infos, strict=True)]
     matches = tuple((r.match, len(h)) for r, h in zip(as_recipe(recipe).rules, resolved.hits, strict=True))
-    return Plan(tuple(rows), matches, [*([nothing] if nothing else []), *warnings], _untouched(model))
+    return Plan(tuple(rows), matches, refused, _untouched(model))
 
 
 def _row(d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, said: list[dict[str, str]]) -> PlanRow:
@@ -268,17 +277,6 @@ def _without_relu(flow: Flow, layers: dict[str, nn.Module]) -> dict[str, str]:
     text, relu = "no ReLU behind the gate: negative sums count, and stay partial", nn.ReLU()
     found = {name: flow.signed.get(name, set()) for name, layer in layers.items() if _one_sided(layer)}
     return {n: text for n, who in found.items() if not all(r and clips_itself(layers[r], relu) for r in who)}
-
-
-def _grouped(found: list[tuple[str, str]]) -> list[str]:
-    """One line for many layers with the same trouble."""
-    if not found:
-        return []
-    text, first = found[0]
-    if len(found) > 1:
-        text = text.replace(f"{first} takes", f"{first} and {len(found) - 1} more take", 1)
-        text = text.replace("it would see", "they would see", 1).replace("of its grid", "of each grid", 1)
-    return [text]
 
 
 def _untouched(model: nn.Module) -> str:

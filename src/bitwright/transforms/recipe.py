@@ -10,7 +10,7 @@ from typing import Any, TypeAlias
 
 from bitwright.errors import InputError, nearest
 from bitwright.parts.registry import SLOTS, check_use
-from bitwright.toml import toml_value
+from bitwright.toml import read_toml, toml_text, toml_value
 
 FOLDER = Path(__file__).parent / "recipes"
 RULE_KEYS = ("match", "kind", "optional", "norm", *SLOTS)
@@ -117,7 +117,7 @@ class Recipe:
     def from_toml(cls, text: str, name: str = "") -> Recipe:
         """From TOML text (contract 4). Errors carry the line, or the number of the rule."""
         try:
-            data = tomllib.loads(text)
+            data = read_toml(text)
         except tomllib.TOMLDecodeError as error:
             raise InputError(f"{_title(name)}: not readable as TOML: {error}", code="recipe-toml") from None
         known = ("format", "name", "rule")
@@ -160,9 +160,9 @@ class Recipe:
                 remedy="bitwright recipes",
             )
         try:
-            found = cls.from_toml(path.read_text(encoding="utf-8"), path.stem)
-        except UnicodeDecodeError:
-            raise InputError(f"recipe {text}: not readable as TOML: not UTF-8 text", code="recipe-toml") from None
+            found = cls.from_toml(toml_text(path), path.stem)
+        except tomllib.TOMLDecodeError as error:
+            raise InputError(f"recipe {text}: not readable as TOML: {error}", code="recipe-toml") from None
         if not found.rules:
             raise InputError(
                 f'recipe {text}: has no [[rule]], so it would change nothing. Give at least one: match = "*" and a slot',

@@ -193,6 +193,12 @@ def build(decision: Decision, verb: str, share: bool) -> SlotLayer:
     share=False  tensors that only share memory (plan): hooks that a part puts on a Parameter leave no trace
     """
     old = decision.layer.module
+    if decision.name == "" and not isinstance(old, SlotLayer):
+        raise InputError(
+            f"{verb}: the model itself is a {decision.layer.kind}; there is nothing to put its "
+            "replacement in. Wrap it: nn.Sequential(layer)",
+            code="layer-root",
+        )
     if isinstance(old, SlotLayer):
         new = old.__class__.__new__(old.__class__)
         nn.Module.__init__(new)

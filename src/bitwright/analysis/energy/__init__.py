@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import tomllib
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from bitwright.errors import InputError, nearest
+from bitwright.toml import read_toml, toml_text
 
 FOLDER = Path(__file__).parent
 
@@ -68,7 +68,7 @@ def load_energy(name_or_path: str | Path) -> EnergyTable:
             possible=", ".join(known),
         )
     try:
-        data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+        data: dict[str, Any] = read_toml(toml_text(path))
         if "formula" in data:
             constants = {str(k): float(v) for k, v in data["formula"].items()}
             if wrong := [k for k in constants if k not in FORMULA]:
@@ -77,5 +77,5 @@ def load_energy(name_or_path: str | Path) -> EnergyTable:
         memory = data["memory"]
         byte_pj = memory["read_64bit_pj"][memory["level"]] / 8
         return EnergyTable(data["name"], data["source"], data["multiply_pj"], data["add_pj"], byte_pj)
-    except (tomllib.TOMLDecodeError, KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"energy {name_or_path}: not an energy table: {error}", code="energy-form") from None

@@ -15,6 +15,7 @@ from bitwright.reporting.sections.section import Gap, Section
 from bitwright.reporting.sections.training import RESUME
 from bitwright.reporting.tensor_files import opened
 from bitwright.runs.tables import Health, Layer
+from bitwright.toml import read_toml
 
 BINS = 20
 SHOWN = 24
@@ -83,7 +84,7 @@ def histograms(path: Path | None, layers: list[str] | None) -> tuple[Histogram, 
 def _middles(recipe: str) -> dict[str, float]:
     """Where the weights of a layer turn over, if not at 0: zero_one compares its latents with a threshold."""
     try:
-        rules = tomllib.loads(recipe).get("rule", [])
+        rules = read_toml(recipe).get("rule", [])
     except tomllib.TOMLDecodeError:
         return {}
     found: dict[str, float] = {}

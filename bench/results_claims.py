@@ -1,0 +1,248 @@
+"""What README and the pages claim, each number computed from the CSV file that holds it: the index at the top of the page."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+from results_tables import percent, read, table
+
+Row = dict[str, str]
+
+
+@dataclass(frozen=True)
+class Claim:
+    """`number` as the pages write it; `section` is the heading of the table that has it."""
+
+    what: str
+    number: str
+    section: str
+    command: str
+
+
+def index() -> str:
+    """The table, and a line on what its ratios are against."""
+    rows = [[c.what, c.number, f"[{c.section}](#{anchor(c.section)})", f"`python bench/{c.command}`"] for c in claims()]
+    head = table(["claim", "number", "table", "command"], rows)
+    return f"""## Claims
+
+Each number is computed from the CSV file that its command wrote; its table below has the rest, rows where we lose included.
+Speeds are against the fastest program of any precision measured in the same run (torch and onnxruntime, each in fp32, bf16 and
+int8 as far as they have it); sizes are files against files. One seed where nothing else is said.
+
+{head}
+
+"""
+
+
+def anchor(heading: str) -> str:
+    """The link that a heading gets.
+
+    >>> anchor("Which layers get two bits? CIFAR-100")
+    'which-layers-get-two-bits-cifar-100'
+    """
+    kept = "".join(c for c in heading.lower() if c.isalnum() or c in " -_")
+    return kept.strip().replace(" ", "-")
+
+
+def claims() -> list[Claim]:
+    """All of them; a file that is not there has none."""
+    return [
+        *_speed(),
+        *_recipes(),
+        *_zoo(),
+        *_short(),
+        *_newcomer(),
+        *_training(),
+        *_gates(),
+        *_selfprune(),
+        *_strangers(),
+    ]
+
+
+def times(value: float) -> str:
+    """
+    >>> times(1.82), times(0.89)
+    ('1.8x', '0.9x, slower')
+    """
+    return f"{value:.1f}x" + (", slower" if value < 0.95 else "")
+
+
+def span(values: Iterable[float], digits: int = 1, unit: str = "x") -> str:
+    """
+    >>> span([1.79, 0.77])
+    '0.8 to 1.8x'
+    """
+    values = list(values)
+    return f"{min(values):.{digits}f} to {max(values):.{digits}f}{unit}"
+
+
+def _speed() -> Iterator[Claim]:
+    found: dict[str, list[Row]] = {}
+    for r in read("speed.csv"):
+        found.setdefault(r["case"], []).append(r)
+    names = {
+        "conv 256x14x14": "3x3 convolution, 256 channels, 14x14, W1A1",
+        "vgg_small w1a1-8": "`vgg_small`, recipe `w1a1-8`",
+        "bireal_resnet18 bireal": "`bireal_resnet18` at 224x224, float stem",
+    }
+    for case, what in names.items():
+        rest = [r for r in found.get(case, [])[1:] if r["latency_ms"]]
+        if rest:
+            best = min(rest, key=lambda r: float(r["latency_ms"]))
+            yield Claim(
+                f"{what}: speed, kernels {found[case][0]['kernels']}, against {best['name']}",
+                times(float(best["ratio"])),
+                "Speed",
+                "speed.py",
+            )
+    for r in read("cifar10_packed.csv"):
+        peers = {
+            k.removesuffix("_ms"): float(v) for k, v in r.items() if k.endswith("_ms") and k != "bitwright_ms" and v
+        }
+        if r["row"] == "bireal8" and peers:
+            best = min(peers, key=lambda k: peers[k])
+            yield Claim(
+                f"`bireal_resnet20`, 8-bit stem: speed against {best}", times(peers[best] / float(r["bitwright_ms"])),
+                "Short trainings: CIFAR-10, all 50,000 training images", "cifar10.py measure",
+            )  # fmt: skip
+
+
+def _recipes() -> Iterator[Claim]:
+    found = read("recipes.csv")
+    cpu = f"{found[0]['cpu']}, kernels {found[0]['kernels']}" if found else ""
+    for model in ("vgg_small", "bireal_resnet18", "bireal_resnet20"):
+        for r in found:
+            if (r["model"], r["recipe"]) == (model, "w1a1-8"):
+                name, ratio = fastest(r)
+                yield Claim(
+                    f"`{model}`, recipe `w1a1-8`: speed, {cpu}, against {name}",
+                    times(ratio),
+                    "Every recipe",
+                    "recipes.py",
+                )
+    few = [r for r in found if not r["recipe"].startswith(("w1a1", "bireal", "bwn", "ttq", "twn"))]
+    for models in (("vgg_small", "resnet18"), ("resnet20",)):
+        rows = [r for r in few if r["model"] in models]
+        if rows:
+            named = " and ".join(f"`{m}`" for m in models)
+            yield Claim(f"2 to 8 bits on {named}: speed, {cpu}, against the fastest program", span(fastest(r)[1] for r in rows),
+                        "Every recipe", "recipes.py")  # fmt: skip
+    if few:
+        yield Claim(f"2 to 8 bits, all three nets: speed, {cpu}, against the best fp32 program",
+                    span(float(r["ratio_fp32"]) for r in few), "Every recipe", "recipes.py")  # fmt: skip
+    if ternary := [r for r in found if r["recipe"].startswith(("ttq", "twn"))]:
+        yield Claim(f"ternary weights: speed, {cpu}, against the fastest program", span(fastest(r)[1] for r in ternary),
+                    "Every recipe", "recipes.py")  # fmt: skip
+
+
+def fastest(r: Row) -> tuple[str, float]:
+    """The fastest peer of any precision in a row of recipes.csv, and its time over ours.
+
+    >>> fastest({"best_int8": "a", "int8_ms": "2", "ratio_int8": "0.5", "best_fp32": "b", "fp32_ms": "1", "ratio_fp32": "0.25"})
+    ('b', 0.25)
+    """
+    there = [p for p in ("int8", "bf16", "fp32") if r.get(f"{p}_ms")]
+    best = min(there, key=lambda p: float(r[f"{p}_ms"]))
+    return r[f"best_{best}"], float(r[f"ratio_{best}"])
+
+
+def _zoo() -> Iterator[Claim]:
+    rows = {r["row"]: r for r in read("zoo.csv")}
+    start, packed = rows.get("cifar10-resnet20-float"), rows.get("cifar10-resnet20-bwn")
+    where = ("Nets of the zoo", "zoo.py run")
+    if start:
+        yield Claim(
+            "`resnet20` on CIFAR-10, float, 40 epochs: test accuracy", f"{percent(start['accuracy'])} %", *where
+        )
+    if start and packed:
+        yield Claim("BWN from it, 20 epochs more: test accuracy", f"{percent(packed['accuracy'])} %", *where)
+        before, after = int(start["bytes"]), int(packed["bytes"])
+        yield Claim(
+            "BWN from it: file, and the float file over it",
+            f"{after / 1000:.1f} kB, {before / after:.1f}x smaller",
+            *where,
+        )
+
+
+def _short() -> Iterator[Claim]:
+    trained = {r["row"]: r for r in read("cifar10_accuracy.csv")}
+    where = ("Short trainings: CIFAR-10, all 50,000 training images", "cifar10.py")
+    for r in read("cifar10_packed.csv"):
+        if r["row"] == "bireal8":
+            yield Claim(
+                "`bireal_resnet20` at 1 or 8 bits, 5 epochs: test accuracy",
+                f"{percent(trained['bireal8']['accuracy'])} %",
+                *where,
+            )
+            yield Claim("its float net: test accuracy", f"{percent(trained['float-bireal']['accuracy'])} %", *where)
+            yield Claim(
+                "packed: images with the trained net's class",
+                f"{int(r['same_class']):,} of {int(r['images']):,}",
+                *where,
+            )
+            sizes = f"{int(r['file_bytes']) / 1000:.1f} kB against {int(r['float_bytes']) / 1000:,.0f} kB"
+            yield Claim("packed: its file against the float net's", sizes, *where)
+
+
+def _newcomer() -> Iterator[Claim]:
+    rows = {r["net"]: r for r in read("newcomer_results.csv")}
+    if not rows:
+        return
+    where = ("A shipped experiment, as README tells it", "newcomer.py")
+    yield Claim("shipped experiment, six epochs a stage: float net", f"{percent(rows['float']['accuracy'])} %", *where)
+    yield Claim("shipped experiment: its W1A1 net", f"{percent(rows['trained']['accuracy'])} %", *where)
+    sizes = [int(rows[net]["bytes"]) / 1000 for net in ("bitwright", "float")]
+    yield Claim(
+        "shipped experiment: packed file against the float net's",
+        f"{sizes[0]:.1f} kB against {sizes[1]:,.0f} kB",
+        *where,
+    )
+    peers = [r for r in rows.values() if r["ratio"]]
+    best = min(peers, key=lambda r: float(r["latency_ms"]))
+    yield Claim(
+        f"shipped experiment: speed, kernels {best['kernels']}, against {best['net']}",
+        times(float(best["ratio"])),
+        *where,
+    )
+
+
+def _training() -> Iterator[Claim]:
+    found = [r for r in read("training.csv") if float(r["ratio"]) != 1]
+    for case, what in (
+        ("bireal_resnet20 bireal", "`bireal_resnet20` in W1A1"),
+        ("resnet20 lsq-w2a2", "`resnet20` with LSQ at 2/2 bits"),
+    ):
+        for name, end in (("bitwright", ""), ("plain torch", ", in plain torch operators")):
+            if rows := [float(r["ratio"]) for r in found if (r["case"], r["name"]) == (case, name)]:
+                yield Claim(
+                    f"training step of {what}{end}, in float steps", span(rows, 2, ""), "Training steps", "training.py"
+                )
+
+
+def _gates() -> Iterator[Claim]:
+    rows = {r["row"]: r for r in read("gating.csv") if r["seed"] == "0"}
+    half, dense = rows.get("FBS keep 0.5"), rows.get("dense")
+    if half and dense:
+        yield Claim(
+            "`fbs` with half of the channels: test accuracy", f"{percent(half['accuracy'])} %", "Gates", "gating.py"
+        )
+        yield Claim(
+            "`fbs`: MACs of the dense net over its own", f"{float(half['mac_reduction']):.2f}", "Gates", "gating.py"
+        )
+        yield Claim("the net trained on alike without gates", f"{percent(dense['accuracy'])} %", "Gates", "gating.py")
+
+
+def _selfprune() -> Iterator[Claim]:
+    for r in read("selfprune.csv"):
+        if r["row"] in ("mnist", "fashion"):
+            numbers = f"{percent(r['accuracy'], 1)} %, {percent(r['on_share'])} %"
+            yield Claim(f"784-4000x3-10 that prunes itself, {r['row']}: test accuracy, weights on", numbers,
+                        "Nets that prune themselves", "selfprune.py")  # fmt: skip
+
+
+def _strangers() -> Iterator[Claim]:
+    if found := read("strangers.csv"):
+        graph = sum(r["form"] == "graph" for r in found)
+        yield Claim("architectures of others, two recipes each: rows that convert as one graph", f"{graph} of {len(found)}",
+                    "Architectures of others", "strangers.py")  # fmt: skip
