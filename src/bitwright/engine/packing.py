@@ -12,7 +12,9 @@ from bitwright.engine.integers import NotInteger, Term, storable
 from bitwright.engine.quantizer import Grid, grid_of, split
 from bitwright.nn import Conv1d, Conv2d, Linear, SlotLayer
 from bitwright.parts import moment
-from bitwright.parts.norm import Norm
+from bitwright.parts.scale import width_of
+from bitwright.parts.traits import title_of, traits_of
+from bitwright.transforms.facts import folds
 
 
 def describe(layer: nn.Module) -> str:
@@ -71,7 +73,7 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
     if quantizer is None and layer.x is not None and layer.w is None:
         return "no quantizer in its slots"
     for link in before:
-        if not isinstance(link, Norm) and getattr(link, "part_name", "") != "dropout":
+        if not folds(link):
             return f"slot x holds {name_of(link)}, which has no integer codes"
     terms: list[Term] = []
     if layer.w is not None:
@@ -93,12 +95,12 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
 
 
 def name_of(part: nn.Module) -> str:
-    spec = getattr(part, "spec", None)
+    spec = traits_of(part).spec
     if isinstance(spec, dict):
         options = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k != "part")
         return f"{spec['part']}({options})" if options else str(spec["part"])
-    return str(getattr(part, "part_name", type(part).__name__))
+    return title_of(part)
 
 
 def in_channels(layer: SlotLayer) -> int:
-    return int(getattr(layer, "in_channels", 0) or getattr(layer, "in_features", 0))
+    return width_of(layer) or 0

@@ -24,9 +24,9 @@ from bitwright.engine.store import check
 from bitwright.errors import InputError, Negative
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
-from bitwright.parts.norm import Norm
+from bitwright.parts.traits import title_of, traits_of
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.facts import links_of
+from bitwright.transforms.facts import folds, links_of
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
 _library.define(
@@ -125,7 +125,7 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
     if layer.x is not None:
         before, quantizer = split(layer.x)
         grid = None
-        known = all(isinstance(m, Norm) or getattr(m, "part_name", "") == "dropout" for m in before)
+        known = all(map(folds, before))
         if known and quantizer is not None:
             try:
                 grid = grid_of(quantizer, in_channels(layer), rank, spread=True)
@@ -238,8 +238,8 @@ def _check_ends(name: str, layer: SlotLayer) -> None:
     """A grid without ends has no finite set of codes, and no operator of the graph."""
     for slot in ("w", "x"):
         for link in links_of(getattr(layer, slot)):
-            if getattr(link, "clip", True) is False and moment(link, "encode") is None:
-                part = getattr(link, "part_name", type(link).__name__)
+            if not traits_of(link).clip and moment(link, "encode") is None:
+                part = title_of(link)
                 raise InputError(
                     f"convert: {name}: {part} in slot {slot} has clip = false: its levels have no end, so no number of bits "
                     "holds them. Train with clip = true",

@@ -34,6 +34,8 @@ FILES = {
     "packed.safetensors": "the packed net",
     "convert.json": "the proof",
     "layers.csv": "a row per layer",
+    "procedures.json": "what the procedures of stages and of compress did: a row per layer, and the recipe they left",
+    "compressed.safetensors": "the net as compress left it",
     "bench.json": "times beside other programs",
     "results.csv": "a row per net and peer",
     "report.html": "the page",

@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 import torch
 
 from bitwright.measure.numbers import percent, significant
+from bitwright.parts.traits import traits_of
 from bitwright.training import health, logs
 from bitwright.training.lessons import lessons
 from bitwright.training.losses import make_loss
@@ -275,7 +276,7 @@ def finish_epoch(
 def signed_inputs(job: Job) -> set[str]:
     """Coded layers whose inputs become -1 or +1."""
     found = ((name, quantizer_of(layer.x)) for name, layer in health.coded_layers(job.net).items())
-    return {n for n, part in found if getattr(part, "bits", 32) == 1 and getattr(part, "signed", False)}
+    return {n for n, part in found if traits_of(part).bits == 1 and traits_of(part).signed}
 
 
 def epoch_line(row: dict[str, Any]) -> str:

@@ -19,6 +19,7 @@ from bitwright.measure.machine import cpu_name, machine
 from bitwright.runs import Run, build_model
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
+from bitwright.training.procedures import check_procedures
 from bitwright.training.progress import Screen
 from bitwright.training.resume import check_same, discard, prepared
 from bitwright.training.signals import Signals, Stopped, StopRequest
@@ -63,6 +64,7 @@ def train(
     main = rank_of(experiment) == 0
     accelerator(experiment)  # its errors before any work
     check_teachers(experiment)
+    check_procedures(experiment)
     for spec, what in experiment.own_code().items():
         experiment.home.place(spec, what)  # a wrong name is told before anything is read or removed
     folder = prepared(run, experiment, resume=resume, force=force) if main else nullcontext()
@@ -141,7 +143,7 @@ def _begin(
         state.begin_stage(0)
         return job, None
     for index in range(state.stage + 1):
-        begin_stage(job, index)
+        begin_stage(job, index, again=True)
     _load(job, saved)
     if main:
         from bitwright.training.logs import write_tables
