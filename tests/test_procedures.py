@@ -68,13 +68,17 @@ def net_of(run: Run, stage: int) -> nn.Module:
 
 # -- from Python -------------------------------------------------------------------------------------------------------
 def test_a_procedure_by_name_is_the_function(scaling: Any) -> None:
-    nets = [nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 3))]
+    nets: list[Any] = [nn.Sequential(nn.Linear(2, 3)), nn.Sequential(nn.Linear(2, 3))]
     nets[1].load_state_dict(nets[0].state_dict())
     before, data = nets[0][0].weight.clone(), [(torch.zeros(5, 2), torch.zeros(5))]
     reports = scaling(nets[0], data, by=3.0), procedures.get("scaling")(nets[1], data, by=3)
     for net, report in zip(nets, reports, strict=True):
         assert torch.equal(net[0].weight, 3 * before)
-        assert report.to_dict() == {"procedure": "scaling", "samples": 5, "rows": [{"layer": "0", "weights": 6}]}
+        assert isinstance(report, procedures.Report) and report.to_dict() == {
+            "procedure": "scaling",
+            "samples": 5,
+            "rows": [{"layer": "0", "weights": 6}],
+        }
         assert report.to_markdown().splitlines() == ["| layer | weights |", "| --- | ---: |", "| 0 | 6 |"]
 
 

@@ -1,4 +1,4 @@
-"""Norms inside gates: over whatever axis holds the channels, in float32, and one that tells two kinds of outputs apart."""
+"""Norms inside gates: over whatever axis holds the channels, in float32, and one that normalizes two kinds of outputs separately."""
 
 from __future__ import annotations
 

@@ -31,9 +31,7 @@ class Heaviside(nn.Module):
     [0.0, 1.0, 1.0]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
 
     def __init__(self, threshold: float = 0.0, surrogate: str = "clip", boundary: str = "closed") -> None:
         super().__init__()

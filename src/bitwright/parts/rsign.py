@@ -30,9 +30,7 @@ class Rsign(nn.Module):
     """
 
     shift: nn.Parameter
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     signed = True
 
     def __init__(self, features: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""Mean magnitude of weights, the scale of every 1-bit method, with a slope that never dies."""
+"""Mean magnitude of weights, the scale of every 1-bit method, with a slope that is never 0."""
 
 from __future__ import annotations
 

@@ -51,9 +51,7 @@ class Sign(nn.Module):
     [-1.0, 1.0, 1.0]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     signed = True
 
     def __init__(self, surrogate: str = "clip", boundary: str = "closed", compat: str | None = None) -> None:

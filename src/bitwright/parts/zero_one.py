@@ -60,9 +60,7 @@ class ZeroOne(nn.Module):
 
     stream: Tensor
     count: Tensor
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     projects = True  # after_step twice is after_step once
     fixed_range = True  # the latent's mean size says how many are on, not how large they are
 
