@@ -20,7 +20,7 @@ from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.unwrap import unwrap
 from bitwright.types import Site
 
-HELD = 0.02  # of the budget: further off is told
+HELD = 0.02  # share of the budget; a larger distance is reported
 GAIN = 0.05  # standard deviations of a partial sum that thresholds move per step and unit of error
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-CLOSE = 0.005  # of the budget: near enough
+CLOSE = 0.005  # share of the budget; nearer than this is reached
 FIRST, FURTHEST = 0.125, 1024.0  # shifts tried, in standard deviations of a partial sum
 HALVINGS, ROUNDS = 20, 3
 

@@ -197,7 +197,7 @@ class _Watch:
         mask = None if self.at.active is None or x.dim() != layer.weight.dim() else self.at.active.of(x)
         if mask is None or not isinstance(layer, SlotLayer) or layer.x is None:
             return mask
-        if index not in self.zero_kept:  # no id: replicas come and go
+        if index not in self.zero_kept:  # by index, not by id: replicas are temporary
             part, training = layer.x, layer.x.training
             part.eval()  # an observer must not see this probe
             kept = bool((part(x.new_zeros(1, *x.shape[1:])) == 0).all())

@@ -79,7 +79,7 @@ def _reason(layer: SlotLayer) -> str:
         return str(error)
     if isinstance(found, str):
         return found
-    if not all(traits_of(m).clip for m in layer.modules()):
+    if any(traits_of(m).clip is False for m in layer.modules()):
         return "a part with clip = false: its levels have no end, so no number of bits holds them"
     return "" if found.coded_weight else "slot w is empty; codes of the input alone gain nothing"
 

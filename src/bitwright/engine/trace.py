@@ -238,7 +238,7 @@ def _check_ends(name: str, layer: SlotLayer) -> None:
     """A grid without ends has no finite set of codes, and no operator of the graph."""
     for slot in ("w", "x"):
         for link in links_of(getattr(layer, slot)):
-            if not traits_of(link).clip and moment(link, "encode") is None:
+            if traits_of(link).clip is False and moment(link, "encode") is None:
                 part = title_of(link)
                 raise InputError(
                     f"convert: {name}: {part} in slot {slot} has clip = false: its levels have no end, so no number of bits "

@@ -20,7 +20,7 @@ from bitwright.parts.scale import wide
 from bitwright.parts.split_gate import Watched, channels_to_gate, spent_of
 from bitwright.types import Site, Spent
 
-LEAST = 1e-4  # a gain below this counts as this: the shift is divided by it
+LEAST = 1e-4  # smaller gains count as this one, because the shift is divided by the gain
 
 
 class Remembered:
@@ -180,11 +180,15 @@ class FBS(Watched):
         mean = state["running_mean"]
         gain, bias = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
         size = gain.abs().clamp_min(LEAST)
-        factor = (gain.abs() / size).clamp_min(0.01)  # below LEAST: what is missing; never 0, or the channel were dead
+        factor = (gain.abs() / size).clamp_min(
+            0.01
+        )  # the rest of a gain below LEAST; never 0, because then the channel could not learn
         out["flip"] = torch.where(gain < 0, -factor, factor)
         out["shift"] = bias / size
         out["predictor.bias"] = size
-        out["predictor.weight"] = torch.zeros_like(self.predictor.weight)  # only the gain speaks at first
+        out["predictor.weight"] = torch.zeros_like(
+            self.predictor.weight
+        )  # at first the result depends on the gain alone
         return out
 
     def succeed(self, old: FBS) -> None:

@@ -39,7 +39,7 @@ class Heaviside(nn.Module):
         self.surrogate = check_word("heaviside", "surrogate", surrogate, SURROGATES)
         self.boundary = check_word("heaviside", "boundary", boundary, ("closed", "open"))
         self.signed = self.threshold <= 0  # behind a ReLU it would then be 1 everywhere
-        self.local_gradient = self.threshold == 0 and surrogate in ("clip", "approx")  # it vanishes beyond 1
+        self.local_gradient = self.threshold == 0 and surrogate in ("clip", "approx")  # it is 0 beyond 1
 
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()

@@ -118,7 +118,10 @@ class PrecisionGate(SplitGate):
         super().succeed(old)
         before = old.quantizer if isinstance(old, PrecisionGate) else None
         if self.quantizer is not None and before is not None and self.quantizer.kept and before.kept:
-            self.quantizer.high, self.quantizer.seen = before.high, before.seen  # a range has no bits
+            self.quantizer.high, self.quantizer.seen = (
+                before.high,
+                before.seen,
+            )  # the range does not depend on the number of bits
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:

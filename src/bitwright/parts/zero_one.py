@@ -84,7 +84,7 @@ class ZeroOne(nn.Module):
             "zero_one", "random_mag", random_mag, "0 or more, and finite", lambda v: 0 <= v < math.inf
         )
         self.epsilon = check_number("zero_one", "epsilon", epsilon, "a probability, 0 to 1", lambda v: 0 <= v <= 1)
-        share_of(init, 4)  # a wrong word fails here
+        share_of(init, 4)  # a wrong value is an error here
         self.latent_decay = check_number(
             "zero_one", "decay", decay, "0 or more, and finite", lambda v: 0 <= v < math.inf
         )

@@ -59,7 +59,7 @@ def clips_itself(layer: nn.Module, clip: nn.Module) -> bool:
 def idle_clips(model: nn.Module, flow: Flow | None, undo: Any) -> None:
     """Activations that only such layers read become `IdleClip`s; the readers are known from the flow of an example."""
     plain = ((n, m) for n, m in model.named_modules() if type(m) is nn.ReLU or _is_hardtanh(m))
-    found = {n: m for n, m in plain if not hooks_of(m)}  # a hook on an activation is there to see it work
+    found = {n: m for n, m in plain if not hooks_of(m)}  # a hook on an activation needs it to work
     read_by = {} if flow is None else flow.clip_readers
     for name, module in found.items():
         readers = tuple(sorted(read_by.get(name, ())))

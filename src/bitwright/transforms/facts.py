@@ -39,7 +39,7 @@ def bit_facts(part: nn.Module | None) -> tuple[int | None, int | None]:
     found = quantizer_of(part)
     if found is None:
         return (32, None) if all(_harmless(m) for m in links_of(part)) else (None, None)
-    if moment(found, "encode") is None and not traits_of(found).clip:
+    if moment(found, "encode") is None and traits_of(found).clip is False:
         return None, None  # a grid without ends has more levels than its bits can name
     return traits_of(found).bits, traits_of(part).planes
 

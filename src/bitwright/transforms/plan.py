@@ -341,7 +341,9 @@ def _shorten(rows: tuple[PlanRow, ...], limit: int) -> list[int | str]:
         j = i
         while j < len(rows) and _alike(rows[i], rows[j]):
             j += 1
-        shown = j if j - i <= limit + 1 else i + limit  # one line hidden would save none
+        shown = (
+            j if j - i <= limit + 1 else i + limit
+        )  # hiding a single line saves nothing: a line says that it is hidden
         out += list(range(i + 1, shown + 1))
         if shown < j:
             out.append(f"...  {j - shown} more like these (--all)")
