@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections import defaultdict
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,6 +15,45 @@ torch.set_num_threads(1)
 # readline in the pytest process tells its children a terminal of 80 columns; there is none
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """`few`: of a test with many parameters the fast run takes some, and the others are slow.
+
+    few("a", "b")   the cases with these ids
+    few(every=4)    the first of every four
+    few()           as many as bring every value of every parameter at least once
+    """
+    families: dict[str, list[pytest.Function]] = defaultdict(list)
+    for item in items:
+        if isinstance(item, pytest.Function) and item.get_closest_marker("few") and hasattr(item, "callspec"):
+            families[item.nodeid.partition("[")[0]].append(item)
+    for name, family in families.items():
+        mark = family[0].get_closest_marker("few")
+        assert mark is not None
+        if mark.args:
+            kept = [item for item in family if item.callspec.id in mark.args]
+        elif mark.kwargs:
+            kept = family[:: mark.kwargs["every"]]
+        else:
+            kept = covering(family)
+        if len(kept) < len(mark.args) and len(family) > 1:
+            raise pytest.UsageError(f"{name}: few{mark.args} names a case that is not there")
+        for item in family:
+            if item not in kept:
+                item.add_marker(pytest.mark.slow)
+
+
+def covering(family: list[pytest.Function]) -> list[pytest.Function]:
+    """Few cases that bring every value of every parameter."""
+    values = {item: {(name, id(value)) for name, value in item.callspec.params.items()} for item in family}
+    missing = set().union(*values.values())
+    kept = []
+    while missing:
+        kept.append(max(family, key=lambda item: len(missing & values[item])))
+        missing -= values[kept[-1]]
+    return kept
 
 
 @pytest.fixture(autouse=True)

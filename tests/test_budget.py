@@ -58,6 +58,7 @@ def share(model: nn.Module, x: Tensor, key: str = "macs") -> float:
     return count.total / count.dense if key == "macs" else count.bops / count.dense_bops
 
 
+@pytest.mark.few("channel_gate")
 @pytest.mark.parametrize(
     ("match", "gate", "limit"),
     [

@@ -350,10 +350,14 @@ def test_bench_of_a_model_with_a_recipe(trained: Path, call: Any, tmp_path: Path
 # ---- streams and colors ----
 
 
-def test_piped_output_has_no_escape_codes():
-    for argv in (["methods"], PLAN, ["bench", "conv:32x4", "--rounds", "1", "--against", "torch-fp32"], ["plam"]):
-        done = child(*argv)
-        assert "\x1b" not in done.stdout + done.stderr
+BENCH = ["bench", "conv:32x4", "--rounds", "1", "--against", "torch-fp32"]
+
+
+@pytest.mark.few("methods", "plam")  # the other two load torch
+@pytest.mark.parametrize("argv", [["methods"], PLAN, BENCH, ["plam"]], ids=lambda argv: argv[0])
+def test_piped_output_has_no_escape_codes(argv: list[str]):
+    done = child(*argv)
+    assert "\x1b" not in done.stdout + done.stderr
 
 
 class Terminal:

@@ -109,6 +109,7 @@ def test_the_command_it_ends_with_trains_the_hybrid_net(
     assert code in (0, 1) and "2/2" in text  # narrow: it may be refused for its speed, never for its bits
 
 
+@pytest.mark.slow
 def test_another_model(trained: Run, tmp_path: Path, call: Any) -> None:
     recipe = tmp_path / "hybrid.toml"
     words = ["analyze", str(trained.path), "-o", str(recipe), "--for", "bireal_resnet20", "--base", "bireal"]

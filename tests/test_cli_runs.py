@@ -102,6 +102,7 @@ def test_convert_then_bench_a_run(folder: Path, call: Any):
     assert ("not faster here because: " in out) == slow == bool(bench["why"])
 
 
+@pytest.mark.slow
 def test_converting_again_replaces_the_runs_own_results_and_says_so(folder: Path, call: Any):
     assert call("convert", str(folder), "--quiet")[0] == 0
     call("bench", str(folder), "--rounds", "1", "--against", "torch-fp32", "--quiet")

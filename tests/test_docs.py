@@ -35,7 +35,6 @@ MODULES = [
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for page in PAGES}
-SLOW = ("docs/guides/own-part.md",)  # every law on a part, compiled too
 OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "lmdb", "scipy")
 
 
@@ -64,11 +63,8 @@ def page_with(language: str) -> list[str]:
     return [name for name, text in TEXTS.items() if blocks(text, language)]
 
 
-def mark_slow(name: str) -> Any:
-    return pytest.param(name, marks=pytest.mark.slow) if name in SLOW else name
-
-
-@pytest.mark.parametrize("name", [mark_slow(name) for name in page_with("python")])
+@pytest.mark.few("README.md")
+@pytest.mark.parametrize("name", page_with("python"))
 def test_a_page_is_one_program(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     module = ModuleType("page")  # a class must be found where it says it is

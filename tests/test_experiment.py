@@ -334,6 +334,7 @@ def width(name: str) -> str:
 GATED = re.compile("fbs|channel_gate|precision_gate")
 
 
+@pytest.mark.few(every=4)
 @pytest.mark.parametrize("name", names())
 def test_shipped(name: str) -> None:
     """The name says what is in the file; model and recipes fit each other; it says what is known of it.
@@ -493,6 +494,7 @@ def random_images(name: str) -> Dataset:
     return Dataset(name, images, torch.arange(4), blank.classes, blank.mean, blank.std)
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("name", sorted({*AWAY, *filter(GATED.search, names())}))
 def test_first_step_on_stand_ins(name: str) -> None:
     """Each stage: one step of its own optimizer and loss on a few random images; weights move, everything is finite."""

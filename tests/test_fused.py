@@ -372,13 +372,15 @@ def test_compiled_code_equals_eager_code() -> None:
     torch._dynamo.reset()
 
 
-def test_the_environment_switches_the_kernels_off() -> None:
+@pytest.mark.parametrize(
+    ("value", "word"), [("0", "False"), pytest.param("1", str(native.available()), marks=pytest.mark.slow)]
+)
+def test_the_environment_switches_the_kernels_off(value: str, word: str) -> None:
     code = "import torch; from bitwright.fn import kernels; print(kernels.takes(torch.zeros(1)))"
-    for value, word in (("0", "False"), ("1", str(native.available()))):
-        done = subprocess.run(
-            [sys.executable, "-c", code], env={**os.environ, "BITWRIGHT_FUSED": value}, capture_output=True, text=True
-        )
-        assert done.stdout.strip() == word, done.stderr
+    done = subprocess.run(
+        [sys.executable, "-c", code], env={**os.environ, "BITWRIGHT_FUSED": value}, capture_output=True, text=True
+    )
+    assert done.stdout.strip() == word, done.stderr
 
 
 @needs_core

@@ -278,6 +278,7 @@ def trained(net: nn.Module) -> Any:
     return {row.layer: row for row in done.report.rows}
 
 
+@pytest.mark.slow
 def test_a_tiny_hybrid_net_trains_and_packs() -> None:
     """Binary, 2/2-bit and 2-bit shortcut layers in one net: packed layers are exact, the classes are the same."""
     net = target(width=0.5)

@@ -55,6 +55,7 @@ def test_counters_of_newer_torch_are_dropped(tmp_path: Path) -> None:
     assert done.name == "plain19-binary" and len(done.rows) == len(state) + len(more)
 
 
+@pytest.mark.few("False")
 @pytest.mark.parametrize("deep", [True, False])
 def test_saved_loaded_converted(deep: bool, tmp_path: Path) -> None:
     """Binary nets pack; 2-bit inputs without ends are refused in one line that says why."""

@@ -103,6 +103,7 @@ def test_dtypes_and_functional_calls_and_copies(layer: nn.Module, dtype: torch.d
         assert torch.equal(twin(x), y)
 
 
+@pytest.mark.few("0.0", "0.3")
 @pytest.mark.parametrize("t", [0.0, 0.3, 0.5, 1.0])
 def test_packed_nets_hold_the_inversion_as_one_affine_step(t: float) -> None:
     torch.manual_seed(0)

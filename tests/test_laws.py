@@ -18,7 +18,7 @@ from bitwright.errors import InputError
 from bitwright.fn.coded import sign_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts import forget, part
-from bitwright.testing import LAWS, Case, LawError, cases, laws
+from bitwright.testing import LAWS, Case, Law, LawError, cases, laws
 from bitwright.testing.case import after_steps, inputs
 from bitwright.types import Coded
 from processes import spawned
@@ -102,23 +102,28 @@ def variants(name: str) -> list[dict[str, Any]]:
     return [{}, *listed]
 
 
-def _all() -> list[Any]:
-    made = []
-    for name in sorted(bw.parts()):
-        for first, options in zip([True, *[False] * 99], variants(name), strict=False):
-            for case in cases(name, **options):
-                for law in LAWS:
-                    if (law.slow and not first) or not law.applies(case):
-                        continue
-                    if FOUR_CHANNELS in str(case) and law.name in ("finite_values", "after_step"):
-                        continue  # they build layers of other widths
-                    made.append(pytest.param(law, case, id=f"{law}-{case}"))
-    return made
+def of_other_widths(law: Law, case: Case) -> bool:
+    return FOUR_CHANNELS in str(case) and law.name in ("finite_values", "after_step", "learns")
 
 
-@pytest.mark.parametrize(("law", "case"), _all())
-def test_law(law: Any, case: Case) -> None:
-    law(case)
+CASES = [case for name in sorted(bw.parts()) for options in variants(name) for case in cases(name, **options)]
+DEFAULTS = [case for case in CASES if not case.options]
+COMPILED_FAST = {"bwn": "w", "sign": "x", "dorefa_g": "g", "fbs": "gate"}  # a part of each slot; the rest below, slowly
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_laws(case: Case) -> None:
+    """Every law that is quick; what is said of a failure names the law."""
+    for law in LAWS:
+        if not law.slow and law.applies(case) and not of_other_widths(law, case):
+            law(case)
+
+
+@pytest.mark.parametrize("case", DEFAULTS, ids=str)
+def test_laws_that_train_or_compile(case: Case) -> None:
+    for law in LAWS:
+        if law.slow and law.applies(case) and (law.name != "compiled" or COMPILED_FAST.get(case.part) == case.slot):
+            law(case)
 
 
 @pytest.mark.slow
@@ -127,7 +132,7 @@ def test_law(law: Any, case: Case) -> None:
 def test_slow_laws_on_every_option(law: Any, name: str) -> None:
     for options in variants(name):
         for case in cases(name, **options):
-            if not (FOUR_CHANNELS in str(case) and law.name == "learns"):
+            if law.applies(case) and not of_other_widths(law, case):
                 law(case)
 
 

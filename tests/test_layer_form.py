@@ -72,6 +72,7 @@ def close(got: Tensor, want: Tensor) -> bool:
     return bool((got - want).abs().max() <= 1e-5 * want.abs().max().clamp_min(1))
 
 
+@pytest.mark.few("w1a1", "w8a8")
 @pytest.mark.parametrize("recipe", ["w1a1", "bwn", "w8a8", "lsq-w2a2"])
 def test_a_forward_with_branches_converts(recipe: str) -> None:
     net = made(recipe)
@@ -98,6 +99,7 @@ def test_the_form_can_be_asked_for() -> None:
 
 
 # -- the packed layer -------------------------------------------------------------------------------------
+@pytest.mark.few()
 @pytest.mark.parametrize("p", [ONE, TWO, {"w": "bwn"}], ids=["1 bit", "2 bits", "weight only"])
 @pytest.mark.parametrize(
     ("layer", "shape"),
@@ -463,21 +465,27 @@ def test_half_precision_and_shared_layers_come_back(tmp_path: Path) -> None:
     assert back(X.half()).dtype == torch.float16 and torch.equal(back(X.half()), done.model(X.half()))
 
 
-def test_files_that_do_not_fit(tmp_path: Path) -> None:
-    path = tmp_path / "a.safetensors"
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The packed layers of `Net`; to be read only."""
+    path = tmp_path_factory.mktemp("layers") / "a.safetensors"
     packed(made()).save(path)
+    return path
+
+
+def test_files_that_do_not_fit(file: Path) -> None:
     with pytest.raises(InputError, match="packed layers of a model, which runs with its own code; give the model"):
-        bw.load(path)
+        bw.load(file)
     other = Net()
     other.body = nn.Conv2d(32, 40, 3)  # no padding
     before = {k: v.clone() for k, v in other.state_dict().items()}
     with pytest.raises(InputError, match="body is Conv2d 32>40 3x3 here and another layer in the file"):
-        bw.load(path, other)
+        bw.load(file, other)
     assert all(torch.equal(v, before[k]) for k, v in other.state_dict().items()) and type(other.mid) is nn.Linear
     with pytest.raises(InputError, match="no Linear or convolution layer 'body'"):
-        bw.load(path, nn.Sequential(nn.Linear(2, 2)))
+        bw.load(file, nn.Sequential(nn.Linear(2, 2)))
     with pytest.raises(InputError, match="run on the CPU, not on 'cuda'"):
-        bw.load(path, Net(), "cuda")
+        bw.load(file, Net(), "cuda")
 
 
 @pytest.mark.parametrize(
@@ -493,15 +501,14 @@ def test_files_that_do_not_fit(tmp_path: Path) -> None:
     ],
     ids=["no json", "no table", "type", "empty graph", "another graph", "norm", "missing"],
 )
-def test_damaged_lists_of_layers_are_one_line(tmp_path: Path, change: Any) -> None:
+def test_damaged_lists_of_layers_are_one_line(file: Path, tmp_path: Path, change: Any) -> None:
     path = tmp_path / "a.safetensors"
-    packed(made()).save(path)
     from safetensors import safe_open
 
-    with safe_open(str(path), "pt") as f:
+    with safe_open(str(file), "pt") as f:
         metadata = dict(f.metadata())
     metadata["layers"] = change(json.loads(metadata["layers"]))
-    save_file(load_file(path), path, metadata)
+    save_file(load_file(file), path, metadata)
     fresh = Net()
     with pytest.raises(InputError) as error:
         bw.load(path, fresh)

@@ -195,6 +195,7 @@ def test_conv_tiles(isa: str, n, c, o, size, kernel, place, a: int, q: int, grid
         assert torch.equal(plan.run_int(x, threads).long(), want)
 
 
+@pytest.mark.slow
 def test_kernel_choice_does_not_change_results() -> None:
     """Without BITWRIGHT_AMX=always the table chooses by cost: below and above the limit, the same integers."""
     code = """
@@ -340,6 +341,7 @@ def grid_oracle(y: torch.Tensor, grid: Grid) -> torch.Tensor:
     return torch.tensor([code(v) for v in y.flatten().tolist()]).reshape(y.shape)
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("o", [1, 16, 33, 70])
 def test_outputs_by_an_even_ladder(isa: str, o: int, grid: Grid) -> None:
@@ -392,6 +394,7 @@ def test_one_bit_beside_the_floats(isa: str, o: int) -> None:
     assert torch.equal(as_bytes[1].long(), bit.permute(0, 2, 3, 1))
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("levels, planes", [(1, 1), (1, 3), (2, 2), (3, 2), (7, 3), (15, 4), (31, 5), (255, 8)])
 @pytest.mark.parametrize("o, groups", [(1, 1), (16, 1), (33, 1), (48, 1), (64, 2), (64, 1), (30, 3), (70, 2)])
 def test_code_output(isa: str, levels: int, planes: int, o: int, groups: int) -> None:
@@ -452,6 +455,7 @@ def special(shape: tuple[int, ...], seed: int) -> Tensor:
     return torch.where(where, odd[torch.randint(0, len(odd), shape, generator=g)], x)
 
 
+@pytest.mark.few(every=4)
 @pytest.mark.parametrize("levels, planes", [(1, 1), (1, 2), (3, 2), (5, 3), (15, 4), (16, 5), (255, 8)])
 @pytest.mark.parametrize("c", [1, 3, 16, 31, 32, 33, 64, 96, 130])
 def test_pack(isa: str, c: int, levels: int, planes: int) -> None:
@@ -639,6 +643,7 @@ def test_null_pointers_are_errors() -> None:
     assert lib.bw_weights_size(None) == -1
 
 
+@pytest.mark.few("portable-True")
 @pytest.mark.parametrize("name, ok", [(isa, True) for isa in ISAS] + [("avx9000", False)])
 def test_environment_forces_the_instruction_set(name: str, ok: bool) -> None:
     code = "from bitwright.engine import native as n; print(n.isa() if n.available() else n.notice())"

@@ -47,7 +47,7 @@ def rules() -> dict[str, dict[str, Any]]:
 
 
 CASES = rules()
-FAST = ("dorefa_a x", "dorefa_w w", "ttq w", "kbit x", "input8 measured")
+FAST = ("dorefa_a x", "ttq w")
 
 
 @pytest.mark.parametrize("name", [pytest.param(n, marks=() if n in FAST else pytest.mark.slow) for n in CASES])

@@ -199,6 +199,7 @@ NETS: list[Any] = [
 ]
 
 
+@pytest.mark.few(every=2)
 @pytest.mark.parametrize("case", NETS, ids=lambda c: "-".join(c[:2]))
 def test_sizes(case: tuple[str, str, dict[str, Any]], tmp_path: Path) -> None:
     """Payload within 1 % of storage_bits * weights / 8; file <= payload + 8 bytes an output channel + float layers

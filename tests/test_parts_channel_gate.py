@@ -107,6 +107,7 @@ def test_values_and_gradients_are_those_of_the_masked_form(kind: str, options: d
     assert layer.gate.threshold.grad.abs().sum() > 0
 
 
+@pytest.mark.few("leftovers", "tokens")
 @pytest.mark.parametrize("kind", ["even", "leftovers", "tokens"])
 def test_finite_differences_of_weight_bias_and_input(kind: str) -> None:
     """Decisions are steps, so with a surrogate too flat to count the slope is that of what is added up."""

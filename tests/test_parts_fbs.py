@@ -102,6 +102,7 @@ def test_values_and_gradients_are_the_formulas(kind: str, options: dict[str, Any
     assert (y != 0).any() and g.gt(0).any()
 
 
+@pytest.mark.few("linear")
 @pytest.mark.parametrize("kind", ["conv2d", "linear"])
 def test_finite_differences(kind: str) -> None:
     layer, x = built(kind, keep=0.5)

@@ -89,6 +89,7 @@ WHOLE = {"bits", "int8"}  # whole numbers on either kernel: the machine chooses
 
 
 # -- packing --------------------------------------------------------------------------------------------------------------
+@pytest.mark.few()
 @pytest.mark.parametrize("norm", ["batch_norm", "hard_invert", "soft_invert"])
 @pytest.mark.parametrize("name", ["selfprune_mlp", "selfprune_conv"])
 def test_pixels_run_at_one_bit_and_real_hidden_values_leave_bits_on_disk(name: str, norm: str, tmp_path: Path) -> None:
@@ -181,6 +182,7 @@ def dead(model: nn.Module, name: str) -> nn.Module:
     return model.eval()
 
 
+@pytest.mark.few()
 @pytest.mark.parametrize("recipe", ["selfprune", "selfprune-step"])
 @pytest.mark.parametrize("name", ["fc1", "fc2", "fcx"])
 def test_a_layer_without_connections_is_a_constant_and_convert_says_so(recipe: str, name: str) -> None:

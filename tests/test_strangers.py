@@ -22,12 +22,11 @@ PACKED = ("bits", "int8", "bits on disk, float run")
 BY_NAME = {stranger.name: stranger for stranger in STRANGERS}
 NAMES = list(BY_NAME)
 FIRST = [(s.name, s.recipes[0]) for s in STRANGERS]
-# Converting takes about a second each: the nets whose operators a net of another row has too are left to the slow tests.
-NEAR = {
-    "mobilenet_v2", "mobilenet_v2_means", "efficientnet", "regnet", "resnext", "densenet", "facenet", "unet_transposed", "raw_audio",
-    "keyword_spotter", "deeplab", "retinanet", "wav2vec", "vit", "vit_fused", "transformer_encoder", "triplet", "edsr", "dlrm",
+# Converting takes about a second each: the fast run takes the cheapest of each family, the slow one all of them.
+CHEAP = {
+    "squeezenet", "unet_upsampled", "fpn", "tcn", "tagger", "vit_multihead", "vae", "siamese", "super_resolution", "recommender",
 }  # fmt: skip
-CONVERTED = [pytest.param(name, r, marks=pytest.mark.slow if name in NEAR else ()) for name, r in FIRST]
+CONVERTED = [pytest.param(name, r, marks=() if name in CHEAP else pytest.mark.slow) for name, r in FIRST]
 SECOND = [pytest.param(s.name, s.recipes[1], marks=pytest.mark.slow) for s in STRANGERS]
 
 
@@ -111,7 +110,7 @@ def check_rows(net: nn.Module, rows: list[ReportRow]) -> None:
 def test_the_table() -> None:
     assert len(NAMES) == len(STRANGERS) >= 25
     assert all(len(set(stranger.recipes)) == 2 for stranger in STRANGERS)
-    assert set(NAMES) > NEAR
+    assert set(NAMES) > CHEAP
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -149,6 +149,7 @@ def test_neither_counts_nor_answers_depend_on_the_batch(trained: tuple[Path, lis
     assert replace(whole.work, **drop, **same).to_dict() == replace(parts.work, **drop, **same).to_dict()
 
 
+@pytest.mark.few("40", "64")
 @pytest.mark.parametrize("batch", [1, 40, 64])
 def test_a_counted_pass_always_has_the_same_number_of_images(trained: tuple[Path, list[str]], batch: int) -> None:
     """Another number makes torch sum in another order: one last bit turns a decision."""
@@ -236,6 +237,7 @@ def test_a_budget_out_of_reach_leaves_no_run_in_the_way_unless_something_was_lea
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.few("16-budget2")
 @pytest.mark.parametrize(("step", "budget"), [(9, None), (14, None), (16, {"macs": 0.95})])
 def test_resume_is_bit_by_bit(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path, list[str]], step: int, budget: Any

@@ -127,6 +127,7 @@ def test_evaluation_depends_on_no_batch_and_leaves_nothing_in_the_norms(tmp_path
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.few("18")
 @pytest.mark.parametrize("step", [9, 15, 18])
 def test_a_resumed_run_has_the_same_tables(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path, list[str]], step: int

@@ -64,6 +64,7 @@ def test_a_right_net_passes(backend: str, p: dict[str, Any]) -> None:
     assert proof.largest < 1e-4 and model.training
 
 
+@pytest.mark.few()
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("layer", ["0", "2", "7"])
 @pytest.mark.parametrize("p", [S, D], ids=["1 bit", "2 bits"])
@@ -225,6 +226,7 @@ FAULTS: dict[str, tuple[Callable[[Graph], None], str]] = {
 }
 
 
+@pytest.mark.few("logits doubled", "one logit + 0.01", "first scale 2 % off")
 @pytest.mark.parametrize("what", FAULTS)
 def test_a_wrong_number_is_refused_although_every_code_and_class_agrees(what: str, monkeypatch: Any) -> None:
     change, where = FAULTS[what]

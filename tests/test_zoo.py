@@ -26,6 +26,7 @@ def there(name: str) -> bool:
     return all(row.status == "ok" for row in bw.data.check(zoo.card(name).data))
 
 
+@pytest.mark.few("digits-mlp-dorefa-w2a2", "digits-mlp-zero_one")
 @pytest.mark.parametrize("name", PACKED)
 def test_a_packed_net_answers_as_its_card_says(name: str) -> None:
     if not there(name):

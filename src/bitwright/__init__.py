@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright.version import __version__ as __version__
 
 if TYPE_CHECKING:
-    from bitwright import data, experiment, importers, models, nn, procedures, testing, zoo
+    from bitwright import data, experiment, export, importers, models, nn, ort, procedures, testing, zoo
     from bitwright.analysis import Budget, CostTable, MacCount, analyze, cost, count_macs
     from bitwright.engine.convert import Converted, convert
     from bitwright.engine.files import load, save
@@ -74,7 +74,7 @@ _HOME = {
     "LayerInfo": "types",
     "PartInfo": "types",
 }
-_MODULES = ("data", "experiment", "importers", "models", "nn", "procedures", "testing", "zoo")
+_MODULES = ("data", "experiment", "export", "importers", "models", "nn", "ort", "procedures", "testing", "zoo")
 
 __all__ = [
     "BenchTable",
@@ -100,11 +100,13 @@ __all__ = [
     "count_macs",
     "data",
     "experiment",
+    "export",
     "importers",
     "load",
     "make_part",
     "models",
     "nn",
+    "ort",
     "param_groups",
     "parts",
     "penalty",

@@ -17,6 +17,7 @@ from bitwright.cli import (
     doctor,
     eval,
     experiments,
+    export,
     help,
     import_,
     methods,
@@ -59,6 +60,7 @@ for _function, _name, _line in _COMMANDS:
 app.command(
     "compress", epilog=EPILOG, short_help="Run a procedure on a trained net.", context_settings=compress.SETTINGS
 )(compress.compress)
+app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX, checked.")
 app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 
 

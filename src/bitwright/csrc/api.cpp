@@ -9,11 +9,6 @@ namespace {
 const int64_t LIMIT = (int64_t)1 << 31;  // of any one size: products of two stay far inside int64
 bool size_ok(int64_t value) { return value > 0 && value < LIMIT; }
 
-int64_t output_size(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
-  const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
-  return room < 0 ? 0 : room / stride + 1;
-}
-
 int check_shape(const bw_conv* conv, bool bits) {
   BW_REQUIRE(conv, "conv is null");
   BW_REQUIRE(size_ok(conv->c) && size_ok(conv->o) && size_ok(conv->kh) && size_ok(conv->kw) && size_ok(conv->groups),
@@ -45,8 +40,8 @@ int check_run(const bw_conv& conv) {
   if (int error = check_window(conv.h, conv.w, conv.stride_h, conv.stride_w, conv.pad_h, conv.pad_w, conv.dil_h,
                                conv.dil_w, conv.oh, conv.ow))
     return error;
-  BW_REQUIRE(conv.oh == output_size(conv.h, conv.kh, conv.stride_h, conv.pad_h, conv.dil_h) &&
-                 conv.ow == output_size(conv.w, conv.kw, conv.stride_w, conv.pad_w, conv.dil_w),
+  BW_REQUIRE(conv.oh == bw_windows(conv.h, conv.kh, conv.stride_h, conv.pad_h, conv.dil_h) &&
+                 conv.ow == bw_windows(conv.w, conv.kw, conv.stride_w, conv.pad_w, conv.dil_w),
              "oh, ow = %lld, %lld do not follow from the geometry", (long long)conv.oh, (long long)conv.ow);
   BW_REQUIRE(conv.row_class && conv.col_class && conv.corr, "row_class, col_class or corr is null");
   BW_REQUIRE(conv.row_classes > 0 && conv.col_classes > 0, "row_classes and col_classes must be positive");
@@ -102,7 +97,10 @@ int check_pack(const bw_pack* pack, const void* x, const void* out, bool bits) {
              "n, h, w and c must be positive");
   BW_REQUIRE((x && out) || pack->n == 0, "x or out is null");
   if (int error = check_grid(pack->grid)) return error;
-  if (!bits) return check_levels(pack->levels, pack->thresholds, BW_MAX_PLANES);
+  if (!bits) {
+    if (pack->grid && !pack->flip && !pack->per_channel) return BW_OK;
+    return check_levels(pack->levels, pack->thresholds, BW_MAX_PLANES);
+  }
   BW_REQUIRE(pack->groups > 0 && pack->c % pack->groups == 0, "c = %lld is not a multiple of groups = %lld",
              (long long)pack->c, (long long)pack->groups);
   return check_levels(pack->levels, pack->thresholds, pack->planes);

@@ -77,8 +77,8 @@ typedef struct bw_output {
   const float* cuts;            // [o] or null
 } bw_output;
 
-// float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above. With `grid`,
-// for bytes, the thresholds say the same and need not be read.
+// float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above. Bytes of a
+// shared ladder without flip come from `grid`, where it is given: thresholds may then be null.
 typedef struct bw_pack {
   int64_t n, h, w, c;
   int64_t nchw;                 // 0: x is [n][h][w][c], 1: x is [n][c][h][w]

@@ -102,5 +102,10 @@ enum bw_scratch_slot {
 void* bw_scratch(bw_scratch_slot slot, size_t bytes);
 
 static inline int64_t bw_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// how many windows fit on an axis; 0: the kernel is larger than the padded input
+static inline int64_t bw_windows(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;
+  return room < 0 ? 0 : room / stride + 1;
+}
 // words per plane and pixel
 static inline int64_t bw_words(int64_t channels, int64_t groups) { return groups * bw_ceil_div(channels / groups, 32); }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
@@ -20,6 +20,7 @@ from bitwright.measure.table import BenchRow, BenchTable, ranked
 from bitwright.measure.timing import Timing, clock_for, interleave
 from bitwright.measure.twin import FloatNet, float_net, one_line
 from bitwright.measure.why import reasons
+from bitwright.quiet import quiet
 from bitwright.transforms.unwrap import unwrap
 
 if TYPE_CHECKING:
@@ -47,6 +48,7 @@ def bench(
     rounds               each candidate runs one slice of about 6 ms in each round, in turn
     baseline             the net to build the peers from, where the first argument does not know it
 
+    A packed net in graph form runs in torch and, exported, in onnxruntime with our operators; the faster one is its row.
     Times are medians over rounds: CPU time for one thread (preemption by other jobs does not count), else wall time.
     """
     against = tuple(against)
@@ -59,9 +61,13 @@ def bench(
         # ours too gets its preferred layout beforehand
         graph = _is_graph(model)
         given = last_inputs(inputs) if graph else inputs
-        ours = (lambda: model(*given)) if model is not None else None
-        if ours is not None:
-            ours()  # errors of our own are errors, unlike a peer's
+        ours: dict[str, Callable[[], object]] = {"plain": lambda: model(*given)} if model is not None else {}
+        for call in ours.values():
+            call()  # errors of our own are errors, unlike a peer's
+        missing = ""
+        if graph:
+            found, missing = _in_onnxruntime(cast("PackedModel", model), inputs, threads)
+            ours = {"torch": ours["plain"], **found} if found else ours
         name, precision = ("bitwright", precision_of(model_or_converted))
         if isinstance(model_or_converted, nn.Module) and precision == "float":
             name, precision = "given", "as is"
@@ -73,15 +79,30 @@ def bench(
             shape=tuple(inputs[0].shape),
             threads=threads,
             rounds=rounds,
-            note=why_not,
+            note=why_not or missing,
         )
         if not graph:
             return table
         return replace(table, why=reasons(table, cast("PackedModel", model), given))
 
 
+def _in_onnxruntime(
+    model: PackedModel, inputs: tuple[Tensor, ...], threads: int
+) -> tuple[dict[str, Callable[[], object]], str]:
+    """The packed net as an ONNX file with our operators, or why there is none: ours, too, is measured at its fastest."""
+    from bitwright.measure import peers_ort
+
+    try:
+        with quiet():
+            call = peers_ort.packed(model, inputs, threads)
+            call()
+    except Exception as error:
+        return {}, f"not in onnxruntime: {one_line(error)}"
+    return {"onnxruntime": call}, ""
+
+
 def measure(
-    ours: Callable[[], object] | None,
+    ours: Callable[[], object] | Mapping[str, Callable[[], object]] | None,
     peers: Sequence[Peer],
     *,
     shape: tuple[int, ...],
@@ -94,19 +115,19 @@ def measure(
     """The table of ready callables; shape is that of the input, batch first."""
     facts = machine(threads)  # first: the load is that before us
     clock, clock_name = clock_for(threads)
-    calls = {(peer.name, label): call for peer in peers for label, call in peer.variants.items()}
-    keyed: dict[str, Callable[[], object]] = {"/".join(key): call for key, call in calls.items()}
-    timings = interleave({**({"": ours} if ours else {}), **keyed}, rounds=rounds, clock=clock)
+    variants = {"plain": ours} if callable(ours) else dict(ours or {})
+    everybody = [Peer(name, precision, variants, note), *peers]
+    calls = {f"{peer.name}/{label}": call for peer in everybody for label, call in peer.variants.items()}
+    timings = interleave(calls, rounds=rounds, clock=clock)
     batch = shape[0] if shape else 1
-    first = (
-        BenchRow.measured(name, precision, timings[""], batch, note) if ours else BenchRow(name, precision, note=note)
+    first, *rows = (
+        _row(peer, {label: timings[f"{peer.name}/{label}"] for label in peer.variants}, batch) for peer in everybody
     )
-    rows = [_row(peer, {label: timings[f"{peer.name}/{label}"] for label in peer.variants}, batch) for peer in peers]
     return BenchTable(ranked(first, rows), facts, batch, shape[1:], rounds, clock_name)
 
 
 def _row(peer: Peer, timings: dict[str, Timing], batch: int) -> BenchRow:
-    """The peer's faster layout is quoted; the other one stands in the note."""
+    """The fastest way to run it is quoted; the others stand in the note."""
     if not timings:
         return BenchRow(peer.name, peer.precision, note=peer.note)
     order = sorted(timings, key=lambda label: timings[label].median)

@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bitwright.errors import InputError, nearest
 from bitwright.measure import peers_ort, peers_torch
 from bitwright.measure.twin import FloatNet, one_line
+from bitwright.quiet import quiet
 
 Call = Callable[[], object]
 Builder = Callable[[FloatNet, int], dict[str, Call]]
@@ -74,19 +71,3 @@ def _running(variants: dict[str, Call]) -> tuple[dict[str, Call], Exception | No
         except Exception as error:
             failed = error
     return good, failed
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """Exporters and quantizers warn, log and print; none of it is about the user's work. All is put back after."""
-    root, level = logging.getLogger(), logging.root.manager.disable
-    handlers = list(root.handlers)
-    sink = io.StringIO()
-    logging.disable(logging.CRITICAL)
-    try:
-        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
-            warnings.simplefilter("ignore")
-            yield
-    finally:
-        logging.disable(level)
-        root.handlers[:] = handlers  # logging.warning() installs one where there was none

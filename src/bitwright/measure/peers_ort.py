@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from bitwright.engine.packed import PackedModel
 from bitwright.measure.twin import FloatNet
 
 Call = Callable[[], object]
@@ -54,11 +55,24 @@ def export(net: FloatNet) -> Any:
         return onnx.load(path)
 
 
-def bound(model: Any, feeds: dict[str, np.ndarray], threads: int) -> Call:
-    """A call that runs the model on bound memory: no copies, no allocation."""
+def packed(model: PackedModel, inputs: tuple[torch.Tensor, ...], threads: int) -> Call:
+    """Our packed net, exported, with our operators."""
+    from bitwright.export.to_onnx import packed_proto
+
+    proto = packed_proto(model, inputs)
+    feeds = {i.name: t.detach().contiguous().numpy() for i, t in zip(proto.graph.input, inputs, strict=True)}
+    return bound(proto, feeds, threads, operators=True)
+
+
+def bound(model: Any, feeds: dict[str, np.ndarray], threads: int, operators: bool = False) -> Call:
+    """A call that runs the model on bound memory: no copies, no allocation. `operators`: with ours."""
     import onnxruntime as ort
 
+    from bitwright.ort import register
+
     options = ort.SessionOptions()
+    if operators:
+        register(options)
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.log_severity_level = 3
     # Its threads spin for a while after a run; in a round-robin they would spin through the next candidate's slice.

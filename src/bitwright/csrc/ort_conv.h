@@ -1,0 +1,280 @@
+// Convolution operators: one base with what is common, one class per kind of result. Inputs and attributes are listed in
+// ort_ops.cpp.
+#pragma once
+#include <math.h>
+
+#include "ort_tensors.h"
+
+namespace {
+
+const int COMMON = 9;  // inputs before those of the result
+
+struct Convolution : Kernel {
+  bw_conv conv = {};
+  bw_output output = {};
+  bool bytes = false;
+  double work = 0;  // per sample
+  Array<int32_t> x_mult, w_mult, corr, row_class, col_class;
+  Array<uint8_t> weights;
+
+  // The constants of the result, into `output`.
+  virtual ort::Status* create_output(const Node& node) = 0;
+  virtual ort::Status* compute(const Call& call, const bw_conv& now, const void* x) const = 0;
+
+  ort::Status* create(const Node& node) override {
+    BW_TRY(geometry(node));
+    BW_TRY(borders(node));
+    BW_TRY(pack(node));
+    return create_output(node);
+  }
+
+  ort::Status* geometry(const Node& node) {
+    int64_t pair[2];
+    BW_TRY(node.attribute("x_planes", &conv.x_planes));
+    BW_TRY(node.attribute("group", &conv.groups));
+    BW_TRY(node.attributes("strides", pair, 2));
+    conv.stride_h = pair[0], conv.stride_w = pair[1];
+    BW_TRY(node.attributes("dilations", pair, 2));
+    conv.dil_h = pair[0], conv.dil_w = pair[1];
+    BW_TRY(node.pads(&conv.pad_h, &conv.pad_w));
+    Array<int64_t> shape;
+    BW_TRY(node.constant_of(2, "shape", 5, &shape));
+    conv.w_planes = shape.data[0], conv.o = shape.data[1], conv.kh = shape.data[3], conv.kw = shape.data[4];
+    for (int64_t size : {conv.w_planes, conv.o, shape.data[2], conv.kh, conv.kw, conv.stride_h, conv.stride_w, conv.dil_h,
+                         conv.dil_w, conv.groups})
+      if (size < 1 || size >= (int64_t)1 << 31) return node.fail("shape, strides, dilations and group must be positive");
+    for (int64_t pad : {conv.pad_h, conv.pad_w})
+      if (pad < 0 || pad >= (int64_t)1 << 31) return node.fail("pads must not be negative");
+    if (conv.x_planes < 0 || conv.x_planes > BW_MAX_PLANES) return node.fail("x_planes must be 0 (bytes) to %d", BW_MAX_PLANES);
+    bytes = conv.x_planes == 0;
+    conv.c = shape.data[2] * conv.groups;
+    return nullptr;
+  }
+
+  ort::Status* borders(const Node& node) {
+    View table;
+    BW_TRY(node.constant(6, "corr", &corr, &table));
+    BW_TRY(node.constant(7, "row_class", &row_class));
+    BW_TRY(node.constant(8, "col_class", &col_class));
+    if (table.rank != 3 || table.dims[2] != conv.o)
+      return node.fail("corr must be [rows, cols, %lld]", (long long)conv.o);
+    conv.row_classes = table.dims[0], conv.col_classes = table.dims[1], conv.corr = corr.data;
+    conv.oh = row_class.count, conv.ow = col_class.count;
+    conv.row_class = row_class.data, conv.col_class = col_class.data;
+    BW_TRY(classes(node, "row_class", row_class, conv.row_classes));
+    return classes(node, "col_class", col_class, conv.col_classes);
+  }
+
+  static ort::Status* classes(const Node& node, const char* name, const Array<int32_t>& of, int64_t count) {
+    if (!of.count) return node.fail("%s is empty", name);
+    for (int64_t i = 0; i < of.count; i++)
+      if (of.data[i] < 0 || of.data[i] >= count) return node.fail("%s has an entry that corr has no row for", name);
+    return nullptr;
+  }
+
+  // Weights into the layout of the kernels. The multipliers belong to the bits; bytes take W * x_mult as one number.
+  ort::Status* pack(const Node& node) {
+    const int64_t taps = conv.kh * conv.kw, channels = conv.c / conv.groups;
+    Array<uint8_t> stored, bits;
+    Array<int32_t> zero, factor;
+    BW_TRY(node.constant_of(3, "mult", conv.w_planes, &w_mult));
+    BW_TRY(node.constant_of(4, "zero", 1, &zero));
+    BW_TRY(node.constant_of(5, "x_mult", 1, &factor));
+    int64_t row, plane, total;
+    if (__builtin_mul_overflow(taps, channels, &row) || __builtin_mul_overflow(row, conv.o, &plane) ||
+        __builtin_mul_overflow(plane, conv.w_planes, &total) || total > (int64_t)1 << 50)
+      return node.fail("shape is too large");
+    BW_TRY(node.constant_of(1, "bits", (total + 7) / 8, &stored));
+    const int64_t parts = bytes ? channels : bw_ceil_div(channels, 32) * 32 * conv.x_planes * conv.w_planes;
+    work = (double)(conv.oh * conv.ow) * (double)(conv.o * taps) * (double)parts * (bytes ? PER_BYTE : 1);
+    if (bytes) return pack_bytes(node, stored.data, zero.data[0], factor.data[0]);
+
+    double weight = fabs((double)zero.data[0]);
+    for (int64_t q = 0; q < conv.w_planes; q++) weight += fabs((double)w_mult.data[q]);
+    const double product = weight * fabs((double)factor.data[0]) * (double)(1 << conv.x_planes);
+    if (!(product < 0x1p30 && product * (double)row < 0x1p34)) return node.fail("its sums of products may exceed 32 bits");
+    if (!x_mult.make(conv.x_planes) || !bits.make(total)) return node.no_memory();
+    for (int64_t p = 0; p < conv.x_planes; p++) x_mult.data[p] = factor.data[0] * (1 << p);
+    for (int64_t i = 0; i < total; i++) bits.data[i] = stored.data[i / 8] >> i % 8 & 1;
+    conv.w_zero = zero.data[0], conv.w_mult = w_mult.data, conv.x_mult = x_mult.data;
+    const int64_t size = bw_weights_size(&conv);
+    if (size < 0) return node.core(BW_BAD_ARGUMENT);
+    if (!weights.make(size)) return node.no_memory();
+    return node.core(bw_weights_pack(&conv, bits.data, weights.data));
+  }
+
+  ort::Status* pack_bytes(const Node& node, const uint8_t* stored, int64_t zero, int64_t factor) {
+    const int64_t taps = conv.kh * conv.kw, channels = conv.c / conv.groups, plane = conv.o * channels * taps;
+    Array<int16_t> values;  // [o][tap][channel]
+    if (!values.make(plane)) return node.no_memory();
+    for (int64_t i = 0; i < plane; i++) {
+      int64_t value = zero;
+      for (int64_t q = 0, bit = i; q < conv.w_planes; q++, bit += plane)
+        if (stored[bit / 8] >> bit % 8 & 1) value += w_mult.data[q];
+      if (__builtin_mul_overflow(value, factor, &value) || value < -255 || value > 255)
+        return node.fail("a weight times x_mult lies outside -255..255");
+      const int64_t o = i / (channels * taps), c = i / taps % channels, tap = i % taps;
+      values.data[(o * taps + tap) * channels + c] = (int16_t)value;
+    }
+    const int64_t size = bw_byte_weights_size(&conv);
+    if (size < 0) return node.core(BW_BAD_ARGUMENT);
+    if (!weights.make(size)) return node.no_memory();
+    return node.core(bw_byte_weights_pack(&conv, values.data, weights.data));
+  }
+
+  ort::Status* run(const Call& call) const override {
+    View x;
+    BW_TRY(call.image(0, "codes", bytes ? 1 : sizeof(uint32_t), &x));
+    const int64_t width = bytes ? conv.c : 4 * conv.x_planes * bw_words(conv.c, conv.groups);
+    if (x.dims[3] != width)
+      return call.fail("codes have %lld bytes per pixel, %lld channels need %lld", (long long)x.dims[3], (long long)conv.c,
+                       (long long)width);
+    bw_conv now = conv;
+    now.n = x.dims[0], now.h = x.dims[1], now.w = x.dims[2];
+    const int64_t oh = bw_windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h);
+    const int64_t ow = bw_windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w);
+    if (oh != now.oh || ow != now.ow)
+      return call.fail("codes of %lldx%lld give a result of %lldx%lld, row_class and col_class are for %lldx%lld",
+                       (long long)now.h, (long long)now.w, (long long)oh, (long long)ow, (long long)now.oh, (long long)now.ow);
+    return compute(call, now, x.data);
+  }
+
+  ort::Status* execute(const Call& call, const bw_conv& now, const void* x, void* out, const float* residual = nullptr,
+                       void* extra = nullptr) const {
+    const Threads threads(call, work * (double)now.n);
+    const int count = threads.count();
+    return call.core(bytes ? bw_conv_bytes(&now, (const uint8_t*)x, weights.data, &output, out, residual, extra, count)
+                           : bw_conv_bits(&now, (const uint32_t*)x, weights.data, &output, out, residual, extra, count));
+  }
+
+ private:
+  static constexpr double PER_BYTE = 6;  // what a product of bytes costs, in products of bits
+};
+
+struct ConvInt : Convolution {
+  ort::Status* create_output(const Node&) override {
+    output.mode = BW_INT32;
+    return nullptr;
+  }
+  ort::Status* compute(const Call& call, const bw_conv& now, const void* x) const override {
+    void* out;
+    BW_TRY(call.image_out(0, now.n, now.oh, now.ow, now.o, &out));
+    return execute(call, now, x, out);
+  }
+};
+
+// Floats, and beside them codes for the next layer: none, one bit by a cut, or bytes by a grid.
+struct ConvFloat : Convolution {
+  enum Beside { NOTHING, CUT, ROUND } beside;
+  bool has_residual = false;
+  int64_t out_bytes = 1;
+  bw_grid grid;
+  Array<float> scale, add, cuts;
+  Array<uint8_t> flip;
+  explicit ConvFloat(Beside beside) : beside(beside) {}
+
+  ort::Status* create_output(const Node& node) override {
+    output.mode = BW_FLOAT32;
+    BW_TRY(node.constant_of(COMMON, "scale", conv.o, &scale));
+    BW_TRY(node.constant_of(COMMON + 1, "add", conv.o, &add));
+    output.scale = scale.data, output.add = add.data;
+    Array<float> floor;
+    BW_TRY(node.constant_of(COMMON + 2, "floor", 1, &floor));
+    output.relu = floor.data[0] == 0.0f;
+    if (!output.relu && floor.data[0] != -INFINITY) return node.fail("floor must be 0 (relu) or -inf (none)");
+    BW_TRY(residual_at(node, COMMON + 3));
+    if (beside == CUT) {
+      BW_TRY(node.constant_of(COMMON + 4, "cuts", conv.o, &cuts));
+      BW_TRY(node.constant_or_none(COMMON + 5, "flip", conv.o, &flip));
+      BW_TRY(node.attribute("out_bytes", &out_bytes));
+      output.cuts = cuts.data, output.flip = flip.or_null(), output.extra_bytes = out_bytes != 0;
+    } else if (beside == ROUND) {
+      BW_TRY(node.grid(COMMON + 4, &grid));
+      output.grid = &grid;
+    }
+    return nullptr;
+  }
+
+  // A constant 0 says that there is none.
+  ort::Status* residual_at(const Node& node, size_t index) {
+    const ort::Value* value;
+    View seen;
+    BW_TRY(node.maybe_constant(index, &value));
+    has_residual = true;
+    if (!value) return nullptr;
+    BW_TRY(node.view(value, &seen));
+    if (seen.count != 1) return nullptr;
+    float number;
+    memcpy(&number, seen.data, sizeof number);
+    if (number != 0.0f) return node.fail("residual must be like the result, or a constant 0");
+    has_residual = false;
+    return nullptr;
+  }
+
+  ort::Status* compute(const Call& call, const bw_conv& now, const void* x) const override {
+    View residual;
+    if (has_residual) {
+      BW_TRY(call.image(COMMON + 3, "residual", sizeof(float), &residual));
+      const int64_t* dims = residual.dims;
+      if (dims[0] != now.n || dims[1] != now.oh || dims[2] != now.ow || dims[3] != now.o)
+        return call.fail("residual is [%lld, %lld, %lld, %lld], the result [%lld, %lld, %lld, %lld]", (long long)dims[0],
+                         (long long)dims[1], (long long)dims[2], (long long)dims[3], (long long)now.n, (long long)now.oh,
+                         (long long)now.ow, (long long)now.o);
+    }
+    void *out, *extra = nullptr;
+    BW_TRY(call.image_out(0, now.n, now.oh, now.ow, now.o, &out));
+    const int64_t width = out_bytes ? now.o : 4 * bw_words(now.o, 1);
+    if (beside != NOTHING) BW_TRY(call.image_out(1, now.n, now.oh, now.ow, width, &extra));
+    return execute(call, now, x, out, (const float*)residual.data, extra);
+  }
+};
+
+// Codes only: by thresholds of the sums, or by a grid of the floats.
+struct ConvCodes : Convolution {
+  enum By { THRESHOLDS, ROUND } by;
+  int64_t width;
+  bw_grid grid;
+  Array<float> scale, add;
+  Array<int32_t> thresholds;
+  Array<uint8_t> flip;
+  explicit ConvCodes(By by) : by(by) {}
+
+  ort::Status* create_output(const Node& node) override {
+    output.mode = BW_BYTES;
+    width = conv.o;
+    if (by == ROUND) {
+      BW_TRY(node.constant_of(COMMON, "scale", conv.o, &scale));
+      BW_TRY(node.constant_of(COMMON + 1, "add", conv.o, &add));
+      BW_TRY(node.grid(COMMON + 2, &grid));
+      output.scale = scale.data, output.add = add.data, output.grid = &grid;
+      return nullptr;
+    }
+    View ladder;
+    int64_t out_bytes;
+    BW_TRY(node.constant(COMMON, "thresholds", &thresholds, &ladder));
+    BW_TRY(node.constant_or_none(COMMON + 1, "flip", conv.o, &flip));
+    BW_TRY(node.attribute("out_bytes", &out_bytes));
+    if (ladder.rank != 2 || ladder.dims[1] != conv.o) return node.fail("thresholds must be [L, %lld]", (long long)conv.o);
+    output.levels = ladder.dims[0], output.thresholds = thresholds.data, output.flip = flip.or_null();
+    if (output.levels < 1 || output.levels > 255) return node.fail("%lld levels, 1 to 255 are possible", (long long)output.levels);
+    if (out_bytes) return nullptr;
+    output.mode = BW_WORDS;
+    BW_TRY(node.attribute("out_planes", &output.out_planes));
+    BW_TRY(node.attribute("out_groups", &output.out_groups));
+    if (output.out_planes < 1 || output.out_planes > BW_MAX_PLANES) return node.fail("out_planes must be 1 to %d", BW_MAX_PLANES);
+    if (output.levels >= 1 << output.out_planes)
+      return node.fail("%lld levels do not fit %lld planes", (long long)output.levels, (long long)output.out_planes);
+    if (output.out_groups < 1 || conv.o % output.out_groups)
+      return node.fail("%lld channels are no multiple of out_groups = %lld", (long long)conv.o, (long long)output.out_groups);
+    width = 4 * output.out_planes * bw_words(conv.o, output.out_groups);
+    return nullptr;
+  }
+
+  ort::Status* compute(const Call& call, const bw_conv& now, const void* x) const override {
+    void* out;
+    BW_TRY(call.image_out(0, now.n, now.oh, now.ow, width, &out));
+    return execute(call, now, x, out);
+  }
+};
+
+}  // namespace

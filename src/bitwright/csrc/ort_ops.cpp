@@ -1,0 +1,146 @@
+// The operators of the domain "bitwright", version 1, for ONNX Runtime. A file carries the meaning of each as a function of
+// standard operators; where this library is registered, its kernels run instead.
+//
+// Codes are uint8 tensors [N, H, W, bytes]: one byte per channel, or (bits) the uint32 words of bitwright.h, 4 * planes * Cw
+// bytes per pixel. A constant is an initializer, read once when the kernel is made; a run fetches x and the residual.
+//
+//   Guard           x [N, ...]                                    float [N]: 0, or NaN where an element of the sample is NaN
+//                                                                 or beyond 2^20
+//   PackBits        x, thresholds [L] or [C, L], flip [0] or [C]  codes; channels_last, planes, groups
+//   PackBytes       the same                                      codes; channels_last
+//   PackRound       x, grid [5]                                   codes; channels_last
+//   MaxPool         codes                                         codes; planes (0: bytes), kernel_shape, strides, pads,
+//                                                                 dilations, ceil_mode
+//   ConvInt         common                                        int32 [N, OH, OW, O]
+//   Terms           sums int32 [N, OH, OW, T * O],                float [N, OH, OW, O]: the sum over T of sums * scale, plus add
+//                   scale [T, O], add [O]
+//   Conv            common, scale [O], add [O], floor, residual   float [N, OH, OW, O]
+//   ConvCut         as Conv, cuts [O], flip [0] or [O]            float, codes; out_bytes
+//   ConvRound       as Conv, grid [5]                             float, codes
+//   ConvCodes       common, thresholds [L, O], flip [0] or [O]    codes; out_bytes, out_planes, out_groups
+//   ConvRoundCodes  common, scale [O], add [O], grid [5]          codes
+//
+// common: x (codes), bits, shape [planes, O, C / group, kh, kw], mult [planes], zero [1], x_mult [1],
+//         corr [rows, cols, O], row_class [OH], col_class [OW], and the attributes x_planes (0: bytes), strides, pads,
+//         dilations, group. Bit i of the flattened weight is bit i % 8 of byte i / 8 of `bits`; a weight is
+//         zero + sum of mult[q] * bit_q, X = zero_c + x_mult * code; what zero_c adds is in corr.
+// grid:   multiply, divide (one of them 1), base, low, high: code = clip(rint(y / divide * multiply) + base, low, high)
+// floor:  0 (relu) or -inf; residual: like the result, or a constant 0 for none
+#include <mutex>
+#include <new>
+
+#include "ort_codes.h"
+#include "ort_conv.h"
+#include "ort_terms.h"
+
+namespace {
+
+const int F = ort::FLOAT32, U = ort::UINT8, I = ort::INT32, L = ort::INT64;
+
+struct Description : ort::Operator {
+  const char* op;
+  int input_types[16], output_types[2];
+  Kernel* (*make)();
+};
+
+const Description& described(const ort::Operator* of) { return *static_cast<const Description*>(of); }
+
+size_t count_of(const int* types, size_t most) {
+  size_t count = 0;
+  while (count < most && types[count]) count++;
+  return count;
+}
+
+// A kernel and what it needs to speak of itself.
+struct Made {
+  Place place;
+  Kernel* kernel;
+  ~Made() { delete kernel; }
+};
+
+ort::Status* create(const ort::Operator* of, const ort::Api* api, const ort::Info* info, void** kernel) {
+  const Node node = {{api, described(of).op}, info};
+  Made* made = new (std::nothrow) Made{{api, described(of).op}, described(of).make()};
+  ort::Status* status = made && made->kernel ? made->kernel->create(node) : node.no_memory();
+  if (status) delete made;
+  else *kernel = made;
+  return status;
+}
+
+ort::Status* run(void* kernel, ort::Context* context) {
+  const Made* made = static_cast<const Made*>(kernel);
+  return made->kernel->run(Call{made->place, context});
+}
+
+#define BW_ORT_OPERATOR(name, inputs, outputs, ...) \
+  Description { describe(), name, inputs, outputs, []() -> Kernel* { return new (std::nothrow) __VA_ARGS__; } }
+#define BW_TYPES(...) \
+  { __VA_ARGS__ }
+#define BW_COMMON U, U, L, I, I, I, I, I, I
+#define BW_FLOATS BW_COMMON, F, F, F, F
+
+ort::Operator describe() {
+  ort::Operator op = {};
+  op.version = ort::VERSION;
+  op.name = [](const ort::Operator* of) { return described(of).op; };
+  op.provider = [](const ort::Operator*) -> const char* { return nullptr; };
+  op.input_type = [](const ort::Operator* of, size_t i) { return described(of).input_types[i]; };
+  op.inputs = [](const ort::Operator* of) { return count_of(described(of).input_types, 16); };
+  op.output_type = [](const ort::Operator* of, size_t i) { return described(of).output_types[i]; };
+  op.outputs = [](const ort::Operator* of) { return count_of(described(of).output_types, 2); };
+  op.input_optional = op.output_optional = op.input_memory = [](const ort::Operator*, size_t) { return 0; };
+  op.variadic_inputs = op.variadic_inputs_alike = [](const ort::Operator*) { return 1; };
+  op.variadic_outputs = op.variadic_outputs_alike = [](const ort::Operator*) { return 1; };
+  op.create = create;
+  op.run = run;
+  op.destroy = [](void* kernel) { delete static_cast<Made*>(kernel); };
+  op.first_version = [](const ort::Operator*) { return 1; };
+  op.last_version = [](const ort::Operator*) { return 0x7fffffff; };
+  return op;
+}
+
+const Description operators[] = {
+    BW_ORT_OPERATOR("Guard", BW_TYPES(F), BW_TYPES(F), Guard),
+    BW_ORT_OPERATOR("PackBits", BW_TYPES(F, F, U), BW_TYPES(U), Pack(Pack::BITS)),
+    BW_ORT_OPERATOR("PackBytes", BW_TYPES(F, F, U), BW_TYPES(U), Pack(Pack::BYTES)),
+    BW_ORT_OPERATOR("PackRound", BW_TYPES(F, F), BW_TYPES(U), Pack(Pack::ROUND)),
+    BW_ORT_OPERATOR("MaxPool", BW_TYPES(U), BW_TYPES(U), MaxPool),
+    BW_ORT_OPERATOR("ConvInt", BW_TYPES(BW_COMMON), BW_TYPES(I), ConvInt),
+    BW_ORT_OPERATOR("Terms", BW_TYPES(I, F, F), BW_TYPES(F), Terms),
+    BW_ORT_OPERATOR("Conv", BW_TYPES(BW_FLOATS), BW_TYPES(F), ConvFloat(ConvFloat::NOTHING)),
+    BW_ORT_OPERATOR("ConvCut", BW_TYPES(BW_FLOATS, F, U), BW_TYPES(F, U), ConvFloat(ConvFloat::CUT)),
+    BW_ORT_OPERATOR("ConvRound", BW_TYPES(BW_FLOATS, F), BW_TYPES(F, U), ConvFloat(ConvFloat::ROUND)),
+    BW_ORT_OPERATOR("ConvCodes", BW_TYPES(BW_COMMON, I, U), BW_TYPES(U), ConvCodes(ConvCodes::THRESHOLDS)),
+    BW_ORT_OPERATOR("ConvRoundCodes", BW_TYPES(BW_COMMON, F, F, F), BW_TYPES(U), ConvCodes(ConvCodes::ROUND)),
+};
+
+// One domain per runtime in the process (there may be two), for ever: sessions keep pointers to it and to the operators.
+struct Registered {
+  const ort::Api* api;
+  ort::Domain* domain;
+  Registered* next;
+};
+Registered* registered = nullptr;
+std::mutex registering;
+
+ort::Status* domain_of(const ort::Api* api, ort::Domain** domain) {
+  const std::lock_guard<std::mutex> lock(registering);
+  for (const Registered* at = registered; at; at = at->next)
+    if (at->api == api) return *domain = at->domain, nullptr;
+  BW_TRY(ort::create_domain(api)("bitwright", domain));
+  for (const Description& op : operators) BW_TRY(ort::add_operator(api)(*domain, &op));
+  Registered* entry = new (std::nothrow) Registered{api, *domain, registered};
+  if (entry) registered = entry;  // else the next session makes its own
+  return nullptr;
+}
+
+}  // namespace
+
+extern "C" BW_API ort::Status* RegisterCustomOps(ort::Options* options, const ort::ApiBase* base) {
+  ort::Status* error = nullptr;
+  const ort::Api* api = ort::api_of(base, &error);
+  if (!api) return error;
+  ort::Domain* domain;
+  BW_TRY(domain_of(api, &domain));
+  return ort::add_domain(api)(options, domain);
+}

@@ -1,0 +1,234 @@
+// Between ONNX Runtime and the core: tensors and attributes of a node as plain structs, errors as one line that names the
+// operator, and the runtime's threads for the core's tasks.
+#pragma once
+#include <stdarg.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels.h"
+#include "ort_abi.h"
+#include "parallel.h"
+
+#define BW_TRY(expression) \
+  if (ort::Status* status_ = (expression)) return status_
+
+namespace {
+
+// The runtime has checked the type of its elements before: an operator says what it takes.
+struct View {
+  const void* data = nullptr;
+  int64_t dims[8] = {}, count = 0;
+  size_t rank = 0;
+};
+
+// Owned memory that starts on a cache line.
+template <class T>
+struct Array {
+  T* data = nullptr;
+  int64_t count = 0;
+  Array() = default;
+  Array(const Array&) = delete;
+  ~Array() { free(data); }
+  bool make(int64_t n) {
+    void* memory = nullptr;
+    free(data);
+    data = posix_memalign(&memory, 64, (size_t)(n ? n : 1) * sizeof(T)) ? nullptr : (T*)memory;
+    count = n;
+    return data;
+  }
+  const T* or_null() const { return count ? data : nullptr; }
+};
+
+// What errors need: the runtime and the operator's name.
+struct Place {
+  const ort::Api* api;
+  const char* op;
+
+  __attribute__((format(printf, 2, 3))) ort::Status* fail(const char* format, ...) const {
+    char text[640];
+    const size_t used = (size_t)snprintf(text, sizeof text, "bitwright.%s: ", op);
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text + used, sizeof text - used, format, arguments);
+    va_end(arguments);
+    return ort::create_status(api)(ort::INVALID_ARGUMENT, text);
+  }
+  ort::Status* no_memory() const { return fail("out of memory"); }
+  ort::Status* core(int error) const { return error ? fail("%s", bw_last_error()) : nullptr; }
+
+  ort::Status* view(const ort::Value* value, View* to) const {
+    ort::TensorInfo* info;
+    BW_TRY(ort::tensor_info(api)(value, &info));
+    ort::Status* status = ort::rank(api)(info, &to->rank);
+    if (!status && to->rank > 8) status = fail("a tensor has %zu axes, at most 8 are possible", to->rank);
+    if (!status) status = ort::dimensions(api)(info, to->dims, to->rank);
+    ort::release_tensor_info(api)(info);
+    if (status) return status;
+    to->count = 1;
+    for (size_t i = 0; i < to->rank; i++) to->count *= to->dims[i];
+    void* data;
+    BW_TRY(ort::tensor_data(api)(value, &data));
+    to->data = data;
+    return nullptr;
+  }
+};
+
+// A node while its kernel is made.
+struct Node : Place {
+  const ort::Info* info;
+
+  ort::Status* attribute(const char* name, int64_t* value) const {
+    if (ort::Status* status = ort::attribute(api)(info, name, value)) {
+      ort::release_status(api)(status);
+      return fail("needs the attribute %s, an integer", name);
+    }
+    return nullptr;
+  }
+  ort::Status* attributes(const char* name, int64_t* values, size_t count) const {
+    size_t given = 0;
+    ort::Status* status = ort::attributes(api)(info, name, nullptr, &given);
+    if (!status && given == count) status = ort::attributes(api)(info, name, values, &given);
+    const bool wrong = status || given != count;
+    if (status) ort::release_status(api)(status);
+    return wrong ? fail("needs the attribute %s, %zu integers", name, count) : nullptr;
+  }
+  // top, left, bottom, right
+  ort::Status* pads(int64_t* pad_h, int64_t* pad_w) const {
+    int64_t pads[4];
+    BW_TRY(attributes("pads", pads, 4));
+    if (pads[0] != pads[2] || pads[1] != pads[3]) return fail("pads must be the same on both sides of an axis");
+    *pad_h = pads[0], *pad_w = pads[1];
+    return nullptr;
+  }
+  // *value is null where the input is no constant
+  ort::Status* maybe_constant(size_t index, const ort::Value** value) const {
+    int is_constant = 0;
+    *value = nullptr;
+    BW_TRY(ort::constant_input(api)(info, index, &is_constant, value));
+    if (!is_constant) *value = nullptr;
+    return nullptr;
+  }
+  template <class T>
+  ort::Status* constant(size_t index, const char* name, Array<T>* to, View* view_of = nullptr) const {
+    const ort::Value* value;
+    View seen;
+    BW_TRY(maybe_constant(index, &value));
+    if (!value) return fail("%s must be an initializer that is no input of the graph", name);
+    BW_TRY(view(value, &seen));
+    if (!to->make(seen.count)) return no_memory();
+    if (seen.count) memcpy(to->data, seen.data, (size_t)seen.count * sizeof(T));
+    if (view_of) *view_of = seen;
+    return nullptr;
+  }
+  template <class T>
+  ort::Status* constant_of(size_t index, const char* name, int64_t count, Array<T>* to) const {
+    BW_TRY(constant(index, name, to));
+    if (to->count == count) return nullptr;
+    return fail("%s has %lld elements, it needs %lld", name, (long long)to->count, (long long)count);
+  }
+  // of `count` elements or of none
+  template <class T>
+  ort::Status* constant_or_none(size_t index, const char* name, int64_t count, Array<T>* to) const {
+    BW_TRY(constant(index, name, to));
+    if (!to->count || to->count == count) return nullptr;
+    return fail("%s has %lld elements, it needs %lld or none", name, (long long)to->count, (long long)count);
+  }
+  // multiply, divide, base, low, high
+  ort::Status* grid(size_t index, bw_grid* to) const {
+    Array<float> values;
+    BW_TRY(constant_of(index, "grid", 5, &values));
+    const float multiply = values.data[0], divide = values.data[1];
+    if (multiply != 1.0f && divide != 1.0f) return fail("one of grid's multiply and divide must be 1");
+    for (int i = 2; i < 5; i++) {
+      const float value = values.data[i];
+      if (!(value >= -255.0f && value <= 255.0f && value == (float)(int)value))
+        return fail("grid's base, low and high must be whole numbers from -255 to 255");
+    }
+    const bool divides = divide != 1.0f;
+    *to = {divides ? divide : multiply, divides ? BW_GRID_DIVIDE : BW_GRID_MULTIPLY, (int)values.data[2], (int)values.data[3],
+           (int)values.data[4]};
+    if (!(to->value > 0 && to->value < 1e30f)) return fail("grid's multiply and divide must be positive");
+    if (to->low < 0 || to->low > to->high) return fail("grid's low and high must be codes, low not above high");
+    return nullptr;
+  }
+};
+
+// A node while it runs.
+struct Call : Place {
+  ort::Context* context;
+
+  // What the caller of a session feeds may start at any byte.
+  ort::Status* input(size_t index, const char* what, size_t element, View* to) const {
+    const ort::Value* value;
+    BW_TRY(ort::input(api)(context, index, &value));
+    if (!value) return fail("%s is missing", what);
+    BW_TRY(view(value, to));
+    return (uintptr_t)to->data % element ? fail("%s must start at a multiple of %zu bytes", what, element) : nullptr;
+  }
+  ort::Status* image(size_t index, const char* what, size_t element, View* to) const {
+    BW_TRY(input(index, what, element, to));
+    return to->rank == 4 ? nullptr : fail("%s must have 4 axes, got %zu", what, to->rank);
+  }
+  ort::Status* output(size_t index, const int64_t* dims, size_t rank, void** data) const {
+    ort::Value* value = nullptr;
+    BW_TRY(ort::output(api)(context, index, dims, rank, &value));
+    if (!value) return fail("output %zu is missing", index);
+    return ort::tensor_data(api)(value, data);
+  }
+  ort::Status* image_out(size_t index, int64_t n, int64_t h, int64_t w, int64_t last, void** data) const {
+    const int64_t dims[4] = {n, h, w, last};
+    return output(index, dims, 4, data);
+  }
+};
+
+// While it lives, the core's tasks run on the runtime's own threads. With less than two chunks of work a node stays on its
+// thread, because waking another one costs microseconds. `work` is in products of one bit by one bit: a chunk takes about
+// three microseconds.
+class Threads : bw_runner {
+ public:
+  Threads(const Call& call, double work) : call(call) {
+    const double chunks = work / CHUNK;
+    most = chunks < 2 ? 1 : chunks < 512 ? (int64_t)chunks : 512;
+    run = in_runtime;
+    if (most > 1) bw_set_runner(this);
+  }
+  Threads(const Threads&) = delete;
+  ~Threads() { bw_set_runner(before); }
+  // What to tell the core, which makes about eight tasks for each thread. How many there are the runtime does not say.
+  int count() const { return most > 1 ? (int)(most < 16 ? 2 : most / 8) : 1; }
+
+ private:
+  static constexpr double CHUNK = 6e6;
+  const Call& call;
+  const bw_runner* const before = bw_current_runner();
+  int64_t most;
+
+  struct Range {
+    void (*task)(void*, int64_t);
+    void* data;
+    int64_t count, parts;
+    void part(int64_t index) const {
+      for (int64_t i = index * count / parts; i < (index + 1) * count / parts; i++) task(data, i);
+    }
+  };
+  static void in_runtime(const bw_runner* self, int64_t count, void (*task)(void*, int64_t), void* data) {
+    const Threads& threads = *static_cast<const Threads*>(self);
+    Range range = {task, data, count, count < threads.most ? count : threads.most};
+    const auto part = [](void* of, size_t index) { static_cast<const Range*>(of)->part((int64_t)index); };
+    const ort::Api* api = threads.call.api;
+    ort::Status* failed = ort::parallel_for(api)(threads.call.context, part, (size_t)range.parts, 0, &range);
+    if (!failed) return;
+    ort::release_status(api)(failed);
+    for (int64_t i = 0; i < count; i++) task(data, i);  // tasks that ran already write the same again
+  }
+};
+
+// What the runtime holds for a node. One kernel may run in several threads at once: `run` changes nothing.
+struct Kernel {
+  virtual ~Kernel() {}
+  virtual ort::Status* create(const Node& node) = 0;
+  virtual ort::Status* run(const Call& call) const = 0;
+};
+
+}  // namespace

@@ -1,0 +1,327 @@
+"""Layers with bits, quantizers and pooling of codes as operators of the domain `bitwright`: a step of `Net` each."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from bitwright.engine import bitstrings, reference
+from bitwright.engine.borders import border_classes, corrections, tap_sums
+from bitwright.engine.even import Grid
+from bitwright.engine.fuse import code_planes
+from bitwright.engine.graph import Graph, Node
+from bitwright.errors import InputError
+
+if TYPE_CHECKING:
+    from bitwright.export.net import Net
+
+Values = dict[str, Tensor]
+AS_IT_IS = {"perm": [0, 1, 2, 3], "channels_last": 1}  # floats that have their channels last already
+
+
+def pack(net: Net, node: Node) -> Callable[[Values], None]:
+    a, name, source = node.attrs, node.name, node.inputs[0]
+    of_input = net.graph.node(source).op == "input"
+    channels, levels = node.channels, int(a["levels"])
+    if "grid" in a and a["grid"].kind != "step":
+        op, more = "PackRound", {}
+        constants = [net.keep(node, "grid", _numbers(a["grid"]), torch.float32)]
+    else:
+        op = "PackBytes" if a["form"] == "bytes" else "PackBits"
+        more = {} if a["form"] == "bytes" else {"planes": code_planes(levels), "groups": int(a["groups"])}
+        constants = [
+            net.keep(node, "thresholds", net.graph.need(node, "thresholds"), torch.float32),
+            net.keep(node, "flip", _turned(net.graph, node, "flip", channels), torch.uint8),
+        ]
+
+    def run(values: Values) -> None:
+        x = images(values[source], bool(a["last"]))
+        if of_input and x.dim() == 4 and not bool(a["last"]):
+            n, c, h, w = x.shape  # as it came: the library reads both orders
+            order: dict[str, Any] = {"perm": [0, 2, 3, 1], "channels_last": 0}
+        else:
+            x = x.permute(0, 2, 3, 1)
+            n, h, w, c = x.shape
+            order = AS_IT_IS
+        tables = [net.get_buffer(b) for b in constants]
+        values[name] = net.call(op, [x, *tables], {**order, **more}, (torch.uint8, (n, h, w, c)))
+
+    return run
+
+
+def pool(net: Net, node: Node) -> Callable[[Values], None]:
+    a, name, source = node.attrs, node.name, node.inputs[0]
+    planes = 0 if a["form"] == "bytes" else code_planes(int(a["levels"]))
+    height, width = [int(s) for s in node.shape[-2:]]
+    attrs = {
+        "planes": planes, "kernel_shape": list(a["kernel"]), "strides": list(a["stride"] or a["kernel"]),
+        "pads": [*a["padding"], *a["padding"]], "dilations": list(a["dilation"]), "ceil_mode": int(a["ceil"]),
+    }  # fmt: skip
+
+    def run(values: Values) -> None:
+        codes = values[source]
+        shape = (codes.shape[0], height, width, codes.shape[3])
+        values[name] = net.call("MaxPool", [codes], attrs, (torch.uint8, shape))
+
+    return run
+
+
+def coded(net: Net, node: Node) -> Callable[[Values], None]:
+    a, graph, name, source = node.attrs, net.graph, node.name, node.inputs[0]
+    info, x = a["weight"], a["x"]
+    place = _Place(node, _image_size(graph, source))
+    attrs = {"x_planes": 0 if a["x_form"] == "bytes" else code_planes(int(x["levels"])), **place.attrs}
+    scale, add = graph.need(node, "scale"), graph.need(node, "add")
+    outputs, count = int(info["shape"][0]), len(info["terms"])
+    size = (place.out[0], place.out[1], outputs)
+    term, values, signs = _side_by_side(node, reference.weight_integers(graph, node))
+    tables = place.tables(tap_sums(values.reshape(*values.shape[:2], *place.kernel), x["zero"], place.groups))
+    constants = [
+        *_weight(net, node, term, 0, place.kernel),
+        net.keep(node, "x_mult", [int(x["mult"])], torch.int32),
+        *[net.keep(node, role, t, torch.int32) for role, t in tables.items()],
+    ]
+    if count > 1:
+        sums = [
+            net.keep(node, "scale", scale * signs[:, None], torch.float32),
+            net.keep(node, "add", add, torch.float32),
+        ]
+
+        def several(values: Values) -> None:
+            codes = values[source]
+            wide = (codes.shape[0], *place.out, count * outputs)
+            integers = net.call("ConvInt", [codes, *map(net.get_buffer, constants)], attrs, (torch.int32, wide))
+            shape = (codes.shape[0], *size)
+            y = net.call("Terms", [integers, *map(net.get_buffer, sums)], {}, (torch.float32, shape))
+            values[name] = _torch_order(y, node)
+
+        return several
+
+    tail, more, op, codes_too = _outcome(net, node, outputs)
+    step = _step_table(net, node, outputs)
+    residual = node.inputs[1] if len(node.inputs) == 2 else None
+    beside = a.get("extra")
+
+    def run(values: Values) -> None:
+        codes = values[source]
+        given = [codes, *map(net.get_buffer, constants), *[net.get_buffer(t) for t in tail]]
+        if residual is not None:
+            given[len(constants) + 4] = images(values[residual], False).permute(0, 2, 3, 1)
+        shape = (codes.shape[0], *size)
+        floats = op in ("Conv", "ConvCut", "ConvRound")
+        kinds = [(torch.float32 if floats else torch.uint8, shape)]
+        kinds += [(torch.uint8, shape)] if codes_too else []
+        made = net.call(op, given, {**attrs, **more}, *kinds)
+        y, written = made if codes_too else (made, None)
+        if step:
+            written = net.call("PackBytes", [y, *map(net.get_buffer, step)], AS_IT_IS, (torch.uint8, shape))
+        if "emit" in a:
+            values[name] = y if written is None else written
+        else:
+            values[name] = _torch_order(y, node)
+        if beside is not None:
+            assert written is not None
+            values[beside] = written
+
+    return run
+
+
+def _outcome(net: Net, node: Node, outputs: int) -> tuple[list[str], dict[str, Any], str, bool]:
+    """(constants, attributes, operator, whether it gives codes beside floats) of a layer of one term."""
+    a, graph = node.attrs, net.graph
+    line = [
+        net.keep(node, "scale", graph.need(node, "scale")[0], torch.float32),
+        net.keep(node, "add", graph.need(node, "add"), torch.float32),
+    ]
+    if "emit" in a:
+        e = a["emit"]
+        if "grid" in e and e["grid"].kind != "step":
+            return (
+                [*line, net.keep(node, "grid", _numbers(e["grid"]), torch.float32)],
+                {},
+                "ConvRoundCodes",
+                False,
+            )
+        if "grid" not in e:
+            return _integer_outcome(net, node, outputs)
+    line += [
+        net.keep(node, "floor", 0.0 if a.get("relu") else -torch.inf, torch.float32),
+        net.keep(node, "residual", [0.0], torch.float32),
+    ]
+    if "extra" not in a or ("grid" in a and a["grid"].kind == "step"):
+        return line, {}, "Conv", False
+    if "grid" in a:
+        return [*line, net.keep(node, "grid", _numbers(a["grid"]), torch.float32)], {}, "ConvRound", True
+    cut = [
+        net.keep(node, "cuts", graph.need(node, "cuts"), torch.float32),
+        net.keep(node, "flip", _turned(graph, node, "flip", outputs), torch.uint8),
+    ]
+    return [*line, *cut], {"out_bytes": int(a["extra_form"] == "bytes")}, "ConvCut", True
+
+
+def _integer_outcome(net: Net, node: Node, outputs: int) -> tuple[list[str], dict[str, Any], str, bool]:
+    """Codes by comparing integers."""
+    e, graph = node.attrs["emit"], net.graph
+    tables = [
+        net.keep(node, "int_thresholds", graph.need(node, "int_thresholds"), torch.int32),
+        net.keep(node, "int_flip", _turned(graph, node, "int_flip", outputs), torch.uint8),
+    ]
+    as_bytes = int(e["form"] == "bytes")
+    more = {"out_bytes": as_bytes, "out_planes": code_planes(e["levels"]), "out_groups": int(e["groups"])}
+    return tables, more, "ConvCodes", False
+
+
+def _step_table(net: Net, node: Node, outputs: int) -> list[str]:
+    """Thresholds and flips of a code of one step, which no operator of a layer writes: `PackBytes` behind it does."""
+    grid = node.attrs.get("emit", node.attrs).get("grid")
+    if grid is None or grid.kind != "step":
+        return []
+    table = torch.tensor([-torch.inf] * grid.low + [grid.value])
+    return [
+        net.keep(node, "thresholds", table, torch.float32),
+        net.keep(node, "flip", torch.zeros(outputs), torch.uint8),
+    ]
+
+
+def _side_by_side(node: Node, values: list[Tensor]) -> tuple[dict[str, Any], Tensor, Tensor]:
+    """One weight with the outputs of all terms one after the other; -1 where a term's integers were turned for that.
+
+    Errors: `InputError` for terms that are not alike, or in groups: one operator cannot compute them.
+    """
+    terms = node.attrs["weight"]["terms"]
+    first = terms[0]
+    signs = [1 if t["mult"] == first["mult"] and t["zero"] == first["zero"] else -1 for t in terms]
+    alike = all(
+        [s * int(m) for m in t["mult"]] == list(first["mult"]) and s * int(t["zero"]) == int(first["zero"])
+        for s, t in zip(signs, terms, strict=True)
+    )
+    if not alike or (len(terms) > 1 and int(node.attrs.get("groups", 1)) > 1):
+        raise InputError(
+            f"export onnx: {node.owner or node.name}: a weight of {len(terms)} unlike terms, or in groups, has no operator",
+            code="export-operator",
+        )
+    joined = {**first, "planes": [p for t in terms for p in t["planes"]], "count": len(terms)}
+    return joined, torch.cat([s * v for s, v in zip(signs, values, strict=True)]), torch.tensor(signs)
+
+
+def _weight(net: Net, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
+    """The names of bits, shape, mult, zero of one term of a weight, or of several alike, their outputs side by side."""
+    info, count = node.attrs["weight"], int(term.get("count", 1))
+    bit = bitstrings.unpack(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
+    planes = len(term["planes"]) // count
+    bit = bit.reshape(count, planes, *info["shape"]).transpose(0, 1)
+    shape = [planes, count * info["shape"][0], info["shape"][1], *kernel]
+    return [
+        net.keep(node, f"bits{number}", bitstrings.pack(bit), torch.uint8),
+        net.keep(node, f"shape{number}", shape, torch.int64),
+        net.keep(node, f"mult{number}", term["mult"], torch.int32),
+        net.keep(node, f"zero{number}", [int(term["zero"])], torch.int32),
+    ]
+
+
+def expanded(net: Net, node: Node) -> Callable[[], Tensor]:
+    info, scale = node.attrs["weight"], net.graph.need(node, "scale")
+    shape = list(info["shape"])
+    flat = [shape[1], 1, 1] if len(shape) == 2 else [shape[1], 1, _product(shape[2:])]
+    terms = []
+    for number, term in enumerate(info["terms"]):
+        names = _weight(net, node, term, number, flat[1:])
+        terms.append([*names, net.keep(node, f"scale{number}", scale[number], torch.float32)])
+
+    def weight() -> Tensor:
+        total: Tensor | None = None
+        for names in terms:
+            given = [net.get_buffer(n) for n in names]
+            part = net.call("FloatWeight", given, {}, (torch.float64, (shape[0], *flat)))
+            total = part if total is None else total + part
+        assert total is not None
+        return total.float().reshape(shape)
+
+    return weight
+
+
+class _Place:
+    """The geometry of a coded layer over an image of a known size."""
+
+    def __init__(self, node: Node, size: tuple[int, int]) -> None:
+        a = node.attrs
+        self.kernel, stride, padding, dilation, self.groups = [1, 1], [1, 1], [0, 0], [1, 1], 1
+        if node.op == "coded_conv":
+            rank = int(a["rank"])
+            self.kernel = [1] * (2 - rank) + [int(k) for k in a["weight"]["shape"][2:]]
+            stride = [1] * (2 - rank) + list(a["stride"])
+            padding = [0] * (2 - rank) + list(a["padding"])
+            dilation = [1] * (2 - rank) + list(a["dilation"])
+            self.groups = int(a["groups"])
+        self.attrs = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": self.groups}
+        out = [
+            (s + 2 * p - d * (k - 1) - 1) // step + 1
+            for s, k, step, p, d in zip(size, self.kernel, stride, padding, dilation, strict=True)
+        ]
+        self.out = out
+        self.classes = [
+            border_classes(s, o, k, step, p, d)
+            for s, o, k, step, p, d in zip(size, out, self.kernel, stride, padding, dilation, strict=True)
+        ]
+
+    def tables(self, sums: Tensor) -> dict[str, Tensor]:
+        """corr, row_class, col_class; one class where the input's constant adds nothing anywhere."""
+        (rows, row_class), (cols, col_class) = self.classes
+        if not bool(sums.any()):
+            rows, row_class = rows[:1], torch.zeros_like(row_class)
+            cols, col_class = cols[:1], torch.zeros_like(col_class)
+        return {"corr": corrections(sums, rows, cols), "rows": row_class, "cols": col_class}
+
+
+def _turned(graph: Graph, node: Node, role: str, outputs: int) -> Tensor:
+    """Which channels count down."""
+    found = graph.tensor(node, role)
+    return torch.zeros(outputs) if found is None else found
+
+
+def _product(values: Sequence[int]) -> int:
+    total = 1
+    for v in values:
+        total *= int(v)
+    return total
+
+
+def _image_size(graph: Graph, source: str) -> tuple[int, int]:
+    """Height and width of a value of codes."""
+    node = graph.node(source)
+    shape = [int(s) for s in node.shape]
+    if len(shape) == 1:
+        return 1, 1
+    if bool(node.attrs.get("last")) or node.op == "coded_linear":
+        return 1, _product(shape[:-1])
+    return (1, shape[1]) if len(shape) == 2 else (shape[1], shape[2])
+
+
+def images(x: Tensor, last: bool) -> Tensor:
+    """[N, C, H, W] of any float value that a quantizer reads."""
+    if last and x.dim() > 2:
+        return x.flatten(1, -2).transpose(1, 2).unsqueeze(2)
+    if x.dim() == 2:
+        return x.unsqueeze(-1).unsqueeze(-1)
+    return x.unsqueeze(2) if x.dim() == 3 else x
+
+
+def _torch_order(y: Tensor, node: Node) -> Tensor:
+    """[N, H, W, O] as the value that torch would have."""
+    shape = node.shape
+    if len(shape) == 1:
+        return y.flatten(1)
+    if node.op == "coded_linear":
+        return y.reshape(y.shape[0], *shape)
+    y = y.permute(0, 3, 1, 2)
+    return y.squeeze(2) if len(shape) == 2 else y
+
+
+def _numbers(grid: Grid) -> list[float]:
+    """multiply, divide, base, low, high."""
+    multiply, divide = (1.0, grid.value) if grid.kind == "divide" else (grid.value, 1.0)
+    assert grid.kind != "step", grid
+    return [multiply, divide, grid.base, grid.low, grid.high]

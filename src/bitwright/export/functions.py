@@ -1,0 +1,223 @@
+"""What each operator of the domain `bitwright` means, in standard ONNX operators: written into every packed file, so that a
+plain onnxruntime gives the same numbers, slower. Here a code is one uint8 per element, [N, H, W, C].
+
+Integers are exact in any order of their sum. What follows them is one rounded multiply and one rounded add, as everywhere.
+Attributes that only our library needs (`planes`, `groups`, ...) are named and not used.
+"""
+# Annotations are read by onnxscript: no `from __future__ import annotations` here.
+
+from collections.abc import Sequence
+from typing import Any
+
+import onnx
+from onnxscript import opset18, script
+from onnxscript.values import Opset
+
+LIMIT = 1048576.0  # of an input: beyond it the thresholds of a packed net promise nothing
+op: Any = opset18
+own: Any = Opset("bitwright", 1)
+
+
+@script(own, default_opset=op)
+def Guard(x):
+    """[N]: 0, or NaN where a sample holds NaN or a number beyond the limit."""
+    rows = op.Reshape(x, op.Constant(value_ints=[0, -1]))
+    broken = op.Cast(op.Or(op.IsNaN(rows), op.Abs(rows) > LIMIT), to=1)
+    any_broken = op.ReduceMax(broken, op.Constant(value_ints=[1]), keepdims=0)
+    return 0.0 * any_broken / (1.0 - any_broken)  # 0 / 1 = 0, 0 / 0 = NaN
+
+
+@script(own, default_opset=op)
+def Reached(x, thresholds, flip):
+    """The number of thresholds that x has reached, counted down where flip; NaN: 0."""
+    last = op.Constant(value_ints=[-1])
+    code = op.ReduceSum(op.Cast(op.Unsqueeze(x, last) >= thresholds, to=1), last, keepdims=0)
+    levels = op.Cast(op.Gather(op.Shape(thresholds), op.Constant(value_int=-1)), to=1)
+    turned = op.Where(op.Cast(flip, to=9), levels - code, code)
+    return op.Cast(op.Where(op.IsNaN(op.Cast(x, to=1)), 0.0, turned), to=2)
+
+
+@script(own, default_opset=op)
+def Rounded(x, grid):
+    """clip(round(x / divide * multiply), low - base, high - base) + base; NaN: 0."""
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    multiply, divide = op.Gather(grid, zero), op.Gather(grid, one)
+    base = op.Gather(grid, op.Constant(value_int=2))
+    low, high = op.Gather(grid, op.Constant(value_int=3)), op.Gather(grid, op.Constant(value_int=4))
+    place = op.Round(x / divide * multiply)
+    inside = op.Min(op.Max(place, low - base), high - base) + base
+    return op.Cast(op.Where(op.IsNaN(x), 0.0, inside), to=2)
+
+
+@script(own, default_opset=op)
+def PackBits(x, thresholds, flip, perm: Sequence[int], channels_last: int, planes: int, groups: int):
+    """Codes of floats; `perm` brings the channels last."""
+    return Reached(op.Transpose(x, perm=perm), thresholds, flip)
+
+
+@script(own, default_opset=op)
+def PackBytes(x, thresholds, flip, perm: Sequence[int], channels_last: int):
+    return Reached(op.Transpose(x, perm=perm), thresholds, flip)
+
+
+@script(own, default_opset=op)
+def PackRound(x, grid, perm: Sequence[int], channels_last: int):
+    return Rounded(op.Transpose(x, perm=perm), grid)
+
+
+@script(own, default_opset=op)
+def MaxPool(
+    codes, planes: int, kernel_shape: Sequence[int], strides: Sequence[int], pads: Sequence[int],
+    dilations: Sequence[int], ceil_mode: int,
+):  # fmt: skip
+    images = op.Transpose(codes, perm=[0, 3, 1, 2])
+    most = op.MaxPool(
+        images, kernel_shape=kernel_shape, strides=strides, pads=pads, dilations=dilations, ceil_mode=ceil_mode
+    )
+    return op.Transpose(most, perm=[0, 2, 3, 1])
+
+
+@script(own, default_opset=op)
+def Weight(bits, shape, mult, zero):
+    """int32 [O, C / groups, kh, kw]: zero + sum_p mult[p] * bit_p; bit i of the string is bit i % 8 of byte i // 8."""
+    one = op.Constant(value_ints=[1])
+    places = op.Cast(op.Constant(value_ints=[0, 1, 2, 3, 4, 5, 6, 7]), to=2)
+    spread = op.BitShift(op.Unsqueeze(bits, one), places, direction="RIGHT")
+    flat = op.Reshape(op.BitwiseAnd(spread, op.Cast(one, to=2)), op.Constant(value_ints=[-1]))
+    count = op.ReduceProd(shape, keepdims=1)
+    planes = op.Reshape(op.Slice(flat, op.Constant(value_ints=[0]), count), shape)
+    weighted = op.Cast(planes, to=6) * op.Reshape(mult, op.Constant(value_ints=[-1, 1, 1, 1, 1]))
+    return op.ReduceSum(weighted, op.Constant(value_ints=[0]), keepdims=0) + zero
+
+
+@script(own, default_opset=op)
+def FloatWeight(bits, shape, mult, zero, scale):
+    """double [O, ...]: scale[o] * the whole weight. No library has it: it is worked out once, when a session is made."""
+    rows = op.Reshape(op.Cast(scale, to=11), op.Constant(value_ints=[-1, 1, 1, 1]))
+    return op.Cast(Weight(bits, shape, mult, zero), to=11) * rows
+
+
+@script(own, default_opset=op)
+def ConvInt(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+):  # fmt: skip
+    """int32 [N, OH, OW, O]: sum over the window of (zero_c + x_mult * code) * weight."""
+    images = op.Transpose(x, perm=[0, 3, 1, 2])
+    weight = Weight(bits, shape, mult, zero)
+    # 9 bits at most: 2 * half + rest, each of which fits the 8 of ConvInteger (unsigned, so that no processor saturates)
+    shift = op.Cast(op.Constant(value_int=256), to=6)
+    two = op.Cast(op.Constant(value_int=2), to=6)
+    half = op.Cast((weight + shift) / two, to=2)
+    rest = op.Cast((weight + shift) - (weight + shift) / two * two, to=2)
+    middle = op.Cast(op.Constant(value_int=128), to=2)
+    none = op.Cast(op.Constant(value_int=0), to=2)
+    halves = op.ConvInteger(images, half, none, middle, strides=strides, pads=pads, dilations=dilations, group=group)
+    rests = op.ConvInteger(images, rest, none, none, strides=strides, pads=pads, dilations=dilations, group=group)
+    sums = op.Transpose(halves * two + rests, perm=[0, 2, 3, 1])
+    table = op.Gather(op.Gather(corr, row_class, axis=0), col_class, axis=1)
+    return sums * x_mult + table
+
+
+@script(own, default_opset=op)
+def Terms(sums, scale, add):
+    """float [N, OH, OW, O] of the integers of T terms side by side, [N, OH, OW, T * O]; scale [T, O]."""
+    last = op.Constant(value_ints=[3])
+    scales = op.Shape(scale)
+    parts = op.Reshape(op.Cast(sums, to=1), op.Concat(op.Constant(value_ints=[0, 0, 0]), scales, axis=0))
+    return op.ReduceSum(parts * scale, last, keepdims=0) + add
+
+
+@script(own, default_opset=op)
+def Conv(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+):  # fmt: skip
+    """float [N, OH, OW, O]: max(integer * scale + add + residual, floor)."""
+    integer = ConvInt(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return op.Max(op.Cast(integer, to=1) * scale + add + residual, floor)
+
+
+@script(own, default_opset=op)
+def ConvCut(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, cuts, flip,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int, out_bytes: int,
+):  # fmt: skip
+    """Conv's floats, and one bit of each: y >= cut, the other way round where flip."""
+    y = Conv(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return y, op.Cast(op.Xor(y >= cuts, op.Cast(flip, to=9)), to=2)
+
+
+@script(own, default_opset=op)
+def ConvRound(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, grid,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+):  # fmt: skip
+    """Conv's floats, and the code of each by an even ladder."""
+    y = Conv(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return y, Rounded(y, grid)
+
+
+@script(own, default_opset=op)
+def ConvCodes(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, thresholds, flip,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+    out_bytes: int, out_planes: int, out_groups: int,
+):  # fmt: skip
+    """Codes by comparing the integers with whole thresholds [levels, O]."""
+    integer = ConvInt(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return Reached(integer, op.Transpose(thresholds, perm=[1, 0]), flip)
+
+
+@script(own, default_opset=op)
+def ConvRoundCodes(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, grid,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+):  # fmt: skip
+    """Codes of integer * scale + add by an even ladder."""
+    integer = ConvInt(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return Rounded(op.Cast(integer, to=1) * scale + add, grid)
+
+
+OPERATORS = (
+    Guard,
+    PackBits,
+    PackBytes,
+    PackRound,
+    MaxPool,
+    ConvInt,
+    Terms,
+    Conv,
+    ConvCut,
+    ConvRound,
+    ConvCodes,
+    ConvRoundCodes,
+)
+HELPERS = (Reached, Rounded, Weight, FloatWeight)
+
+
+def protos(used: set[str]) -> list[onnx.FunctionProto]:
+    """The functions of the operators that a file uses, with those that they call."""
+    made = {f.name: f.to_function_proto() for f in (*HELPERS, *OPERATORS)}
+    needed, queue = set(), sorted(used)
+    while queue:
+        name = queue.pop()
+        if name not in needed:
+            needed.add(name)
+            queue += [n.op_type for n in made[name].node if n.domain == own.domain]
+    return [made[name] for name in made if name in needed]

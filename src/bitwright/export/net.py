@@ -1,0 +1,139 @@
+"""The graph that runs, as a module for torch's exporter: layers with bits become operators of the domain `bitwright`."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.onnx.ops import symbolic, symbolic_multi_out
+
+from bitwright.engine import reference
+from bitwright.engine.even import even_grid
+from bitwright.engine.graph import Graph, Node
+from bitwright.engine.operators import function
+from bitwright.engine.rules import CODED
+from bitwright.export import coded
+
+Values = dict[str, Tensor]
+
+
+class Net(nn.Module):
+    """Runs the fused graph inside `torch.onnx.export`, and nowhere else.
+
+    Floats keep torch's order of axes; codes are uint8 [N, H, W, C], as the functions of the file have them.
+    """
+
+    def __init__(self, graph: Graph) -> None:
+        super().__init__()
+        self.graph = graph
+        self.sources = graph.inputs()
+        self.outputs = list(graph.nodes[-1].inputs)
+        self.steps: list[Callable[[Values], None]] = []
+        self.used: set[str] = {"Guard"}
+        for node in graph.nodes:
+            if node.op not in ("input", "output", "emitted"):
+                self.steps.append(self._step(node))
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        values = {node.name: x for node, x in zip(self.sources, inputs, strict=True)}
+        broken = [
+            symbolic("bitwright::Guard", [x], dtype=torch.float32, shape=[x.shape[0]], version=1)
+            for x in inputs if x.is_floating_point()
+        ]  # fmt: skip
+        for step in self.steps:
+            step(values)
+        found = [values[name] for name in self.outputs]
+        for mark in broken:
+            found = [y + mark.reshape(-1, *[1] * (y.dim() - 1)) if y.is_floating_point() else y for y in found]
+        return tuple(found)
+
+    # operators of ours
+    def call(self, op: str, inputs: Sequence[Tensor], attrs: dict[str, Any], *out: tuple[Any, Sequence[Any]]) -> Any:
+        self.used.add(op)
+        dtypes, shapes = [d for d, _ in out], [list(s) for _, s in out]
+        if len(out) == 1:
+            return symbolic(f"bitwright::{op}", inputs, attrs, dtype=dtypes[0], shape=shapes[0], version=1)
+        return symbolic_multi_out(f"bitwright::{op}", inputs, attrs, dtypes=dtypes, shapes=shapes, version=1)
+
+    def keep(self, node: Node, role: str, value: Any, dtype: torch.dtype) -> str:
+        """A constant of a node: a buffer, so that it becomes an initializer of the file."""
+        name = f"{node.name}_{role}".replace(".", "_")
+        self.register_buffer(name, torch.as_tensor(value).to(dtype).contiguous())
+        return name
+
+    def _step(self, node: Node) -> Callable[[Values], None]:
+        if node.op == "quantize":
+            return self._plain(node) if node.attrs["form"] == "plain" else coded.pack(self, node)
+        if node.op == "max_pool_codes":
+            return coded.pool(self, node)
+        if node.op in CODED:
+            return coded.coded(self, node)
+        if node.op == "decode":
+            x = node.attrs.get("x") or self.graph.node(node.inputs[0]).attrs
+            last, unit = bool(self.graph.node(node.inputs[0]).attrs["last"]), float(node.attrs["unit"])
+            mult, zero = int(x["mult"]), [int(z) for z in x["zero"]]
+
+            def decoded(code: Tensor) -> Tensor:
+                return reference.numbers(code, mult, zero, last) * unit
+
+            f = decoded
+
+        elif node.op in ("conv", "conv_transpose", "linear"):
+            f = self._float_layer(node)
+        elif node.op == "adaptive_avg_pool" and set(node.attrs["size"]) == {1}:
+            axes = list(range(-int(node.attrs["rank"]), 0))  # torch's exporter would write five nodes
+
+            def averaged(x: Tensor) -> Tensor:
+                return x.mean(axes, keepdim=True)
+
+            f = averaged
+
+        else:
+            f = function(node, self.graph)
+        name, inputs = node.name, list(node.inputs)
+        return lambda values: values.__setitem__(name, f(*[values[i] for i in inputs]))
+
+    def _plain(self, node: Node) -> Callable[[Values], None]:
+        """Codes that torch's own operators read: int64, in torch's order of axes."""
+        table, flip = self.graph.need(node, "thresholds"), self.graph.tensor(node, "flip")
+        name, source, last = node.name, node.inputs[0], bool(node.attrs["last"])
+        grid = None if flip is not None else even_grid(table)
+        levels = int(node.attrs["levels"])
+
+        def run(values: Values) -> None:
+            x = values[source]
+            if grid is not None:
+                values[name] = grid.codes(x)
+                return
+            rows = (
+                table if table.dim() == 1 or last or x.dim() == 2 else table.reshape(-1, *[1] * (x.dim() - 2), levels)
+            )
+            code = (x.unsqueeze(-1) >= rows).sum(-1)
+            if flip is not None:
+                turned = flip.bool() if last or x.dim() == 2 else flip.bool().reshape(-1, *[1] * (x.dim() - 2))
+                code = torch.where(turned, levels - code, code)
+            values[name] = torch.where(x.isnan(), 0, code)
+
+        return run
+
+    def _float_layer(self, node: Node) -> Callable[..., Tensor]:
+        """torch's own operator; a weight that is stored as bits stays bits in the file."""
+        a = node.attrs
+        bias = self.graph.tensor(node, "bias")
+        if node.key("bits") is None:
+            kept = self.keep(node, "weight", self.graph.need(node, "weight"), torch.float32)
+            weight = functools.partial(self.get_buffer, kept)
+        else:
+            weight = coded.expanded(self, node)
+        if node.op == "linear":
+            return lambda x: F.linear(x, weight(), bias)
+        rank, place = len(a["stride"]), (a["stride"], a["padding"])
+        if node.op == "conv_transpose":
+            up: Callable[..., Tensor] = {1: F.conv_transpose1d, 2: F.conv_transpose2d, 3: F.conv_transpose3d}[rank]
+            return lambda x: up(x, weight(), bias, *place, a["output_padding"], int(a["groups"]), a["dilation"])
+        conv: Callable[..., Tensor] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}[rank]
+        return lambda x: conv(x, weight(), bias, *place, a["dilation"], int(a["groups"]))

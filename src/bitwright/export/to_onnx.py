@@ -1,0 +1,223 @@
+"""`export.onnx`: a packed net becomes one ONNX file that every onnxruntime runs, fast where our operators are registered."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from bitwright.atomic import replacing
+from bitwright.engine.convert import Converted
+from bitwright.engine.packed import PackedModel
+from bitwright.errors import InputError
+from bitwright.quiet import quiet
+from bitwright.version import __version__
+
+OPSET = 18
+IR_VERSION = 9  # what onnxruntime 1.17 reads
+CLOSE = 1e-3  # of the largest value; beyond it a code on the border of two went the other way
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and how it was checked.
+
+    path         the file
+    bytes        its size
+    operators    how often each operator stands in it; ours as `bitwright::NAME`
+    images       samples that both programs were given
+    largest      the largest difference of a value, as a share of the largest value
+    differ       samples with a difference beyond 1e-3 of the largest value: a code near a threshold went the other way,
+                 because a float layer in front of it rounds differently in onnxruntime
+    """
+
+    path: str
+    bytes: int
+    operators: dict[str, int]
+    images: int
+    largest: float
+    differ: int
+
+    def __str__(self) -> str:
+        ours = sum(n for op, n in self.operators.items() if op.startswith("bitwright::"))
+        said = f"largest difference {self.largest:.1e}" if self.largest else "equal to the bit"
+        more = f", {self.differ} at the border of two codes" if self.differ else ""
+        return (
+            f"{self.path}: {self.bytes / 1000:,.1f} kB, {sum(self.operators.values())} operators, {ours} of them ours; "
+            f"{self.images} samples in onnxruntime: {said}{more}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+def onnx(
+    model: nn.Module | Converted, example: Any, path: str | os.PathLike[str], *, packed: bool = True
+) -> ExportReport:
+    """Writes an ONNX file with a dynamic batch and checks it on `example`.
+
+    model    a packed net (`convert(...).model` or `bw.load`), or, with packed=False, also a trained net
+    example  one input batch, or a tuple of them
+    packed   True: layers with bits are operators of the domain `bitwright`, whose meaning the file carries as functions of
+             standard operators: a plain onnxruntime gives the same numbers, slower; `bw.ort.session` runs our kernels.
+             False: standard operators only
+
+    Weights stay bits in the file in both cases where the model is packed. Inputs with NaN, or numbers beyond 2^20, give NaN.
+
+    Errors: `InputError` for a net in layer form, for an operator that ONNX has no form of, and for answers that differ;
+    nothing is written then.
+
+    Example: `bw.export.onnx(bw.load("net.packed.safetensors"), images, "net.onnx")`
+    """
+    if isinstance(model, Converted):
+        if model.model is None:
+            raise InputError(f"export onnx: nothing was converted: {model.report.verdict}", code="refused")
+        model = model.model
+    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    if isinstance(model, PackedModel):
+        proto = _packed(model, inputs)
+        if not packed:
+            proto = _standard(proto)
+    elif packed:
+        raise InputError(
+            f"export onnx: {type(model).__name__} is not packed as one graph. Possible: a net from convert(form='graph'), "
+            "or packed=False for the trained net in standard operators",
+            code="export-form",
+        )
+    else:
+        proto = _exported(model.eval(), inputs)
+    _lean(proto)
+    images, largest, differ = _compare(proto, model, inputs)
+    data = proto.SerializeToString()
+    with replacing(Path(path)) as target:
+        target.write_bytes(data)
+    return ExportReport(str(path), len(data), _operators(proto), images, largest, differ)
+
+
+def packed_proto(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
+    """The ONNX model of a packed net, not compared yet."""
+    proto = _packed(model, inputs)
+    _lean(proto)
+    return proto
+
+
+def _packed(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
+    from onnx import helper
+
+    from bitwright.export.functions import protos
+    from bitwright.export.net import Net
+
+    env = model.environment(*inputs)  # checks the example; a batch of 2, so that nothing is taken for constant
+    net = Net(model.runtime).eval()
+    two = tuple(x.repeat(2, *[1] * (x.dim() - 1))[:2].contiguous() for x in env.values())
+    proto = _exported(net, two)
+    proto.functions.extend(protos(net.used))
+    if not any(o.domain == "bitwright" for o in proto.opset_import):
+        proto.opset_import.append(helper.make_opsetid("bitwright", 1))
+    return proto
+
+
+def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
+    """torch's exporter, with a dynamic batch."""
+    batch = torch.export.Dim("batch", min=1, max=1 << 16)
+    shapes = tuple({0: batch} for _ in inputs)
+    packed = type(module).__name__ == "Net"
+    try:
+        with quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                module, inputs, dynamo=True, opset_version=OPSET, verbose=False,
+                dynamic_shapes=(shapes,) if packed else shapes,
+                input_names=["input" if len(inputs) == 1 else f"input_{i}" for i in range(len(inputs))],
+            )  # fmt: skip
+    except Exception as error:
+        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        raise InputError(
+            f"export onnx: torch's exporter does not take this net: {first[:300]}", code="export-operator"
+        ) from error
+    assert program is not None
+    return program.model_proto
+
+
+def _standard(proto: Any) -> Any:
+    """Our operators replaced by what they mean."""
+    from onnx import inliner
+
+    plain = inliner.inline_local_functions(proto)
+    kept = [o for o in plain.opset_import if o.domain != "bitwright"]
+    del plain.opset_import[:]
+    plain.opset_import.extend(kept)
+    return plain
+
+
+def _lean(proto: Any) -> None:
+    """Without what only the exporter wanted to know: stack traces, module names, shapes of values that are codes."""
+    proto.ir_version = IR_VERSION
+    proto.producer_name, proto.producer_version, proto.doc_string = "bitwright", __version__, ""
+    del proto.metadata_props[:]
+    del proto.graph.metadata_props[:]
+    del proto.graph.value_info[:]
+    for holder in (*proto.graph.node, *proto.graph.initializer, *proto.graph.input, *proto.graph.output):
+        del holder.metadata_props[:]
+        holder.doc_string = ""
+    for function in proto.functions:
+        del function.metadata_props[:]
+        for node in function.node:
+            del node.metadata_props[:]
+            node.doc_string = ""
+
+
+def _operators(proto: Any) -> dict[str, int]:
+    found: dict[str, int] = {}
+    for node in proto.graph.node:
+        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
+        found[name] = found.get(name, 0) + 1
+    return dict(sorted(found.items()))
+
+
+def _compare(proto: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, float, int]:
+    """(samples, largest difference, samples that differ) of the file, run by plain onnxruntime, against the model."""
+    import onnxruntime as ort
+
+    options = ort.SessionOptions()
+    options.log_severity_level = 3
+    try:
+        session = ort.InferenceSession(proto.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        names = [i.name for i in session.get_inputs()]
+        feeds = {n: np.ascontiguousarray(x.detach().numpy()) for n, x in zip(names, inputs, strict=True)}
+        got = session.run(None, feeds)
+    except Exception as error:
+        first = str(error).strip().splitlines()[0]
+        raise InputError(f"export onnx: onnxruntime does not run the file: {first[:300]}", code="export-run") from error
+    with torch.no_grad():
+        want = [np.asarray(t.detach()) for t in _tensors(model(*inputs))]
+    samples = inputs[0].shape[0]
+    off, largest = np.zeros(samples, bool), 0.0
+    for a, b in zip([np.asarray(y) for y in got], want, strict=True):
+        scale = float(np.abs(b[np.isfinite(b)]).max(initial=0.0)) or 1.0
+        gap = np.where(a == b, 0.0, np.abs(np.asarray(a, np.float64) - b)) / scale
+        gap = np.where(np.isnan(a) & np.isnan(b), 0.0, gap)
+        gap = np.nan_to_num(gap, nan=np.inf)
+        largest = max(largest, float(gap.max(initial=0.0)))
+        rows = (
+            gap.reshape(len(gap), -1).max(1, initial=0.0) if gap.ndim and len(gap) == samples else gap.max(initial=0.0)
+        )
+        off |= rows > CLOSE
+    differ = int(off.sum())
+    if differ > max(1, samples // 100):
+        raise InputError(
+            f"export onnx: {differ} of {samples} samples differ from the net, by up to {largest:.1e} of the largest value; "
+            "nothing was written",
+            code="export-differs",
+        )
+    return samples, largest, differ
+
+
+def _tensors(answer: Any) -> list[Tensor]:
+    from torch.utils import _pytree as pytree
+
+    return [t for t in pytree.tree_leaves(answer) if isinstance(t, Tensor)]

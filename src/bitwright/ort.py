@@ -1,0 +1,95 @@
+"""Packed networks inside ONNX Runtime: the native core as its operators.
+
+A file of the domain `bitwright` runs in any onnxruntime, because it carries the meaning of each operator; with the core
+registered, the packed kernels run instead, with the same results. onnxruntime is imported at first use.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import threading
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from bitwright.errors import InputError
+from bitwright.fn.library import open_core
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+OLDEST = (1, 17)  # the first onnxruntime that has all that the operators use
+
+_registered: weakref.WeakSet[Any] = weakref.WeakSet()  # one registration per options object is allowed
+_lock = threading.Lock()
+
+
+def _runtime() -> Any:
+    try:
+        import onnxruntime
+    except ImportError as error:
+        raise InputError(
+            f"bw.ort: onnxruntime cannot be imported ({error}); pip install onnxruntime",
+            code="onnxruntime-missing",
+            remedy="pip install onnxruntime",
+        ) from None
+    return onnxruntime
+
+
+def _library(runtime: Any) -> tuple[str, str]:
+    """(path of the library with the operators, "") or ("", why it cannot be used)."""
+    version = tuple(int(n) for n in re.findall(r"\d+", runtime.__version__)[:2])
+    if version < OLDEST:
+        return "", f"onnxruntime {runtime.__version__} is installed, the operators need 1.17 or newer"
+    core, reason = open_core({"RegisterCustomOps": (None, [])})
+    return ("", reason) if core is None else (core._name, "")
+
+
+def register(session_options: onnxruntime.SessionOptions) -> None:
+    """Adds the operators of the domain `bitwright` to the options of a session; a second time does nothing.
+
+    Errors: `InputError` where the native core was not built or onnxruntime is missing or older than 1.17.
+
+        options = onnxruntime.SessionOptions()
+        bw.ort.register(options)
+        session = onnxruntime.InferenceSession("net.onnx", options)
+    """
+    path, reason = _library(_runtime())
+    if not path:
+        raise InputError(f"bw.ort.register: {reason}", code="native-missing")
+    _add(session_options, path)
+
+
+def _add(session_options: onnxruntime.SessionOptions, path: str) -> None:
+    with _lock:
+        if session_options not in _registered:
+            session_options.register_custom_ops_library(path)
+            _registered.add(session_options)
+
+
+def session(path: str | os.PathLike[str] | bytes, threads: int = 1) -> onnxruntime.InferenceSession:
+    """An `onnxruntime.InferenceSession` on the CPU with the packed kernels.
+
+    path      the file, or its content as bytes
+    threads   of one run; 0 takes one per core
+
+    Where the native core was not built the session runs the functions in the file: the same results, more slowly.
+    Errors: `InputError` where there is no such file or onnxruntime is missing; what onnxruntime says of a bad file.
+
+        session = bw.ort.session("net.onnx", threads=2)
+        (y,) = session.run(None, {"x": x})
+    """
+    runtime = _runtime()
+    if not isinstance(path, bytes):
+        path = os.fspath(path)
+        if not os.path.isfile(path):
+            raise InputError(f"bw.ort.session: there is no file {path}", code="file-missing", given=path)
+    if threads < 0:
+        raise InputError(f"bw.ort.session: threads must be 0 or more, got {threads}", given=str(threads))
+    options = runtime.SessionOptions()
+    options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
+    options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
+    library, _ = _library(runtime)
+    if library:
+        _add(options, library)
+    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
