@@ -18,7 +18,9 @@ SETTINGS = {"allow_extra_args": True, "ignore_unknown_options": True}  # the opt
 def compress(
     ctx: typer.Context,
     run: Annotated[Path, typer.Argument(help="A run directory (bitwright train).", autocompletion=complete_run)],
-    method: Annotated[str, typer.Option(help="Procedure of bw.procedures, e.g. recalibrate_batchnorm; its options follow.")],
+    method: Annotated[
+        str, typer.Option(help="Procedure of bw.procedures, e.g. recalibrate_batchnorm; its options follow.")
+    ],
     batches: Annotated[int, typer.Option(min=1, help="Training batches, not augmented, that it sees.")] = 8,
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="File of the net. [default: RUN/compressed.safetensors]")
