@@ -65,7 +65,7 @@ def size_limit(model: PackedModel) -> dict[str, int]:
             payload += graph.tensors[str(node.key("bits"))].numel()
             weights_bits += info["planes"] * math.prod(info["shape"])
             channels += info["shape"][0]
-        elif node.op in ("conv", "linear", "conv_transpose", "affine", "prelu", "layer_norm"):
+        elif node.op in ("conv", "linear", "conv_transpose", "affine", "prelu", "aten"):
             floats += sum(
                 t.numel() * t.element_size() for r in node.attrs.get("tensors", {}).values() for t in [graph.tensors[r]]
             )

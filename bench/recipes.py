@@ -55,6 +55,7 @@ def row(model: str, recipe: str, side: int, rounds: int) -> dict[str, Any]:
         best[f"ratio_{precision}"] = round((peer.median_ms or 0.0) / (ours.median_ms or 1.0), 3) if peer else ""
     return {
         "model": model, "recipe": recipe, "side": side, "status": converted.report.status,
+        "runs_in": ours.note.split(";")[0],
         "ms": round(ours.median_ms or 0.0, 4), "ms_q1": round(ours.q1_ms or 0.0, 4), "ms_q3": round(ours.q3_ms or 0.0, 4),
         **best, "rounds": rounds, **machine(1),
     }  # fmt: skip

@@ -100,6 +100,30 @@ def test_why_it_is_not_faster_by_hand():
     assert len(why.explain(wide, 0.003, 32)) == 1
 
 
+def test_why_a_depthwise_layer_is_not_faster():
+    """Known from the graph: as many groups as channels. Its sentence names the selector of rules, and no word of channels."""
+
+    def layer(i: int, o: int, k: int, groups: int = 1, **parts: Any) -> Any:
+        return bw.nn.Conv2d(i, o, k, padding=k // 2, groups=groups, **parts)
+
+    coded: Any = {"w": "bwn", "x": "sign"}
+    net = torch.nn.Sequential(
+        layer(3, 32, 3), layer(32, 32, 3, 32), layer(32, 32, 5, 32, **coded), layer(32, 32, 1, **coded)
+    )
+    x = torch.randn(2, 3, 8, 8)
+    packed: Any = bw.convert(net.eval(), x, verify=False).model
+    steps = {s.name: s for s in why.steps_of(packed, [x])}
+    assert {n: s.window for n, s in steps.items()} == {"0": 0, "1": 9, "2": 25, "3": 0, "": 0}
+    one = [why.Step("a", "bits", 64, 0.8), why.Step("dw", "int8", 1, 0.2, 9)]
+    (said,) = why.explain(one, 1.0, 32)
+    assert said == (
+        "dw takes 20 % (depthwise, run as int8): a window of 9 products is too little work for bits; a rule with "
+        'kind = "depthwise" leaves such layers float or gives them 8 bits'
+    )
+    (said,) = why.explain([*one, why.Step("dw2", "float", 1, 0.4, 25)], 1.0, 32)
+    assert said.startswith("dw2 and 1 more depthwise layers take 60 % (depthwise, run as float/int8): a window of 25")
+
+
 def test_why_is_asked_only_below_one_and_a_half_times_the_best_int8(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(why, "steps_of", lambda packed, x: STEPS)
     packed: Any = None

@@ -183,9 +183,9 @@ def test_the_report_shows_what_pca_json_holds(trained: Run, tmp_path: Path, call
     assert call("analyze", str(trained.path), "--delta", "1")[0] == 0
     data = load_run(trained.path)
     kept = trained.read_json("pca.json")
-    assert data.bits is not None and data.bits.delta == 1 and data.bits.bits == "2/2"
-    assert [d.components for d in data.bits.layers] == [row["components"] for row in kept["layers"]]
-    assert [d.rise for d in data.bits.layers] == [row["rise"] for row in kept["layers"]]
+    assert data["bits"] is not None and data["bits"].delta == 1 and data["bits"].bits == "2/2"
+    assert [d.components for d in data["bits"].layers] == [row["components"] for row in kept["layers"]]
+    assert [d.rise for d in data["bits"].layers] == [row["rise"] for row in kept["layers"]]
     text = page.html(data)
     section = text.split('<section id="bits">')[1].split("</section>")[0]
     assert '<a href="#bits">' in text and "99 % of the variance" in section and "count before + 1" in section

@@ -480,7 +480,7 @@ def test_tied_weights_lie_in_the_file_once(tmp_path: Any) -> None:
     net = settle(nn.Sequential(a, nn.BatchNorm1d(40), b))
     packed = pack(net, torch.randn(2, 40))
     bw.save(packed, tmp_path / "tied.safetensors")
-    from bitwright.engine.files import read_tensors
+    from bitwright.tensors import read_tensors
 
     tensors, metadata = read_tensors(tmp_path / "tied.safetensors")
     assert '"2.bits":"0.bits"' in metadata["aliases"] and torch.equal(tensors["0.bits"], tensors["2.bits"])

@@ -14,6 +14,7 @@ FLOORS = {
     "atomic": 0,
     "errors": 0,
     "types": 0,
+    "tensors": 0,
     "version": 0,
     "fn": 0,
     "usercode": 0,
@@ -74,6 +75,16 @@ def test_imports_only_its_own_floor_or_a_lower_one(path: Path) -> None:
         # what is no module of the package is a name of bitwright/__init__.py, the top floor
         floor = FLOORS.get(name, FLOORS["__init__"])
         assert floor <= FLOORS[mine], f"floor {FLOORS[mine]} ({mine}) imports {name or 'bitwright'} of floor {floor}"
+
+
+def test_training_and_reports_meet_in_the_files_of_a_run_alone() -> None:
+    others = {"training": "reporting", "reporting": "training"}
+    for path in FILES:
+        package = ".".join(["bitwright", *path.relative_to(ROOT).parent.parts])
+        assert others.get(top(path)) not in imported(ast.parse(path.read_text(encoding="utf-8")), package), path
+        assert top(path) != "runs" or not {"training", "reporting"} & imported(
+            ast.parse(path.read_text("utf-8")), package
+        )
 
 
 @pytest.mark.parametrize(

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 import bitwright as bw
-from bitwright.engine.integers import NotInteger, storable, term_integers, weight_terms
+from bitwright.engine.integers import NotInteger, storable, weight_terms
 from bitwright.engine.quantizer import grid_of
+from bitwright.engine.reference import whole_numbers
 from bitwright.parts import moment
 from bitwright.types import Coded
 
@@ -80,7 +81,7 @@ def test_integers_times_units_are_the_weight(w: Any, masked: bool) -> None:
     if masked:
         assert not rebuilt(bit, terms)[one.w.mask.mask == 0].any()  # exactly 0
     for t in terms:
-        assert torch.equal(term_integers(bit, t).abs().max() <= 512, torch.tensor(True))
+        assert torch.equal(whole_numbers(bit, *t.code).abs().max() <= 512, torch.tensor(True))
 
 
 def test_a_zero_filter_stays_zero() -> None:

@@ -315,7 +315,7 @@ def test_float_output(isa: str, o: int) -> None:
         assert y.is_contiguous(memory_format=torch.channels_last)
         assert torch.equal(y.nan_to_num(7e9), want.nan_to_num(7e9))
         assert torch.equal(signs, words_oracle((want >= 0).long(), 1, 1))
-    assert torch.equal(case.plan.run_float(case.words, scale, add).nan_to_num(7e9), plain.nan_to_num(7e9))
+    assert torch.equal(case.plan.run(case.words, native.FloatOutput(scale, add)).nan_to_num(7e9), plain.nan_to_num(7e9))
 
 
 GRIDS = [
@@ -437,9 +437,9 @@ def test_bytes_conv_outputs(isa: str) -> None:
     plan, x, values = byte_case(3, 2, 3, 40, (6, 6), (3, 3), padding=1)
     thresholds = torch.tensor([[-20000], [0], [20000]]).expand(3, 40)
     assert torch.equal(
-        plan.run_codes(x, thresholds, planes=2), words_oracle(code_oracle(values, thresholds, None), 2, 1)
+        plan.run(x, native.CodeOutput(thresholds, planes=2)), words_oracle(code_oracle(values, thresholds, None), 2, 1)
     )
-    y = plan.run_float(x, torch.full((40,), 0.1), torch.zeros(40))
+    y = plan.run(x, native.FloatOutput(torch.full((40,), 0.1), torch.zeros(40)))
     assert torch.equal(y, values.float() * torch.tensor(0.1))
 
 
@@ -606,11 +606,11 @@ def test_errors() -> None:
     with pytest.raises(InputError, match=r"-255\.\.255"):
         native.ConvPlan.bytes(torch.full((3, 1, 1, 1), 256))
     with pytest.raises(InputError, match="3 levels do not fit 1 planes"):
-        case.plan.run_codes(case.words, torch.zeros(3, 8))
+        case.plan.run(case.words, native.CodeOutput(torch.zeros(3, 8)))
     with pytest.raises(InputError, match="output is for 7 channels"):
-        case.plan.run_codes(case.words, torch.zeros(1, 7))
+        case.plan.run(case.words, native.CodeOutput(torch.zeros(1, 7)))
     with pytest.raises(InputError, match="out_groups"):
-        case.plan.run_codes(case.words, torch.zeros(1, 8), groups=3)
+        case.plan.run(case.words, native.CodeOutput(torch.zeros(1, 8), groups=3))
     with pytest.raises(InputError, match="residual"):
         case.plan.run(case.words, native.FloatOutput(torch.ones(8), torch.ones(8)), torch.zeros(1))
     with pytest.raises(InputError, match="float32"):

@@ -635,3 +635,18 @@ def test_terms_that_do_not_fit() -> None:
         run("Terms", [np.zeros((1, 1, 1, 3), np.int32), f32(1, 1, 1, 1).reshape(2, 2), f32(0, 0)], "float")
     with pytest.raises(Exception, match=r"Terms: scale must be \[terms, O\]"):
         run("Terms", [np.zeros((1, 1, 1, 2), np.int32), f32(1, 1), f32(0, 0)], "float")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 16, 33])
+@pytest.mark.parametrize(("kernel", "stride", "pad", "ceil"), [(2, 2, 0, 0), (3, 2, 1, 0), (3, 2, 1, 1), (1, 3, 0, 1)])
+def test_pooling_of_floats(channels: int, kernel: int, stride: int, pad: int, ceil: int) -> None:
+    x = torch.randn(2, channels, 9, 7)
+    last = x.permute(0, 2, 3, 1).numpy()
+    window = {
+        "kernel_shape": [kernel] * 2, "strides": [stride] * 2, "pads": [pad] * 4, "dilations": [1, 1], "ceil_mode": ceil
+    }  # fmt: skip
+    (most,) = run("MaxPoolFloats", [last], "float", **window)
+    assert np.array_equal(most, F.max_pool2d(x, kernel, stride, pad, ceil_mode=bool(ceil)).permute(0, 2, 3, 1))
+    (mean,) = run("AveragePoolFloats", [last], "float", **{**window, "ceil_mode": 0})
+    want = F.avg_pool2d(x, kernel, stride, pad, count_include_pad=False).permute(0, 2, 3, 1)
+    assert np.allclose(mean, want, rtol=1e-6, atol=1e-6)

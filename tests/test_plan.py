@@ -234,12 +234,20 @@ def body(mid: nn.Module) -> nn.Sequential:
 STUCK = {
     "ConvTranspose2d has no bit kernel": lambda: nn.ConvTranspose2d(8, 8, 4, 2, 1),
     "padding_mode='reflect'; bit kernels take zeros": lambda: nn.Conv2d(8, 8, 5, padding=2, padding_mode="reflect"),
-    "padding='same' is not symmetric": lambda: nn.Conv2d(8, 8, (3, 4), padding="same"),
-    "padding='same' is not symmetric here": lambda: nn.Conv2d(8, 8, 4, padding="same"),
 }
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@pytest.mark.parametrize("kernel", [4, (3, 4)])
+def test_same_padding_of_an_even_kernel_is_planned_as_it_packs(kernel: Any) -> None:
+    net, x = body(nn.Conv2d(8, 8, kernel, padding="same")), torch.randn(2, 3, 12, 12)
+    row = plan(net, "bwn-a8", x).rows[1]
+    assert (row.why, row.runs) == ("", "int8")
+    apply(net, "bwn-a8", x)
+    bw.calibrate(net, [x])
+    assert {r.layer: r.runs_as for r in bw.convert(net.eval(), x).report.rows}["2"] in ("bits", "int8")
+
+
 @pytest.mark.parametrize("words", STUCK)
 @pytest.mark.parametrize("recipe", ["w1a1", "bwn"])
 def test_a_layer_that_cannot_be_packed_says_so_before_training(words: str, recipe: str) -> None:

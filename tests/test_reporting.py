@@ -26,7 +26,7 @@ from bitwright.reporting import images, page, words
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.page import commands, html
-from bitwright.reporting.scales import linear_ticks, log_ticks
+from bitwright.reporting.svg.scales import linear_ticks, log_ticks
 from bitwright.reporting.verdict import findings, verdict
 from bitwright.runs.folder import Run
 from reporting_example import CLASSES, HOSTILE, bench_dict, example_run
@@ -306,6 +306,45 @@ def test_ticks_are_round_and_within() -> None:
         assert len(log_ticks(0.01 + low, (0.01 + low) * (1 + span))) >= 2
 
 
+def test_what_convert_says_of_form_outputs_and_doubts_is_on_the_page(tmp_path: Path) -> None:
+    run = example_run(tmp_path / "run")
+    plain = page_of(run).by_id["layers"]
+    assert "output by output" not in plain and "Look closer" not in plain, "an older run does not say"
+    proof = {
+        "name": "[1]",
+        "kind": "values",
+        "images": 9999,
+        "same": 9990,
+        "largest": 2e-3,
+        "bound": 5e-6,
+        "answers": {},
+    }
+    more = {
+        "form": "layers", "form_why": "forward branches on a value", "lost": 3, "classes": 1, "untimed": "it takes two inputs",
+        "blind": "the trained net gives one class for all 9,999 images", "outputs": [proof, {"name": "[0]", "kind": "classes",
+        "images": 9999, "same": 9999, "largest": 0.0, "bound": 0.0, "answers": {"3": 9000, "4": 999}}],
+        "beyond": [{"where": "input of fc", "difference": 0.25, "bound": 1e-6, "image": 17}],
+    }  # fmt: skip
+    run.write_json("convert.json", run.read_json("convert.json") | more)
+    found = page_of(run)
+    text = " ".join(found.by_id["layers"].split())
+    for said in (
+        "The packed layers stand in the model's own code, which is needed to run it: forward branches on a value. At most 3 "
+        "fusions are lost by that.",
+        "The trained net gives one class for the 9,999 images that were compared.",
+        "Layers were not timed: it takes two inputs.",
+        "Equal answers prove little here: the trained net gives one class for all 9,999 images.",
+        "input of fc, image 17: off by 0.25, and rounding explains 1e-06.",
+        "[1] values 9,990 9,999 2e-03 5e-06 -",
+        "[0] classes 9,999 9,999 0 0 2",
+    ):
+        assert said in text, said
+    assert found.data["conversion"]["outputs"][0]["bound"] == 5e-6 and found.data["conversion"]["lost"] == 3
+    run.write_json("convert.json", run.read_json("convert.json") | {"form": "graph", "classes": 10, "blind": ""})
+    text = page_of(run).by_id["layers"]
+    assert "The packed net is one graph" in text and "gives 10 different classes" in text and "prove little" not in text
+
+
 @pytest.mark.parametrize(
     ("name", "text", "said"),
     [
@@ -349,7 +388,7 @@ def test_objects_give_the_same_page(tmp_path: Path) -> None:
 def test_images_without_predictions_of_them_are_left_out(tmp_path: Path) -> None:
     run = example_run(tmp_path / "run", 3)
     save_file({"images": np.zeros((1, 1, 4, 4), np.uint8), "index": np.array([10**6])}, run.file("worst.safetensors"))
-    found = load_run(run.path).errors
+    found = load_run(run.path)["errors"]
     assert found is not None and found.mistakes == ()
 
 

@@ -76,10 +76,10 @@ def test_cheapest_and_dearest_images_stand_in_order(gated: Run) -> None:
 
 
 def test_classes_of_a_layer_are_shaded_in_its_own_range(gated: Run) -> None:
-    from bitwright.reporting.gate_charts import class_map
-    from bitwright.reporting.gates import gates_of
+    from bitwright.reporting.load import load_run
+    from bitwright.reporting.sections.gate_charts import class_map
 
-    gates = gates_of(gated)
+    gates = load_run(gated.path)["gates"]
     assert gates is not None
     found = class_map(gates)
     assert found is not None and len(found.rows) == 5

@@ -16,9 +16,8 @@ from bitwright.analysis.sweep_result import SweepPoint, WeightSweep
 from bitwright.analysis.sweep_words import findings, spread
 from bitwright.errors import InputError
 from bitwright.reporting.load import load_run
-from bitwright.reporting.selfprune import selfprune_of
-from bitwright.reporting.selfprune_charts import _places, against_share, sweep_chart
-from bitwright.reporting.weights import histograms
+from bitwright.reporting.sections.connections import _places, against_share, sweep_chart
+from bitwright.reporting.sections.weights import histograms
 from bitwright.runs.folder import Run
 from bitwright.training import train
 from reporting_example import HOSTILE, example_run, layer_names, selfprune_files
@@ -60,7 +59,7 @@ def test_shares_and_units_are_those_of_the_file(pruned: Run) -> None:
 
 def test_the_sweep_and_its_words_are_those_of_the_file(pruned: Run) -> None:
     kept = [WeightSweep.from_dict(s | {"rows": s["rows"]}) for s in pruned.read_json("sweep.json")["sweeps"]]
-    found = selfprune_of(pruned)
+    found = load_run(pruned.path)["selfprune"]
     assert found is not None and list(found.sweeps) == kept and found.batch == 50 and found.analyzed
     page = page_of(pruned)
     text, joined = section(pruned), page.by_id["connections"]
@@ -80,8 +79,7 @@ def test_the_sweep_and_its_words_are_those_of_the_file(pruned: Run) -> None:
 
 def test_accuracy_stands_against_the_share_of_its_epoch(pruned: Run) -> None:
     run = load_run(pruned.path)
-    assert run.selfprune is not None
-    chart = against_share(run, run.selfprune)
+    chart = against_share(run, run["selfprune"])
     assert chart is not None and len(chart.points) == 14
     metrics = [r for r in pruned.read_csv("metrics.csv") if r["stage"] == "1"]
     for point, row in zip(chart.points, metrics, strict=True):
@@ -95,7 +93,7 @@ def test_a_training_without_analysis_shows_its_last_sweep(tmp_path: Path) -> Non
     log = {"sweep_every": 1, "sweep_images": 40, "sweep_norms": ["batch", "running"]}
     train(experiment(epochs=2, log=log), tmp_path / "a")
     run = Run(tmp_path / "a")
-    found = selfprune_of(run)
+    found = load_run(run.path)["selfprune"]
     assert found is not None and [s.norm for s in found.sweeps] == ["batch", "running"] and not found.analyzed
     last = [r for r in run.read_csv("sweep.csv") if r["epoch"] == "1" and r["norm"] == "running"]
     for key in ("accuracy", "preactivation", "agreement"):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -18,7 +19,9 @@ from bitwright import experiment
 from bitwright.errors import InputError
 from bitwright.runs import Run, files
 from bitwright.runs.lock import locked
+from bitwright.runs.tables import Classes, Gate, Health, Sweeps
 from bitwright.training import train
+from bitwright.training.probe import MEASURES
 
 TINY = """
 [data]
@@ -89,6 +92,38 @@ def test_force_clears_every_file_of_a_run_and_nothing_else(tmp_path: Path) -> No
     assert all((tmp_path / name).read_bytes() != b"old" for name in new - {"stages"})
     assert (tmp_path / "mine.txt").exists()
     assert new <= {*files.FILES, *files.FOLDERS}  # what a training writes is in the list
+
+
+def test_the_documentation_lists_the_files_and_columns_that_there_are() -> None:
+    page = (Path(__file__).parents[1] / "docs/concepts/run-directory.md").read_text(encoding="utf-8")
+    listed = dict(re.findall(r"^\| `([\w./]+)` \| (.*) \|$", page.partition("| column of")[0], re.M))
+    assert listed.pop(files.LOCK)
+    assert listed == files.FILES | {f"{name}/": what for name, what in files.FOLDERS.items()}
+    assert re.findall(r"^\| `(\w+)` \|", page.partition("| column of `health.csv`")[2], re.M) == list(MEASURES)
+    assert list(MEASURES) == [name for name in Health.columns() if name not in ("stage", "epoch", "layer")]
+
+
+def test_a_table_is_read_as_it_was_written(tmp_path: Path) -> None:
+    """Of every kind of file one; a damaged cell is named with its place."""
+    run = Run(tmp_path)
+    assert run.read(Health) == run.read(Classes) == ()
+    run.write(Health, [{"stage": 0, "epoch": 1, "layer": "a,b", "flips": 0.25}, {"stage": 0, "epoch": 2, "layer": "c"}])
+    assert run.read_text("health.csv") == (
+        'stage,epoch,layer,flips,dead,scale,saturation,positive\n0,1,"a,b",0.25,,,,\n0,2,c,,,,,\n'
+    )
+    first, second = run.read(Health)
+    assert (first.layer, first.flips, second.epoch, second.flips) == ("a,b", 0.25, 2, None)
+    run.write(Classes, [{"classes": ["x", "y"]}])
+    assert [found.classes for found in run.read(Classes)] == [("x", "y")]
+    run.write_text("health.csv", "stage,epoch,layer,flips\n0,1,a,0.5\n0,2,a,often\n")
+    with pytest.raises(InputError, match=r"health\.csv row 2: flips is 'often'; possible: a number or an empty cell"):
+        run.read(Health)
+    run.write_text("sweep.json", '{"sweeps": [{"images": 3, "rows": [{"on": "no"}]}]}')
+    with pytest.raises(InputError, match=r"sweep\.json, sweeps 0, rows 0: on is 'no'"):
+        run.read(Sweeps)
+    run.write_text("gates.csv", "layer\na\n")
+    with pytest.raises(InputError, match=r"gates\.csv row 1: stage is missing"):
+        run.read(Gate)
 
 
 def test_force_does_not_remove_what_the_experiment_reads(tmp_path: Path) -> None:

@@ -17,9 +17,9 @@ from torch import nn
 
 import bitwright as bw
 from bitwright import atomic
-from bitwright.engine import files
-from bitwright.engine.files import read_tensors, write_tensors
+from bitwright import tensors as tensor_files
 from bitwright.errors import InputError
+from bitwright.tensors import read_tensors, write_tensors
 
 RULES = [
     {"match": "*", "w": "ttq", "x": {"part": "dorefa_a", "bits": 2}},
@@ -194,7 +194,7 @@ def test_a_full_disk_leaves_the_old_file(
         Path(target).write_bytes(b"half")
         raise error
 
-    monkeypatch.setattr(files, where, fail)
+    monkeypatch.setattr(tensor_files, where, fail)
     with pytest.raises(InputError, match="No space left on device"):
         bw.save(floats(), path)
     assert path.read_bytes() == old and [p.name for p in path.parent.iterdir()] == [path.name]
@@ -223,7 +223,7 @@ def test_ctrl_c_while_writing_leaves_no_rest(saved: tuple[Any, Path], monkeypatc
     def stop(*args: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(files, "save_file", stop)
+    monkeypatch.setattr(tensor_files, "save_file", stop)
     with pytest.raises(KeyboardInterrupt):
         bw.save(floats(), path)
     assert [p.name for p in path.parent.iterdir()] == [path.name]

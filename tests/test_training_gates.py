@@ -19,6 +19,7 @@ from bitwright.errors import InputError
 from bitwright.experiment import to_toml
 from bitwright.runs import Run
 from bitwright.runs.build import dataset
+from bitwright.runs.cells import TABLES
 from bitwright.training import Stopped, train
 from bitwright.training.evaluate import Evaluation, evaluate
 from gated import GATES, experiment
@@ -93,6 +94,18 @@ def test_gates_csv_has_a_row_per_epoch_and_gate(trained: tuple[Path, list[str]])
         for x, _ in test.batches(500):
             net(x)
     assert float(last["3"]["saliency"]) == pytest.approx(float(torch.cat(seen).mean()), rel=1e-6)
+
+
+def test_every_table_has_the_columns_of_its_class(trained: tuple[Path, list[str]]) -> None:
+    run = Run(trained[0])
+    written = [table for table in TABLES if run.has(table.file) and table.file.endswith(".csv")]
+    assert {table.file for table in written} == {path.name for path in run.path.glob("*.csv")} and len(written) == 7
+    for table in written:
+        head = tuple(run.read_text(table.file).partition("\n")[0].split(","))
+        assert head == table.columns() or (table.open and set(table.columns()) - set(head) == {"latency_ms"}), (
+            table.file
+        )
+        assert len(run.read(table)) == len(run.read_csv(table.file))
 
 
 def test_rates_of_classes_average_to_the_rate(trained: tuple[Path, list[str]]) -> None:
@@ -334,12 +347,12 @@ def test_gates_of_one_kind_are_one_lesson() -> None:
 
     row = {"epoch": 0, "data_ms": None, "step_ms": None, "test_top1": 0.9}
     gate = {"stage": 0, "epoch": 0, "gate": "fbs", "rate": 0.0, "keep": 0.5, "target": None}
-    state = State(rows=[row], gate_rows=[gate | {"layer": name} for name in "abc"])
+    gates = [gate | {"layer": name} for name in "abc"]
+    state = State(tables={"metrics.csv": [row], "gates.csv": gates})
     e = experiment_of_one_stage()
     (told,) = lessons(e, state, lambda name: False, 10, 1000)
     assert told.startswith("a and 2 more: the gate fbs never fires") and "l1 = 0" in told
-    state.gate_rows = [g | {"epoch": 1} for g in state.gate_rows]
-    state.rows = [row | {"epoch": 1}]
+    state.tables = {"metrics.csv": [row | {"epoch": 1}], "gates.csv": [g | {"epoch": 1} for g in gates]}
     assert lessons(e, state, lambda name: False, 10, 1000) == [], "once per layer and stage"
 
 

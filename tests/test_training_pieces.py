@@ -18,7 +18,8 @@ import bitwright as bw
 from bitwright.errors import InputError
 from bitwright.experiment import Experiment, load
 from bitwright.experiment.schema import Optimizer, Schedule, Stage
-from bitwright.training import health
+from bitwright.runs.tables import Connected, Epoch, Health
+from bitwright.training import probe as probes
 from bitwright.training.checkpoint import read_checkpoint, write_checkpoint
 from bitwright.training.lessons import lessons
 from bitwright.training.loader import EpochLoader, steps_per_epoch
@@ -253,8 +254,8 @@ def test_health_of_a_step_by_hand() -> None:
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.5, -0.5, 0.1, 0.1], [1.0, 1.0, 1.0, 1.0]]))
     net = nn.Sequential(layer)
-    layers = health.coded_layers(net)
-    probe = health.Probe(layers, {"0": 0.65})  # mean |latent| at the stage's start
+    layers = probes.coded_layers(net)
+    probe = probes.Probe(layers, {"0": 0.65})  # mean |latent| at the stage's start
     net(torch.tensor([[0.5, -0.5, 3.0, 0.0]]))
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.5, -0.5, -0.1, 0.1], [1.0, -1.0, 1.0, 1.0]]))
@@ -275,7 +276,7 @@ def test_flips_are_told_of_weights_of_one_or_two_bits(part: Any, flips: float | 
     layer = bw.nn.Linear(2, 1, bias=False, w=part, x="sign")
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.9, -0.9]]))
-    probe = health.Probe({"0": layer}, {})
+    probe = probes.Probe({"0": layer}, {})
     with torch.no_grad():
         layer.weight.copy_(torch.tensor([[0.9, 0.9]]))
     assert probe.read()["0"]["flips"] == flips
@@ -286,7 +287,7 @@ def test_a_probe_changes_neither_observers_nor_the_random_stream() -> None:
                                      x={"part": "uniform", "bits": 4, "observer": "ema"}))  # fmt: skip
     net(torch.rand(8, 4))
     before = {k: v.clone() for k, v in net.state_dict().items()}
-    probe = health.Probe(health.coded_layers(net), {})
+    probe = probes.Probe(probes.coded_layers(net), {})
     probe.inputs["0"] = torch.rand(8, 4)
     stream = torch.random.get_rng_state()
     row = probe.read()["0"]
@@ -301,8 +302,14 @@ TWO = Experiment.model_validate(
 )
 
 
+def state_of(rows: list[dict[str, Any]], health: list[dict[str, Any]] | None = None) -> State:
+    return State(stage=1, tables={Epoch.file: rows, Health.file: health or []})
+
+
 def told(state: State, signed: bool = True, on: dict[str, int] | None = None) -> list[str]:
-    return lessons(TWO, state, lambda name: signed, classes=10, images=1000, on=on)
+    at = {"stage": state.stage, "epoch": state.rows(Epoch)[-1]["epoch"]}
+    state.tables[Connected.file] = [{**at, "layer": name, "on": count} for name, count in (on or {}).items()]
+    return lessons(TWO, state, lambda name: signed, classes=10, images=1000)
 
 
 def metrics(stage: int, epoch: int, **changes: Any) -> dict[str, Any]:
@@ -315,27 +322,29 @@ def health_row(epoch: int, layer: str = "conv2", **changes: Any) -> dict[str, An
 
 
 def test_a_healthy_run_is_told_nothing() -> None:
-    state = State(stage=1, rows=[metrics(1, 4)], health_rows=[health_row(e) for e in range(5)])
+    state = state_of([metrics(1, 4)], [health_row(e) for e in range(5)])
     assert told(state) == []
 
 
 def test_flips() -> None:
-    state = State(stage=1, rows=[metrics(1, 4)])
-    state.health_rows = [health_row(e, flips=0.05) for e in range(5)] + [health_row(e, "conv3") for e in range(5)]
+    state = state_of([metrics(1, 4)])
+    state.tables[Health.file] = [health_row(e, flips=0.05) for e in range(5)] + [
+        health_row(e, "conv3") for e in range(5)
+    ]
     (text,) = told(state)
     assert text.startswith("conv2: 5.0 % of signs or levels still flip each step since epoch 3 (others 0.1 %)")
     assert "try: stage.1.optimizer.lr=0.0003" in text
     assert told(state) == [], "once per layer and stage"
-    state.health_rows = [health_row(e, "conv4", flips=0.02) for e in range(5)] + state.health_rows
+    state.tables[Health.file] = [health_row(e, "conv4", flips=0.02) for e in range(5)] + state.tables[Health.file]
     assert len(told(state)) == 1
 
 
 def test_a_layer_without_a_connection_and_one_whose_readers_are_off() -> None:
-    state = State(stage=1, rows=[metrics(1, 4)], health_rows=[health_row(4, "fc1"), health_row(4, "fc2")])
+    state = state_of([metrics(1, 4)], [health_row(4, "fc1"), health_row(4, "fc2")])
     (text,) = told(state, on={"fc1": 3, "fc2": 0})
     assert text.startswith("fc2: none of its connections is on at the end of epoch 4") and "fan_in:8" in text
     assert told(state, on={"fc1": 3, "fc2": 0}) == [], "once per layer and stage"
-    state.health_rows = [health_row(e, name, dead=0.9) for e in range(2) for name in ("fc1", "conv2")]
+    state.tables[Health.file] = [health_row(e, name, dead=0.9) for e in range(2) for name in ("fc1", "conv2")]
     texts = told(state, on={"fc1": 3})
     assert [t.split(":")[0] for t in texts] == ["conv2", "fc1"]
     assert "a norm in front" in texts[0] and "only through connections that are on" in texts[1]
@@ -343,23 +352,20 @@ def test_a_layer_without_a_connection_and_one_whose_readers_are_off() -> None:
 
 def test_health_of_0_1_weights() -> None:
     net = nn.Sequential(bw.nn.Linear(16, 8, bias=False, w="zero_one"), bw.nn.Linear(8, 4, w="bwn"))
-    layers = health.coded_layers(net)
-    assert health.connections(layers) == {"0": int(net[0].get_parameter("weight").sum())}
-    row = health.Probe(layers, {"0": 0.1, "1": 0.1}).read()
+    layers = probes.coded_layers(net)
+    row = probes.Probe(layers, {"0": 0.1, "1": 0.1}).read()
     assert row["0"]["scale"] is None and row["1"]["scale"] is not None  # latents on [0, 1] have no size of their own
 
 
 def test_many_layers_are_one_line() -> None:
     rows = [health_row(e, name, dead=0.9) for e in range(2) for name in ("a", "b", "c")]
-    state = State(stage=1, rows=[metrics(1, 1)], health_rows=rows)
+    state = state_of([metrics(1, 1)], rows)
     (text,) = told(state)
     assert text.startswith("a and 2 more: 90.0 % of weights get no gradient since epoch 0") and told(state) == []
 
 
 def test_constant_sign() -> None:
-    state = State(
-        stage=1, rows=[metrics(1, 0)], health_rows=[health_row(0, positive=1.0), health_row(0, "b", positive=0.001)]
-    )
+    state = state_of([metrics(1, 0)], [health_row(0, positive=1.0), health_row(0, "b", positive=0.001)])
     first, second = told(state)
     assert "100.0 % of its inputs are at or above zero" in first and 'x = ["norm", "sign"]' in first
     assert "99.9 % of its inputs are below zero" in second
@@ -369,35 +375,33 @@ def test_constant_sign() -> None:
 
 
 def test_scale() -> None:
-    state = State(
-        stage=1, rows=[metrics(1, 2)], health_rows=[health_row(0), health_row(1, scale=0.05), health_row(2, scale=0.01)]
-    )
+    state = state_of([metrics(1, 2)], [health_row(0), health_row(1, scale=0.05), health_row(2, scale=0.01)])
     (text,) = told(state)
     assert "shrunk to 0.01 times their size since epoch 1" in text and "stage.1.optimizer.weight_decay=0" in text
-    state.health_rows = [health_row(0, "b", scale=20.0)]
+    state.tables[Health.file] = [health_row(0, "b", scale=20.0)]
     assert "grown to 20 times" in told(state)[0]
 
 
 def test_switch_loader_and_chance() -> None:
-    state = State(stage=1, rows=[metrics(0, 3), metrics(1, 0, test_top1=0.8)])
+    state = state_of([metrics(0, 3), metrics(1, 0, test_top1=0.8)])
     (text,) = told(state)
     assert text.startswith(
         "test accuracy fell 10.0 points at the switch to stage 1; a dip that recovers within 2 epochs"
     )
     assert "stage.1.teacher=previous" in text and "binarize inputs before weights" in text
-    state.rows.append(metrics(1, 1, test_top1=0.85))
+    state.rows(Epoch).append(metrics(1, 1, test_top1=0.85))
     assert told(state) == [] and state.warnings == [text]
-    state.rows.append(metrics(1, 2, test_top1=0.895))  # within a point of the 0.9 before: it was a dip
+    state.rows(Epoch).append(metrics(1, 2, test_top1=0.895))  # within a point of the 0.9 before: it was a dip
     assert told(state) == [] and state.warnings == []
     float_on = TWO.model_copy(update={"stage": [TWO.stage[0], TWO.stage[1].model_copy(update={"rule": []})]})
-    state = State(stage=1, rows=[metrics(0, 3), metrics(1, 0, test_top1=0.8)])
+    state = state_of([metrics(0, 3), metrics(1, 0, test_top1=0.8)])
     (text,) = lessons(float_on, state, lambda name: True, classes=10, images=1000)
     assert "stage.1.optimizer.lr=0.0001, or stage.1.teacher=previous" in text and "binarize" not in text
-    state = State(stage=1, rows=[metrics(1, 1, data_ms=10.0)])
+    state = state_of([metrics(1, 1, data_ms=10.0)])
     assert "50.0 % of each step is waiting for data" in told(state)[0] and "data.workers=1" in state.warnings[0]
-    state = State(stage=1, rows=[metrics(1, 1, test_top1=0.11)])
+    state = state_of([metrics(1, 1, test_top1=0.11)])
     assert "is what guessing gives (10.0 %)" in told(state)[0]
-    assert told(State(stage=1, rows=[metrics(1, 1, test_top1=0.2)])) == []
+    assert told(state_of([metrics(1, 1, test_top1=0.2)])) == []
 
 
 def test_a_large_data_set_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

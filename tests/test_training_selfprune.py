@@ -15,7 +15,8 @@ from bitwright.experiment import Experiment, to_toml
 from bitwright.experiment import parse as parse_experiment
 from bitwright.runs import Run, example_of
 from bitwright.runs.build import dataset
-from bitwright.training import Stopped, callback, train
+from bitwright.runs.tables import Epoch, Gate, Swept
+from bitwright.training import Stopped, train
 from bitwright.training.state import State
 from selfprune import experiment
 from stepping import stop_at
@@ -147,16 +148,17 @@ def test_a_resumed_run_has_the_same_tables(
 def test_a_sweep_can_be_stopped_and_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path, list[str]]
 ) -> None:
-    from bitwright.training import selfprune
+    from bitwright.training.watch.sweep import SweepWatcher
+    from bitwright.training.watch.watcher import Ended
 
-    asked = selfprune.sweep_rows
+    asked = SweepWatcher.rows
 
-    def stopping(job: Any, check: Any) -> Any:
-        if (job.state.stage, job.state.epoch) == (1, 1):
-            job.signals.wanted = "^C"
-        return asked(job, check)
+    def stopping(self: SweepWatcher, ended: Ended) -> Any:
+        if ended.at == {"stage": 1, "epoch": 1}:
+            ended.job.signals.wanted = "^C"
+        return asked(self, ended)
 
-    monkeypatch.setattr(callback, "sweep_rows", stopping)
+    monkeypatch.setattr(SweepWatcher, "rows", stopping)
     with pytest.raises(Stopped):
         train(swept(), tmp_path / "b")
     monkeypatch.undo()
@@ -177,10 +179,12 @@ def test_rows_later_than_the_checkpoint_go(tmp_path: Path, trained: tuple[Path, 
 
 
 def test_a_checkpoint_of_before_loads() -> None:
+    """It had a key for each table; those that came later are missing in older ones."""
     saved = State().to_dict()
-    for key in ("connection_rows", "sweep_rows"):
-        del saved[key]
-    assert State.from_dict(saved).sweep_rows == []
+    del saved["tables"]
+    row, gate = {"stage": 0, "epoch": 0, "test_top1": 0.5}, {"stage": 0, "epoch": 0, "layer": "a"}
+    state = State.from_dict({**saved, "rows": [row], "health_rows": [], "gate_rows": [gate]})
+    assert (state.rows(Epoch), state.rows(Gate), state.rows(Swept)) == ([row], [gate], [])
 
 
 def test_sweeps_may_be_switched_on_while_resuming(tmp_path: Path) -> None:

@@ -101,7 +101,7 @@ def _net(
     if target.endswith(".safetensors"):
         if recipe is not None:
             raise InputError("bench: --recipe is for a model; a packed file has its recipe inside", code="usage")
-        from bitwright.engine.files import read_tensors
+        from bitwright.tensors import read_tensors
 
         net = None
         if model is not None and read_tensors(target)[1].get("bitwright") == "layers":

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from bitwright.runs import Run
 
 PACKED = "packed.safetensors"
+OF_THE_NET = {"w": "w_part", "x": "x_part", "w_bits": "w_bits", "x_bits": "x_bits", "macs": "macs"}
 BATCH = 256  # images per verified batch: every value of both nets is held
 
 
@@ -121,31 +122,15 @@ def accuracies(converted: Converted, labels: Tensor, batches: Any) -> tuple[floa
 
 def layer_rows(converted: Converted, x: Tensor) -> list[dict[str, Any]]:
     """The rows of layers.csv: what the report says of a layer, and what the trained net says."""
+    from bitwright.runs.tables import Layer
     from bitwright.transforms import walk
 
-    facts = {info.name or "(net)": info for info in walk(converted.source, x)}
-    rows = []
-    for r in converted.report.rows:
-        info = facts.get(r.layer)
-        rows.append(
-            {
-                "layer": r.layer,
-                "kind": r.kind,
-                "w": info.w_part if info else None,
-                "x": info.x_part if info else None,
-                "w_bits": info.w_bits if info else None,
-                "x_bits": info.x_bits if info else None,
-                "macs": info.macs if info else None,
-                "runs_as": r.runs_as,
-                "bytes_before": r.bytes_before,
-                "bytes_after": r.bytes_after,
-                "ms_before": r.ms_before,
-                "ms_after": r.ms_after,
-                "max_abs_diff": r.max_abs_diff,
-                "why": r.why,
-            }
-        )
-    return rows
+    facts = {
+        info.name or "(net)": {name: getattr(info, of) for name, of in OF_THE_NET.items()}
+        for info in walk(converted.source, x)
+    }
+    columns = Layer.columns()
+    return [{name: getattr(r, name, None) for name in columns} | facts.get(r.layer, {}) for r in converted.report.rows]
 
 
 def _forget_times(out: Output, run: Run) -> None:

@@ -118,14 +118,11 @@ def measured_gates(target: str) -> dict[str, float]:
     from pathlib import Path
 
     from bitwright.runs import Run
+    from bitwright.runs.cells import last_epoch
+    from bitwright.runs.tables import Gate
 
-    run = Run(Path(target))
-    rows = run.read_csv("gates.csv", ("stage", "epoch", "layer", "rate"))
-    last = [r for r in rows if (r["stage"], r["epoch"]) == (rows[-1]["stage"], rows[-1]["epoch"])]
-    try:
-        return {r["layer"]: float(r["rate"]) for r in last}
-    except ValueError:
-        raise run.damaged("gates.csv", "a rate is not a number") from None
+    last = last_epoch(Run(Path(target)).read(Gate))
+    return {row.layer: row.rate for row in last if row.rate is not None}
 
 
 def gate_note(target: str, gates: dict[str, str], measured: dict[str, float], is_run: bool) -> str:

@@ -41,7 +41,7 @@ def _rules(name: str) -> list[str]:
 def _recipe(name: str) -> Recipe:
     """A shipped recipe, a TOML file, the recipe inside a trained file, or all stages of a run or an experiment."""
     from bitwright.cli.target import experiment_of
-    from bitwright.engine.files import read_tensors
+    from bitwright.tensors import read_tensors
     from bitwright.transforms import Recipe, recipes
 
     path = Path(name)

@@ -13,7 +13,7 @@ from bitwright.cli.output import Output
 from bitwright.errors import InputError
 
 if TYPE_CHECKING:
-    from bitwright.reporting.sections import RunData
+    from bitwright.reporting.run_data import RunData
 
 SUFFIXES = {"html": "html", "markdown": "md", "csv": "csv", "latex": "tex"}
 

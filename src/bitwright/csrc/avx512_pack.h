@@ -158,8 +158,14 @@ inline int lanes_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, i
     const int64_t count = area - first < block ? area - first : block;
     uint8_t* to = out + (n * area + first) * pack.c;
     if (!pack.nchw) return pack_elements(pack, x + (n * area + first) * pack.c, count * pack.c, to);
-    uint8_t* row = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)block);
+    uint8_t* row = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)block * 3);
     if (!row) return __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
+    if (pack.c == 3) {  // colors: three rows at once, so that the compiler shuffles instead of storing byte by byte
+      for (int64_t c = 0; c < 3; c++) pack_elements(pack, x + (n * 3 + c) * area + first, count, row + c * block);
+      for (int64_t i = 0; i < count; i++)
+        to[3 * i] = row[i], to[3 * i + 1] = row[block + i], to[3 * i + 2] = row[2 * block + i];
+      return;
+    }
     for (int64_t c = 0; c < pack.c; c++) {
       pack_elements(pack, x + (n * pack.c + c) * area + first, count, row);
       for (int64_t i = 0; i < count; i++) to[i * pack.c + c] = row[i];

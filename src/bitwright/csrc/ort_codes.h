@@ -94,38 +94,44 @@ struct Pack : Kernel {
   }
 };
 
+// kernel_shape, strides, dilations and pads of a pooling.
+inline ort::Status* window_of(const Node& node, bw_pool* pool) {
+  int64_t pair[2];
+  BW_TRY(node.attributes("kernel_shape", pair, 2));
+  pool->kh = pair[0], pool->kw = pair[1];
+  BW_TRY(node.attributes("strides", pair, 2));
+  pool->stride_h = pair[0], pool->stride_w = pair[1];
+  BW_TRY(node.attributes("dilations", pair, 2));
+  pool->dil_h = pair[0], pool->dil_w = pair[1];
+  BW_TRY(node.pads(&pool->pad_h, &pool->pad_w));
+  const int64_t limit = (int64_t)1 << 31;
+  for (int64_t size : {pool->kh, pool->kw, pool->stride_h, pool->stride_w, pool->dil_h, pool->dil_w})
+    if (size < 1 || size >= limit) return node.fail("kernel_shape, strides and dilations must be positive");
+  // every window then meets the image
+  if (pool->pad_h < 0 || pool->pad_h > pool->dil_h * (pool->kh - 1) || pool->pad_w < 0 ||
+      pool->pad_w > pool->dil_w * (pool->kw - 1))
+    return node.fail("pads must be smaller than the window");
+  return nullptr;
+}
+
+// Windows start inside the image or the padding before it, as in torch.
+inline int64_t pool_windows(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation, int64_t ceil_mode) {
+  const int64_t whole = bw_windows(in, kernel, stride, pad, dilation);
+  const int64_t rest = in + 2 * pad - dilation * (kernel - 1) - 1;
+  return whole && ceil_mode && rest % stride && whole * stride < in + pad ? whole + 1 : whole;
+}
+
 // The largest code of each window.
 struct MaxPool : Kernel {
   int64_t planes, ceil_mode;
   bw_pool pool = {};
 
   ort::Status* create(const Node& node) override {
-    int64_t pair[2];
     BW_TRY(node.attribute("planes", &planes));
     BW_TRY(node.attribute("ceil_mode", &ceil_mode));
     if (planes < 0 || planes > BW_MAX_PLANES) return node.fail("planes must be 0 (bytes) to %d", BW_MAX_PLANES);
-    BW_TRY(node.attributes("kernel_shape", pair, 2));
-    pool.kh = pair[0], pool.kw = pair[1];
-    BW_TRY(node.attributes("strides", pair, 2));
-    pool.stride_h = pair[0], pool.stride_w = pair[1];
-    BW_TRY(node.attributes("dilations", pair, 2));
-    pool.dil_h = pair[0], pool.dil_w = pair[1];
-    BW_TRY(node.pads(&pool.pad_h, &pool.pad_w));
     pool.planes = planes ? planes : 1;
-    const int64_t limit = (int64_t)1 << 31;
-    for (int64_t size : {pool.kh, pool.kw, pool.stride_h, pool.stride_w, pool.dil_h, pool.dil_w})
-      if (size < 1 || size >= limit) return node.fail("kernel_shape, strides and dilations must be positive");
-    // every window then meets the image
-    if (pool.pad_h < 0 || pool.pad_h > pool.dil_h * (pool.kh - 1) || pool.pad_w < 0 || pool.pad_w > pool.dil_w * (pool.kw - 1))
-      return node.fail("pads must be smaller than the window");
-    return nullptr;
-  }
-
-  // windows start inside the image or the padding before it, as in torch
-  int64_t windows(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) const {
-    const int64_t whole = bw_windows(in, kernel, stride, pad, dilation);
-    const int64_t rest = in + 2 * pad - dilation * (kernel - 1) - 1;
-    return whole && ceil_mode && rest % stride && whole * stride < in + pad ? whole + 1 : whole;
+    return window_of(node, &pool);
   }
 
   ort::Status* run(const Call& call) const override {
@@ -136,8 +142,8 @@ struct MaxPool : Kernel {
     const int64_t last = x.dims[3], unit = planes ? 4 * planes : 1;
     if (last < 1 || last % unit) return call.fail("codes of %lld bytes per pixel do not have %lld planes", (long long)last, (long long)planes);
     now.channels = last / unit;
-    now.oh = windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h);
-    now.ow = windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w);
+    now.oh = pool_windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h, ceil_mode);
+    now.ow = pool_windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w, ceil_mode);
     if (now.oh < 1 || now.ow < 1)
       return call.fail("codes of %lldx%lld are smaller than the window", (long long)now.h, (long long)now.w);
     void* out;

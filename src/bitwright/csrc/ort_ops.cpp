@@ -11,6 +11,9 @@
 //   PackRound       x, grid [5]                                   codes; channels_last
 //   MaxPool         codes                                         codes; planes (0: bytes), kernel_shape, strides, pads,
 //                                                                 dilations, ceil_mode
+//   MaxPoolFloats   x [N, H, W, C]                                float [N, OH, OW, C]; kernel_shape, strides, pads,
+//                                                                 dilations, ceil_mode
+//   AveragePoolFloats  the same                                   the same; taps in the padding do not count
 //   ConvInt         common                                        int32 [N, OH, OW, O]
 //   Terms           sums int32 [N, OH, OW, T * O],                float [N, OH, OW, O]: the sum over T of sums * scale, plus add
 //                   scale [T, O], add [O]
@@ -31,6 +34,7 @@
 
 #include "ort_codes.h"
 #include "ort_conv.h"
+#include "ort_pool.h"
 #include "ort_terms.h"
 
 namespace {
@@ -105,6 +109,8 @@ const Description operators[] = {
     BW_ORT_OPERATOR("PackBytes", BW_TYPES(F, F, U), BW_TYPES(U), Pack(Pack::BYTES)),
     BW_ORT_OPERATOR("PackRound", BW_TYPES(F, F), BW_TYPES(U), Pack(Pack::ROUND)),
     BW_ORT_OPERATOR("MaxPool", BW_TYPES(U), BW_TYPES(U), MaxPool),
+    BW_ORT_OPERATOR("MaxPoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(false)),
+    BW_ORT_OPERATOR("AveragePoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(true)),
     BW_ORT_OPERATOR("ConvInt", BW_TYPES(BW_COMMON), BW_TYPES(I), ConvInt),
     BW_ORT_OPERATOR("Terms", BW_TYPES(I, F, F), BW_TYPES(F), Terms),
     BW_ORT_OPERATOR("Conv", BW_TYPES(BW_FLOATS), BW_TYPES(F), ConvFloat(ConvFloat::NOTHING)),

@@ -1,7 +1,4 @@
-"""ATen calls of an exported program become operators: ours where one fits, else the generic node of `aten_list`.
-
-Most records say it themselves: the call's name, and its arguments by name. What takes more than that has a translator here.
-"""
+"""ATen calls of an exported program become operators: ours where `fuse` understands one, else the node of `aten_list`."""
 
 from __future__ import annotations
 
@@ -14,66 +11,52 @@ from torch.fx import Node as FxNode
 from torch.fx.node import map_arg
 
 from bitwright.engine import aten_list
-from bitwright.engine.attributes import Unfit
 from bitwright.engine.graph import ints
-from bitwright.engine.operators import OPERATORS
 
-# (op, input names, attributes, tensors), or None: nothing happens in evaluation
-Lowered = tuple[str, list[str], dict[str, Any], dict[str, Tensor]] | None
-IGNORED = ("memory_format", "non_blocking", "copy", "cudnn_enable", "half_to_float")  # they change no number
+Lowered = tuple[str, list[str], dict[str, Any], dict[str, Tensor]]  # op, input names, attributes, tensors
+NOTHING = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert_tensor_metadata")
+CASTS = ("to", "_to_copy", "type_as")
 
 
 class Call:
-    """Arguments of one call, with the environment to resolve them."""
+    """One call: its arguments by name, and what they are known as."""
 
     def __init__(self, n: FxNode, names: dict[str, str], constants: dict[str, Any]) -> None:
         self.node, self.names, self.constants = n, names, constants
         self.base = str(n.target).split(".")[1].rstrip("_")
-        self.schema: Any = getattr(n.target, "_schema", None)
-        arguments = self.schema.arguments if self.schema is not None else []
+        arguments = n.target._schema.arguments if isinstance(n.target, torch._ops.OpOverload) else []
         self.given: dict[str, Any] = {a.name: n.kwargs.get(a.name, a.default_value) for a in arguments}
         self.given |= {a.name: value for a, value in zip(arguments, n.args, strict=False)}
-        self.defaults = {a.name: a.default_value for a in arguments}
 
-    def get(self, i: int, default: Any = None) -> Any:
-        """Argument i; its schema default where absent."""
-        return list(self.given.values())[i] if i < len(self.given) else default
-
-    def value(self, i: int) -> str:
-        """Argument i as the name of a computed value."""
-        a = self.get(i)
+    def value(self, name: str) -> str:
+        """An argument as the name of a computed value. Errors: `Unlisted`."""
+        a = self.given[name]
         if isinstance(a, FxNode) and a.name in self.names:
             return self.names[a.name]
-        raise Unfit("reads something that is not computed from the input")
+        raise aten_list.Unlisted("it reads something that is not computed from the input")
 
-    def constant(self, i: int) -> Tensor | None:
-        a = self.get(i)
-        if a is None:
-            return None
-        if isinstance(a, FxNode) and a.name in self.constants:
-            return self.constants[a.name]
-        raise Unfit("its weight is computed in forward; only plain parameters and buffers are stored")
+    def constant(self, name: str) -> Tensor | None:
+        """An argument whose values are known, or None."""
+        a = self.given[name]
+        return self.constants.get(a.name) if isinstance(a, FxNode) else None
 
-    def is_constant(self, i: int) -> bool:
-        a = self.get(i)
-        return isinstance(a, FxNode) and a.name in self.constants
+    def plain(self, *names: str) -> bool:
+        """Whether these are numbers, None or constants: nothing computed."""
+        return all(not isinstance(self.given[k], FxNode) or self.constant(k) is not None for k in names)
 
-    def rank(self) -> int:
-        return self.node.meta["val"].dim()
-
-    def input_rank(self, i: int = 0) -> int:
-        a = self.get(i)
-        return a.meta["val"].dim() if isinstance(a, FxNode) else 0
+    def rank(self, name: str = "") -> int:
+        """Axes of the result, or of an argument."""
+        n = self.given[name] if name else self.node
+        value = n.meta["val"] if isinstance(n, FxNode) else None
+        return value.dim() if isinstance(value, Tensor) else 0
 
 
-Translator = Callable[[Call], Lowered]
-_TABLE: dict[str, Translator] = {}
-_BY_NAME = {name: op for op, record in OPERATORS.items() for name in record.aten.split()}
+OURS: dict[str, Callable[[Call], Lowered | None]] = {}  # None: a generic node after all
 
 
-def _aten(*targets: str) -> Callable[[Translator], Translator]:
-    def register(f: Translator) -> Translator:
-        _TABLE.update(dict.fromkeys(targets, f))
+def _ours(*targets: str) -> Callable[[Callable[[Call], Lowered | None]], Callable[[Call], Lowered | None]]:
+    def register(f: Callable[[Call], Lowered | None]) -> Callable[[Call], Lowered | None]:
+        OURS.update(dict.fromkeys(targets, f))
         return f
 
     return register
@@ -89,7 +72,7 @@ def canonical(target: Any) -> str:
 def known(n: FxNode) -> bool:
     """Whether a call may become a node as it is."""
     base = str(n.target).split(".")[1].rstrip("_")
-    if base in _TABLE or base in _BY_NAME or base in NOTHING:
+    if base in OURS or base in NOTHING or base in CASTS or base.endswith("dropout"):
         return True
     try:
         return aten_list.overload(canonical(n.target)) is not None
@@ -97,36 +80,34 @@ def known(n: FxNode) -> bool:
         return False
 
 
-def own(n: FxNode, constants: dict[str, Any], out: FxNode | None = None) -> bool:
+def nothing(c: Call) -> bool:
+    """Whether a call changes no value in evaluation. Errors: `Unlisted` for a dropout that drops."""
+    if c.base.endswith("dropout"):
+        if c.given.get("train", c.given.get("training")):
+            raise aten_list.Unlisted("drops values in evaluation too")
+        return True
+    if c.base in CASTS:
+        return c.node.meta["val"].dtype == c.node.all_input_nodes[0].meta["val"].dtype
+    if c.base == "slice":
+        end = c.given["end"]
+        to_the_end = end is None or (isinstance(end, int) and end >= 2**31)
+        return c.given["start"] in (None, 0) and to_the_end and c.given["step"] == 1
+    return c.base in NOTHING
+
+
+def own(c: Call) -> bool:
     """Whether the values of a call are such as our operators take: float32, the batch on axis 0, all other sizes fixed."""
-    values = [i.meta.get("val") for i in n.all_input_nodes if i.name not in constants]
-    values = [v for v in (*values, (out or n).meta.get("val")) if isinstance(v, Tensor)]
+    values = [i.meta.get("val") for i in c.node.all_input_nodes if i.name not in c.constants]
+    values = [v for v in (*values, c.node.meta.get("val")) if isinstance(v, Tensor)]
     return all(
         v.dtype == torch.float32 and v.dim() > 0 and all(isinstance(s, int) for s in v.shape[1:]) for v in values
     ) and all(str(v.shape[0]) == str(values[0].shape[0]) for v in values)
 
 
 def lower(call: Call, item: int | None = None) -> Lowered:
-    """What a call becomes; of several results the one `item`. Errors: `Unfit`, `Unlisted` with the reason."""
-    if call.base in NOTHING and NOTHING[call.base](call):
-        return None
-    if call.base.endswith("dropout"):
-        raise Unfit("drops values in evaluation too")
-    reason = None
-    try:
-        if item is None and own(call.node, call.constants):
-            if call.base in _TABLE:
-                return _TABLE[call.base](call)
-            if call.base in _BY_NAME:
-                return _by_record(call, _BY_NAME[call.base])
-    except Unfit as error:
-        reason = error
-    try:
-        return generic(call, item)
-    except aten_list.Unlisted:
-        if reason is None:
-            raise
-        raise reason from None
+    """What a call becomes; of several results the one `item`. Errors: `Unlisted` with the reason."""
+    ours = OURS.get(call.base) if item in (None, 0) and own(call) else None
+    return (ours(call) if ours else None) or generic(call, item)
 
 
 def _size(value: Any) -> Any:
@@ -137,17 +118,16 @@ def _size(value: Any) -> Any:
 
 def generic(call: Call, item: int | None = None) -> Lowered:
     """The call by its own name, its arguments written as their types say."""
-    name = canonical(call.node.target)
-    target = "_to_copy.default" if call.base in ("to", "type_as") else name
+    target = canonical(call.node.target)
+    if call.base in CASTS:
+        target = "_to_copy.default"
+        given = {"self": call.node.args[0], "dtype": call.node.meta["val"].dtype}
+    else:  # a view calls its sizes otherwise than a reshape
+        names = [a.name for a in aten_list.overload(target)._schema.arguments]
+        given = dict(zip(names, call.given.values(), strict=False))
     kinds = aten_list.arguments(target)
-    if target != name:
-        given: dict[str, Any] = {"self": call.get(0), "dtype": call.node.meta["val"].dtype}
-    else:
-        given = dict(
-            zip((a.name for a in aten_list.overload(name)._schema.arguments), call.given.values(), strict=False)
-        )
     if any(isinstance(_size(v), torch.SymInt) and kinds.get(k, ("",))[0] == "Tensor" for k, v in given.items()):
-        target = f"{name.split('.')[0]}.Scalar"  # x + x.size(0)
+        target = f"{target.split('.')[0]}.Scalar"  # x + x.size(0)
         kinds = aten_list.arguments(target)
     inputs: list[str] = []
     tensors: dict[str, Tensor] = {}
@@ -167,8 +147,7 @@ def generic(call: Call, item: int | None = None) -> Lowered:
 
     args: dict[str, Any] = {}
     for argument in aten_list.overload(target)._schema.arguments:
-        value = given.get(argument.name)
-        value = map_arg(value, _size)
+        value = map_arg(given.get(argument.name), _size)
         plain = not isinstance(value, FxNode)
         if argument.has_default_value() and (value is None or (plain and value == argument.default_value)):
             continue
@@ -176,210 +155,174 @@ def generic(call: Call, item: int | None = None) -> Lowered:
             args[argument.name] = aten_list.write(value, kinds[argument.name][0], tensor)
         elif "Generator" in str(argument.real_type):
             raise aten_list.Unlisted("it draws random numbers")
-    if any(aten_list.depends_on_batch(v, kinds[k][0]) for k, v in args.items()):
+    if aten_list.depends_on_batch(args, target):
         inputs.append("input")
     attrs: dict[str, Any] = {"call": target, "args": args}
     return "aten", inputs, attrs if item is None else {**attrs, "item": item}, tensors
 
 
-def _by_record(c: Call, op: str) -> Lowered:
-    record, rank = OPERATORS[op], c.input_rank()
-    if c.base[-1:] == "d" and c.base[-2:-1].isdigit() and int(c.base[-2]) != rank - 2:
-        raise Unfit("has no batch axis")
-    left = dict(c.given)
-    left.pop(next(iter(left)))
-    attrs = {}
-    for name, attr in record.attrs.items():
-        argument = attr.argument or name
-        value = left.pop(argument, None)
-        if value is None and argument == "dim":
-            raise Unfit("mixes images of a batch")
-        attrs[name] = attr.read(value, rank)
-    if "stride" in attrs and not attrs["stride"]:
-        attrs["stride"] = attrs["kernel"]
-    tensors = {}
-    for role in (r.strip("[]") for r in record.tensors.split()):
-        if (value := left.pop(role, None)) is not None:
-            if value.name not in c.constants:
-                raise Unfit(f"its {role} is computed in forward")
-            tensors[role] = c.constants[value.name].detach().float()
-    odd = next((k for k, v in left.items() if k not in IGNORED and v != c.defaults[k]), None)
-    if odd is not None:
-        raise Unfit(f"{odd}={left[odd]}")
-    return op, [c.value(0)], attrs, tensors
+# -- layers -----------------------------------------------------------------------------------------------------
+def _layer(c: Call, op: str, attrs: dict[str, Any]) -> Lowered | None:
+    weight, bias = c.constant("weight"), c.constant("bias")
+    if weight is None or not c.plain("bias"):  # computed in forward
+        return None
+    tensors = {} if bias is None else {"bias": bias.detach().double()}
+    return op, [c.value("input")], attrs, {"weight": weight.detach().float(), **tensors}
 
 
-def _float_tensor(t: Tensor) -> Tensor:
-    return t.detach().float()
+@_ours("linear")
+def _linear(c: Call) -> Lowered | None:
+    return _layer(c, "linear", {})
 
 
-# what changes nothing in evaluation, if so
-NOTHING: dict[str, Callable[[Call], bool]] = dict.fromkeys(
-    ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert_tensor_metadata"), lambda c: True
-)
-NOTHING |= dict.fromkeys(
-    ("dropout", "feature_dropout", "native_dropout", "alpha_dropout", "feature_alpha_dropout"), lambda c: not c.get(2)
-)
-NOTHING |= dict.fromkeys(
-    ("to", "_to_copy", "type_as"), lambda c: c.node.meta["val"].dtype == c.node.all_input_nodes[0].meta["val"].dtype
-)
-
-
-@_aten("prelu")
-def _prelu(c: Call) -> Lowered:
-    slope = c.constant(1)
-    assert slope is not None
-    return "prelu", [c.value(0)], {}, {"slope": _float_tensor(slope)}
-
-
-@_aten("batch_norm", "_native_batch_norm_legit_no_training")
-def _batch_norm(c: Call) -> Lowered:
-    weight, bias, mean, var = (c.constant(i) for i in range(1, 5))
-    if mean is None or var is None or (c.get(5) is True):
-        raise Unfit("a norm without running statistics depends on the batch")
-    eps = float(c.given["eps"])
-    rate = 1 / torch.sqrt(var.double() + eps)
-    if weight is not None:
-        rate = rate * weight.double()
-    add = -mean.double() * rate + (0 if bias is None else bias.double())
-    return "affine", [c.value(0)], {"last": c.rank() == 2}, {"scale": rate, "add": add}
-
-
-@_aten("conv1d", "conv2d", "conv3d")
-def _conv(c: Call) -> Lowered:
-    rank = int(c.base[-2])
-    weight = c.constant(1)
-    assert weight is not None
-    padding, dilation = c.given["padding"], ints(c.given["dilation"], rank)
+@_ours("conv1d", "conv2d", "conv3d")
+def _conv(c: Call) -> Lowered | None:
+    rank, padding, weight = int(c.base[-2]), c.given["padding"], c.constant("weight")
+    if weight is None:
+        return None
+    dilation = ints(c.given["dilation"], rank)
     if isinstance(padding, str):
         total = [d * (k - 1) * (padding == "same") for d, k in zip(dilation, weight.shape[2:], strict=True)]
         if any(t % 2 for t in total):
-            raise Unfit("'same' padding that is not symmetric")
+            return None
         padding = [t // 2 for t in total]
-    attrs = {
-        "rank": rank,
-        "stride": ints(c.given["stride"], rank),
-        "padding": ints(padding, rank),
-        "dilation": dilation,
-        "groups": int(c.given["groups"]),
-    }
-    return "conv", [c.value(0)], attrs, _weights(c)
+    steps = {"stride": ints(c.given["stride"], rank), "padding": ints(padding, rank), "dilation": dilation}
+    return _layer(c, "conv", {"rank": rank, **steps, "groups": int(c.given["groups"])})
 
 
-def _weights(c: Call) -> dict[str, Tensor]:
-    weight, bias = c.constant(1), c.constant(2)
-    assert weight is not None
-    return {"weight": _float_tensor(weight)} | ({} if bias is None else {"bias": bias.detach().double()})
+@_ours("conv_transpose2d")
+def _conv_transpose(c: Call) -> Lowered | None:
+    steps = {k: ints(c.given[k], 2) for k in ("stride", "padding", "output_padding", "dilation")}
+    return _layer(c, "conv_transpose", {**steps, "groups": int(c.given["groups"])})
 
 
-@_aten("conv_transpose2d")
-def _conv_transpose(c: Call) -> Lowered:
-    steps = {k: ints(c.given[k], 2) for k in ("stride", "padding", "output_padding")}
-    attrs = {**steps, "groups": int(c.given["groups"]), "dilation": ints(c.given["dilation"], 2)}
-    return "conv_transpose", [c.value(0)], attrs, _weights(c)
-
-
-@_aten("linear")
-def _linear(c: Call) -> Lowered:
-    return "linear", [c.value(0)], {}, _weights(c)
-
-
-@_aten("view", "reshape", "_unsafe_view")
-def _view(c: Call) -> Lowered:
-    rest = [int(s) for s in c.node.meta["val"].shape[1:]]
-    if len(rest) == 1 and c.input_rank() > 1:
-        return "flatten", [c.value(0)], {"start": 1, "end": c.input_rank() - 1}, {}
-    return "reshape", [c.value(0)], {"sizes": rest}, {}
-
-
-@_aten("slice")
-def _slice(c: Call) -> Lowered:
-    dim = int(c.get(1, 0)) % c.rank()
-    start, end, step = c.get(2), c.get(3), int(c.get(4, 1))
-    whole = (start in (None, 0)) and (end is None or (isinstance(end, int) and end >= 2**31)) and step == 1
-    if whole:
+# -- what becomes a scale and a shift per channel ------------------------------------------------------------------
+def _affine(c: Call, value: str, last: bool, scale: Tensor, add: Tensor) -> Lowered | None:
+    if not bool(scale.isfinite().all() and add.isfinite().all()):
         return None
-    if dim == 0:
-        raise Unfit("picks images of a batch")
-    last = 2**31 if end is None else min(int(end), 2**31)
-    return "slice", [c.value(0)], {"dim": dim, "start": int(start or 0), "end": last, "step": step}, {}
+    return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
 
 
-@_aten("pad", "constant_pad_nd")
-def _pad(c: Call) -> Lowered:
-    mode = str(c.given.get("mode") or "constant")
-    attrs = {"pads": [int(p) for p in c.get(1)], "value": float(c.given.get("value") or 0.0), "mode": mode}
-    return "pad", [c.value(0)], attrs, {}
+@_ours("batch_norm", "_native_batch_norm_legit_no_training")
+def _batch_norm(c: Call) -> Lowered | None:
+    mean, var = c.constant("running_mean"), c.constant("running_var")
+    weight, bias = c.constant("weight"), c.constant("bias")
+    if mean is None or var is None or c.given.get("training") or not c.plain("weight", "bias"):
+        return None
+    rate = 1 / torch.sqrt(var.double() + float(c.given["eps"]))
+    if weight is not None:
+        rate = rate * weight.double()
+    add = -mean.double() * rate + (0 if bias is None else bias.double())
+    return "affine", [c.value("input")], {"last": c.rank("input") == 2}, {"scale": rate, "add": add}
 
 
-@_aten("cat", "concat")
-def _cat(c: Call) -> Lowered:
-    values = []
-    for a in c.get(0):
-        if not isinstance(a, FxNode) or a.name not in c.names:
-            raise Unfit("joins something that is not computed from the input")
-        values.append(c.names[a.name])
-    return "cat", values, {"dim": OPERATORS["cat"].attrs["dim"].read(c.get(1, 0), c.rank())}, {}
+@_ours("add", "sub", "rsub", "mul", "div")
+def _binary(c: Call) -> Lowered | None:
+    """With a number or a constant; two computed values stay a call, but for the `add` of a residual."""
+    if c.given.get("alpha", 1) != 1 or c.given.get("rounding_mode") is not None:
+        return None
+    other = c.given["other"]
+    if isinstance(other, (int, float)) and (other or c.base != "div"):
+        n = float(other)
+        if c.base == "rsub":
+            channels = int(c.node.meta["val"].shape[1]) if c.rank() > 1 else 1
+            one = torch.ones(channels, dtype=torch.float64)
+            return _affine(c, "self", c.rank() == 2, -one, n * one)  # it folds as a norm does
+        if c.base in ("add", "sub"):
+            return "add_scalar", [c.value("self")], {"value": n if c.base == "add" else -n}, {}
+        return "mul_scalar", [c.value("self")], {"value": n if c.base == "mul" else 1 / n}, {}
+    for value, constant in (("self", "other"), ("other", "self")):
+        if c.constant(constant) is not None and c.base != "rsub":
+            return _with_constant(c, value, constant)
+    if c.base == "add" and c.rank("self") == c.rank("other"):
+        return "add", [c.value("self"), c.value("other")], {}, {}
+    return None
 
 
-@_aten("add", "sub", "mul")
-def _binary(c: Call) -> Lowered:
-    if c.given.get("alpha", 1) != 1:
-        raise Unfit("alpha")
-    op, other = c.base, c.get(1)
-    if isinstance(other, (int, float)):
-        if op == "sub":
-            return "add_scalar", [c.value(0)], {"value": -float(other)}, {}
-        return f"{op}_scalar", [c.value(0)], {"value": float(other)}, {}
-    for i, j in ((0, 1), (1, 0)):
-        if c.is_constant(j):
-            return _with_constant(c, op, i, c.constant(j), swapped=j == 0)
-    return op, [c.value(0), c.value(1)], {}, {}
-
-
-def _with_constant(c: Call, op: str, value: int, constant: Tensor | None, swapped: bool) -> Lowered:
+def _with_constant(c: Call, value: str, name: str) -> Lowered | None:
     """A number per channel or one in all: a learned scale or shift in front of or behind a layer."""
-    assert constant is not None
-    rank, own_shape = c.rank(), c.get(value).meta["val"].shape
+    constant: Any = c.constant(name)
+    rank, channels = c.rank(), 1
     wide = [i - constant.dim() for i, s in enumerate(constant.shape) if s != 1]
     axis = wide[0] if wide else 1 - rank
-    if len(wide) > 1 or c.input_rank(value) != rank or constant.dim() > rank or axis not in (-1, 1 - rank):
-        raise Unfit(f"a parameter of shape {list(constant.shape)}; one per channel or one in all")
-    channels = int(own_shape[axis]) if rank > 1 else 1
-    if constant.numel() not in (1, channels):
-        raise Unfit("a parameter that widens its value")
+    if len(wide) > 1 or c.rank(value) != rank or constant.dim() > rank or axis not in (-1, 1 - rank):
+        return None
+    if rank > 1:
+        channels = int(c.given[value].meta["val"].shape[axis])
+    if constant.numel() not in (1, channels) or (c.base == "div" and name == "self"):
+        return None
     flat = constant.detach().double().reshape(-1).expand(channels)
-    one, nought = torch.ones(channels, dtype=torch.float64), torch.zeros(channels, dtype=torch.float64)
+    one, nought = torch.ones_like(flat), torch.zeros_like(flat)
     scale, add = {
         "mul": (flat, nought),
         "div": (1 / flat, nought),
         "add": (one, flat),
-        "sub": (-one, flat) if swapped else (one, -flat),
-    }[op]
-    if not bool(scale.isfinite().all()) or not bool(add.isfinite().all()):
-        raise Unfit("a parameter that is infinite")
-    last = rank == 2 or (axis == -1 and bool(wide))
-    return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
+        "sub": (-one, flat) if name == "self" else (one, -flat),
+    }[c.base]
+    return _affine(c, value, rank == 2 or (axis == -1 and bool(wide)), scale, add)
 
 
-@_aten("rsub")
-def _rsub(c: Call) -> Lowered:
-    other = c.get(1)
-    if not isinstance(other, (int, float)) or c.get(2, 1) != 1:
-        raise Unfit("takes a computed value from another")
-    channels = int(c.node.meta["val"].shape[1]) if c.rank() > 1 else 1
-    minus = -torch.ones(channels, dtype=torch.float64)
-    number = torch.full((channels,), float(other), dtype=torch.float64)
-    return "affine", [c.value(0)], {"last": c.rank() == 2}, {"scale": minus, "add": number}  # it folds as a norm does
+# -- elementwise, and what moves values ----------------------------------------------------------------------------
+@_ours("relu")
+def _relu(c: Call) -> Lowered | None:
+    return "relu", [c.value("self")], {}, {}
 
 
-@_aten("div")
-def _div(c: Call) -> Lowered:
-    other = c.get(1)
-    if c.given.get("rounding_mode") is not None:
-        raise Unfit("rounds")
-    if isinstance(other, (int, float)) and other:
-        return "mul_scalar", [c.value(0)], {"value": 1.0 / float(other)}, {}
-    if c.is_constant(1):
-        return _with_constant(c, "div", 0, c.constant(1), swapped=False)
-    raise Unfit("divides by a computed value")
+@_ours("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6")
+def _clamp(c: Call) -> Lowered | None:
+    low, high = (0, 6) if c.base == "relu6" else (c.given.get(k, c.given.get(f"{k}_val")) for k in ("min", "max"))
+    if isinstance(low, FxNode) or isinstance(high, FxNode):
+        return None
+    ends = {k: None if v is None else float(v) for k, v in (("low", low), ("high", high))}
+    return "clamp", [c.value("self")], ends, {}
+
+
+@_ours("prelu", "leaky_relu")
+def _prelu(c: Call) -> Lowered | None:
+    slope = torch.tensor([float(c.given["negative_slope"])]) if c.base == "leaky_relu" else c.constant("weight")
+    return None if slope is None else ("prelu", [c.value("self")], {}, {"slope": slope.detach().float()})
+
+
+@_ours("max_pool1d", "max_pool2d", "max_pool3d")
+def _max_pool(c: Call) -> Lowered | None:
+    rank = int(c.base[-2])
+    if c.rank("self") != rank + 2:
+        return None
+    kernel, padding, dilation = (ints(c.given[k], rank) for k in ("kernel_size", "padding", "dilation"))
+    stride = ints(c.given["stride"], rank) if c.given["stride"] else kernel
+    sizes = {"kernel": kernel, "stride": stride, "padding": padding, "dilation": dilation}
+    return "max_pool", [c.value("self")], {"rank": rank, **sizes, "ceil": c.given["ceil_mode"]}, {}
+
+
+@_ours("adaptive_avg_pool1d", "adaptive_avg_pool2d")
+def _adaptive_avg_pool(c: Call) -> Lowered | None:
+    rank, sizes = int(c.base[-2]), c.given["output_size"]
+    if c.rank("self") != rank + 2 or not all(isinstance(s, int) for s in sizes):
+        return None
+    return "adaptive_avg_pool", [c.value("self")], {"rank": rank, "size": ints(sizes, rank)}, {}
+
+
+@_ours("flatten", "view", "reshape", "_unsafe_view")
+def _flatten(c: Call) -> Lowered | None:
+    """Into rows. Any other reshape stays a call."""
+    rank = c.rank("self")
+    if c.rank() != 2 or rank < 2:
+        return None
+    return "flatten", [c.value("self")], {"start": 1, "end": rank - 1}, {}
+
+
+@_ours("slice")
+def _slice(c: Call) -> Lowered | None:
+    dim, start, end = int(c.given["dim"]) % c.rank(), c.given["start"], c.given["end"]
+    if dim == 0 or not all(v is None or isinstance(v, int) for v in (start, end)):
+        return None
+    last = 2**31 if end is None else min(end, 2**31)
+    return "slice", [c.value("self")], {"dim": dim, "start": start or 0, "end": last, "step": c.given["step"]}, {}
+
+
+@_ours("pad", "constant_pad_nd")
+def _pad(c: Call) -> Lowered | None:
+    pads, mode, value = list(c.given["pad"]), c.given.get("mode", "constant"), c.given["value"]
+    if len(pads) >= 2 * c.rank() or not all(isinstance(p, int) for p in pads):
+        return None
+    return "pad", [c.value("self")], {"pads": pads, "value": float(value or 0), "mode": mode}, {}

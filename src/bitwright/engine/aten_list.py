@@ -46,12 +46,14 @@ upsample_nearest3d upsample_trilinear3d var var_mean where xlogy zeros zeros_lik
 ALLOWED = frozenset(_ALLOWED.split())
 # no result is larger than the largest argument
 _MOVING = """
-adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d alias cat
-channel_shuffle clone embedding expand flatten flip index index_select max_pool2d_with_indices mish movedim narrow
-permute pixel_shuffle pixel_unshuffle relu repeat reshape roll select slice squeeze stack transpose unflatten
-unsqueeze upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d upsample_nearest3d where
+abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d alias
+avg_pool1d avg_pool2d avg_pool3d cat channel_shuffle clone embedding expand flatten flip gelu hardswish index
+index_select max_pool2d_with_indices mean mish movedim narrow neg permute pixel_shuffle pixel_unshuffle relu repeat
+reshape roll select silu slice squeeze stack transpose unflatten unsqueeze upsample_bilinear2d upsample_linear1d
+upsample_nearest1d upsample_nearest2d upsample_nearest3d where
 """
 MOVING = frozenset(_MOVING.split())
+UP_TO_ONE = frozenset({"sigmoid", "hardsigmoid", "tanh", "softmax", "_softmax"})
 RENAMED = {"view.default": "reshape.default", "_unsafe_view.default": "reshape.default"}  # any memory layout will do
 DTYPES = {
     str(d).removeprefix("torch."): d
@@ -137,50 +139,61 @@ def fits(value: Any, kind: str, inputs: int, roles: Mapping[str, Any]) -> bool:
     return kind in PLAIN and PLAIN[kind](value)
 
 
-def depends_on_batch(value: Any, kind: str) -> bool:
-    if isinstance(value, list):
-        return any(depends_on_batch(v, kind) for v in value)
-    return isinstance(value, str) and any(k in kind for k in ("int", "float", "number")) and "N" in value
+def _each(value: Any, kind: str, change: Callable[[Any, str], Any]) -> Any:
+    """An argument with `change(value, type)` for each of its entries; None stays None."""
+    kind = _inner(kind, "Optional") or kind
+    inner = _inner(kind, "List")
+    if value is None:
+        return None
+    if inner is None:
+        return change(value, kind)
+    return [_each(v, inner, change) for v in value] if isinstance(value, (list, tuple)) else _each(value, inner, change)
+
+
+def depends_on_batch(args: Mapping[str, Any], call: str) -> bool:
+    """Whether a size of this call's arguments is so many times the batch."""
+    kinds, found = arguments(call), []
+
+    def look(value: Any, kind: str) -> None:
+        found.append(isinstance(value, str) and kind in ("int", "float", "number") and "N" in value)
+
+    for k, value in args.items():
+        _each(value, kinds[k][0], look)
+    return any(found)
 
 
 def read(value: Any, kind: str, tensors: list[Tensor], roles: Mapping[str, Tensor], n: int) -> Any:
     """The argument itself."""
-    if value is None:
-        return None
-    kind = _inner(kind, "Optional") or kind
-    if (inner := _inner(kind, "List")) is not None:
-        return [read(v, inner, tensors, roles, n) for v in value] if isinstance(value, list) else value
-    if kind == "Tensor":
-        return tensors[value] if isinstance(value, int) else roles[value]
-    if kind == "ScalarType":
-        return DTYPES[value]
-    if isinstance(value, str) and kind != "str":
-        return float(value) if value in NUMBERS else size_of(value, n)
-    return value
+
+    def one(v: Any, kind: str) -> Any:
+        if kind == "Tensor":
+            return tensors[v] if isinstance(v, int) else roles[v]
+        if kind == "ScalarType":
+            return DTYPES[v]
+        if isinstance(v, str) and kind != "str":
+            return float(v) if v in NUMBERS else size_of(v, n)
+        return v
+
+    return _each(value, kind, one)
 
 
 def write(value: Any, kind: str, tensor: Callable[[Any], int | str]) -> Any:
-    """A Python argument as a file holds it; `tensor` gives the index or the role of a tensor."""
-    if value is None:
-        return None
-    kind = _inner(kind, "Optional") or kind
-    if (inner := _inner(kind, "List")) is not None:
-        return (
-            [write(v, inner, tensor) for v in value]
-            if isinstance(value, (list, tuple))
-            else write(value, inner, tensor)
-        )
-    if kind == "Tensor":
-        return tensor(value)
-    if kind == "ScalarType":
-        return WORDS[value]
-    if isinstance(value, torch.SymInt):
-        return linear(value)
-    if isinstance(value, float) and not math.isfinite(value):
-        return str(value)
-    if kind not in PLAIN or not PLAIN[kind](value):
-        raise Unlisted(f"an argument {str(value)[:60]}")
-    return value
+    """A Python argument as a file holds it; `tensor` gives the index or the role of a tensor. Errors: `Unlisted`."""
+
+    def one(v: Any, kind: str) -> Any:
+        if kind == "Tensor":
+            return tensor(v)
+        if kind == "ScalarType":
+            return WORDS[v]
+        if isinstance(v, torch.SymInt):
+            return linear(v)
+        if isinstance(v, float) and not math.isfinite(v):
+            return str(v)
+        if kind not in PLAIN or not PLAIN[kind](v):
+            raise Unlisted(f"an argument {str(v)[:60]}")
+        return v
+
+    return _each(value, kind, one)
 
 
 def linear(size: Any) -> int | str:
@@ -201,7 +214,7 @@ def bound(attrs: Mapping[str, Any], roles: Mapping[str, Tensor]) -> Callable[[li
     """The call with its constants bound: a function of its inputs that returns all its results."""
     f, kinds = overload(attrs["call"]), arguments(attrs["call"])
     args = {k: (v, kinds[k][0]) for k, v in attrs["args"].items()}
-    symbolic = any(depends_on_batch(v, kind) for v, kind in args.values())
+    symbolic = depends_on_batch(attrs["args"], attrs["call"])
     fixed = {k: read(v, kind, [], roles, 1) for k, (v, kind) in args.items() if "Tensor" not in kind and not symbolic}
     moving = {k: pair for k, pair in args.items() if k not in fixed}
 

@@ -29,9 +29,7 @@ def unpack(data: Tensor, shape: tuple[int, ...]) -> Tensor:
     for s in shape:
         count *= s
     if data.dtype != torch.uint8 or data.numel() != (count + 7) // 8:
-        raise InputError(
-            f"packed file: {data.numel()} bytes of {data.dtype} where {count} bits need {(count + 7) // 8}",
-            code="file-graph",
-        )
+        text = f"packed file: {data.numel()} bytes of {data.dtype} where {count} bits need {(count + 7) // 8}"
+        raise InputError(text, code="file-graph")
     flat = np.unpackbits(data.numpy(), count=count, bitorder="little")
     return torch.from_numpy(flat).reshape(shape)

@@ -11,21 +11,24 @@ import torch
 from torch import nn
 
 from bitwright.engine import native
-from bitwright.engine.clock import clock
 from bitwright.engine.files import save
 from bitwright.engine.fold import fold
 from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.layer_form import layer_form
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Prepared, as_floats, as_pixels, first_line, prepare, without_watchers
+from bitwright.engine.packing import check_finite
+from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
 from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
 from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
-from bitwright.errors import InputError, Negative
+from bitwright.errors import InputError
+from bitwright.measure.layer_times import clock
 from bitwright.nn import is_slot_layer
+from bitwright.transforms.call import as_floats, as_pixels
+from bitwright.transforms.copying import copy_model
 
 FORMS = ("auto", "graph", "layers")
 PASS_SHARE, WARN_SHARE = 0.999, 0.99
@@ -110,7 +113,8 @@ def convert(
         layers = layer_form(prepared, backend, threads)
         packed, rows = layers.model, layer_rows(prepared, layers)
         report = ConvertReport(rows, form="layers", form_why=traced, lost=layers.lost)
-    report.backend = _backend(packed, backend, threads)
+    inside = [packed, *(p.packed for p in packed_layers(packed).values())]
+    report.backend = next((m.backend for m in inside if isinstance(m, PackedModel)), "torch")
     report.isa = native.isa() if report.backend == "native" else "torch"
     if all(r.runs_as in STAYS for r in rows) and not (force and report.form == "graph"):
         report.status, report.verdict = REFUSE, _nothing(prepared.model, rows)
@@ -119,7 +123,7 @@ def convert(
         given = [example] if verify is True else verify
         _check(report, prove(prepared.model, packed, given, example, prepared.change))
     clock(report, prepared, packed, threads)
-    _verdict(report, verified=verify is not False)
+    report.status, report.verdict = _verdict(report, verified=verify is not False)
     return Converted(packed if report.status != REFUSE else None, report, model, example)
 
 
@@ -132,7 +136,7 @@ def _traced(prepared: Prepared, form: str) -> Traced | str:
     except InputError as error:
         if form == "graph" or error.code == "convert-unbounded":
             raise
-        text = str(error).split(" Convert a part, ")[0].split(" Keep it outside: ")[0]
+        text = str(error).split(" Convert a part, ")[0]
         return text.removeprefix("convert: ").removeprefix(f"convert {type(prepared.model).__name__}: ").rstrip(".")
     except Exception as error:  # the user's forward under an exporter: whatever it raises, it does not run there
         if form == "graph":
@@ -152,7 +156,8 @@ def _graph(prepared: Prepared) -> Traced:
     call = prepared.call.in_order(prepared.model)
     if call.kwargs:
         raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")
-    model, call = without_watchers(prepared).float(), call.map(as_floats)
+    model = without_hooks(copy_model(prepared.model), prepared.watched).float()
+    call = call.map(as_floats)
     try:
         return trace(model, call.args)
     except InputError:
@@ -161,27 +166,13 @@ def _graph(prepared: Prepared) -> Traced:
         return trace(model, call.map(as_pixels).args)  # its first layer reads pixels as k / 255
 
 
-def _backend(packed: nn.Module, backend: str, threads: int | None) -> str:
-    if isinstance(packed, PackedModel):
-        return packed.backend
-    return next((p.packed.backend for p in packed_layers(packed).values()), "torch")
-
-
 def _check_finite(model: nn.Module) -> None:
     """A net with nan or infinite weights has no codes: the answer is no, and says where."""
-    norms = (m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm))
-    statistics = {id(b) for norm in norms for b in norm.buffers()}
-    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if id(b) in statistics)]
+    norm = nn.modules.batchnorm._BatchNorm
+    own = {id(b) for m in model.modules() if is_slot_layer(m) or isinstance(m, norm) for b in m.buffers()}
+    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if id(b) in own)]
     for name, value in named:  # other buffers may hold what they like: a mask of -inf, the best loss so far
-        if value.is_floating_point() and not torch.isfinite(value).all():
-            word = "nan" if torch.isnan(value).any() else "inf"
-            raise Negative(
-                f"convert: {name} holds {word}, so there is nothing to pack. Its training went wrong; "
-                "train it again with a smaller learning rate, or clip=1.0",
-                code="weights-not-finite",
-                layer=name.rpartition(".")[0],
-                given=word,
-            )
+        check_finite(name, name.rpartition(".")[0], value)
 
 
 def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:
@@ -195,31 +186,27 @@ def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:
 
 
 def _check(report: ConvertReport, proof: Proof) -> None:
-    report.images, report.same = proof.images, proof.same
-    report.largest_difference = proof.largest
-    report.layers_exact, report.inexact = not proof.inexact, proof.inexact
-    report.beyond, report.outputs = proof.beyond, list(proof.outputs.values())
-    report.codes_checked, report.disagreements = len(proof.layers), proof.disagreements
+    report.images, report.same, report.largest_difference = proof.images, proof.same, proof.largest
+    report.layers_exact, report.inexact, report.beyond = not proof.inexact, proof.inexact, proof.beyond
+    report.outputs, report.codes_checked = list(proof.outputs.values()), len(proof.layers)
+    report.disagreements = proof.disagreements
     for row in report.rows:
         row.max_abs_diff = proof.layer_difference.get("" if row.layer == "(net)" else row.layer)
 
 
-def _verdict(report: ConvertReport, verified: bool) -> None:
-    report.status, report.verdict = _refused(report) if verified else ("", "")
-    if report.status:
-        return
+def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
+    """(PASS, WARN or REFUSE, why)."""
+    if verified and (why := _refused(report)):
+        return REFUSE, why
+    if all(r.runs_as in STAYS for r in report.rows):
+        return WARN, "forced: nothing is packed, so neither smaller nor faster"
     size = f"{report.bytes_before / max(1, report.bytes_after):.1f}x smaller"
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
     speed = "" if faster is None else f", {faster:.1f}x the float net's speed here"
     if report.level:
         speed = ", as fast as the float net here within noise"
-    ifs: list[str] = []
     share, kind = report.share
-    if all(r.runs_as in STAYS for r in report.rows):
-        report.status, report.verdict = WARN, "forced: nothing is packed, so neither smaller nor faster"
-        return
-    if report.form == "layers":
-        ifs.append(report.form_line())
+    ifs = [report.form_line()] if report.form == "layers" else []
     if verified and report.blind:
         ifs.append(report.blind)
     if verified and share < PASS_SHARE:
@@ -232,24 +219,16 @@ def _verdict(report: ConvertReport, verified: bool) -> None:
         ifs.append(f"not faster: {size}, {faster:.2f}x the float net's speed here (slower)")
     elif ifs:
         ifs.append(f"{size}{speed}")
-    if ifs:
-        report.status, report.verdict = WARN, "; ".join(ifs)
-        return
-    unverified = "" if verified else " (not verified)"
-    report.status, report.verdict = PASS, f"{size}{speed}{unverified}"
+    return (WARN, "; ".join(ifs)) if ifs else (PASS, f"{size}{speed}{'' if verified else ' (not verified)'}")
 
 
-def _refused(report: ConvertReport) -> tuple[str, str]:
+def _refused(report: ConvertReport) -> str:
     if not report.layers_exact:
-        return REFUSE, f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
+        return f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
     if report.beyond:
-        b = report.beyond[0]
-        hint = '; form="layers" may hold' if report.form == "graph" else ""
-        return REFUSE, (
-            f"{b.where} is off by {b.difference:.1e}, and rounding explains {b.bound:.1e} (image {b.image}){hint}; please "
-            "report this"
-        )
+        b, hint = report.beyond[0], '; form="layers" may hold' if report.form == "graph" else ""
+        off = f"{b.where} is off by {b.difference:.1e}, and rounding explains {b.bound:.1e}"
+        return f"{off} (image {b.image}){hint}; please report this"
     share, kind = report.share
-    if kind == "class" and share < WARN_SHARE:
-        return REFUSE, f"{report.same:,} of {report.images:,} same class: below {WARN_SHARE:.0%}"
-    return "", ""
+    below = kind == "class" and share < WARN_SHARE
+    return f"{report.same:,} of {report.images:,} same class: below {WARN_SHARE:.0%}" if below else ""

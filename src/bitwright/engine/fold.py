@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
 
 from bitwright.engine import reference
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import OPERATORS, function, monotone
+from bitwright.engine.rules import LAYERS
 from bitwright.engine.thresholds import float_thresholds
 
 
@@ -19,21 +19,13 @@ def fold(graph: Graph) -> Graph:
     a clip in front of a quantizer that sees no difference -> gone
     """
     graph = graph.copy()
-    changed = True
-    while changed:
-        changed = False
-        users = graph.users()
-        by_name = graph.by_name()
-        for node in graph.nodes:
-            if node.op != "affine" or node.attrs.get("keep"):  # a norm part belongs to its layer, see trace
-                continue
-            before = by_name[node.inputs[0]]
-            if len(users[before.name]) != 1 or not _absorb(graph, before, node):
-                continue
+    for node in [
+        n for n in graph.nodes if n.op == "affine" and not n.attrs.get("keep")
+    ]:  # a norm part stays: see lower
+        before = graph.node(node.inputs[0])
+        if len(graph.users()[before.name]) == 1 and _absorb(graph, before, node):
             graph.replace_uses(node.name, before.name)
             graph.nodes.remove(node)
-            changed = True
-            break
     _round(graph)
     _drop_idle(graph)
     graph.prune()
@@ -61,43 +53,26 @@ def _drop_idle(graph: Graph) -> None:
 
 def _absorb(graph: Graph, layer: Node, affine: Node) -> bool:
     """y = k * layer + b into the layer; False where the layer cannot take it."""
-    k, b = _get(graph, affine, "scale"), _get(graph, affine, "add")
+    k, b = graph.need(affine, "scale").double(), graph.need(affine, "add").double()
     if layer.op == "affine":
-        if layer.attrs.get("keep"):
+        if layer.attrs.get("keep") or bool(layer.attrs["last"]) != bool(affine.attrs["last"]):
             return False
-        if bool(layer.attrs["last"]) != bool(affine.attrs["last"]):
-            return False
-        graph.put(layer, "scale", _get(graph, layer, "scale") * k)
-        graph.put(layer, "add", _get(graph, layer, "add") * k + b)
-        return True
     # a linear layer on [N, T, C] has its channels last, a norm behind it on axis 1: not the same axis
-    if layer.op in ("linear", "coded_linear") and len(layer.shape) != 1:
+    elif layer.op not in LAYERS or (layer.op.endswith("linear") and len(layer.shape) != 1):
         return False
-    if layer.op in ("coded_conv", "coded_linear"):
-        graph.put(layer, "scale", _get(graph, layer, "scale") * k)
-        graph.put(layer, "add", _get(graph, layer, "add") * k + b)
-        return True
-    if layer.op not in ("conv", "linear", "conv_transpose"):
-        return False
-    if layer.key("scale"):  # stored as bits: the channel's scale takes it
-        graph.put(layer, "scale", _get(graph, layer, "scale") * k)
+    if layer.key("scale"):
+        graph.put(layer, "scale", graph.need(layer, "scale").double() * k)
     else:
-        weight = _get(graph, layer, "weight")
-        if layer.op == "conv_transpose":
+        weight = graph.need(layer, "weight").double()
+        rate = k.reshape(-1, *[1] * (weight.dim() - 1))
+        if layer.op == "conv_transpose":  # [I, O / groups, ...], the inputs of a group together
             groups = int(layer.attrs["groups"])
-            i, o = weight.shape[0], weight.shape[1]
-            shaped = weight.reshape(groups, i // groups, o, *weight.shape[2:])
-            rate = k.reshape(groups, 1, o, *[1] * (weight.dim() - 2))
-            graph.put(layer, "weight", (shaped * rate).reshape(weight.shape))
-        else:
-            graph.put(layer, "weight", weight * k.reshape(-1, *[1] * (weight.dim() - 1)))
-    old = graph.tensor(layer, "bias")
-    graph.put(layer, "bias", b if old is None else old.double() * k + b)
+            rate = k.reshape(groups, -1).repeat_interleave(len(weight) // groups, 0)[:, :, None, None]
+        graph.put(layer, "weight", weight * rate)
+    role = "add" if layer.key("add") else "bias"
+    old = graph.tensor(layer, role)
+    graph.put(layer, role, b if old is None else old.double() * k + b)
     return True
-
-
-def _get(graph: Graph, node: Node, role: str) -> Tensor:
-    return graph.need(node, role).double()
 
 
 def _round(graph: Graph) -> None:

@@ -42,7 +42,7 @@ def fuse(folded: Graph) -> Graph:
     """A runtime graph; the given one is left alone."""
     graph = folded.copy()
     bound = bounds(graph, LIMIT)
-    _formats(graph)
+    formats(graph)
     changed, budget = True, [MAX_SEARCH]
     while changed:
         changed = _absorb(graph, bound, budget) or _pool_codes(graph, bound) or _flatten_codes(graph)
@@ -61,7 +61,7 @@ def code_planes(levels: int) -> int:
     return max(1, int(levels).bit_length())
 
 
-def _formats(graph: Graph) -> None:
+def formats(graph: Graph) -> None:
     """Each reader keeps what it must know of its input's grid; readers that want another layout get a quantizer of their own."""
     users = graph.users()
     for q in [n for n in graph.nodes if n.op == "quantize"]:
@@ -100,6 +100,11 @@ def _fits_bytes(layer: Node, q: Node) -> bool:
     return True
 
 
+def _coding(graph: Graph) -> list[Node]:
+    """Quantizers whose codes are read as bits or bytes."""
+    return [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]
+
+
 def _same_axis(a: Node, b: Node) -> bool:
     return len(a.shape) == 1 or bool(a.attrs.get("last", False)) == bool(b.attrs.get("last", False))
 
@@ -107,19 +112,25 @@ def _same_axis(a: Node, b: Node) -> bool:
 def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     by_name = graph.by_name()
     done = False
-    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain" and "apart" not in n.attrs]:
+    for q in [n for n in _coding(graph) if "apart" not in n.attrs]:
         chain: list[Node] = []
         source = by_name[q.inputs[0]]
         while monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
-            if source.op == "prelu" and bool(q.attrs["last"]) and len(q.shape) > 1:
+            if (
+                source.op == "prelu"
+                and q.attrs["last"]
+                and len(q.shape) > 1
+                and graph.need(source, "slope").numel() > 1
+            ):
                 break  # prelu's channels are axis 1, the quantizer's the last
             chain.append(source)
             source = by_name[source.inputs[0]]
         if not chain:
             continue
         old = graph.need(q, "thresholds")
-        alike = old.dim() == 1 and not any(n.attrs.get("tensors") for n in chain) and not q.key("flip")
+        keys = [k for n in chain for k in n.attrs.get("tensors", {}).values()]
         # one row serves all channels
+        alike = old.dim() == 1 and all(graph.tensors[k].numel() == 1 for k in keys) and not q.key("flip")
         channels, levels = 1 if alike else q.channels, int(q.attrs["levels"])
         work = channels * levels * len(chain)
         if channels * levels > MAX_TABLE or work > budget[0]:
@@ -160,42 +171,32 @@ def _tame(code: Callable[[Tensor], Tensor], channels: int) -> bool:
     return torch.equal(got[0], got[1]) and torch.equal(got[2], got[3])
 
 
-def _insert_before(graph: Graph, node: Node, new: Node) -> None:
-    graph.nodes.insert(graph.nodes.index(node), new)
-
-
-def _split(graph: Graph, q: Node, source: Node, op: str, attrs: dict[str, Any]) -> Node:
-    """`q` becomes `op` and reads a new quantizer of `source`; returns that quantizer."""
-    name = fresh(f"{q.name}^", graph.by_name(), "^")
-    before = Node("quantize", name, [source.name], dict(q.attrs))
-    before.attrs["shape"] = list(source.shape)
-    before.attrs["tensors"] = dict(q.attrs["tensors"])
-    _insert_before(graph, q, before)
-    keep = {k: q.attrs[k] for k in ("owner", "shape", "levels", "form", "groups", "last")}
-    q.op, q.inputs, q.attrs = op, [before.name], {**keep, **attrs}
-    return before
-
-
 def _pool_codes(graph: Graph, bound: dict[str, float]) -> bool:
     by_name = graph.by_name()
-    for q in graph.nodes:
-        if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or q.attrs["last"]:
-            continue
+    for q in _coding(graph):
         pool = by_name[q.inputs[0]]
-        # codes of NaN are the lowest, but NaN wins a pooling: only where there is none
-        if pool.op == "max_pool" and int(pool.attrs["rank"]) == 2 and bound[pool.inputs[0]] < math.inf:
-            keys = ("rank", "kernel", "stride", "padding", "dilation", "ceil")
-            _split(graph, q, by_name[pool.inputs[0]], "max_pool_codes", {k: pool.attrs[k] for k in keys})
-            graph.prune()
-            return True
+        if pool.op != "max_pool" or pool.attrs["rank"] != 2 or q.key("flip") or q.attrs["last"]:
+            continue
+        if bound[pool.inputs[0]] == math.inf:  # codes of NaN are the lowest, but NaN wins a pooling
+            continue
+        source = by_name[pool.inputs[0]]
+        tensors = dict(q.attrs["tensors"])
+        attrs = {**q.attrs, "shape": list(source.shape), "tensors": tensors}
+        before = Node("quantize", fresh(f"{q.name}^", by_name, "^"), [source.name], attrs)
+        graph.nodes.insert(graph.nodes.index(q), before)
+        keep = {k: q.attrs[k] for k in ("owner", "shape", "levels", "form", "groups", "last")}
+        keep |= {k: pool.attrs[k] for k in ("rank", "kernel", "stride", "padding", "dilation", "ceil")}
+        q.op, q.inputs, q.attrs = "max_pool_codes", [before.name], keep
+        graph.prune()
+        return True
     return False
 
 
 def _flatten_codes(graph: Graph) -> bool:
     by_name = graph.by_name()
     users = graph.users()
-    for q in graph.nodes:
-        if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip") or len(q.shape) != 1:
+    for q in _coding(graph):
+        if q.key("flip") or len(q.shape) != 1:
             continue
         flat = by_name[q.inputs[0]]
         thresholds = graph.need(q, "thresholds")
@@ -225,17 +226,12 @@ def _fingerprint(t: Tensor | None) -> str:
 
 
 def _share(graph: Graph) -> None:
-    """Codes of one value by equal thresholds, read in one form, are made once."""
-    seen: dict[tuple[Any, ...], str] = {}
-    for q in list(graph.nodes):
-        if q.op == "quantize":
-            tables = _fingerprint(graph.tensor(q, "thresholds")), _fingerprint(graph.tensor(q, "flip"))
-            key = (q.op, q.inputs[0], *tables, q.attrs["form"], q.attrs["groups"], q.attrs["last"])
-        elif q.op == "max_pool_codes":
-            shape = tuple(str(q.attrs[k]) for k in ("kernel", "stride", "padding", "dilation", "ceil"))
-            key = (q.op, q.inputs[0], *shape)
-        else:
-            continue
+    """Codes of one value by equal thresholds, read in one form, are made once; so are poolings of them."""
+    seen: dict[tuple[str, ...], str] = {}
+    says = ("form", "groups", "last", "kernel", "stride", "padding", "dilation", "ceil")
+    for q in [n for n in graph.nodes if n.op in ("quantize", "max_pool_codes")]:
+        tables = [_fingerprint(graph.tensor(q, role)) for role in ("thresholds", "flip")]
+        key = (q.op, q.inputs[0], *tables, *(str(q.attrs.get(k)) for k in says))
         if key in seen:
             graph.replace_uses(q.name, seen[key])
             graph.nodes.remove(q)
@@ -262,16 +258,9 @@ def integer_range(graph: Graph, node: Node) -> tuple[Tensor, Tensor]:
 
 def _grids(graph: Graph) -> None:
     """Byte codes of an even ladder need no search: one multiply or divide gives them."""
-    for q in graph.nodes:
-        if q.op == "quantize" and q.attrs["form"] == "bytes" and not q.key("flip"):
-            grid = even_grid(graph.need(q, "thresholds"))
-            if grid is not None:
-                q.attrs["grid"] = grid
-
-
-def _code_of_integer(scale: Tensor, add: Tensor, table: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The real operations between a layer's integer [n, O] and the code its reader wants."""
-    return lambda i: reference.quantize(reference.epilogue([i], scale, add, True), table, flip, True)
+    for q in _coding(graph):
+        if q.attrs["form"] == "bytes" and not q.key("flip") and (grid := even_grid(graph.need(q, "thresholds"))):
+            q.attrs["grid"] = grid
 
 
 def _put_integer_thresholds(graph: Graph, layer: Node, q: Node, left: list[int]) -> bool:
@@ -285,7 +274,11 @@ def _put_integer_thresholds(graph: Graph, layer: Node, q: Node, left: list[int])
     work = min(int((high - low).max()) + 1, ENUMERATE + 1) * low.numel()
     one_by_one = work <= left[0]
     left[0] -= work if one_by_one else 0
-    code = _code_of_integer(scale, add, table, flip)
+
+    def code(i: Tensor) -> Tensor:
+        """The real operations between the layer's integer [n, O] and the code its reader wants."""
+        return reference.quantize(reference.epilogue([i], scale, add, True), table, flip, True)
+
     try:
         found, turned = integer_thresholds(code, int(q.attrs["levels"]), low, high, ENUMERATE if one_by_one else 0)
     except NotMonotone:
@@ -298,11 +291,9 @@ def _put_integer_thresholds(graph: Graph, layer: Node, q: Node, left: list[int])
 
 def _thresholds(graph: Graph) -> None:
     left = [MAX_COUNT]
-    users = graph.users()
-    by_name = graph.by_name()
-    for q in [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]:
-        layer = by_name[q.inputs[0]]
-        if layer.op not in CODED or len(users[layer.name]) != 1 or len(layer.attrs["weight"]["terms"]) != 1:
+    for q in _coding(graph):
+        layer = graph.node(q.inputs[0])
+        if layer.op not in CODED or len(graph.users()[layer.name]) != 1 or len(layer.attrs["weight"]["terms"]) != 1:
             continue
         if int(q.attrs["levels"]) > FUSED_LEVELS and layer.attrs["x_form"] == "bits" and "grid" not in q.attrs:
             continue
@@ -311,37 +302,28 @@ def _thresholds(graph: Graph) -> None:
             continue
         if "grid" not in q.attrs and not _put_integer_thresholds(graph, layer, q, left):
             continue  # stays float: slower, still right
-        keep = {k: q.attrs[k] for k in ("levels", "form", "groups", "grid") if k in q.attrs}
-        layer.attrs["emit"] = keep
+        layer.attrs["emit"] = {k: q.attrs[k] for k in ("levels", "form", "groups", "grid") if k in q.attrs}
         graph.nodes.remove(q)
-        graph.replace_uses(q.name, layer.name)
-        old = layer.name
-        layer.name = q.name
-        graph.replace_uses(old, q.name)
-        users = graph.users()
-        by_name = graph.by_name()
+        _rename(graph, layer, q.name)
+
+
+def _rename(graph: Graph, node: Node, name: str) -> None:
+    """`node` gives the value that was called `name`."""
+    graph.replace_uses(node.name, name)
+    node.name = name
 
 
 def _residual(graph: Graph) -> None:
-    changed = True
-    while changed:
-        changed = False
+    for add in [n for n in graph.nodes if n.op == "add" and n.inputs[0] != n.inputs[1]]:
         users, by_name = graph.users(), graph.by_name()
-        for node in graph.nodes:
-            if node.op != "add" or node.inputs[0] == node.inputs[1]:
-                continue
-            for mine, other in (node.inputs, node.inputs[::-1]):
-                layer = by_name[mine]
-                fits = layer.op == "coded_conv" and len(layer.inputs) == 1 and "emit" not in layer.attrs
-                fits = fits and len(layer.attrs["weight"]["terms"]) == 1 and not layer.attrs.get("flat")
-                if fits and len(users[mine]) == 1 and layer.shape == by_name[other].shape == node.shape:
-                    graph.nodes.remove(layer)
-                    layer.inputs.append(other)
-                    layer.name = node.name
-                    graph.nodes[graph.nodes.index(node)] = layer
-                    changed = True
-                    break
-            if changed:
+        for mine, other in (add.inputs, add.inputs[::-1]):
+            layer = by_name[mine]
+            fits = _writes_floats(layer) and len(layer.inputs) == 1 and len(users[mine]) == 1
+            if fits and layer.shape == by_name[other].shape == add.shape:
+                graph.nodes.remove(layer)
+                layer.inputs.append(other)
+                graph.nodes[graph.nodes.index(add)] = layer
+                layer.name = add.name
                 break
 
 
@@ -354,8 +336,7 @@ def _relu(graph: Graph) -> None:
             continue
         graph.nodes.remove(node)
         layer.attrs["relu"] = True
-        old, layer.name = layer.name, node.name
-        graph.replace_uses(old, node.name)
+        _rename(graph, layer, node.name)
 
 
 def _writes_floats(layer: Node) -> bool:
@@ -373,10 +354,9 @@ def _blind_below_zero(graph: Graph, q: Node) -> bool:
 
 def _extra(graph: Graph) -> None:
     by_name = graph.by_name()
-    for q in graph.nodes:
-        if q.op != "quantize" or q.attrs["form"] == "plain" or q.attrs["groups"] != 1:
-            continue
-        if q.attrs["last"] and len(q.shape) > 1:  # a Linear layer reads along the last axis, a convolution along axis 1
+    for q in _coding(graph):
+        # a Linear layer reads along the last axis, a convolution along axis 1
+        if q.attrs["groups"] != 1 or (q.attrs["last"] and len(q.shape) > 1):
             continue
         layer = by_name[q.inputs[0]]
         table = graph.need(q, "thresholds")

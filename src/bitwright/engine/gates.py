@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
-import torch
 from torch import nn
 
-from bitwright.engine.packing import describe, name_of, packing_of
-from bitwright.engine.report import REFUSE, ConvertReport, ReportRow
+from bitwright.engine.layer_form import stays
+from bitwright.engine.packing import EMPTY, name_of
+from bitwright.engine.report import REFUSE, ConvertReport
+from bitwright.engine.rows import own_row
 from bitwright.nn import is_slot_layer
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts import moment
+from bitwright.transforms.geometry import describe
 from bitwright.transforms.layers import candidates
+
+READY = "would be packed, but for the gates of other layers"
 
 
 def gated_layers(model: nn.Module) -> dict[str, SlotLayer]:
@@ -21,33 +25,18 @@ def gated_layers(model: nn.Module) -> dict[str, SlotLayer]:
 
 def refusal(model: nn.Module, gated: dict[str, SlotLayer]) -> ConvertReport:
     """What stands in the way, and what would be packed without it; nothing is traced or written."""
-    rows = [_row(c.name, c.module, gated) for c in candidates(model)]
+    rows = []
+    for c in candidates(model):
+        why = (stays(c.module) or READY) if is_slot_layer(c.module) else EMPTY
+        if c.name in gated:
+            why = f"gate {name_of(gated[c.name].gate)}: its fast execution is not there yet; nothing else is wrong"
+        rows.append(own_row(c.name, c.module, "float", why))
     ready = sum(r.why == READY for r in rows)
     first, layer = next(iter(gated.items()))
     more = f" and {len(gated) - 1} more" if len(gated) > 1 else ""
     rest = f" {ready} other layer{'s' if ready > 1 else ''} would be packed without it." if ready else ""
     verdict = (
-        f"{first or '(net)'} ({describe(layer)}){more}: gate {_gate(layer)} cannot run in a packed net yet; nothing else is "
-        f"wrong.{rest} What gates save is counted by: bitwright eval RUN, or bw.count_macs"
+        f"{first or '(net)'} ({describe(layer)}){more}: gate {name_of(layer.gate)} cannot run in a packed net yet; "
+        f"nothing else is wrong.{rest} What gates save is counted by: bitwright eval RUN, or bw.count_macs"
     )
     return ConvertReport(rows, status=REFUSE, verdict=verdict)
-
-
-READY = "would be packed, but for the gates of other layers"
-
-
-def _row(name: str, layer: nn.Module, gated: dict[str, SlotLayer]) -> ReportRow:
-    why = "its slots are empty"
-    if name in gated:
-        why = f"gate {_gate(gated[name])}: its fast execution is not there yet; nothing else is wrong"
-    elif is_slot_layer(layer):
-        with torch.no_grad():
-            found = packing_of(layer, layer.weight.dim())
-        why = found if isinstance(found, str) else READY if found.coded_weight else "slot w is empty"
-    size = 4 * sum(p.numel() for key, p in layer.named_parameters(recurse=False) if key in ("weight", "bias"))
-    return ReportRow(name or "(net)", describe(layer), "float", "float", size, size, why=why)
-
-
-def _gate(layer: SlotLayer) -> str:
-    assert layer.gate is not None
-    return name_of(layer.gate)

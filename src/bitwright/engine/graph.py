@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -108,11 +107,6 @@ class Graph:
         """Nodes are copied, tensors shared."""
         nodes = [Node(n.op, n.name, list(n.inputs), copy.deepcopy(n.attrs)) for n in self.nodes]
         return Graph(nodes, dict(self.tensors))
-
-    def to_json(self) -> str:
-        """Every attribute written out."""
-        nodes = [{"op": n.op, "name": n.name, "inputs": n.inputs, "attrs": n.attrs} for n in self.nodes]
-        return json.dumps(nodes, separators=(",", ":"))
 
 
 def fresh(wish: str, taken: Iterable[str], mark: str = "#") -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -9,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from bitwright.engine.reference import whole_numbers
 from bitwright.fn.coded import planes_of
+from bitwright.transforms.packs import MAX_PLANES
 from bitwright.types import Coded
 
 
@@ -25,6 +28,10 @@ class Term:
     mult: tuple[int, ...]
     zero: int
     unit: Tensor  # float64 [O]
+
+    @property
+    def code(self) -> tuple[tuple[int, ...], tuple[int, ...], int]:
+        return self.planes, self.mult, self.zero
 
 
 MAX_RATIO = 1024  # of two steps of one term: integers stay small, sums fit 32 bits; 8 bits need 255
@@ -76,9 +83,7 @@ def weight_terms(code: Coded) -> list[Term]:
         lead = left[0]
         ratios = {p: r for p in left if (r := _ratio(coefs[p], coefs[lead])) is not None}
         shift = _ratio(offset, coefs[lead]) if pending else None
-        scale = 1
-        for r in [*ratios.values(), *([shift] if shift is not None else [])]:
-            scale = scale * r.denominator // _gcd(scale, r.denominator)
+        scale = math.lcm(*(r.denominator for r in [*ratios.values(), shift or Fraction(0)]))
         unit = coefs[lead] / scale
         zero = int(shift * scale) if shift is not None else 0
         pending = pending and shift is None
@@ -88,15 +93,6 @@ def weight_terms(code: Coded) -> list[Term]:
     if pending:
         raise NotInteger("the offset is no multiple of a step, the same one in every filter")
     return terms
-
-
-def _gcd(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a
-
-
-MAX_PLANES = 8  # of the kernels
 
 
 def storable(code: Coded) -> tuple[Tensor, list[Term]]:
@@ -113,7 +109,7 @@ def storable(code: Coded) -> tuple[Tensor, list[Term]]:
     if code.planes <= MAX_PLANES:
         return code.bit, terms
     if len(terms) == 1:
-        whole = term_integers(code.bit, terms[0]).to(torch.int64)
+        whole = whole_numbers(code.bit, *terms[0].code).to(torch.int64)
         low = int(whole.min()) if whole.numel() else 0
         step = max(1, int(np.gcd.reduce((whole - low).reshape(-1).numpy())))
         levels = int((whole - low).max()) // step if whole.numel() else 0
@@ -122,11 +118,3 @@ def storable(code: Coded) -> tuple[Tensor, list[Term]]:
             places = tuple(range(MAX_PLANES))
             return bit, [Term(places, tuple(step << p for p in places), low, terms[0].unit)]
     raise NotInteger(f"{code.planes} planes; bit kernels take 1 to {MAX_PLANES}")
-
-
-def term_integers(bit: Tensor, term: Term) -> Tensor:
-    """The whole numbers of one term: int32 [O, ...]."""
-    total = torch.full(bit.shape[1:], term.zero, dtype=torch.int32)
-    for p, m in zip(term.planes, term.mult, strict=True):
-        total += m * bit[p].to(torch.int32)
-    return total

@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from typing import Any
+from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
-from bitwright.engine.layer_form import put, sample
-from bitwright.engine.packed_layer import KINDS, OPS, PackedLayer, packed_layers
-from bitwright.engine.packing import describe, padding_of
-from bitwright.engine.prepare import bake
-from bitwright.engine.store import from_json, light, stored
+from bitwright.engine.aten_list import DTYPES, WORDS
+from bitwright.engine.layer_form import sample
+from bitwright.engine.packed_layer import KINDS, PackedLayer, packed_layers
+from bitwright.engine.rules import LAYERS
+from bitwright.engine.store import check_runs, from_json, stored
+from bitwright.engine.trace import put
 from bitwright.errors import InputError
 from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.bake import bake
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.geometry import describe, padding_of
 
-DTYPES = {str(t).removeprefix("torch."): t for t in (torch.float32, torch.float16, torch.bfloat16, torch.float64)}
 ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}
 INSIDE = "packed."  # where a packed layer keeps its tensors
 
@@ -30,7 +31,7 @@ def described(model: nn.Module) -> str:
             name: {
                 "graph": stored(layer.packed.graph)[0],
                 "norm": layer.norm,
-                "dtype": str(layer.weight.dtype).removeprefix("torch."),
+                "dtype": WORDS[layer.trained_dtype],
                 "last": layer.last,
             }
             for name, layer in packed_layers(model).items()
@@ -56,7 +57,9 @@ def _entries(text: str, path: str | os.PathLike[str]) -> dict[str, dict[str, Any
             isinstance(e, dict) and set(e) == set(ENTRY) and all(isinstance(e[k], t) for k, t in ENTRY.items())
             for e in found.values()
         )
-        if not good or any(e["dtype"] not in DTYPES for e in found.values()):
+        if not good or any(
+            e["dtype"] not in DTYPES or not DTYPES[e["dtype"]].is_floating_point for e in found.values()
+        ):
             raise ValueError
     except (ValueError, RecursionError):
         raise InputError(f"load {path}: its list of packed layers is damaged", code="file-damaged") from None
@@ -97,10 +100,8 @@ def _fill(
     wanted, have = model.state_dict(), set(tensors)
     off = sorted(set(wanted) ^ have) or sorted(k for k, v in wanted.items() if v.shape != tensors[k].shape)
     if off:
-        raise InputError(
-            f"load {path}: {len(off)} keys differ from this model's ({', '.join(off[:3])}): made of another model",
-            code="load-keys",
-        )
+        text = f"load {path}: {len(off)} keys differ from this model's ({', '.join(off[:3])}): made of another model"
+        raise InputError(text, code="load-keys")
     model.load_state_dict(tensors, assign=True)
     return model
 
@@ -110,32 +111,20 @@ def _packed(
 ) -> PackedLayer:
     head = f"{name}.{INSIDE}" if name else INSIDE
     inside = {k.removeprefix(head).replace("/", "."): v for k, v in tensors.items() if k.startswith(head)}
-    graph = from_json(entry["graph"], inside)
-    nodes = [n for n in graph.nodes if n.op in OPS]
-    shape = list(layer.weight.shape)  # type: ignore[union-attr, arg-type]
-    fits = len(nodes) == 1 and tuple(graph.nodes[0].shape) == tuple(sample(layer).shape[1:])
+    graph, conv = from_json(entry["graph"], inside), not isinstance(layer, nn.Linear)
+    nodes, weight = [n for n in graph.nodes if n.op in LAYERS], cast(Tensor, layer.weight)
+    wanted: dict[str, Any] = {"weight": list(weight.shape)}
+    if conv:
+        wanted |= {key: list(getattr(layer, key)) for key in ("stride", "dilation")}
+        wanted |= {"groups": layer.groups, "padding": padding_of(layer)}
+    fits = len(nodes) == 1 and graph.nodes[0].shape == tuple(sample(layer).shape[1:])
     if fits:
-        attrs, linear = nodes[0].attrs, isinstance(layer, nn.Linear)
-        fits = nodes[0].op.endswith("linear") == linear and attrs.get("weight", {}).get("shape") == shape
-        geometry = {"stride": "stride", "dilation": "dilation", "groups": "groups"}
-        if not linear:
-            same = {k: _plain(getattr(layer, v)) == attrs[k] for k, v in geometry.items()}
-            fits = fits and all(same.values()) and attrs["padding"] == padding_of(layer)
+        have = {**nodes[0].attrs, "weight": nodes[0].attrs.get("weight", {}).get("shape")}
+        fits = nodes[0].op.endswith("conv") == conv and all(have[key] == value for key, value in wanted.items())
     if not fits:
-        raise InputError(
-            f"load {path}: {name} is {describe(layer)} here and another layer in the file: made of another model",
-            code="load-keys",
-            layer=name,
-        )
+        text = f"load {path}: {name} is {describe(layer)} here and another layer in the file: made of another model"
+        raise InputError(text, code="load-keys", layer=name)
     packed = PackedLayer.build(layer, graph, entry["norm"])
-    packed.restore(DTYPES[entry["dtype"]], entry["last"])
-    if light(graph):  # a graph may be well formed and still not run
-        try:
-            packed(sample(layer))
-        except Exception as error:
-            raise InputError(f"load {path}: {name}: its graph does not run ({error})", code="file-graph") from None
+    packed.trained_dtype, packed.last = DTYPES[entry["dtype"]], entry["last"]
+    check_runs(graph, lambda: packed(sample(layer)), f"load {path}: {name}")
     return packed
-
-
-def _plain(value: Any) -> Any:
-    return [int(v) for v in value] if isinstance(value, tuple) else value

@@ -11,9 +11,9 @@ from torch import Tensor, fx, nn
 
 from bitwright.engine.fold import fold
 from bitwright.engine.packed_layer import PackedLayer
-from bitwright.engine.packing import packing_of
-from bitwright.engine.prepare import Prepared
-from bitwright.engine.trace import trace
+from bitwright.engine.packing import EMPTY, packing_of
+from bitwright.engine.prepare import Prepared, hooked, without_hooks
+from bitwright.engine.trace import put, trace
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.nn.layers import KINDS
@@ -47,18 +47,15 @@ def layer_form(prepared: Prepared, backend: str = "auto", threads: int | None = 
     """
     model = copy_model(prepared.model)
     form = LayerForm(model, {})
-    kept: dict[str, SlotLayer] = {}
-    for name, layer in prepared.layers.items():
-        why = prepared.own.get(name) or _reason(layer)
-        if why:
-            form.refused[name] = why
-        else:
-            kept[name] = layer
+    reasons = {name: prepared.own.get(name) or stays(layer) for name, layer in prepared.layers.items()}
+    form.refused = {name: why for name, why in reasons.items() if why}
+    kept = [name for name, why in reasons.items() if not why]
     norms = sole_norms(model, set(kept) - set(prepared.hooked)) if kept else {}
     modules = dict(model.named_modules())
     for name in kept:
         layer, norm = modules[name], norms.get(name, "")
-        pair = OrderedDict(layer=_bare(layer), **({"norm": modules[norm]} if norm else {}))
+        bare = without_hooks(copy_model(layer).float())  # they stay with the packed layer
+        pair = OrderedDict(layer=bare, **({"norm": modules[norm]} if norm else {}))
         graph = fold(trace(nn.Sequential(pair).eval(), sample(layer)).graph)
         form.packed[name] = packed = PackedLayer.build(layer, graph, norm, backend, threads)
         form.model = put(form.model, layer, packed)
@@ -67,14 +64,15 @@ def layer_form(prepared: Prepared, backend: str = "auto", threads: int | None = 
     return form
 
 
-def _reason(layer: SlotLayer) -> str:
+def stays(layer: SlotLayer) -> str:
     """Why this layer stays as it is, or ""."""
     if layer.w is None and layer.x is None and layer.gate is None:
-        return "its slots are empty"
+        return EMPTY
     if type(layer) not in KINDS.values():
         return f"{type(layer).__name__} is a subclass, and stays your code"
     try:
-        found = packing_of(layer, layer.weight.dim())
+        with torch.no_grad():
+            found = packing_of(layer, layer.weight.dim())
     except InputError as error:
         return str(error)
     if isinstance(found, str):
@@ -82,15 +80,6 @@ def _reason(layer: SlotLayer) -> str:
     if any(traits_of(m).clip is False for m in layer.modules()):
         return "a part with clip = false: its levels have no end, so no number of bits holds them"
     return "" if found.coded_weight else "slot w is empty; codes of the input alone gain nothing"
-
-
-def _bare(layer: nn.Module) -> nn.Module:
-    """The layer without its hooks: they stay with the packed layer."""
-    bare = copy_model(layer).float()
-    for module in bare.modules():
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
-    return bare
 
 
 def sample(layer: nn.Module) -> Tensor:
@@ -102,21 +91,9 @@ def sample(layer: nn.Module) -> Tensor:
     return torch.zeros(2, weight.shape[1] * int(layer.groups), *reach)  # type: ignore[arg-type]
 
 
-def put(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
-    """`new` in every place of `old`; returns the model, which is `new` where `old` was all of it."""
-    if old is model:
-        return new
-    for parent in list(model.modules()):
-        for key, child in list(parent._modules.items()):
-            if child is old:
-                parent._modules[key] = new
-    return model
-
-
 class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        hooked = bool(m._forward_hooks or m._forward_pre_hooks)
-        return is_slot_layer(m) or hooked or super().is_leaf_module(m, module_qualified_name)
+        return is_slot_layer(m) or hooked(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def sole_norms(model: nn.Module, layers: set[str]) -> dict[str, str]:
@@ -140,12 +117,7 @@ def sole_norms(model: nn.Module, layers: set[str]) -> dict[str, str]:
         module = modules.get(norm) if reader.op == "call_module" else None
         if type(module) not in NORMS or calls.count(norm) != 1 or reader.args != (node,) or module is None:
             continue
-        if (
-            module.running_mean is None
-            or module._forward_hooks
-            or module._forward_pre_hooks
-            or "forward" in vars(module)
-        ):
+        if module.running_mean is None or hooked(module) or "forward" in vars(module):
             continue
         if isinstance(modules[name], nn.Linear) == (type(module) is nn.BatchNorm1d) or modules[name].weight.dim() == 3:
             found[name] = norm

@@ -6,7 +6,7 @@ import operator
 import re
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -15,25 +15,18 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from bitwright.engine import aten_list, bitstrings
-from bitwright.engine.aten import Call, Lowered, known, lower, own
-from bitwright.engine.attributes import Unfit
+from bitwright.engine.aten import Call, Lowered, known, lower, nothing
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.integers import storable
-from bitwright.engine.packing import Packing
+from bitwright.engine.packing import Packing, check_finite
 from bitwright.engine.rules import LAYERS
-from bitwright.errors import InputError, Negative
+from bitwright.errors import InputError
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
 
 MAX_CONSTANT = 1 << 24  # numbers of a constant that is worked out while tracing
 PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
-ASSERTIONS = (
-    "_assert_async",
-    "_assert_scalar",
-    "sym_constrain_range",
-    "sym_constrain_range_for_size",
-    "_assert_tensor_metadata",
-)
+CHECKS = ("_assert_", "sym_constrain_range")  # how the names of calls begin that only check
 
 
 def user_line(text: str) -> str:
@@ -77,7 +70,7 @@ def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 def _is_known(n: FxNode) -> bool:
     name = name_of(n)[1]
-    return known(n) or name in PARTS or name in ASSERTIONS or name.startswith("sym_")
+    return known(n) or name in PARTS or name.startswith((*CHECKS, "sym_"))
 
 
 def _writes_into_a_view(n: FxNode) -> bool:
@@ -117,22 +110,19 @@ class Lowering:
         self.names: dict[str, str] = {}  # fx name -> the name of our value
         self.constants: dict[str, Any] = {}
         self.several: dict[str, Call] = {}  # calls with several results, emitted where one is read
-        self.frames: dict[str, str] = {}
         state = {**program.state_dict, **program.constants}
         for spec in program.graph_signature.input_specs:
             if spec.target in state and isinstance(state[spec.target], Tensor):
                 self.constants[getattr(spec.arg, "name", "")] = state[spec.target].detach()
 
     def run(self) -> Graph:
+        does = {"placeholder": self._input, "output": self._output, "call_function": self._call}
         for n in self.program.graph.nodes:
-            if n.op == "placeholder":
-                self._input(n)
-            elif n.op == "output":
-                self._output(n)
-            elif n.op == "call_function":
-                self._call(n)
-            elif n.op != "get_attr":  # the body of a branch; whoever calls it is refused
-                raise InputError(f"convert: {n.op} {n.target} in the traced graph is not supported", code="convert-op")
+            if n.op in does:  # not "get_attr", the body of a branch: whoever calls it is refused
+                try:
+                    does[n.op](n)
+                except aten_list.Unlisted as reason:
+                    raise _no_form(n, reason) from None
         return self.graph
 
     def name(self, wish: str) -> str:
@@ -143,31 +133,16 @@ class Lowering:
     def emit(self, op: str, wish: str, inputs: list[str], attrs: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
         node = Node(op, self.name(wish), inputs, attrs)
         for role, value in tensors.items():
-            if op != "aten" and value.is_floating_point() and not bool(value.isfinite().all()):
-                word = "nan" if bool(value.isnan().any()) else "inf"
-                raise Negative(
-                    f"convert: {node.owner or node.name}: its {role} holds {word}, so there is nothing to pack. Its training went "
-                    "wrong; train it again with a smaller learning rate, or clip=1.0",
-                    code="weights-not-finite",
-                    layer=node.owner,
-                    given=word,
-                )
+            if op != "aten":
+                check_finite(f"{node.owner or node.name}: its {role}", node.owner, value)
             self.graph.put(node, role, value)
         self.graph.nodes.append(node)
         return node.name
 
-    def aten(self, call: str, wish: str, inputs: list[str], args: dict[str, Any], **more: Any) -> str:
-        """A generic node without stored tensors."""
-        if any(aten_list.depends_on_batch(v, aten_list.arguments(call)[k][0]) for k, v in args.items()):
-            inputs = [*inputs, "input"]
-        return self.emit("aten", wish, inputs, {"call": call, "args": args, "owner": "", **more}, {})
-
     # -- ends
     def _input(self, n: FxNode) -> None:
         value = n.meta["val"]
-        if n.name in self.constants:
-            return
-        if not isinstance(value, Tensor):  # an argument left at its default
+        if n.name in self.constants or not isinstance(value, Tensor):  # an argument left at its default
             return
         if value.dim() < 1:
             raise InputError(f"convert: input {n.name} is a single number, without a batch axis", code="convert-inputs")
@@ -180,7 +155,8 @@ class Lowering:
 
     def _output(self, n: FxNode) -> None:
         specs = self.program.graph_signature.output_specs
-        flat = [a for a, s in zip(_all(n.args[0]), specs, strict=True) if s.kind.name == "USER_OUTPUT"]
+        returned: Any = n.args[0]
+        flat = [a for a, s in zip(returned, specs, strict=True) if s.kind.name == "USER_OUTPUT"]
         values = [self.value(a) if isinstance(a, FxNode) else None for a in flat]
         found = [v for v in values if v is not None]
         if not found:
@@ -199,54 +175,32 @@ class Lowering:
         """The name of a value; a constant that is read as a value becomes a node."""
         if n.name not in self.names:
             if not isinstance(self.constants.get(n.name), Tensor):
-                raise InputError(f"convert: {n.name} is not computed from the input", code="convert-op")
+                raise aten_list.Unlisted(f"{n.name} is not computed from the input")
             attrs = {"call": "clone.default", "args": {"self": "c0"}, "shape": shape_of(n), "owner": ""}
             self.names[n.name] = self.emit("aten", n.name, [], attrs, {"c0": self.constants[n.name].clone()})
         return self.names[n.name]
 
     def _call(self, n: FxNode) -> None:
-        value = n.meta.get("val")
+        value, (path, name) = n.meta.get("val"), name_of(n)
         if n.target is operator.getitem:
-            return self._item(n)
-        if name_of(n)[1] in ASSERTIONS or not (isinstance(value, (Tensor, tuple, list))):
-            return None  # sizes, and what only checks
-        if name_of(n)[0] == "bitwright.marked_layer":
-            return self._layer(n)
-        if name_of(n)[0] == "bitwright.marked_input":
-            name = str(n.args[1])
-            self.names[n.name] = self._part(self.value(_node(n.args[0])), self.layers[name], name, self.inputs[name])
-            return None
-        if self._worked_out(n):
-            return None
-        call = Call(n, self.names, self.constants)
-        if not isinstance(value, Tensor):
-            self.several[n.name] = call
-            return None
-        done = self._lowered(call)
-        if done is None:  # nothing happens in evaluation
-            self.names[n.name] = self.value(_node(n.args[0]))
-            return None
-        self._put(n, done)
-        if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable:
-            self.names[_node(n.args[0]).name] = self.names[n.name]  # whoever reads it later sees the result
-        return None
+            self._item(n)
+        elif name.startswith(CHECKS) or not isinstance(value, (Tensor, tuple, list)):
+            pass  # sizes, and what only checks
+        elif path == "bitwright.marked_layer":
+            self.names[n.name] = self._layer(n) if n.args[2] else self._part(n, self.inputs)
+        elif not self._worked_out(n):
+            call = Call(n, self.names, self.constants)
+            if not isinstance(value, Tensor):
+                self.several[n.name] = call
+            elif nothing(call):
+                self.names[n.name] = self.value(_node(n.args[0]))
+            else:
+                self._put(n, lower(call))
+                if isinstance(n.target, torch._ops.OpOverload) and n.target._schema.is_mutable:
+                    self.names[_node(n.args[0]).name] = self.names[n.name]  # whoever reads it later sees the result
 
-    def _lowered(self, call: Call, item: int | None = None) -> Lowered:
-        where, frame = owner_of(call.node) or "the model", frame_of(call.node)
-        base, at = name_of(call.node)[0], f" ({frame})" if frame else ""
-        try:
-            return lower(call, item)
-        except (Unfit, aten_list.Unlisted) as reason:
-            raise InputError(
-                f"convert: {where} uses {base}{at}, which a packed graph cannot hold: {reason}",
-                code="convert-op",
-                layer=where,
-                given=base,
-            ) from None
-
-    def _put(self, n: FxNode, done: Lowered) -> None:
-        assert done is not None
-        op, inputs, attrs, tensors = done
+    def _put(self, n: FxNode, lowered: Lowered) -> None:
+        op, inputs, attrs, tensors = lowered
         owner = owner_of(n)
         if op in LAYERS:  # a gate calls the layer's operator from inside
             owner = next((name for name in self.layers if name and owner.startswith(f"{name}.")), owner)
@@ -257,35 +211,23 @@ class Lowering:
 
     def _item(self, n: FxNode) -> None:
         """One of several results."""
-        source, index = _node(n.args[0]), n.args[1]
-        assert isinstance(index, int)
+        source, index = _node(n.args[0]), int(cast(int, n.args[1]))
         if source.name in self.constants:
             self.constants[n.name] = self.constants[source.name][index]
             return
         call = self.several[source.name]
-        if call.base in PARTS:
-            dim = int(call.given["dim"]) % call.input_rank()
-            sizes = [v.shape[dim] for v in source.meta["val"]] if call.base != "unbind" else []
-            self._put(n, self._cut(call, n, dim, index, sizes))
+        if call.base not in PARTS:
+            self._put(n, lower(call, index))
             return
-        done = self._lowered(call, index)
-        assert done is not None
-        self._put(n, done)
-
-    def _cut(self, call: Call, n: FxNode, dim: int, index: int, sizes: list[Any]) -> Lowered:
-        source = call.value(0)
-        if not sizes:
-            return "aten", [source], {"call": "select.int", "args": {"self": 0, "dim": dim, "index": index}}, {}
-        start, end = sum(sizes[:index]), sum(sizes[: index + 1])
-        if dim and own(call.node, self.constants, n) and isinstance(start, int) and isinstance(end, int):
-            return "slice", [source], {"dim": dim, "start": start, "end": end, "step": 1}, {}
-        try:
-            ends = {"start": aten_list.linear(start), "end": aten_list.linear(end)}
-        except aten_list.Unlisted as reason:
-            raise InputError(f"convert: {call.base}: {reason}", code="convert-op") from None
-        symbolic = any(isinstance(v, str) for v in ends.values())
-        inputs = [source, "input"] if symbolic else [source]
-        return "aten", inputs, {"call": "slice.Tensor", "args": {"self": 0, "dim": dim, **ends}}, {}
+        dim, inputs = int(call.given["dim"]) % call.rank("self"), [call.value("self")]
+        if call.base == "unbind":
+            self._put(n, ("aten", inputs, {"call": "select.int", "args": {"self": 0, "dim": dim, "index": index}}, {}))
+            return
+        sizes = [v.shape[dim] for v in source.meta["val"]]
+        start, end = (aten_list.linear(sum(sizes[:k])) for k in (index, index + 1))
+        inputs += ["input"] if isinstance(start, str) or isinstance(end, str) else []
+        args = {"self": 0, "dim": dim, "start": start, "end": end}
+        self._put(n, ("aten", inputs, {"call": "slice.Tensor", "args": args}, {}))
 
     def _worked_out(self, n: FxNode) -> bool:
         """A pure call of constants alone is a constant."""
@@ -304,10 +246,11 @@ class Lowering:
         return True
 
     # -- slot layers
-    def _part(self, source: str, layer: SlotLayer, name: str, packing: Packing) -> str:
-        """Norms, then the quantizer, then (where the weight is not coded) back to numbers."""
-        last, value = isinstance(layer, nn.Linear), source
-        shape = list(self.graph.node(source).shape)
+    def _part(self, n: FxNode, packings: dict[str, Packing]) -> str:
+        """A layer's input part: norms, then the quantizer, then (where the weight is not coded) back to numbers."""
+        name, value = str(n.args[1]), self.value(_node(n.args[0]))
+        packing, last = packings[name], isinstance(self.layers[name], nn.Linear)
+        shape = list(self.graph.node(value).shape)
 
         def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> str:
             return self.emit(op, wish, [value], {"shape": shape, "owner": f"{name}.x", **attrs}, tensors)
@@ -334,36 +277,20 @@ class Lowering:
                 value = emit("affine", f"{name}.steps", attrs, scale=units, add=torch.zeros_like(units))
         return value
 
-    def _layer(self, n: FxNode) -> None:
-        fx, name = _node(n.args[0]), str(n.args[1])
-        layer, packing, x = self.layers[name], self.packings[name], fx.meta["val"]
-        self.frames[name] = frame = frame_of(n)
-        source, last, out = self.value(fx), isinstance(layer, nn.Linear), n.meta["val"]
-        if x.dtype != torch.float32:  # codes and products are exact whatever the model's own type
-            args = {"self": 0, "dtype": "float32"}
-            source = self.aten("_to_copy.default", f"{name}.float", [source], args, shape=shape_of(fx))
-        moved = any(not isinstance(s, int) for s in x.shape[1:])
-        if moved and not last:
-            raise InputError(f"convert: {name}: a size of its input depends on the batch ({frame})", code="convert-op")
-        if moved:  # the batch is not axis 0: the layer sees its rows, and the result gets the axes back
-            args = {"self": 0, "shape": [-1, int(x.shape[-1])]}
-            source = self.aten("reshape.default", f"{name}.rows", [source], args, shape=[int(x.shape[-1])])
-        value = self._part(source, layer, name, packing)
-        attrs: dict[str, Any] = {"shape": [int(out.shape[-1])] if moved else shape_of(n), "owner": name, "frame": frame}
+    def _layer(self, n: FxNode) -> str:
+        name = str(n.args[1])
+        layer, packing = self.layers[name], self.packings[name]
+        if any(not isinstance(s, int) for s in _node(n.args[0]).meta["val"].shape[1:]):
+            raise aten_list.Unlisted("a size of its input depends on the batch")
+        value, last = self._part(n, self.packings), isinstance(layer, nn.Linear)
+        attrs: dict[str, Any] = {"shape": shape_of(n), "owner": name, "frame": frame_of(n)}
         if not last:
             keys = ("stride", "padding", "dilation", "groups")
             attrs |= {"rank": layer.weight.dim() - 2, **dict(zip(keys, map(_plain, n.args[3:7]), strict=True))}
         coded = packing.grid is not None and packing.coded_weight
-        op = ("coded_linear" if last else "coded_conv") if coded else ("linear" if last else "conv")
         more, tensors = _weight(layer, packing)
-        value = self.emit(op, name, [value], attrs | more, tensors)
-        if moved:
-            args = {"self": 0, "shape": [aten_list.linear(s) for s in out.shape]}
-            value = self.aten("reshape.default", f"{name}.axes", [value], args, shape=shape_of(n))
-        if x.dtype != torch.float32:
-            args = {"self": 0, "dtype": aten_list.WORDS[x.dtype]}
-            value = self.aten("_to_copy.default", f"{name}.cast", [value], args, shape=shape_of(n))
-        self.names[n.name] = value
+        op = f"{'coded_' if coded else ''}{'linear' if last else 'conv'}"
+        return self.emit(op, name, [value], attrs | more, tensors)
 
 
 def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -389,14 +316,17 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
     return {"weight": info}, {"bits": bitstrings.pack(bit), "scale": scale, **tensors}
 
 
+def _no_form(n: FxNode, reason: aten_list.Unlisted) -> InputError:
+    n = _node(n.args[0]) if n.target is operator.getitem else n
+    where, frame, base = owner_of(n) or "the model", frame_of(n), name_of(n)[0]
+    at = f" ({frame})" if frame else ""
+    text = f"convert: {where} uses {base}{at}, which a packed graph cannot hold: {reason}"
+    return InputError(text, code="convert-op", layer=where, given=base)
+
+
 def _node(value: object) -> FxNode:
     assert isinstance(value, FxNode), value
     return value
-
-
-def _all(value: object) -> list[Any]:
-    assert isinstance(value, (tuple, list)), value
-    return list(value)
 
 
 def _plain(value: Any) -> Any:

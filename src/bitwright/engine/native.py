@@ -21,14 +21,13 @@ from bitwright.engine import native_ops  # noqa: F401  registers torch.ops.bitwr
 from bitwright.engine.native_codes import PackPlan, maxpool, pack, to_words, unpack
 from bitwright.engine.native_conv import ConvPlan
 from bitwright.engine.native_library import available, force_isa, isa, isas, notice, words
-from bitwright.engine.native_output import CodeOutput, FloatOutput, GridOutput, IntOutput, Output
+from bitwright.engine.native_output import CodeOutput, FloatOutput, GridOutput, Output
 
 __all__ = [
     "CodeOutput",
     "ConvPlan",
     "FloatOutput",
     "GridOutput",
-    "IntOutput",
     "Output",
     "PackPlan",
     "available",

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from bitwright.engine.even import Grid
-from bitwright.engine.native_library import PackStruct, PoolStruct, check, library, need, pair, table, words
+from bitwright.engine.native_library import PackStruct, PoolStruct, check, library, need, optional, pair, table, words
 from bitwright.engine.native_output import grid_struct
 from bitwright.errors import InputError
 
@@ -27,7 +27,7 @@ class PackPlan:
     ) -> None:  # fmt: skip
         self.grid = grid_struct(grid)
         self.thresholds = table(thresholds, torch.float32)
-        self.flip = None if flip is None else table(flip, torch.uint8)
+        self.flip = optional(flip, torch.uint8)
         self.planes, self.groups, self.as_bytes = planes, groups, bytes
         self.function = library().bw_pack_bytes if bytes else library().bw_pack_bits
         if self.thresholds.dim() not in (1, 2):
@@ -79,12 +79,9 @@ class PackPlan:
         return self  # immutable
 
 
-def pack(
-    x: Tensor, thresholds: Tensor, planes: int = 1, groups: int = 1, flip: Tensor | None = None,
-    bytes: bool = False,
-) -> Tensor:  # fmt: skip
-    """`PackPlan(...).run(x)`: words `[N, H, W, planes, Cw]`, or uint8 `[N, H, W, C]` with `bytes`."""
-    return PackPlan(thresholds, planes, groups, flip, bytes).run(x)
+def pack(x: Tensor, thresholds: Tensor, *args: Any, **options: Any) -> Tensor:
+    """`PackPlan(thresholds, ...).run(x)`: words `[N, H, W, planes, Cw]`, or uint8 `[N, H, W, C]` with `bytes`."""
+    return PackPlan(thresholds, *args, **options).run(x)
 
 
 @functools.lru_cache(1024)

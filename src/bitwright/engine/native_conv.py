@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.native_library import ConvStruct, check, generation, library, need, pair, table, words
-from bitwright.engine.native_output import CodeOutput, FloatOutput, Output
+from bitwright.engine.native_output import Output
 from bitwright.errors import InputError
 
 
@@ -24,9 +24,9 @@ class _Call:
         self.ow = (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
         if self.oh < 1 or self.ow < 1:
             raise InputError(f"native core: a {h}x{w} input is smaller than the {kh}x{kw} kernel")
-        rows, row_class = _border_classes(h, self.oh, kh, sh, ph, dh)
-        cols, col_class = _border_classes(w, self.ow, kw, sw, pw, dw)
-        corr = torch.einsum("rk,cl,okl->rco", rows, cols, plan.tap_sums) + plan.bias
+        rows, row_class = border_classes(h, self.oh, kh, sh, ph, dh)
+        cols, col_class = border_classes(w, self.ow, kw, sw, pw, dw)
+        corr = corrections(plan.tap_sums, rows, cols) + plan.bias
         self.keep = (row_class, col_class, corr.to(torch.int32).contiguous())
         self.struct = ConvStruct.from_buffer_copy(plan.struct)
         for name, value in {"n": n, "h": h, "w": w, "oh": self.oh, "ow": self.ow}.items():
@@ -39,32 +39,20 @@ class _Call:
         self.small = macs * plan.planes_product < (30e6 if plan.kind == "bits" else 5e6)
 
 
-@functools.lru_cache(4096)
-def _border_classes(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> tuple[Tensor, Tensor]:
-    """Which taps are inside the image: the distinct cases `[classes, kernel]`, and each output's case."""
-    at = torch.arange(out)[:, None] * stride - pad + torch.arange(kernel) * dilation
-    cases, which = torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True)
-    return cases.to(torch.int64), which.to(torch.int32).contiguous()
-
-
 class ConvPlan:
     """A convolution (or linear layer: 1x1 input and kernel) with prepared weights; see `bits` and `bytes`."""
 
     def __init__(
-        self, kind: str, weight: Tensor, values: Tensor, w_mult: Sequence[int], w_zero: int,
-        x_mult: Sequence[int], x_zero: int | Tensor, bias: Tensor | None, stride: int | Sequence[int],
-        padding: int | Sequence[int], dilation: int | Sequence[int], groups: int,
+        self, kind: str, weight: Tensor, values: Tensor, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int],
+        x_zero: int | Tensor = 0, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
+        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
     ) -> None:  # fmt: skip
         lib = library()
         self.kind, self.groups, self.generation = kind, groups, generation()
         self.out_channels, group_channels, *kernel = values.shape
         self.in_channels, self.kernel = group_channels * groups, (kernel[0], kernel[1])
         self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
-        # what the constant part x_zero of the input adds, per output and tap: needed at the border
-        zero = torch.as_tensor(x_zero).to(torch.int64).expand(self.in_channels)
-        of_output = torch.arange(self.out_channels) * groups // max(self.out_channels, 1)
-        zero = zero.reshape(groups, group_channels)[of_output, :, None, None]  # [O, C/groups, 1, 1]
-        self.tap_sums = (values.to(torch.int64) * zero).sum(1)
+        self.tap_sums = tap_sums(values, x_zero, groups)
         self.bias = torch.as_tensor(0 if bias is None else bias).to(torch.int64).expand(self.out_channels)
         self.macs_per_pixel, self.planes_product = values.numel(), len(x_mult) * len(w_mult)
         self.x_planes = len(x_mult)
@@ -94,30 +82,23 @@ class ConvPlan:
 
     @classmethod
     def bits(
-        cls, weight: Tensor, *, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int],
-        x_zero: int | Tensor = 0, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
-    ) -> ConvPlan:  # fmt: skip
+        cls, weight: Tensor, *, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int], **place: Any
+    ) -> ConvPlan:
         """`weight` 0/1 `[w_planes, O, C/groups, kh, kw]`: W = w_zero + sum w_mult[q] bit_q; X likewise.
 
-        I = sum of W * X over the taps inside the image, plus `bias`: integers, exact.
+        I = sum of W * X over the taps inside the image, plus `bias`: integers, exact. place: `x_zero` (one, or one per
+        channel), `bias`, `stride`, `padding`, `dilation`, `groups`.
         """
         if weight.dim() != 5 or weight.shape[0] != len(w_mult):
             raise InputError(
                 f"native core: weight bits must be [{len(w_mult)}, O, C, kh, kw], got {list(weight.shape)}"
             )
         weight = (weight.detach() != 0).to(torch.uint8).contiguous()
-        mult = torch.tensor(list(w_mult), dtype=torch.int64).reshape(-1, 1, 1, 1, 1)
-        values = w_zero + (weight * mult).sum(0)
-        place = (x_zero, bias, stride, padding, dilation, groups)
-        return cls("bits", weight, values, w_mult, w_zero, x_mult, *place)
+        values = w_zero + (weight * torch.tensor(list(w_mult)).reshape(-1, 1, 1, 1, 1)).sum(0)
+        return cls("bits", weight, values, w_mult, w_zero, x_mult, **place)
 
     @classmethod
-    def bytes(
-        cls, weight: Tensor, *, x_mult: int = 1, x_zero: int | Tensor = 0, bias: Tensor | None = None,
-        stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1,
-        groups: int = 1,
-    ) -> ConvPlan:  # fmt: skip
+    def bytes(cls, weight: Tensor, *, x_mult: int = 1, **place: Any) -> ConvPlan:
         """`weight` integers `[O, C/groups, kh, kw]`, times x_mult in -255..255; X = x_zero + x_mult * code, of uint8
         `[N, H, W, C]`."""
         if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) * x_mult > 255):
@@ -126,7 +107,7 @@ class ConvPlan:
             )
         values = weight.detach().to(torch.int16)
         taps_first = (values * x_mult).permute(0, 2, 3, 1).contiguous()
-        return cls("bytes", taps_first, values, [1], 0, [1], x_zero, bias, stride, padding, dilation, groups)
+        return cls("bytes", taps_first, values, [1], 0, [1], **place)
 
     def run(self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None) -> Any:
         """The result `output` describes; with something `extra` the pair (y, extra). `residual` is like y."""
@@ -170,21 +151,10 @@ class ConvPlan:
 
     def run_int(self, x: Tensor, threads: int | None = None) -> Tensor:
         """The int32 sums, `[N, O, OH, OW]`."""
-        return self.run(x, _INT, None, threads)
-
-    def run_float(self, x: Tensor, scale: Tensor, add: Tensor, residual: Tensor | None = None) -> Tensor:
-        """`run` with a `FloatOutput` made on the spot."""
-        return self.run(x, FloatOutput(scale, add), residual)
-
-    def run_codes(self, x: Tensor, thresholds: Tensor, **options: Any) -> Tensor:
-        """`run` with a `CodeOutput` made on the spot."""
-        return self.run(x, CodeOutput(thresholds, **options))
+        return self.run(x, Output(), None, threads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ConvPlan:
         return self  # immutable
 
     def __reduce__(self) -> Any:
         raise TypeError("a ConvPlan holds memory laid out for this CPU; save the weights, make it again")
-
-
-_INT = Output()

@@ -121,6 +121,10 @@ def table(value: Any, dtype: torch.dtype) -> Tensor:
     return torch.as_tensor(value).detach().to("cpu", dtype, copy=True).contiguous()
 
 
+def optional(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    return None if value is None else table(value, dtype)
+
+
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 

@@ -25,47 +25,35 @@ _ops.define(
 )
 
 
-class _PlanCache:
-    """Plans by (identity and version of the weight tensor, options); the entry keeps the tensor alive."""
-
-    def __init__(self, limit: int = 128) -> None:
-        self.plans: dict[Any, tuple[Tensor, ConvPlan]] = {}
-        self.limit = limit
-
-    def get(self, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], **options: Any) -> ConvPlan:
-        where = w_bits.data_ptr(), w_bits.shape, w_bits.stride(), w_bits._version, generation()
-        key = (*where, tuple(w_mult), w_zero, tuple(x_mult), str(options))
-        if key not in self.plans:
-            if len(self.plans) >= self.limit:
-                self.plans.clear()
-            plan = ConvPlan.bits(w_bits, w_mult=w_mult, w_zero=w_zero, x_mult=x_mult, **options)
-            self.plans[key] = (w_bits.detach(), plan)
-        return self.plans[key][1]
+PLACE = ("stride", "padding", "dilation", "groups")
+LIMIT = 128
+_plans: dict[
+    Any, tuple[Tensor, ConvPlan]
+] = {}  # by identity and version of the weights, which stay alive, and the rest
 
 
-_plans = _PlanCache()
+def _plan(w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], x_zero: int, *place: Any) -> ConvPlan:
+    where = w_bits.data_ptr(), w_bits.shape, w_bits.stride(), w_bits._version, generation()
+    key = (*where, str((w_mult, w_zero, x_mult, x_zero, place)))
+    if key not in _plans:
+        if len(_plans) >= LIMIT:
+            _plans.clear()
+        more = dict(zip(PLACE, place, strict=False))
+        plan = ConvPlan.bits(w_bits, w_mult=w_mult, w_zero=w_zero, x_mult=x_mult, x_zero=x_zero, **more)
+        _plans[key] = (w_bits.detach(), plan)
+    return _plans[key][1]
 
 
 def _pack_op(x: Tensor, thresholds: Tensor, planes: int) -> Tensor:
     return pack(x, thresholds, planes)
 
 
-def _conv_op(
-    x_words: Tensor, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], x_zero: int,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
-    plan = _plans.get(
-        w_bits, w_mult, w_zero, x_mult,
-        x_zero=x_zero, stride=stride, padding=padding, dilation=dilation, groups=groups,
-    )  # fmt: skip
-    return plan.run_int(x_words.contiguous())
+def _conv_op(x_words: Tensor, w_bits: Tensor, *rest: Any) -> Tensor:
+    return _plan(w_bits, *rest).run_int(x_words.contiguous())
 
 
-def _linear_op(
-    x_words: Tensor, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], x_zero: int
-) -> Tensor:
-    plan = _plans.get(w_bits[:, :, :, None, None], w_mult, w_zero, x_mult, x_zero=x_zero)
-    return plan.run_int(x_words.contiguous()).flatten(1)
+def _linear_op(x_words: Tensor, w_bits: Tensor, *rest: Any) -> Tensor:
+    return _conv_op(x_words, w_bits[:, :, :, None, None], *rest).flatten(1)
 
 
 def _pack_fake(x: Tensor, thresholds: Tensor, planes: int) -> Tensor:
@@ -74,19 +62,15 @@ def _pack_fake(x: Tensor, thresholds: Tensor, planes: int) -> Tensor:
     return x.new_empty((n, h, w, planes, words(c)), dtype=torch.int32)
 
 
-def _conv_fake(
-    x_words: Tensor, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], x_zero: int,
-    stride: list[int], padding: list[int], dilation: list[int], groups: int,
-) -> Tensor:  # fmt: skip
+def _conv_fake(x_words: Tensor, w_bits: Tensor, *rest: Any) -> Tensor:
+    stride, padding, dilation = rest[4:7]
     n, *image = x_words.shape[:3]
     o, _, *kernel = w_bits.shape[1:]
     oh, ow = ((image[i] + 2 * padding[i] - dilation[i] * (kernel[i] - 1) - 1) // stride[i] + 1 for i in (0, 1))
     return x_words.new_empty((n, oh, ow, o), dtype=torch.int32).permute(0, 3, 1, 2)
 
 
-def _linear_fake(
-    x_words: Tensor, w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], x_zero: int
-) -> Tensor:
+def _linear_fake(x_words: Tensor, w_bits: Tensor, *rest: Any) -> Tensor:
     return x_words.new_empty((x_words.shape[0], w_bits.shape[1]), dtype=torch.int32)
 
 

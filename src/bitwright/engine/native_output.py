@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitwright.engine.even import Grid
-from bitwright.engine.native_library import GridStruct, OutputStruct, table, words
+from bitwright.engine.native_library import GridStruct, OutputStruct, optional, table, words
 from bitwright.errors import InputError
 
 
@@ -49,9 +49,6 @@ def grid_struct(grid: Grid | None) -> GridStruct | None:
     return GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
 
 
-IntOutput = Output
-
-
 class FloatOutput(Output):
     """`y = float(I) * scale[o] + add[o]`, then `+ residual`, then with `relu` the larger of y and 0.
 
@@ -63,29 +60,20 @@ class FloatOutput(Output):
     mode = 1
 
     def __init__(
-        self,
-        scale: Tensor,
-        add: Tensor,
-        *,
-        relu: bool = False,
-        grid: Grid | None = None,
-        cuts: Tensor | None = None,
-        flip: Tensor | None = None,
-        bytes: bool = False,
-    ) -> None:
+        self, scale: Tensor, add: Tensor, *, relu: bool = False, grid: Grid | None = None, cuts: Tensor | None = None,
+        flip: Tensor | None = None, bytes: bool = False,
+    ) -> None:  # fmt: skip
         o = scale.numel()
         for name, value in (("add", add), ("cuts", cuts), ("flip", flip)):
             if value is not None and value.numel() != o:
                 raise InputError(f"native core: scale has {o} entries, {name} {value.numel()}")
         super().__init__(
             scale=table(scale, torch.float32), add=table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
-            cuts=None if cuts is None else table(cuts, torch.float32), extra_bytes=int(bytes),
-            flip=None if flip is None else table(flip, torch.uint8),
+            cuts=optional(cuts, torch.float32), extra_bytes=int(bytes), flip=optional(flip, torch.uint8),
         )  # fmt: skip
         self.channels = o
-        self.extra = (
-            "bytes" if grid is not None or (bytes and cuts is not None) else "words" if cuts is not None else ""
-        )
+        if grid is not None or cuts is not None:
+            self.extra = "bytes" if grid is not None or bytes else "words"
 
 
 class GridOutput(Output):
@@ -106,18 +94,14 @@ class CodeOutput(Output):
     """`code = #{l : I >= thresholds[l, o]}`, `levels - code` if `flip[o]`; words, or uint8 with `bytes`."""
 
     def __init__(
-        self, thresholds: Tensor, flip: Tensor | None = None, planes: int = 1, groups: int = 1,
-        bytes: bool = False,
-    ) -> None:  # fmt: skip
+        self, thresholds: Tensor, flip: Tensor | None = None, planes: int = 1, groups: int = 1, bytes: bool = False
+    ) -> None:
         self.mode = 3 if bytes else 2
         levels, self.channels = thresholds.shape
         super().__init__(
-            thresholds=table(thresholds, torch.int32),
-            flip=None if flip is None else table(flip, torch.uint8),
-            levels=levels,
-            out_planes=planes,
-            out_groups=groups,
-        )
+            thresholds=table(thresholds, torch.int32), flip=optional(flip, torch.uint8),
+            levels=levels, out_planes=planes, out_groups=groups,
+        )  # fmt: skip
         self.planes, self.groups = planes, groups
         if flip is not None and flip.numel() != self.channels:
             raise InputError(f"native core: flip has {flip.numel()} entries for {self.channels} channels")

@@ -75,38 +75,18 @@ class PackedModel(nn.Module):
         return self._graph
 
     @property
-    def graph_json(self) -> str:
-        """Its text in a file."""
-        return stored(self._graph)[0]
-
-    @property
     def runtime(self) -> Graph:
         """The graph that runs: fused, once."""
         if self._runtime is None:
             self._runtime = fuse(self._graph)
         return self._runtime
 
-    @property
-    def output_name(self) -> str:
-        """The value that is the answer; of several the first."""
-        return self.outputs[0]
-
-    def _laid_out(self, steps: list[tuple[Node, Any]]) -> Steps:
-        last: dict[str, int] = {}
-        for i, (node, _) in enumerate(steps):
-            for name in node.inputs:
-                last[name] = i
-        drop: list[list[str]] = [[] for _ in steps]
-        for name, i in last.items():
-            if name not in self.outputs:
-                drop[i].append(name)
-        return [(node, step, names) for (node, step), names in zip(steps, drop, strict=True)]
-
     def steps(self) -> Steps:
         """(node, function on the environment, values to forget afterwards), built once."""
         if self._steps is None:
-            build = run_native.build(self.runtime, self.threads) if self.backend == "native" else None
-            self._steps = self._laid_out(run_reference.build(self.runtime) if build is None else build)
+            native_run = self.backend == "native"
+            built = run_native.build(self.runtime, self.threads) if native_run else run_reference.build(self.runtime)
+            self._steps = self._laid_out(built)
         return self._steps
 
     def _careful(self) -> Steps:
@@ -115,34 +95,34 @@ class PackedModel(nn.Module):
             self._plain = self._laid_out(run_reference.build(self._graph))
         return self._plain
 
+    def _laid_out(self, steps: list[tuple[Node, Any]]) -> Steps:
+        last = {name: i for i, (node, _) in enumerate(steps) for name in node.inputs if name not in self.outputs}
+        drop: list[list[str]] = [[] for _ in steps]
+        for name, i in last.items():
+            drop[i].append(name)
+        return [(node, step, names) for (node, step), names in zip(steps, drop, strict=True)]
+
     def prepare(self, x: Tensor, of: Node | None = None) -> Tensor:
         """Checks and lays out one input batch."""
         node = of or self.inputs[0]
+        dtype, want = DTYPES[node.attrs["dtype"]], "x".join(str(s) for s in node.shape)
         if tuple(x.shape[1:]) != node.shape or x.dim() != len(node.shape) + 1:
-            want = "x".join(str(s) for s in node.shape)
-            one = (
-                f": one sample has no batch axis here, give x[None] (1x{want})" if tuple(x.shape) == node.shape else ""
-            )
+            remedy = ". Resize, or convert again with this example"
+            if tuple(x.shape) == node.shape:
+                remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
             raise InputError(
                 f"packed model: {node.name} is {'x'.join(str(s) for s in x.shape)}, the model was converted for {want} "
-                f"(any batch){one or '. Resize, or convert again with this example'}",
+                f"(any batch){remedy}",
                 code="input-shape",
                 given=str(list(x.shape)),
                 possible=want,
             )
-        dtype = DTYPES[node.attrs["dtype"]]
-        if x.dtype != dtype:
-            if x.is_floating_point() and not dtype.is_floating_point:
-                raise InputError(
-                    f"packed model: {node.name} holds {node.attrs['dtype']}, got {x.dtype}",
-                    code="input-dtype",
-                    given=str(x.dtype),
-                    possible=str(node.attrs["dtype"]),
-                )
-            pixels = (
-                x.dtype == torch.uint8 and dtype == torch.float32
-            )  # as stored; the first layer's codes are k itself
-            x = x.to(dtype) / 255 if pixels else x.to(dtype)
+        if x.is_floating_point() and not dtype.is_floating_point:
+            kind = str(node.attrs["dtype"])
+            text = f"packed model: {node.name} holds {kind}, got {x.dtype}"
+            raise InputError(text, code="input-dtype", given=str(x.dtype), possible=kind)
+        pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
+        x = x.to(dtype) / 255 if pixels else x.to(dtype)
         return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
     def environment(self, *inputs: Tensor) -> dict[str, Tensor]:

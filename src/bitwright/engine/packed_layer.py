@@ -11,18 +11,12 @@ from torch import Tensor, nn
 
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.packing import HOOKS
+from bitwright.engine.rules import LAYERS
 from bitwright.engine.store import from_json, stored
 from bitwright.errors import InputError
 
 RUNTIMES = 8  # input sizes for which a layer keeps its program ready: the most recent ones
-OPS = ("coded_conv", "coded_linear", "conv", "linear")
-HOOKS = (
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-)
 
 
 class PackedLayer(nn.Module):
@@ -40,10 +34,10 @@ class PackedLayer(nn.Module):
     packed: PackedModel
     rank: int
     norm: str
+    trained_dtype: torch.dtype
+    last: bool  # whether the trained weight lay in channels_last memory: the output then does
     _sizes: tuple[int, ...]
-    _dtype: torch.dtype
     _has_bias: bool
-    _last: bool
     _programs: dict[tuple[int, ...], PackedModel]
     _lock: Any
 
@@ -65,8 +59,8 @@ class PackedLayer(nn.Module):
             new.__dict__[key] = layer.__dict__[key].copy()
         weight = cast(Tensor, layer.weight)
         new.norm, new.rank = norm, 2 if kind is nn.Linear else weight.dim()
-        new._sizes, new._dtype, new._has_bias = tuple(weight.shape), weight.dtype, layer.bias is not None
-        new._last = _last(weight)
+        new._sizes, new._has_bias = tuple(weight.shape), layer.bias is not None
+        new.trained_dtype, new.last = weight.dtype, _last(weight)
         new.packed = PackedModel(graph, backend, threads)
         new._forget()
         return new.eval()
@@ -77,7 +71,7 @@ class PackedLayer(nn.Module):
     @property
     def node(self) -> Node:
         """The layer's own node in its graph."""
-        return next(n for n in self.packed.graph.nodes if n.op in OPS)
+        return next(n for n in self.packed.graph.nodes if n.op in LAYERS)
 
     def graph(self, shape: tuple[int, ...]) -> Graph:
         """The layer's graph for inputs [N, *shape]."""
@@ -102,43 +96,29 @@ class PackedLayer(nn.Module):
 
         Errors: `InputError` for an input that the trained layer would not take.
         """
-        linear = self.rank == 2
-        wrong = x.dim() < 1 if linear else x.dim() not in (self.rank - 1, self.rank)
-        features = self._sizes[1] if linear else self._sizes[1] * int(cast(Any, self.groups))
+        linear, features = self.rank == 2, self._sizes[1] * int(getattr(self, "groups", 1))
         axis = -1 if linear else 1 - self.rank
+        wrong = x.dim() < 1 if linear else x.dim() not in (self.rank - 1, self.rank)
         takes = f"{features} features on the last axis" if linear else f"{features} channels on axis {axis}"
         if linear and self.norm and x.dim() > 2:
             wrong, takes = True, f"[N, {features}], with its BatchNorm {self.norm} inside"
         if wrong or x.shape[axis] != features:
-            raise InputError(
-                f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}",
-                code="input-shape",
-                given=str(list(x.shape)),
-                possible=takes,
-            )
+            text = f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}"
+            raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=takes)
         return x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None]
 
     @torch.no_grad()
     def forward(self, input: Tensor) -> Tensor:
         x = self.batched(input)
         y = self.program(tuple(x.shape[1:]))(x)
-        y = y.to(input.dtype if input.is_floating_point() else self._dtype)
+        y = y.to(input.dtype if input.is_floating_point() else self.trained_dtype)
         if self.rank == 2:
             return y.reshape(*input.shape[:-1], y.shape[-1])
-        y = y.contiguous(memory_format=torch.channels_last) if self._last or _last(input) else y.contiguous()
+        y = y.contiguous(memory_format=torch.channels_last) if self.last or _last(input) else y.contiguous()
         return y if input.dim() == self.rank else y[0]
 
-    @property
-    def last(self) -> bool:
-        """Whether the trained weight lay in channels_last memory: the output then does."""
-        return self._last
-
-    def restore(self, dtype: torch.dtype, last: bool) -> None:
-        """What a file says of the trained weight."""
-        self._dtype, self._last = dtype, last
-
     def _without_values(self, shape: tuple[int, ...]) -> Tensor:
-        return torch.full((), float("nan"), dtype=self._dtype).expand(shape)
+        return torch.full((), float("nan"), dtype=self.trained_dtype).expand(shape)
 
     @property
     def weight(self) -> Tensor:
@@ -149,10 +129,10 @@ class PackedLayer(nn.Module):
         return self._without_values(self._sizes[:1]) if self._has_bias else None
 
     def _apply(self, fn: Any, recurse: bool = True) -> PackedLayer:
-        probe = fn(torch.empty(0, dtype=self._dtype))
+        probe = fn(torch.empty(0, dtype=self.trained_dtype))
         if probe.device.type != "cpu":
             raise InputError(f"packed layers run on the CPU, not on {str(probe.device)!r}", code="device")
-        self._dtype = probe.dtype
+        self.trained_dtype = probe.dtype
         return self
 
     def train(self, mode: bool = True) -> PackedLayer:

@@ -2,91 +2,24 @@
 
 from __future__ import annotations
 
-import inspect
-from collections.abc import Callable, Iterator
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
-from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves
 
+from bitwright.engine.packing import HOOKS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
+from bitwright.transforms.bake import bake
+from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import evaluating
 from bitwright.transforms.layers import candidates
 from bitwright.transforms.unwrap import unwrap
-
-HOOKS = ("_forward_pre_hooks", "_forward_hooks")
-
-
-@dataclass
-class Call:
-    """One call of a model: what stands in the parentheses.
-
-    An example, and every batch to verify on, is one of: a tensor (the only argument), a tuple (the positional
-    arguments, whatever they hold), a dict (the keyword arguments); any other structure with tensors in it is the only
-    argument.
-    """
-
-    args: tuple[Any, ...]
-    kwargs: dict[str, Any] = field(default_factory=dict)
-
-    @classmethod
-    def of(cls, example: Any) -> Call:
-        if isinstance(example, tuple):
-            return cls(example)
-        if isinstance(example, dict):
-            return cls((), example)
-        return cls((example,))
-
-    def __call__(self, model: Callable[..., Any]) -> Any:
-        return model(*self.args, **self.kwargs)
-
-    def map(self, change: Callable[[Tensor], Tensor]) -> Call:
-        """The same call with every tensor changed."""
-
-        def one(value: Any) -> Any:
-            return change(value) if isinstance(value, Tensor) else value
-
-        return Call(tree_map(one, self.args), tree_map(one, self.kwargs))
-
-    @property
-    def tensors(self) -> list[Tensor]:
-        return [t for t in tree_leaves((self.args, self.kwargs)) if isinstance(t, Tensor)]
-
-    @property
-    def images(self) -> int:
-        """Samples of the batch: the first axis of the first tensor."""
-        return next((int(t.shape[0]) for t in self.tensors if t.dim()), 1)
-
-    def in_order(self, model: nn.Module) -> Call:
-        """Keyword arguments as positional ones, where the signature of `forward` says which is which."""
-        if not self.kwargs:
-            return self
-        try:
-            bound = inspect.signature(model.forward).bind(*self.args, **self.kwargs)
-        except (TypeError, ValueError):
-            return self
-        return self if bound.kwargs else Call(bound.args)
-
-
-def as_is(t: Tensor) -> Tensor:
-    return t
-
-
-def as_floats(t: Tensor) -> Tensor:
-    return t.float() if t.is_floating_point() else t
-
-
-def as_pixels(t: Tensor) -> Tensor:
-    """uint8 pixels as packed nets read them."""
-    return t.float() / 255 if t.dtype == torch.uint8 else as_floats(t)
 
 
 @dataclass
@@ -131,41 +64,27 @@ def prepare(model: nn.Module, example: Any) -> Prepared:
     return found
 
 
-def without_watchers(found: Prepared) -> nn.Module:
-    """A copy for the graph: hooks that only look would run on the exporter's tensors, which hold no values."""
-    copied = copy_model(found.model)
-    for name in found.watched:
-        module = copied.get_submodule(name)
+def hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)
+
+
+def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Module:
+    """In place, of all modules or of some: hooks that only look would run on the exporter's tensors, which hold no values."""
+    for module in model.modules() if only is None else [model.get_submodule(name) for name in only]:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
-    return copied
-
-
-def bake(model: nn.Module) -> None:
-    """Weights that are computed from other parameters (weight and spectral norm, pruning masks) become plain ones.
-
-    In evaluation such a weight is a constant. In place.
-    """
-    for module in list(model.modules()):
-        for key in list(getattr(module, "parametrizations", {}) if parametrize.is_parametrized(module) else {}):
-            parametrize.remove_parametrizations(module, key, leave_parametrized=True)
-        for hook in list(module._forward_pre_hooks.values()):
-            if isinstance(hook, WeightNorm):
-                remove_weight_norm(module, hook.name)
-            elif isinstance(hook, SpectralNorm):
-                remove_spectral_norm(module, hook.name)
-            elif isinstance(hook, prune.BasePruningMethod):
-                prune.remove(module, str(hook._tensor_name))
+    return model
 
 
 def _own_code(found: Prepared) -> None:
-    """Layers whose `forward`, or that of one of their parts, was replaced on the object."""
+    """Layers whose `forward`, or that of one of their parts, was replaced on the object, or whose weight a hook computes."""
     for name, layer in found.layers.items():
-        for inner, module in layer.named_modules():
-            if "forward" in vars(module):
-                where = f" of its part {inner}" if inner else ""
-                found.own[name] = f"the forward{where} was replaced on the object, and stays your code"
-                break
+        replaced = [inner for inner, module in layer.named_modules() if "forward" in vars(module)]
+        if replaced:
+            where = f" of its part {replaced[0]}" if replaced[0] else ""
+            found.own[name] = f"the forward{where} was replaced on the object, and stays your code"
+        elif "weight" not in layer._parameters:
+            found.own[name] = "its weight is computed by a hook, and stays your code"
 
 
 class _Reads(TorchDispatchMode):
@@ -189,10 +108,11 @@ def _watch(found: Prepared) -> None:
     weights = {id(p): n for n, m in layers.items() for p in m._parameters.values() if p is not None}
     reads = _Reads(weights)
     called: set[str] = set()
-    said: dict[nn.Module, set[str]] = {}
+    said: dict[nn.Module, set[str]] = defaultdict(set)
     handles = []
     for module in model.modules():
-        _spy(module, said.setdefault(module, set()))
+        for table, i, hook, kind in _hooks(module):
+            table[i] = _Spy(hook, kind, said[module])
     wanted = {c.name: c.module for c in candidates(model)} | layers
     for name, layer in wanted.items():
 
@@ -213,19 +133,18 @@ def _watch(found: Prepared) -> None:
         for handle in handles:
             handle.remove()
         for module in model.modules():
-            _unspy(module)
+            for table, i, hook, _ in _hooks(module):
+                table[i] = hook.hook if isinstance(hook, _Spy) else hook
     found.uncalled = {n for n in wanted if n not in called}
     for name in reads.found - set(found.own):
-        found.own[name] = (
-            "your code computes with its weight or bias, whose trained values a packed layer does not keep"
-        )
+        found.own[name] = "your code computes with its weight or bias, whose trained values a packed layer loses"
     for name, layer in layers.items():
         inner = [f"{where} of its part {n}" for n, m in layer.named_modules() if n for where in said[m]]
         if inner and name not in found.own:
             found.own[name] = f"a {inner[0]} changes values, and a packed layer has no parts"
         if said[layer]:
             found.hooked[name] = " and a ".join(sorted(said[layer], reverse=True))
-    found.watched = {n for n, m in model.named_modules() if not said[m] and (m._forward_hooks or m._forward_pre_hooks)}
+    found.watched = {n for n, m in model.named_modules() if not said[m] and hooked(m)}
 
 
 def _run(found: Prepared, reads: _Reads) -> None:
@@ -249,11 +168,13 @@ def _run(found: Prepared, reads: _Reads) -> None:
         axis = " With a batch axis in front it does: example[None]"
     except Exception:  # then that is not what is missing
         pass
-    shapes = ", ".join(str(list(t.shape)) for t in given.tensors)
-    raise InputError(
-        f"convert: the model does not run on this example of shape {shapes}: {first_line(failed)}{axis}",
-        code="convert-example",
-    ) from None
+    raise does_not_run(given.tensors, failed, axis) from None
+
+
+def does_not_run(example: Iterable[Tensor], error: BaseException, remedy: str = "") -> InputError:
+    shapes = ", ".join(str(list(t.shape)) for t in example)
+    text = f"convert: the model does not run on this example of shape {shapes}: {first_line(error)}{remedy}"
+    return InputError(text, code="convert-example")
 
 
 class _Spy:
@@ -272,20 +193,9 @@ class _Spy:
 
 
 def _hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any, str]]:
-    for key, kind in zip(HOOKS, ("forward pre-hook", "forward hook"), strict=True):
+    for key, kind in zip(HOOKS, ("forward pre-hook", "forward hook"), strict=False):
         table = getattr(module, key)
         yield from ((table, i, hook, kind) for i, hook in list(table.items()))
-
-
-def _spy(module: nn.Module, said: set[str]) -> None:
-    for table, i, hook, kind in _hooks(module):
-        table[i] = _Spy(hook, kind, said)
-
-
-def _unspy(module: nn.Module) -> None:
-    for table, i, hook, _ in _hooks(module):
-        if isinstance(hook, _Spy):
-            table[i] = hook.hook
 
 
 def first_line(error: BaseException) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -30,10 +31,6 @@ class Grid:
     unit: float
     thresholds: Tensor
     units: tuple[float, ...] = ()  # one per channel, where `spread` allowed it; unit is then 1
-
-    @property
-    def planes(self) -> int:
-        return max(1, self.levels.bit_length())
 
 
 def split(part: nn.Module | None) -> tuple[list[nn.Module], nn.Module | None]:
@@ -125,10 +122,7 @@ def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> 
                 bit = run(x).bit.to(torch.int64)
                 return (weights * bit).sum(0).reshape(x.shape)
 
-            step = 0
-            for m in mult:
-                step = _gcd(step, abs(m))
-            step = max(1, step)
+            step = max(1, math.gcd(*mult))
             ends = integers(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
             low, high = int(ends.min()), int(ends.max())
             levels = (high - low) // step
@@ -143,9 +137,3 @@ def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> 
         part.train(was)
     same = bool((found == found[:1]).all())
     return Grid(levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found, units)
-
-
-def _gcd(a: int, b: int) -> int:
-    while b:
-        a, b = b, a % b
-    return a

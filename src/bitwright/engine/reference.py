@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -41,17 +41,19 @@ def numbers(code: Tensor, mult: int, zero: list[int], last: bool) -> Tensor:
     return code.float() * mult + (z if z.numel() == 1 else view(z, code.dim(), last))
 
 
+def whole_numbers(bit: Tensor, planes: Sequence[int], mult: Sequence[int], zero: int) -> Tensor:
+    """zero + sum_q mult[q] * bit[planes[q]]: int32 [O, ...]."""
+    total = torch.full(bit.shape[1:], zero, dtype=torch.int32)
+    for p, m in zip(planes, mult, strict=True):
+        total += m * bit[p].to(torch.int32)
+    return total
+
+
 def weight_integers(graph: Graph, node: Node) -> list[Tensor]:
     """The whole numbers of each term of a stored weight: int32 [O, ...]."""
     info = node.attrs["weight"]
-    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *info["shape"])).to(torch.int32)
-    out = []
-    for term in info["terms"]:
-        total = torch.full(bit.shape[1:], int(term["zero"]), dtype=torch.int32)
-        for p, m in zip(term["planes"], term["mult"], strict=True):
-            total += m * bit[p]
-        out.append(total)
-    return out
+    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *info["shape"]))
+    return [whole_numbers(bit, t["planes"], t["mult"], t["zero"]) for t in info["terms"]]
 
 
 def stored_weight(graph: Graph, node: Node) -> Tensor:

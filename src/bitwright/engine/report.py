@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import csv
 import io
-from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from torch import Tensor
 
-from bitwright.measure import numbers
-from bitwright.measure.layout import Row, fit, wrap
+from bitwright.measure import convert_text, numbers
 
 PASS, WARN, REFUSE = "PASS", "WARN", "REFUSE"
 STAYS = ("float", "your code")  # a layer that is not packed
@@ -174,9 +172,6 @@ class ConvertReport:
         writer.writerows(asdict(r) for r in self.rows)
         return out.getvalue()
 
-    HEADERS = ("layer", "runs as", "w/x", "kB float", "kB", "ms float", "ms", "max diff", "why")
-    DROP = ("max diff", "kB float", "ms float")  # on a narrow screen, the first one first
-
     @property
     def near_ties(self) -> int:
         """Images with another class although no code differs: only float layers round otherwise."""
@@ -196,84 +191,16 @@ class ConvertReport:
         values = bool(self.outputs) and not self.classes
         return self.same / self.images if self.images else 1.0, "values" if values else "class"
 
-    def _cells(self) -> list[list[str]]:
-        """Texts of the rows; the last one is the total."""
-        rows = [
-            [
-                r.layer,
-                r.runs_as,
-                r.bits,
-                numbers.kb(r.bytes_before),
-                numbers.kb(r.bytes_after),
-                _ms(r.ms_before),
-                _ms(r.ms_after),
-                _difference(r.max_abs_diff),
-                r.why.replace("its slots are empty", "slots empty"),
-            ]
-            for r in self.rows
-        ]
-        count = Counter(r.runs_as for r in self.rows)
-        order = sorted(count, key=lambda kind: ("bits", "int8").index(kind) if kind in ("bits", "int8") else 2)
-        kinds = ", ".join(f"{count[kind]} {kind}" for kind in order)
-        sizes = [numbers.kb(self.bytes_before), numbers.kb(self.bytes_after)]
-        return [*rows, ["total", kinds, "", *sizes, _ms(self.ms_before), _ms(self.ms_after), "", self.gain()]]
-
     def to_markdown(self) -> str:
-        lines = ["| " + " | ".join(self.HEADERS) + " |", "|" + "---|" * len(self.HEADERS)]
-        return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in self._cells()])
+        return convert_text.markdown(self)
 
     def table(self, width: int | None = None, limit: int | None = None) -> list[str]:
         """Lines of the table; with `limit` a run of more than that many like layers is cut short."""
-        *cells, total = self._cells()
-        body: list[Row] = []
-        for alike in _runs(self.rows):
-            shown = len(alike) if limit is None or len(alike) <= limit + 1 else limit
-            body += [cells[i] for i in alike[:shown]]
-            if shown < len(alike):
-                body.append(f"...  {len(alike) - shown} more {self.rows[alike[0]].runs_as} layers (--all)")
-        merged: list[str | None] = [None if i == 2 else text for i, text in enumerate(total)]
-        return fit(self.HEADERS, [*body, merged], width, right=range(3, 8), drop=self.DROP)
+        return convert_text.table(self, width, limit)
 
     def proof(self, width: int | None = None, what: str = "images", limit: int | None = 10) -> list[str]:
         """Lines on the verification and, at most `limit` of them, on images whose class differs."""
-        if not self.images:
-            return ["verify  not done"]
-        alike = f"same {self.share[1]} as"
-        distinct = f" ({self.classes} different)" if self.classes else ""
-        lines = wrap(
-            f"verify  {self.same:,} of {self.images:,} {what}: {alike} the trained net{distinct}; "
-            f"largest output difference {self.largest_difference or 0:.0e}",
-            width,
-            8,
-        )
-        exact = "equal bit for bit" if self.layers_exact else "DIFFER: " + ", ".join(self.inexact)
-        codes = (
-            f"codes of {self.codes_checked} layers {exact}" if self.codes_checked else "no layer computes with codes"
-        )
-        near = "; values up to rounding" if not self.beyond else ""
-        lines += wrap(f"        {codes}{near}", width, 8)
-        for b in self.beyond[:limit]:
-            lines += wrap(
-                f"        {b.where}: off by {b.difference:.1e}, rounding explains {b.bound:.1e} (image {b.image})",
-                width,
-                8,
-            )
-        if len(self.outputs) > 1:
-            lines += [
-                f"        output{o.name}: {o.same:,} of {o.images:,} same {o.kind}, largest difference {o.largest:.0e}"
-                for o in self.outputs
-            ]
-        shown = self.disagreements[:limit]
-        for d in shown:
-            lines += wrap(
-                f"        image {d.index}{d.output and f', output{d.output}'}: trained {d.trained}, packed {d.packed}, margin {d.margin:.1e}, "
-                f"first differing layer {d.first_layer or 'none (float head)'}",
-                width,
-                8,
-            )
-        if len(self.disagreements) > len(shown):
-            lines.append(f"        ... {len(self.disagreements) - len(shown)} more in .disagreements (--details)")
-        return lines
+        return convert_text.proof(self, width, what, limit)
 
     def __str__(self) -> str:
         return "\n".join([*self.table(), *self.proof(), f"{self.status}  {self.verdict}"])
@@ -284,25 +211,3 @@ class ConvertReport:
             return ""
         lost = f", {self.lost} fusion{'s' if self.lost != 1 else ''} lost" if self.lost else ""
         return f"runs with your code{lost}" + (f": {self.form_why}" if self.form_why else "")
-
-
-def _runs(rows: list[ReportRow]) -> list[list[int]]:
-    """Numbers of consecutive rows that differ only in sizes and times."""
-    runs: list[list[int]] = []
-    last: tuple[str, ...] = ()
-    for i, r in enumerate(rows):
-        key = (r.kind.split()[0] if r.kind else "", r.runs_as, r.bits, r.why)
-        if key == last:
-            runs[-1].append(i)
-        else:
-            runs.append([i])
-        last = key
-    return runs
-
-
-def _difference(value: float | None) -> str:
-    return "-" if value is None else "0" if value == 0 else f"{value:.0e}"
-
-
-def _ms(value: float | None) -> str:
-    return numbers.ms(None if value is None else value / 1e3)

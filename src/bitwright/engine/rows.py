@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import math
 
-from torch import Tensor, nn
+from torch import nn
 
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.layer_form import LayerForm
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packing import describe
+from bitwright.engine.packing import EMPTY
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ReportRow
+from bitwright.engine.rules import CODED, LAYERS
 from bitwright.nn import is_slot_layer
 from bitwright.nn.layers import KINDS
+from bitwright.transforms.geometry import describe
 from bitwright.transforms.layers import candidates
 
-LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
 UNCALLED = "never called in evaluation"
 UNUSED = "nothing reads its result in evaluation"
-EMPTY = "its slots are empty"
 
 
 def graph_rows(
@@ -29,92 +29,70 @@ def graph_rows(
     runtime = {n.owner: n for n in packed.runtime.nodes if n.op in LAYERS}
     modules = dict(prepared.model.named_modules())
     skipped = {c.name: c.reason for c in candidates(prepared.model)}
-    rows: list[ReportRow] = []
-    done: set[str] = set()
-    for node in graph.nodes:
-        if node.op not in LAYERS or node.owner in done:
+    rows: dict[str, ReportRow] = {}
+    for node in [n for n in graph.nodes if n.op in LAYERS]:
+        name = node.owner
+        if name in rows:  # called several times
             continue
-        done.add(node.owner)
-        name = node.owner.removesuffix(".plain")
         layer = modules.get(name)
-        row = packed_row(graph, node, runtime.get(node.owner, node))
-        row.layer, row.kind = name or "(net)", describe(layer) if layer is not None else node.op
-        why = refused.get(name, "").split(": ", 1)[-1]
-        if why:
+        kind = describe(layer) if layer is not None else node.op
+        rows[name] = row = packed_row(name, kind, graph, node, runtime.get(name, node))
+        if why := refused.get(name, ""):
             frame = str(node.attrs.get("frame") or "")
-            row.why = "; ".join(filter(None, (why + (f" ({frame})" if frame else ""), row.why)))
+            row.why = _joined(f"{why} ({frame})" if frame else why, row.why)
         elif row.runs_as == "float" and layer is not None and not is_slot_layer(layer):
             row.why = skipped.get(name) or EMPTY
-        rows.append(row)
-    named = {owner.removesuffix(".plain") for owner in done} | set(prepared.uncalled)
+    unused = [own_row(n, modules[n], "float", UNCALLED) for n in prepared.uncalled]
+    named = set(rows) | prepared.uncalled
     lost = [c for c in candidates(prepared.model) if c.name not in named and is_slot_layer(c.module)]
-    unused = [_own_row(n, modules[n], "float", UNCALLED) for n in prepared.uncalled]
-    unused += [_own_row(c.name, c.module, "float", UNUSED) for c in lost]
+    unused += [own_row(c.name, c.module, "float", UNUSED) for c in lost]
     for row in unused:
         row.bytes_after = 0
-    return rows, unused
+    return list(rows.values()), unused
 
 
 def layer_rows(prepared: Prepared, form: LayerForm) -> list[ReportRow]:
     """Packed layers, and the user's own where they stay."""
     rows: list[ReportRow] = []
     for c in candidates(prepared.model):
-        packed = form.packed.get(c.name)
+        packed, hook = form.packed.get(c.name), prepared.hooked.get(c.name)
         if packed is not None:
-            graph = packed.packed.graph
             runtime = next((n for n in packed.packed.runtime.nodes if n.op in LAYERS), packed.node)
-            row = packed_row(graph, packed.node, runtime)
-            row.layer, row.kind = c.name or "(net)", describe(c.module)
-            if hook := prepared.hooked.get(c.name):
-                row.why = "; ".join(filter(None, (row.why, f"keeps your {hook}")))
+            row = packed_row(c.name, describe(c.module), packed.packed.graph, packed.node, runtime)
+            row.why = _joined(row.why, f"keeps your {hook}" if hook else "")
         else:
             why = c.reason or form.refused.get(c.name, EMPTY)
             own = c.name in prepared.own or (is_slot_layer(c.module) and type(c.module) not in KINDS.values())
-            row = _own_row(c.name, c.module, "your code" if own else "float", why)
+            row = own_row(c.name, c.module, "your code" if own else "float", why)
         if c.name in prepared.uncalled:
-            row.why = "; ".join(filter(None, (row.why, f"{UNCALLED} of the example")))
+            row.why = _joined(row.why, f"{UNCALLED} of the example")
         rows.append(row)
     return rows
 
 
-def packed_row(graph: Graph, node: Node, fused: Node) -> ReportRow:
+def _joined(*reasons: str) -> str:
+    return "; ".join(filter(None, reasons))
+
+
+def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node) -> ReportRow:
     """One layer of a graph; `fused` is the same in the graph that runs."""
-    outputs = int(node.shape[-1] if node.op.endswith("linear") or len(node.shape) == 1 else node.shape[0])
-    extra = 4 * outputs if (graph.tensor(node, "bias") is not None or node.key("add")) else 0
-    after = sum(_bytes(graph.tensors[k]) for k in set(node.attrs.get("tensors", {}).values()))
-    runs, bits, why = "float", "float", ""
-    if node.key("bits"):
-        planes = int(node.attrs["weight"]["planes"])
-        if node.op.startswith("coded"):
-            levels = int(graph.node(node.inputs[0]).attrs["levels"])
+    floats = node.channels if graph.tensor(node, "bias") is not None or node.key("add") else 0
+    after = sum(graph.tensors[k].nbytes for k in set(node.attrs.get("tensors", {}).values()))
+    packed, runs, bits, why = graph.tensor(node, "bits"), "float", "float", ""
+    if packed is None:
+        count = graph.need(node, "weight").numel()
+    else:
+        info, runs, why = node.attrs["weight"], "bits on disk, float run", "its input is float"
+        count, bits = math.prod(info["shape"]), f"{info['planes']}/32"
+        if node.op in CODED:
+            levels, why = int(graph.node(node.inputs[0]).attrs["levels"]), ""
             runs = "int8" if fused.attrs.get("x_form") == "bytes" else "bits"
-            bits = f"{planes}/{levels.bit_length()}"
-        else:
-            runs, bits, why = "bits on disk, float run", f"{planes}/32", "its input is float"
-    if not _any_weight(graph, node):
-        why = "; ".join(filter(None, (why, "all its weights are 0, so its output is a constant")))
-    return ReportRow("", "", runs, bits, 4 * _weight_count(graph, node) + extra, after, why=why)
+            bits = f"{info['planes']}/{levels.bit_length()}"
+        if not bool(packed.any()) and not any(int(term["zero"]) for term in info["terms"]):
+            why = _joined(why, "all its weights are 0, so its output is a constant")
+    return ReportRow(name or "(net)", kind, runs, bits, 4 * (count + floats), after, why=why)
 
 
-def _own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
+def own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
     size = 4 * sum(p.numel() for p in layer.parameters(recurse=False))
     return ReportRow(name or "(net)", describe(layer), runs, "float", size, size, why=why)
-
-
-def _any_weight(graph: Graph, node: Node) -> bool:
-    """Whether some weight is not 0; of a weight stored as bits, so that what it says is what was packed."""
-    bits = graph.tensor(node, "bits")
-    if bits is None:
-        return True
-    return bool(bits.any()) or any(int(term["zero"]) for term in node.attrs["weight"]["terms"])
-
-
-def _weight_count(graph: Graph, node: Node) -> int:
-    if node.key("bits"):
-        return math.prod(node.attrs["weight"]["shape"])
-    weight = graph.tensor(node, "weight")
-    return 0 if weight is None else weight.numel()
-
-
-def _bytes(t: Tensor) -> int:
-    return t.numel() * t.element_size()

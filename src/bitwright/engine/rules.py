@@ -43,14 +43,6 @@ def check_affine(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> N
     need(scale.numel() in (1, have) or have == 1, f"{scale.numel()} scales for {have} channels")
 
 
-def check_norm(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
-    sizes = tuple(n.attrs["normalized"])
-    need(tuple(inputs[0].shape[-len(sizes) :]) == sizes, f"normalized={list(sizes)} are not the last axes")
-    for role in ("weight", "bias"):
-        t = graph.tensor(n, role)
-        need(t is None or tuple(t.shape) == sizes, f"{role} is not of shape {list(sizes)}")
-
-
 def check_pool(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
     a = n.attrs
     rank = a["rank"]
@@ -61,7 +53,7 @@ def check_pool(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> Non
         need(all(2 * p <= k for p, k in zip(a["padding"], a["kernel"], strict=True)), "padding above half the kernel")
 
 
-def check_slope(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
+def check_prelu(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
     slope, channels = graph.need(n, "slope"), inputs[0].shape[1] if inputs[0].dim() > 1 else 1
     need(slope.dim() == 1 and slope.numel() in (1, channels), "slope is not one number per channel")
 
@@ -82,7 +74,7 @@ def check_call(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> Non
     need(not missing, f"{', '.join(missing)} is missing")
     for k, v in args.items():
         need(aten_list.fits(v, kinds[k][0], len(inputs), roles), f"{k}={str(v)[:60]} is no {kinds[k][0]}")
-    if any(aten_list.depends_on_batch(v, kinds[k][0]) for k, v in args.items()):
+    if aten_list.depends_on_batch(args, call):
         need(source.op == "input", "a size of N needs the graph's input as the last input")
 
 
@@ -125,9 +117,8 @@ def weight_shape(n: Node, graph: Graph) -> tuple[int, ...]:
         need(listed(whole(-MAX_MULT, MAX_MULT), 1, MAX_PLANES)(t["mult"]), "weight: mult is out of bounds")
         need(whole(-MAX_MULT, MAX_MULT)(t["zero"]), "weight: zero is out of bounds")
         need(len(t["planes"]) == len(t["mult"]), "weight: one mult for each plane of a term")
-    outputs = len(terms), shape[1] * int(n.attrs["groups"]) if n.op == "conv_transpose" else shape[0]
     scale = graph.need(n, "scale")
-    need(tuple(scale.shape) == outputs, f"scale is {list(scale.shape)}, not {list(outputs)}")
+    need(tuple(scale.shape) == (len(terms), shape[0]), f"scale is {list(scale.shape)}, not {[len(terms), shape[0]]}")
     return tuple(shape)
 
 
@@ -138,7 +129,6 @@ def shape_of_layer(n: Node, graph: Graph, x: Tensor, source: Node) -> Tensor:
     for role in ("bias", "add"):
         t = graph.tensor(n, role)
         need(t is None or tuple(t.shape) == (outputs,), f"{role} is not one number for each of {outputs} outputs")
-    need(n.op != "conv_transpose" or "weight" not in a, "a transposed convolution is stored in float")
     w = torch.empty(shape, device="meta")
     if n.op.endswith("linear"):
         need(len(shape) == 2 and x.dim() >= 2, f"a weight of {len(shape)} axes")
@@ -188,42 +178,24 @@ def run_layer(node: Node, graph: Graph) -> Function:
 
 
 # how large a result can be
-def _most(t: Tensor | None) -> float:
+def most(t: Tensor | None) -> float:
     return 0.0 if t is None or not t.numel() else float(t.double().abs().max())
 
 
 def bound_coded(n: Node, graph: Graph, x: list[float]) -> float:
     integer = largest(n, graph.node(n.inputs[0]))
-    return integer * float(graph.need(n, "scale").double().abs().sum(0).max()) + _most(graph.tensor(n, "add"))
+    return integer * float(graph.need(n, "scale").double().abs().sum(0).max()) + most(graph.tensor(n, "add"))
 
 
 def bound_layer(n: Node, graph: Graph, x: list[float]) -> float:
     w = reference.stored_weight(graph, n).double().abs()
     rows = w.sum((0, *range(2, w.dim()))) if n.op == "conv_transpose" else w.flatten(1).sum(1)
-    return x[0] * float(rows.max()) + _most(graph.tensor(n, "bias"))
-
-
-def bound_affine(n: Node, graph: Graph, x: list[float]) -> float:
-    return x[0] * _most(graph.need(n, "scale")) + _most(graph.need(n, "add"))
-
-
-def bound_norm(n: Node, graph: Graph, x: list[float]) -> float:
-    weight = graph.tensor(n, "weight")
-    each = math.sqrt(math.prod(n.attrs["normalized"])) if x[0] < 1e18 else math.inf  # its squares must not overflow
-    return each * (1.0 if weight is None else _most(weight)) + _most(graph.tensor(n, "bias"))
+    return x[0] * float(rows.max()) + most(graph.tensor(n, "bias"))
 
 
 def bound_decode(n: Node, graph: Graph, x: list[float]) -> float:
     a = graph.node(n.inputs[0]).attrs
     return abs(n.attrs["unit"]) * max(abs(z + e) for z in a["zero"] for e in (0, a["mult"] * a["levels"]))
-
-
-def bound_one(n: Node, graph: Graph, x: list[float]) -> float:
-    return 1.0 if x[0] < math.inf else math.inf
-
-
-def bound_scaled(n: Node, graph: Graph, x: list[float]) -> float:
-    return x[0] * max(1.0, abs(n.attrs.get("slope", 1.0)), _most(graph.tensor(n, "slope")))
 
 
 def bound_moved(n: Node, graph: Graph, x: list[float]) -> float:
@@ -232,33 +204,16 @@ def bound_moved(n: Node, graph: Graph, x: list[float]) -> float:
 
 
 def bound_call(n: Node, graph: Graph, x: list[float]) -> float:
-    stored = [_most(graph.tensors[k]) for k in n.attrs.get("tensors", {}).values()]
-    return max([*x, *stored], default=math.inf) if n.attrs["call"].split(".")[0] in aten_list.MOVING else math.inf
+    name = n.attrs["call"].split(".")[0]
+    if name in aten_list.UP_TO_ONE:
+        return 1.0 if max(x, default=0.0) < math.inf else math.inf
+    stored = [most(graph.tensors[k]) for k in n.attrs.get("tensors", {}).values()]
+    return max([*x, *stored], default=math.inf) if name in aten_list.MOVING else math.inf
 
 
 # functions that take more than a line
-def run_affine(node: Node, graph: Graph) -> Function:
-    scale, add, last = graph.need(node, "scale"), graph.need(node, "add"), bool(node.attrs["last"])
-    return lambda x: reference.affine(x, scale, add, last)
-
-
-def run_norm(node: Node, graph: Graph) -> Function:
-    w, b, a = graph.tensor(node, "weight"), graph.tensor(node, "bias"), node.attrs
-    return lambda x: F.layer_norm(x, a["normalized"], w, b, a["eps"])
-
-
-def run_prelu(node: Node, graph: Graph) -> Function:
-    slope = graph.need(node, "slope")
-    return lambda x: F.prelu(x, slope)
-
-
 def padded(x: Tensor, a: Attrs) -> Tensor:
     return F.pad(x, a["pads"], mode=a["mode"], value=a["value"] if a["mode"] == "constant" else None)
-
-
-def avg_pool(x: Tensor, a: Attrs) -> Tensor:
-    f = {1: F.avg_pool1d, 2: F.avg_pool2d, 3: F.avg_pool3d}[int(a["rank"])]
-    return f(x, a["kernel"], a["stride"], a["padding"], a["ceil"], a["count_pad"])
 
 
 def adaptive_avg_pool(x: Tensor, a: Attrs) -> Tensor:
@@ -267,7 +222,3 @@ def adaptive_avg_pool(x: Tensor, a: Attrs) -> Tensor:
 
 def sliced(x: Tensor, a: Attrs) -> Tensor:
     return x[(slice(None),) * a["dim"] + (slice(a["start"], a["end"], a["step"]),)]
-
-
-def run_cat(node: Node, graph: Graph) -> Function:
-    return lambda *xs, dim=node.attrs["dim"]: torch.cat(xs, dim)

@@ -11,120 +11,91 @@ from torch import Tensor
 from bitwright.engine import bitstrings, native, reference, run_reference
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node
-
-Step = Callable[[dict[str, Tensor]], None]
+from bitwright.engine.rules import CODED
+from bitwright.engine.run_reference import Step, of_one
 
 
 def build(graph: Graph, threads: int | None = None) -> list[tuple[Node, Step]]:
     """One step per node. Kernel layouts of the weights are made here, once."""
-    return [(n, _step(n, graph, threads)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
+    return [(n, step(n, graph, threads)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
 
 
-def _step(node: Node, graph: Graph, threads: int | None) -> Step:
+def step(node: Node, graph: Graph, threads: int | None) -> Step:
     if node.op == "quantize" and node.attrs["form"] != "plain":
         return _pack(node, graph, threads)
     if node.op == "max_pool_codes":
-        a = node.attrs
-        name, source = node.name, node.inputs[0]
-        kernel, stride, padding, dilation = (tuple(a[k]) for k in ("kernel", "stride", "padding", "dilation"))
-        ceil = bool(a["ceil"])
-        return lambda env: env.__setitem__(
-            name, native.maxpool(env[source], kernel, stride, padding, dilation, ceil, threads or 1)
-        )
-    if node.op in ("coded_conv", "coded_linear"):
+        kernel, stride, padding, dilation = (tuple(node.attrs[k]) for k in ("kernel", "stride", "padding", "dilation"))
+        rest = bool(node.attrs["ceil"]), threads or 1
+        return of_one(node, lambda x: native.maxpool(x, kernel, stride, padding, dilation, *rest))
+    if node.op in CODED:
         return _coded(node, graph, threads)
-    return run_reference._step(node, graph)
+    return run_reference.step(node, graph)
 
 
 def _pack(node: Node, graph: Graph, threads: int | None) -> Step:
-    a = node.attrs
-    table, flip = graph.need(node, "thresholds"), graph.tensor(node, "flip")
-    as_bytes = a["form"] == "bytes"
-    plan = native.PackPlan(
-        table, code_planes(a["levels"]), int(a["groups"]), flip=flip, bytes=as_bytes, grid=a.get("grid")
-    )
-    name, source = node.name, node.inputs[0]
+    a, table, flip = node.attrs, graph.need(node, "thresholds"), graph.tensor(node, "flip")
+    options: dict[str, Any] = {"flip": flip, "bytes": a["form"] == "bytes", "grid": a.get("grid")}
+    plan = native.PackPlan(table, code_planes(a["levels"]), int(a["groups"]), **options)
     if bool(a["last"]) and len(node.shape) > 1:  # Linear on [N, ..., C]: pixels are all but the last axis
-        return lambda env: env.__setitem__(
-            name, plan.run(env[source].flatten(1, -2).transpose(1, 2).contiguous(), threads)
-        )
-    return lambda env: env.__setitem__(name, plan.run(env[source], threads))
+        return of_one(node, lambda x: plan.run(x.flatten(1, -2).transpose(1, 2).contiguous(), threads))
+    return of_one(node, lambda x: plan.run(x, threads))
 
 
-def _conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
-    a, x = node.attrs, node.attrs["x"]
-    info = a["weight"]
-    planes = code_planes(x["levels"])
+def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
+    a, x, info = node.attrs, node.attrs["x"], node.attrs["weight"]
     zero: Any = x["zero"][0] if len(x["zero"]) == 1 else torch.tensor(x["zero"])
-    x_mult = [int(x["mult"]) << p for p in range(planes)]
-    geometry: dict[str, Any] = {}
-    shape = list(info["shape"])
+    geometry: dict[str, Any] = {"x_zero": zero}
+    missing = 2 - int(a["rank"]) if node.op == "coded_conv" else 2  # axes that kernels have and the layer has not
+    shape = [*info["shape"][:2], *[1] * missing, *info["shape"][2:]]
     if node.op == "coded_conv":
-        rank = int(a["rank"])
-        pad = [0] * (2 - rank)
-        geometry = {
-            "stride": [1] * (2 - rank) + list(a["stride"]),
-            "padding": pad + list(a["padding"]),
-            "dilation": [1] * (2 - rank) + list(a["dilation"]),
-            "groups": int(a["groups"]),
-        }
-        kernel = [1] * (2 - rank) + shape[2:]
-    else:
-        kernel = [1, 1]
-    shape = [*shape[:2], *kernel]
+        for key, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
+            geometry[key] = [usual] * missing + list(a[key])
+        geometry["groups"] = int(a["groups"])
     if a["x_form"] == "bytes":
         weights = [w.reshape(shape) for w in reference.weight_integers(graph, node)]
-        return [native.ConvPlan.bytes(w, x_mult=int(x["mult"]), x_zero=zero, **geometry) for w in weights]
-    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *info["shape"])).reshape(info["planes"], *shape)
+        return [native.ConvPlan.bytes(w, x_mult=int(x["mult"]), **geometry) for w in weights]
+    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *shape))
+    x_mult = [int(x["mult"]) << p for p in range(code_planes(x["levels"]))]
     return [
-        native.ConvPlan.bits(
-            bit[term["planes"]],
-            w_mult=list(term["mult"]),
-            w_zero=int(term["zero"]),
-            x_mult=x_mult,
-            x_zero=zero,
-            **geometry,
-        )
-        for term in info["terms"]
+        native.ConvPlan.bits(bit[t["planes"]], w_mult=t["mult"], w_zero=int(t["zero"]), x_mult=x_mult, **geometry)
+        for t in info["terms"]
     ]
+
+
+def plain_axes(node: Node) -> Callable[[Tensor], Tensor]:
+    """From [N, O, H, W], which kernels speak, to the axes of the layer's value."""
+    shape = node.shape
+    if len(shape) == 1:
+        return lambda y: y.flatten(1)
+    if node.op == "coded_linear":
+        return lambda y: y.flatten(2).transpose(1, 2).reshape(y.shape[0], *shape)
+    return lambda y: y.squeeze(2) if len(shape) == 2 else y
 
 
 def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
     a = node.attrs
-    plans = _conv_plans(node, graph)
+    plans = conv_plans(node, graph)
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
-    name, source = node.name, node.inputs[0]
-    shape = node.shape
-    flat = len(shape) == 1
-    rows = node.op == "coded_linear" and not flat
-
-    def out(y: Tensor) -> Tensor:  # kernels speak [N, O, H, W]
-        if flat:
-            return y.flatten(1)
-        if rows:
-            return y.flatten(2).transpose(1, 2).reshape(y.shape[0], *shape)
-        return y.squeeze(2) if len(shape) == 2 else y
-
-    if "emit" in a:
-        e = a["emit"]
-        if "grid" in e:
-            even = native.GridOutput(scale[0], add, e["grid"])
-            return lambda env: env.__setitem__(name, plans[0].run(env[source], even, None, threads))
-        table, flip = graph.need(node, "int_thresholds"), graph.tensor(node, "int_flip")
-        codes = native.CodeOutput(
-            table, flip, planes=code_planes(e["levels"]), groups=int(e["groups"]), bytes=e["form"] == "bytes"
-        )
-        plan = plans[0]
-        return lambda env: env.__setitem__(name, plan.run(env[source], codes, None, threads))
-    if len(plans) > 1:
-        integers = native.IntOutput()
-
-        def several(env: dict[str, Tensor]) -> None:
-            parts = [p.run(env[source], integers, None, threads) for p in plans]
-            env[name] = out(reference.epilogue(parts, scale, add, False))
-
-        return several
+    name, source, out = node.name, node.inputs[0], plain_axes(node)
     plan = plans[0]
+    if "emit" in a:
+        e, flip = a["emit"], graph.tensor(node, "int_flip")
+        if "grid" in e:
+            output: native.Output = native.GridOutput(scale[0], add, e["grid"])
+        else:
+            output = native.CodeOutput(
+                graph.need(node, "int_thresholds"),
+                flip,
+                code_planes(e["levels"]),
+                int(e["groups"]),
+                e["form"] == "bytes",
+            )
+        return of_one(node, lambda x: plan.run(x, output, None, threads))
+    if len(plans) > 1:
+        sums = native.Output()
+        return of_one(
+            node, lambda x: out(reference.epilogue([p.run(x, sums, None, threads) for p in plans], scale, add, False))
+        )
     beside = a.get("extra")
     floats = native.FloatOutput(
         scale[0], add, relu=bool(a.get("relu")), grid=a.get("grid"), cuts=graph.tensor(node, "cuts"),

@@ -9,36 +9,37 @@ from torch import Tensor
 from bitwright.engine import reference
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
+from bitwright.engine.rules import CODED
 
 Step = Callable[[dict[str, Tensor]], None]
 
 
 def build(graph: Graph) -> list[tuple[Node, Step]]:
     """One step per node; a step reads and writes the environment name -> value."""
-    return [(n, _step(n, graph)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
+    return [(n, step(n, graph)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
 
 
-def _step(node: Node, graph: Graph) -> Step:
+def of_one(node: Node, f: Callable[[Tensor], Tensor]) -> Step:
+    """A step that reads one value and writes its own."""
+    name, source = node.name, node.inputs[0]
+    return lambda env: env.__setitem__(name, f(env[source]))
+
+
+def step(node: Node, graph: Graph) -> Step:
     if node.op == "quantize":
-        table, flip = graph.need(node, "thresholds"), graph.tensor(node, "flip")
-        last = bool(node.attrs["last"])
-        return lambda env: env.__setitem__(node.name, reference.quantize(env[node.inputs[0]], table, flip, last))
+        table, flip, last = graph.need(node, "thresholds"), graph.tensor(node, "flip"), bool(node.attrs["last"])
+        return of_one(node, lambda x: reference.quantize(x, table, flip, last))
     if node.op == "max_pool_codes":
-        return lambda env: env.__setitem__(
-            node.name, reference.max_pool(env[node.inputs[0]].double(), node.attrs).long()
-        )
+        return of_one(node, lambda codes: reference.max_pool(codes.double(), node.attrs).long())
     if node.op == "decode":
-        return lambda env: env.__setitem__(node.name, _decode(env[node.inputs[0]], node, graph))
-    if node.op in ("coded_conv", "coded_linear"):
+        source = graph.node(node.inputs[0])
+        x, last = node.attrs.get("x") or source.attrs, bool(source.attrs["last"])
+        unit = float(node.attrs["unit"])
+        return of_one(node, lambda codes: reference.numbers(codes, int(x["mult"]), x["zero"], last) * unit)
+    if node.op in CODED:
         return _coded(node, graph)
     f = function(node, graph)
     return lambda env: env.__setitem__(node.name, f(*[env[i] for i in node.inputs]))
-
-
-def _decode(code: Tensor, node: Node, graph: Graph) -> Tensor:
-    x = node.attrs.get("x") or graph.node(node.inputs[0]).attrs
-    source = graph.node(node.inputs[0])
-    return reference.numbers(code, int(x["mult"]), x["zero"], bool(source.attrs["last"])) * float(node.attrs["unit"])
 
 
 def _coded(node: Node, graph: Graph) -> Step:
@@ -66,13 +67,10 @@ def _coded(node: Node, graph: Graph) -> Step:
             return
         env[node.name] = y
         if "extra" in node.attrs:
-            env[node.attrs["extra"]] = _extra(node, graph, y)
+            name, cuts = node.attrs["extra"], graph.tensor(node, "cuts")
+            if cuts is None:
+                env[name] = node.attrs["grid"].codes(y)
+            else:
+                env[name] = reference.quantize(y, cuts[:, None], graph.tensor(node, "flip"), False)
 
     return run
-
-
-def _extra(node: Node, graph: Graph, y: Tensor) -> Tensor:
-    """Codes of the layer's float output that it writes besides."""
-    if "grid" in node.attrs:
-        return node.attrs["grid"].codes(y)
-    return reference.quantize(y, graph.need(node, "cuts")[:, None], graph.tensor(node, "flip"), False)

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
 
@@ -15,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import aten_list
-from bitwright.engine.attributes import MAX_RANK, MAX_VALUES, Unfit, listed, need, whole
+from bitwright.engine.attributes import MAX_RANK, MAX_VALUES, listed, need, whole
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import OPERATORS, function
 from bitwright.engine.rules import LAYERS, weight_shape
@@ -23,7 +25,6 @@ from bitwright.errors import InputError
 
 INLINE = 3  # so many thresholds stand in the graph itself: a tensor of its own costs a file more
 MAX_NODES, MAX_TEXT = 5_000, 1 << 24
-_GENERIC = OPERATORS["aten"].run
 MAX_TOTAL = 1 << 31  # of all values together, per sample
 MAX_TRIAL_VALUES, MAX_TRIAL_MACS = 1 << 24, 1 << 33
 COMMON = frozenset({"shape", "tensors", "owner", "frame"})  # attributes of every node
@@ -116,51 +117,45 @@ def check(graph: Graph, folded: bool = True) -> None:
     """`InputError` naming the first node that is not as `docs/format.md` says. `folded`: its numbers are float32 by now."""
     seen: dict[str, Node] = {}
     values: dict[str, list[Tensor]] = {}
-    counts = {"input": 0, "output": 0}
     watches = [aten_list.Watch(MAX_VALUES, n) for n in SIZES]
     total = macs = 0
     for i, n in enumerate(graph.nodes):
         try:
             _form(n, seen, graph)
-            for name, attr in OPERATORS[n.op].attrs.items():
-                if name in n.attrs:
-                    need(attr.fits(n.attrs[name]), f"{name}={str(n.attrs[name])[:60]} is out of bounds")
-                else:
-                    need(not attr.required, f"{name} is missing")
             _tensors(n, graph, folded)
-            try:
-                values[n.name] = made = _values(n, graph, seen, values, watches)
-            except Unfit:
-                raise
-            except Exception as error:  # torch's own reasons on the meta device are of many kinds
-                first = (str(error).splitlines() or [type(error).__name__])[0]
-                raise Unfit(first[:160]) from None
+            values[n.name] = made = _values(n, graph, seen, values, watches)
             shape = _shape(made)
             n.attrs.setdefault("shape", shape)  # a file may leave it to us
             need(list(n.shape) == shape, f"shape {list(n.shape)}, but it gives {shape}")
             need(made[0].numel() <= MAX_VALUES * SIZES[0], f"more than {MAX_VALUES} values a sample")
-        except Unfit as reason:
+        except Exception as error:  # `Unfit`, or torch's own reasons on the meta device, which are of many kinds
+            reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
             name, op = str(n.name)[:60], str(n.op)[:40]
             frame = f" ({str(n.attrs['frame'])[:100]})" if isinstance(n.attrs, dict) and n.attrs.get("frame") else ""
             raise InputError(f"packed file: node {i} {name!r} ({op}){frame}: {reason}", code="file-graph") from None
         total += made[0].numel() // SIZES[0]
         if n.op in LAYERS:
             macs += math.prod(weight_shape(n, graph)) * made[0][0, :1].numel()
-        counts[n.op] = counts.get(n.op, 0) + 1
         seen[n.name] = n
-    first = all(n.op == "input" for n in graph.nodes[: max(1, counts["input"])])
-    ends = first and graph.nodes[-1].op == "output" and counts["output"] == 1
-    if not ends:
+    ops = [n.op for n in graph.nodes]
+    inputs = max(1, ops.count("input"))
+    if ops[:inputs] != ["input"] * inputs or ops[-1] != "output" or ops.count("output") != 1:
         raise InputError("packed file: a graph begins with its inputs and ends with one output", code="file-graph")
     if total > MAX_TOTAL:
         raise InputError(f"packed file: {total} values a sample, at most {MAX_TOTAL}", code="file-graph")
     graph.work = total, macs + watches[0].macs
 
 
-def light(graph: Graph) -> bool:
-    """Whether one sample through a checked graph takes little memory and less than seconds: a load may try it."""
+def check_runs(graph: Graph, run: Callable[[], object], where: str) -> None:
+    """A checked graph may still not run: one zero sample, where that takes little memory and less than seconds."""
     assert graph.work is not None
-    return graph.work[0] <= MAX_TRIAL_VALUES and graph.work[1] <= MAX_TRIAL_MACS
+    if graph.work[0] > MAX_TRIAL_VALUES or graph.work[1] > MAX_TRIAL_MACS:
+        return
+    try:
+        run()
+    except Exception as error:
+        text = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{where}: its graph does not run ({text[:200]})", code="file-graph") from None
 
 
 def _shape(made: list[Tensor]) -> list[int | str]:
@@ -190,6 +185,9 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
     need(listed(size, 0, MAX_RANK)(shape), "shape is not a short list of sizes")
     sizes = [max(1, s) for s in n.shape if isinstance(s, int)]
     need(math.prod(sizes) <= MAX_VALUES, f"more than {MAX_VALUES} values a sample")
+    for name, attr in op.attrs.items():
+        need(name in n.attrs or not attr.required, f"{name} is missing")
+        need(name not in n.attrs or attr.fits(n.attrs[name]), f"{name}={str(n.attrs.get(name))[:60]} is out of bounds")
     roles = n.attrs.get("tensors", {})
     found = isinstance(roles, dict) and all(isinstance(k, str) and k in graph.tensors for k in roles.values())
     need(found, "names a tensor that the file does not hold")
@@ -216,29 +214,25 @@ def _values(
     n: Node, graph: Graph, seen: dict[str, Node], values: dict[str, list[Tensor]], watches: list[aten_list.Watch]
 ) -> list[Tensor]:
     """The node's value without its numbers, for both sizes of the batch."""
-    op = OPERATORS[n.op]
+    op, own = OPERATORS[n.op], n.op not in ("aten", "output")
     if n.op == "input":
         dtype = aten_list.DTYPES[n.attrs["dtype"]]
         return [torch.empty((b, *n.shape), dtype=dtype, device="meta") for b in SIZES]
     inputs = [[values[s][i] for s in n.inputs] for i in range(len(SIZES))]
-    if op.run is not _GENERIC and n.op != "output":
-        for a, b in zip(*inputs, strict=True):
-            need(a.dim() > 0 and a.shape[1:] == b.shape[1:], "a size behind axis 0 depends on the batch")
-            need(a.shape[0] == inputs[0][0].shape[0], "its inputs differ in axis 0")
-            need(a.dtype == torch.float32, f"reads {a.dtype}")
+    for a, b in zip(*inputs, strict=True) if own else ():
+        need(a.dim() > 0 and a.shape[1:] == b.shape[1:], "a size behind axis 0 depends on the batch")
+        need(a.shape[0] == inputs[0][0].shape[0], "its inputs differ in axis 0")
+        need(a.dtype == torch.float32, f"reads {a.dtype}")
     source = seen[n.inputs[-1 if op.inputs is None else 0]] if n.inputs else n
     if op.check is not None:
         op.check(n, graph, inputs[0], source)
     if op.shape is not None:
         return [op.shape(n, graph, x[0], source) for x in inputs]
     only = {k: graph.tensors[k].to("meta") for k in n.attrs.get("tensors", {}).values()}
-    if op.run is not _GENERIC:  # float64 before the fold
+    if own:  # float64 before the fold
         only = {k: t.float() if t.is_floating_point() else t for k, t in only.items()}
-    run = function(n, replace(graph, tensors=only))
-    if op.run is not _GENERIC:
-        return [run(*x) for x in inputs]
-    made = []
+    run, made = function(n, replace(graph, tensors=only)), []
     for x, watch in zip(inputs, watches, strict=True):
-        with watch:
+        with nullcontext() if own else watch:  # a watch makes torch import its compiler, which takes seconds
             made.append(run(*x))
     return made

@@ -43,21 +43,28 @@ def float_thresholds(code: Callable[[Tensor], Tensor], levels: int, channels: in
     first, last = code(ends).long()
     flip = first > last
 
-    def count(x: Tensor) -> Tensor:
-        raw = code(x).long()
-        return torch.where(flip, levels - raw, raw)
-
     want = torch.arange(1, levels + 1)[:, None].expand(levels, channels)
     low = torch.full((levels, channels), _BOTTOM, dtype=torch.int64)  # not yet known to reach
     high = torch.full((levels, channels), _TOP, dtype=torch.int64)  # reaches, or nothing does
-    always = count(_ordered_to_float(low)) >= want
+
+    def reached(at: Tensor) -> Tensor:
+        return _count(code(_ordered_to_float(at)), levels, flip) >= want
+
+    found = torch.where(reached(low), low, _bisected(reached, low, high))
+    return _ordered_to_float(found).T.contiguous() + 0.0, flip  # + 0.0 makes -0.0 a plain 0
+
+
+def _count(code: Tensor, levels: int, flip: Tensor) -> Tensor:
+    return torch.where(flip, levels - code.long(), code.long())
+
+
+def _bisected(reached: Callable[[Tensor], Tensor], low: Tensor, high: Tensor) -> Tensor:
+    """The smallest place above `low` that is reached, or `high`; all at once."""
     while bool((high - low > 1).any()):
         middle = torch.div(low + high, 2, rounding_mode="floor")
-        reached = count(_ordered_to_float(middle)) >= want
-        high = torch.where(reached, middle, high)
-        low = torch.where(reached, low, middle)
-    found = torch.where(always, torch.full_like(high, _BOTTOM), high)
-    return _ordered_to_float(found).T.contiguous() + 0.0, flip  # + 0.0 makes -0.0 a plain 0
+        yes = reached(middle)
+        low, high = torch.where(yes, low, middle), torch.where(yes, middle, high)
+    return high
 
 
 def integer_thresholds(
@@ -75,20 +82,15 @@ def integer_thresholds(
     flip = ends[0] > ends[1]
 
     def count(i: Tensor) -> Tensor:
-        raw = code(i).long()
-        return torch.where(flip, levels - raw, raw)
+        return _count(code(i), levels, flip)
 
     span = int((high - low).max()) + 1
     never = 2**31 - 1
     if span <= enumerate_up_to:
         return _enumerate(count, levels, low, high, span, never), flip
     want = torch.arange(1, levels + 1)[:, None].expand(levels, low.numel())
-    bottom, top = (low - 1).expand_as(want).clone(), (high + 1).expand_as(want).clone()
-    while bool((top - bottom > 1).any()):
-        middle = torch.div(bottom + top, 2, rounding_mode="floor")
-        reached = count(middle) >= want
-        top, bottom = torch.where(reached, middle, top), torch.where(reached, bottom, middle)
-    top = torch.maximum(top, low)  # `bottom` starts one below the range, where the operation may hold too
+    ends = (low - 1).expand_as(want), (high + 1).expand_as(want)  # one below, where the operation may hold, too
+    top = torch.maximum(_bisected(lambda i: count(i) >= want, *ends), low)
     return torch.where(top > high, torch.full_like(top, never), top).to(torch.int32), flip
 
 

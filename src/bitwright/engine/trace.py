@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import copy
-import io
-import logging
-import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stderr
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -18,15 +14,19 @@ from torch import Tensor, nn
 from bitwright.engine.graph import Graph
 from bitwright.engine.integers import NotInteger
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import Packing, crop_of, describe, in_channels, packing_of, padding_of
+from bitwright.engine.packing import HOOKS, Packing, in_channels, packing_of
+from bitwright.engine.prepare import does_not_run, first_line
 from bitwright.engine.quantizer import grid_of, split
 from bitwright.engine.store import check
-from bitwright.errors import InputError, Negative
+from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
-from bitwright.parts.traits import title_of, traits_of
+from bitwright.parts.traits import traits_of
+from bitwright.quiet import quiet as silent
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.facts import folds, links_of
+from bitwright.transforms.facts import folds, links_of, part_text
+from bitwright.transforms.forward import quiet
+from bitwright.transforms.geometry import crop_of, padding_of
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
 _library.define(
@@ -38,8 +38,9 @@ _library.define(
 def _marked_fake(
     x: Tensor, name: str, weight: list[int], stride: list[int], padding: list[int], dilation: list[int], groups: int
 ) -> Tensor:
-    """Only the shape: the real layer is put in the marker's place by the caller."""
-    x = x if x.is_floating_point() else x.float()  # pixels as bytes: the layer's answer is floats
+    """Only the shape: the real layer is put in the marker's place by `Lowering`. Without a weight: its input part alone."""
+    if not weight:
+        return torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
     w = x.new_empty(weight)
     if len(weight) == 2:
         return F.linear(x, w)
@@ -47,31 +48,12 @@ def _marked_fake(
     return conv(x, w, None, stride, padding, dilation, groups)
 
 
-_library.define("marked_input(Tensor x, str name) -> Tensor")
-
-
-@torch.library.register_fake("bitwright::marked_input", lib=_library)
-def _marked_input_fake(x: Tensor, name: str) -> Tensor:
-    """Floats of the same shape: the layer's own input part is put in the marker's place."""
-    return torch.empty_like(x, dtype=x.dtype if x.is_floating_point() else torch.float32)
-
-
 @dataclass
 class Traced:
-    """The graph, and for each slot layer that stays float the reason and the user's line."""
+    """The graph, and for each slot layer that stays float the reason."""
 
     graph: Graph
-    refused: dict[str, str] = field(default_factory=dict)
-    frames: dict[str, str] = field(default_factory=dict)
-
-
-HOOKS = (
-    "_forward_hooks",
-    "_forward_hooks_with_kwargs",
-    "_forward_hooks_always_called",
-    "_forward_pre_hooks",
-    "_forward_pre_hooks_with_kwargs",
-)
+    refused: dict[str, str]
 
 
 class _Marker(nn.Module):
@@ -79,20 +61,29 @@ class _Marker(nn.Module):
 
     def __init__(self, name: str, layer: SlotLayer) -> None:
         super().__init__()
-        linear = isinstance(layer, nn.Linear)
-        steps = [] if linear else [[int(s) for s in layer.stride], padding_of(layer), [int(d) for d in layer.dilation]]  # type: ignore[union-attr]
-        groups = 1 if linear else int(layer.groups)  # type: ignore[arg-type]
-        self.__dict__["call"] = (name, [int(s) for s in layer.weight.shape], *(steps or [[], [], []]), groups)
+        steps: Any = ([], [], [], 1)
+        if not isinstance(layer, nn.Linear):
+            conv: Any = layer
+            steps = (list(conv.stride), padding_of(layer), list(conv.dilation), conv.groups)
+        self.__dict__["call"] = (name, list(layer.weight.shape), *steps)
         self.__dict__["cut"] = tuple(slice(c, None) for c in crop_of(layer))
-        self.__dict__["layer"] = layer
-        self.__dict__.update({key: layer.__dict__[key] for key in HOOKS})
+        self.__dict__ |= {"layer": layer, **{key: layer.__dict__[key] for key in HOOKS}}
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self.__dict__["layer"], name)
 
     def forward(self, x: Tensor) -> Tensor:
-        y = torch.ops.bitwright.marked_layer(x, *self.__dict__["call"])
-        return y[(..., *self.__dict__["cut"])] if any(c.start for c in self.__dict__["cut"]) else y
+        layer, cut = self.__dict__["layer"], self.__dict__["cut"]
+        kind, axes = x.dtype, x.shape[:-1]
+        if not kind.is_floating_point:
+            raise InputError("a layer reads bytes: as pixels, k / 255")
+        # the batch is not axis 0: the layer sees its rows, and the result gets the axes back
+        moved = isinstance(layer, nn.Linear) and any(not isinstance(s, int) for s in x.shape[1:])
+        x = x.float()  # codes and products are exact whatever the model's own type
+        y = torch.ops.bitwright.marked_layer(x.reshape(-1, x.shape[-1]) if moved else x, *self.__dict__["call"])
+        y = y.reshape(*axes, y.shape[-1]) if moved else y
+        y = y[(..., *cut)] if any(c.start for c in cut) else y
+        return y.to(kind)
 
 
 class _InputMarker(nn.Module):
@@ -103,7 +94,7 @@ class _InputMarker(nn.Module):
         self.name = name
 
     def forward(self, x: Tensor) -> Tensor:
-        return torch.ops.bitwright.marked_input(x, self.name)
+        return torch.ops.bitwright.marked_layer(x, self.name, [], [], [], [], 1)
 
 
 def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing]) -> nn.Module:
@@ -124,13 +115,11 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
             plain._parameters["bias"] = nn.Parameter(bias.detach().clone(), requires_grad=False)
     if layer.x is not None:
         before, quantizer = split(layer.x)
-        grid = None
         known = all(map(folds, before))
-        if known and quantizer is not None:
-            try:
-                grid = grid_of(quantizer, in_channels(layer), rank, spread=True)
-            except NotInteger:
-                known = False
+        try:
+            grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank, spread=True)
+        except NotInteger:
+            known, grid = False, None
         if known:
             inputs[name] = Packing(grid, before, False)
         plain._modules["x"] = _InputMarker(name) if known else layer.x
@@ -140,138 +129,85 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     """Exports `model` (in evaluation mode) and lowers it to a graph. `example`: a batch, or a tuple of one per input.
 
-    Errors: `InputError`, code `convert-op`, `convert-trace` or `convert-hook`, with the line of the user's code and the reason.
+    Errors: `InputError`, code `convert-op` or `convert-trace`, with the line of the user's code and the reason.
     """
-    work, batch = _alike(copy_model(model).eval(), example if isinstance(example, tuple) else (example,))
+    work, batch = copy_model(model).eval(), example if isinstance(example, tuple) else (example,)
+    _check_batch(batch)
     layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
     ranks = _ranks(work, layers, batch)
     packings: dict[str, Packing] = {}
     inputs: dict[str, Packing] = {}  # of refused layers, whose input part alone enters the graph
     refused: dict[str, str] = {}
-    parents = dict(work.named_modules(remove_duplicate=False))
-    places: dict[int, list[str]] = {}
-    for n, m in work.named_modules(remove_duplicate=False):
-        places.setdefault(id(m), []).append(n)
     for name, layer in layers.items():
         _check_ends(name, layer)
-        _check_plain(name, layer)
-        found = packing_of(layer, ranks.get(name, 4))
-        if isinstance(found, str):
-            if layer.w is not None or layer.x is not None:
-                refused[name] = f"{name} ({describe(layer)}): {found}"
-            new: nn.Module = _float_run(layer, name, ranks.get(name, 4), inputs)
-        else:
+        found, rank = packing_of(layer, ranks.get(name, 4)), ranks.get(name, 4)
+        if isinstance(found, Packing):
             packings[name] = found
             if not found.coded_weight:
-                refused[name] = f"{name} ({describe(layer)}): slot w is empty; codes of the input alone gain nothing"
-            new = _Marker(name, layer)
-        if not name:
-            work = new
-            continue
-        for place in places[id(layer)]:
-            parent, _, child = place.rpartition(".")
-            setattr(parents[parent], child, new)
-    program = simplified(_export(work, batch))
-    lowering = Lowering(program, layers, packings, inputs)
-    graph = lowering.run()
-    if any(n.op == "aten" for n in graph.nodes):
-        _try(graph)
-    return Traced(graph, refused, lowering.frames)
+                refused[name] = "slot w is empty; codes of the input alone gain nothing"
+            work = put(work, layer, _Marker(name, layer))
+        else:
+            if layer.w is not None or layer.x is not None:
+                refused[name] = found
+            work = put(work, layer, _float_run(layer, name, rank, inputs))
+    graph = Lowering(simplified(_export(work, batch)), layers, packings, inputs).run()
+    if any(n.op == "aten" for n in graph.nodes):  # it must work on the meta device, as it will when the file is read
+        try:
+            check(graph.copy(), folded=False)
+        except InputError as error:
+            raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+    return Traced(graph, refused)
 
 
-def _try(graph: Graph) -> None:
-    """A call outside our own table must work on the meta device, as it will when the file is read."""
-    try:
-        check(graph.copy(), folded=False)
-    except InputError as error:
-        raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+def put(model: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """`new` in every place of `old`; returns the model, which is `new` where `old` was all of it."""
+    if old is model:
+        return new
+    for parent in list(model.modules()):
+        for key, child in list(parent._modules.items()):
+            if child is old:
+                parent._modules[key] = new
+    return model
 
 
-def _alike(work: nn.Module, example: tuple[Any, ...]) -> tuple[nn.Module, tuple[Tensor, ...]]:
-    """A net all of one other float type runs in float32, as its packed form will."""
-    for x in example:
+def _check_batch(batch: tuple[Any, ...]) -> None:
+    for x in batch:
         if not isinstance(x, Tensor) or x.dim() < 1:
             what = "a single number" if isinstance(x, Tensor) else type(x).__name__
-            raise InputError(
-                f"convert: each input is one tensor [N, ...], got {what}. Give a batch, or a tuple of batches",
-                code="convert-inputs",
-            )
-    if len({x.shape[0] for x in example}) != 1:
-        shapes = ", ".join(str(list(x.shape)) for x in example)
+            text = f"convert: each input is one tensor [N, ...], got {what}. Give a batch, or a tuple of batches"
+            raise InputError(text, code="convert-inputs")
+    if len({x.shape[0] for x in batch}) != 1:
+        shapes = ", ".join(str(list(x.shape)) for x in batch)
         raise InputError(f"convert: inputs {shapes} differ in axis 0, the batch", code="convert-inputs")
-    types = {m.weight.dtype for m in work.modules() if isinstance(m, (nn.Linear, nn.modules.conv._ConvNd))}
-    if len(types) == 1 and types != {torch.float32}:
-        work = work.float()
-        example = tuple(x.float() if x.is_floating_point() else x for x in example)
-    return work, example
-
-
-def _check_plain(name: str, layer: SlotLayer) -> None:
-    """What would be lost or wrong in a marked call: a forward of the instance's own, a weight computed by a hook."""
-    inside = [m for m in layer.modules() if m is not layer and (m._forward_hooks or m._forward_pre_hooks)]
-    why = ""
-    if "forward" in layer.__dict__:
-        why = "its forward was replaced on the instance"
-    elif "weight" not in layer._parameters:
-        why = "its weight is computed by a hook or a parametrization"
-    elif inside:
-        why = f"a hook sits on its part {type(inside[0]).__name__}"
-    if why:
-        raise InputError(
-            f"convert: {name or '(net)'} ({describe(layer)}): {why}, which a graph cannot hold. Remove it before converting",
-            code="convert-hook",
-            layer=name,
-        )
-    for key, value in layer.state_dict().items():
-        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            word = "nan" if bool(torch.isnan(value).any()) else "inf"
-            raise Negative(
-                f"convert: {f'{name}.' if name else ''}{key} holds {word}, so there is nothing to pack. Its training went wrong; "
-                "train it again with a smaller learning rate, or clip=1.0",
-                code="weights-not-finite",
-                layer=name,
-                given=word,
-            )
 
 
 def _check_ends(name: str, layer: SlotLayer) -> None:
     """A grid without ends has no finite set of codes, and no operator of the graph."""
-    for slot in ("w", "x"):
-        for link in links_of(getattr(layer, slot)):
-            if traits_of(link).clip is False and moment(link, "encode") is None:
-                part = title_of(link)
-                raise InputError(
-                    f"convert: {name}: {part} in slot {slot} has clip = false: its levels have no end, so no number of bits "
-                    "holds them. Train with clip = true",
-                    code="convert-unbounded",
-                    layer=name,
-                    given="clip = false",
-                    possible="clip = true",
-                )
-
-
-def _note_rank(found: dict[str, int], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-        found[name] = args[0].dim()
-
-    return hook
+    for slot, link in [("w", m) for m in links_of(layer.w)] + [("x", m) for m in links_of(layer.x)]:
+        if traits_of(link).clip is False and moment(link, "encode") is None:
+            text = (
+                f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number of "
+                "bits holds them. Train with clip = true"
+            )
+            more = {"given": "clip = false", "possible": "clip = true"}
+            raise InputError(text, code="convert-unbounded", layer=name, **more)
 
 
 def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: tuple[Tensor, ...]) -> dict[str, int]:
     """Number of axes of each slot layer's input."""
     found: dict[str, int] = {}
-    hooks = [layer.register_forward_pre_hook(_note_rank(found, name)) for name, layer in layers.items()]
+
+    def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
+        found[name] = args[0].dim()
+
+    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
     try:
         with torch.no_grad():
             work(*example)
+    except InputError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
-        shapes = ", ".join(str(list(x.shape)) for x in example)
-        raise InputError(
-            f"convert: the model does not run on this example of shape {shapes}: {_first_line(error)}",
-            code="convert-example",
-        ) from None
+        raise does_not_run(example, error) from None
     finally:
         for h in hooks:
             h.remove()
@@ -282,17 +218,15 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
     if batch[0].shape[0] == 1:  # one image would fix the batch at 1
         batch = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in batch)
     size = torch.export.Dim("batch", min=1)
-    fast = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # one call for a whole encoder layer: on no list
     try:
-        with torch.no_grad(), _quiet():
+        with quiet(), silent():  # of a failed export, the reason is in the exception
             return torch.export.export(work, batch, dynamic_shapes=[{0: size}] * len(batch))
     except Exception as error:
         line = f" at {found}" if (found := user_line(str(error))) else ""
         if "data-dependent" in str(error) and line:
             what = f": {line.removeprefix(' at ')} branches on a tensor value."
         else:
-            what = f"{line}: {_first_line(error)}"
+            what = f"{line}: {first_line(error)}"
         raise InputError(
             f"convert {type(work).__name__}: cannot trace forward{what} "
             "Convert a part, bw.convert(model.body, x), or move the branch outside",
@@ -300,26 +234,3 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
             given=line.removeprefix(" at ") or None,
             remedy="bw.convert(model.body, x)",
         ) from None
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fast)
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """torch logs and prints a failed export over many lines; its reason is in the exception, for one line of ours."""
-    loggers = [logging.getLogger(name) for name in ("torch.fx.experimental.symbolic_shapes", "torch.export")]
-    before = [logger.disabled for logger in loggers]
-    for logger in loggers:
-        logger.disabled = True
-    try:
-        with redirect_stderr(io.StringIO()), warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # a kept activation is assigned while tracing: it is a copy's
-            yield
-    finally:
-        for logger, was in zip(loggers, before, strict=True):
-            logger.disabled = was
-
-
-def _first_line(error: Exception) -> str:
-    text = next((t.strip() for t in str(error).splitlines() if t.strip()), type(error).__name__)
-    return text[:200].rstrip(".") + "."

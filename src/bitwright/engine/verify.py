@@ -23,17 +23,15 @@ from torch.utils._pytree import tree_flatten
 
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Call, as_floats, as_is, as_pixels
 from bitwright.engine.report import Beyond, Disagreement, OutputProof
 from bitwright.engine.verify_layers import checks_of_graph, checks_of_layers, encodes, levels_of
 from bitwright.engine.verify_runs import GraphSide, Inputs, LayerSide, Outputs, Side, Trained, as_float
 from bitwright.errors import InputError
+from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 
 SLACK, ULPS = 64.0, 256
-LEAST, MOST = (
-    ULPS * 2.0**-24,
-    2.0**-8,
-)  # of the largest value; MOST: a run in float64 that went another way proves nothing
+LEAST = ULPS * 2.0**-24  # of the largest value
+MOST = 2.0**-8  # a run in float64 that went farther off went another way, and proves nothing
 UNMEASURED = 2.0**-13  # where the user's code does not run in float64
 MEASURED = 64
 
@@ -54,39 +52,28 @@ class Proof:
     disagreements: list[Disagreement] = field(default_factory=list)
 
 
-@dataclass
-class Batch:
-    call: Call
-    target: Any = None
-
-
-def batches_of(batches: Iterable[object], example: Any) -> Iterator[Batch]:
+def batches_of(batches: Iterable[object], example: Any) -> Iterator[tuple[Call, Any]]:
     """Inputs, or (input, target) pairs, as calls of the model; an input has the structure of the example."""
     leaves, want = tree_flatten(example)
 
     def like(b: Any) -> bool:
         found, structure = tree_flatten(b)
-        return structure == want and all(
-            isinstance(f, Tensor) for f, x in zip(found, leaves, strict=True) if _tensor(x)
-        )
+        pairs = zip(found, leaves, strict=True) if structure == want else ()
+        return structure == want and all(isinstance(f, Tensor) for f, x in pairs if isinstance(x, Tensor))
 
     count = len(example) if isinstance(example, tuple) else 0
     for given in batches:
         b = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
         if like(b):
-            yield Batch(Call.of(b))
+            yield Call.of(b), None
         elif isinstance(b, (tuple, list)) and len(b) and like(b[0]):
-            yield Batch(Call.of(b[0]), b[1] if len(b) > 1 else None)
+            yield Call.of(b[0]), b[1] if len(b) > 1 else None
         elif count and isinstance(b, tuple) and len(b) == count + 1 and like(b[:count]):
-            yield Batch(Call.of(b[:count]), b[count])
+            yield Call.of(b[:count]), b[count]
         else:
             what = "a tensor" if isinstance(example, Tensor) else f"made like the example ({type(example).__name__})"
             inner = b[0] if isinstance(b, tuple) and b else b
             raise InputError(f"verify: a batch is {what} or a pair, got {type(inner).__name__}", code="verify-batch")
-
-
-def _tensor(x: Any) -> bool:
-    return isinstance(x, Tensor)
 
 
 def verify(
@@ -105,12 +92,11 @@ def verify(
     """
     example = torch.zeros(1) if example is None else example
     proof, work = Proof(), None
-    for batch in batches_of(batches, example):
-        if not batch.call.images:
-            continue
-        batch.call = batch.call.map(change).map(as_floats)
-        work = work or _Work(model, packed, batch.call, proof)
-        work.step(batch)
+    for call, target in batches_of(batches, example):
+        if call.images:
+            call = call.map(change).map(as_floats)
+            work = work or _Work(model, packed, call, proof)
+            work.step(call, target)
     if not proof.images:
         raise InputError(
             "verify: no image to verify on: the batches are empty, or a generator that was used up. Give batches, "
@@ -122,70 +108,59 @@ def verify(
 
 class _Work:
     def __init__(self, model: nn.Module, packed: nn.Module, call: Call, proof: Proof) -> None:
-        self.trained = Trained(as_float(model, call))
-        self.proof = proof
+        self.trained, self.proof = Trained(as_float(model, call)), proof
         layers = self.trained.layers
         if isinstance(packed, PackedModel):
-            self.side: Side = GraphSide(
-                self.trained.model, packed, checks_of_graph(layers, packed.graph, packed.backend)
-            )
+            checks = checks_of_graph(layers, packed.graph, packed.backend)
+            self.side: Side = GraphSide(self.trained.model, packed, checks)
         else:
             packed = as_float(packed, call)
             self.side = LayerSide(packed, checks_of_layers(layers, packed_layers(packed)))
         self.rates: dict[str, float] = {}
         self.measured = 0
 
-    def step(self, batch: Batch) -> None:
-        call, proof = batch.call, self.proof
-        want, seen = self.trained.run(call)
-        exact = self._compare_layers(seen)
-        got, inputs = self.side.run(call, proof.inexact)
-        got = _named(got, want)
-        told = {name: [x for x, _ in calls] for name, calls in seen.items()}
+    def step(self, call: Call, target: Any) -> None:
+        want, told = self.trained.run(call), self.trained.inputs
+        exact = self._compare_layers(told, self.trained.outputs)
+        got, inputs = self.side.run(call, self.proof.inexact)
         if self.measured < MEASURED:
             self._measure(call, want, told, exact)
-        self._compare_told(call, want, told, proof.images)
-        self._compare_answers(want, got, batch.target, told, inputs, call.images)
+        self._compare_told(call, want, told, self.proof.images)
+        self._compare_answers(want, _named(got, want), target, told, inputs, call.images)
 
-    def _compare_layers(self, seen: dict[str, list[tuple[Tensor, Tensor]]]) -> dict[str, list[Tensor]]:
-        """(a); returns the outputs of the coding layers without rounding, as float64, on the images that are measured."""
+    def _compare_layers(self, inputs: Inputs, outputs: Inputs) -> Inputs:
+        """(a); returns the outputs of the coding layers without rounding, in float64."""
         proof, exact = self.proof, {}
-        for name, calls in seen.items():
-            check = self.side.checks.get(name)
-            for x, y in calls:
-                if check is None:
-                    exact.setdefault(name, []).append(y.double())
+        for name, calls in inputs.items():
+            check, values = self.side.checks.get(name), exact.setdefault(name, [])
+            for x, y in zip(calls, outputs[name], strict=True):
+                if check is not None:
+                    proof.layers.add(name)
+                if check is None or bool(x.isnan().any()):  # NaN has no code: the answer is NaN
+                    values.append(y.double())
                     continue
-                proof.layers.add(name)
-                if bool(x.isnan().any()):  # has no code: the answer is NaN
-                    exact.setdefault(name, []).append(y.double())
-                    continue
-                want = check.trained(x)
+                want, value = check.trained(x)
                 same = all(torch.equal(a.double(), b.double()) for a, b in zip(want, check.integers(x), strict=True))
                 if not same and name not in proof.inexact:
                     proof.inexact.append(name)
-                if self.measured < MEASURED:
-                    value = check.value(want).reshape(y.shape)
-                    exact.setdefault(name, []).append(value)
-                    off = _largest(value.float() - y)
-                    proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
+                values.append(value.reshape(y.shape))
+                off = _largest(values[-1].float() - y)
+                proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
         return exact
 
     def _measure(self, call: Call, want: Outputs, told: Inputs, exact: Inputs) -> None:
         """Relative bounds from what float32 did to the trained net's own values."""
-        double = self.trained.in_double(call, exact)
+        outputs, inputs = self.trained.in_double(call, exact) or ({}, {})
         self.measured += call.images
-        pairs: list[tuple[str, Tensor, Tensor | None]] = []
+        pairs: list[tuple[str, Tensor, Tensor | None]] = [(f"output{k}", y, outputs.get(k)) for k, y in want.items()]
         for name, calls in told.items():
-            others: Any = [None] * len(calls) if double is None else double[1].get(name, [])
+            others: list[Any] = inputs.get(name) or [None] * len(calls)
             pairs += [(name, x, other) for x, other in zip(calls, others, strict=False)]
-        pairs += [(f"output{key}", y, None if double is None else double[0].get(key)) for key, y in want.items()]
         for name, value, other in pairs:
+            rate, size = UNMEASURED, _largest(value)
             if not value.is_floating_point():
                 continue
-            rate = UNMEASURED
             if other is not None and other.shape == value.shape:
-                size = _largest(value)
                 rate = min(MOST, LEAST + (SLACK * _largest(other - value.double()) / size if size else 0.0))
             self.rates[name] = max(rate, self.rates.get(name, 0.0))
 
@@ -195,15 +170,15 @@ class _Work:
         outputs = _named(outputs, want)
         for name, calls in told.items():
             for expected, got in zip(calls, inputs.get(name, []), strict=False):
-                self._near(name, as_pixels(expected), got.float(), start)
+                if got.shape == expected.shape:
+                    self._near(name, as_pixels(expected), got.float(), start)
         for key, expected in want.items():
-            got = outputs.get(key)
+            got, where = outputs.get(key), f"output{key}"
             if got is None or got.shape != expected.shape:
-                self._beyond(f"output{key}", float("inf"), 0.0, start)
+                self._judge(where, torch.full((1,), torch.inf), 0.0, start)
             elif expected.is_floating_point():
-                bound = self._bound(f"output{key}", expected, expected)
-                self._judge(f"output{key}", difference(expected, got), bound, start)
-                proof = self._output(key, expected)
+                bound, proof = self._bound(where, expected, expected), self._output(key, expected)
+                self._judge(where, difference(expected, got), bound, start)
                 proof.bound = max(proof.bound, bound)
 
     def _bound(self, name: str, expected: Tensor, got: Tensor) -> float:
@@ -211,8 +186,6 @@ class _Work:
 
     def _near(self, name: str, expected: Tensor, got: Tensor, start: int) -> None:
         """An input of a coding layer: the trained one within the bound, or with its codes up to a threshold within it."""
-        if got.shape != expected.shape:
-            return
         bound, layer = self._bound(name, expected, got), self.trained.layers[name]
         off = torch.where(expected.isnan(), 0.0, difference(expected, got))  # then the answer is NaN, and judged there
         if bool((off > bound).any()) and not self.side.strict and encodes(layer):
@@ -223,16 +196,16 @@ class _Work:
         self._judge(f"input of {name or 'the layer'}", off, bound, start)
 
     def _judge(self, where: str, off: Tensor, bound: float, start: int) -> None:
-        if off.numel() and bool((off > bound).any()):
-            image = int((off > bound).reshape(off.shape[0], -1).any(1).nonzero()[0]) if off.dim() else 0
-            self._beyond(where, float(off.max()), bound, start + image)
-
-    def _beyond(self, where: str, off: float, bound: float, image: int) -> None:
+        """Notes a difference beyond its bound: the first image, and the largest one seen."""
+        wrong = off > bound
+        if not bool(wrong.any()):
+            return
+        image = int(wrong.reshape(off.shape[0], -1).any(1).nonzero()[0]) if off.dim() else 0
         found = next((b for b in self.proof.beyond if b.where == where), None)
         if found is None:
-            self.proof.beyond.append(Beyond(where, off, bound, image))
-        elif off > found.difference:
-            found.difference, found.bound = off, bound
+            self.proof.beyond.append(found := Beyond(where, 0.0, 0.0, start + image))
+        if float(off.max()) > found.difference:
+            found.difference, found.bound = float(off.max()), bound
 
     def _output(self, key: str, value: Tensor) -> OutputProof:
         kind = "classes" if value.dim() == 2 and value.shape[1] > 1 and value.is_floating_point() else "values"

@@ -7,22 +7,22 @@ between two such layers only float operators can differ, and by no more than the
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from typing import Any, Protocol
+from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from bitwright.engine import run_reference
-from bitwright.engine.graph import Node
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Call, as_floats, as_pixels
-from bitwright.engine.verify_layers import CODED, LayerCheck, plain_codes
+from bitwright.engine.rules import CODED
+from bitwright.engine.verify_layers import LayerCheck, plain_codes
 from bitwright.nn import is_slot_layer
+from bitwright.transforms.call import Call, as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.forward import quiet
 
 Inputs = dict[str, list[Tensor]]  # of a layer, one for each of its calls
 Outputs = dict[str, Tensor]  # by their place in what the model returns; "" where that is one tensor
@@ -31,19 +31,6 @@ Outputs = dict[str, Tensor]  # by their place in what the model returns; "" wher
 def outputs_of(returned: Any) -> Outputs:
     """The tensors of whatever a model returns: `[0]`, `['logits']`."""
     return {keystr(p): t.detach() for p, t in tree_flatten_with_path(returned)[0] if isinstance(t, Tensor)}
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No gradients; the same random numbers in every run, for a forward that draws some."""
-    fused = torch.backends.mha.get_fastpath_enabled()
-    torch.backends.mha.set_fastpath_enabled(False)  # its kernels read weights past the layers
-    try:
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            torch.manual_seed(0)
-            yield
-    finally:
-        torch.backends.mha.set_fastpath_enabled(fused)
 
 
 def as_float(model: nn.Module, call: Call) -> nn.Module:
@@ -57,83 +44,69 @@ def as_float(model: nn.Module, call: Call) -> nn.Module:
         return copy_model(model).eval()
 
 
-class Trained:
-    """A copy of the trained net that remembers what its coding layers see and give."""
+class Watched:
+    """A model whose layers remember what they see and give, call by call; a run can tell them their inputs or answers."""
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = copy_model(model).eval()
-        self.plain = copy_model(self.model)  # for the run in float64
-        self.layers = {n: m for n, m in self.model.named_modules() if is_slot_layer(m)}
-        self.seen: dict[str, list[tuple[Tensor, Tensor]]] = {}
-        for name, layer in self.layers.items():
-            if layer.x is not None:
-                self._watch(name, layer)
+    def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
+        self.model = model
+        self.inputs: Inputs = {}
+        self.outputs: Inputs = {}
+        self.told: Inputs = {}
+        self.answers: Inputs = {}
+        for name in layers:
+            self._watch(name, model.get_submodule(name))
 
     def _watch(self, name: str, layer: nn.Module) -> None:
         def forward(x: Tensor, *args: Any, was: Any = layer.forward, **kwargs: Any) -> Tensor:
-            kept = x.detach().clone()  # a later operator may write into it
-            y = was(x, *args, **kwargs)
-            self.seen.setdefault(name, []).append((kept, y.detach().clone()))
+            calls, told, answers = self.inputs.setdefault(name, []), self.told.get(name, []), self.answers.get(name, [])
+            k = len(calls)
+            calls.append(x.detach().clone())  # a later operator may write into it
+            if k < len(told) and told[k].shape == x.shape:
+                x = told[k]
+            y = answers[min(k, len(answers) - 1)].clone() if answers else was(x, *args, **kwargs)
+            self.outputs.setdefault(name, []).append(y.detach().clone())
             return y
 
         layer.__dict__["forward"] = forward
 
-    def run(self, call: Call) -> tuple[Outputs, dict[str, list[tuple[Tensor, Tensor]]]]:
-        """Outputs, and (input, output) of each call of each layer that has an input part."""
-        self.seen = {}
+    def run(self, call: Call, told: Inputs | None = None, answers: Inputs | None = None) -> Outputs:
+        self.inputs, self.outputs, self.told, self.answers = {}, {}, told or {}, answers or {}
         with quiet():
-            found = outputs_of(call(self.model))
-        return found, self.seen
+            return outputs_of(call(self.model))
 
-    def in_double(self, call: Call, told: Inputs) -> tuple[Outputs, Inputs] | None:
+
+class Trained(Watched):
+    """A copy of the trained net that remembers what its coding layers see and give."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.plain = copy_model(model).eval()  # for the run in float64
+        copied = copy_model(self.plain)
+        self.layers = {n: m for n, m in copied.named_modules() if is_slot_layer(m)}
+        super().__init__(copied, [n for n, layer in self.layers.items() if layer.x is not None])
+
+    def in_double(self, call: Call, answers: Inputs) -> tuple[Outputs, Inputs] | None:
         """The net in float64 with the outputs of its coding layers given; None where its code asks for float32."""
-        model, inputs = copy_model(self.plain), {}
+        model = copy_model(self.plain)
         for name, layer in list(model.named_modules()):
-            if not is_slot_layer(layer):
-                continue
-            if name in told:
-                _tell_outputs(layer, told[name], inputs.setdefault(name, []))
-            elif layer.gate is None and layer.x is None:  # float inputs: the weight as it is used, in float64
-                with torch.no_grad():
+            if is_slot_layer(layer) and name not in answers and layer.gate is None and layer.x is None:
+                with torch.no_grad():  # float inputs: the weight as it is used, in float64
                     weight, bias = layer.quantized_weight().detach().clone(), layer.quantized_bias()
                     bias = None if bias is None else bias.detach().clone()
                 layer.set_slots(w=None, b=None)
                 layer.weight = nn.Parameter(weight, requires_grad=False)
                 layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+        watched = Watched(model.double(), answers)
         try:
-            with quiet():
-                returned = call.map(lambda t: t.double() if t.is_floating_point() else t)(model.double())
+            found = watched.run(call.map(lambda t: t.double() if t.is_floating_point() else t), answers=answers)
         except (RuntimeError, TypeError, ValueError, IndexError):
             return None
-        return outputs_of(returned), inputs
-
-
-def _tell_outputs(layer: nn.Module, told: list[Tensor], seen: list[Tensor]) -> None:
-    def forward(x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        y = told[min(len(seen), len(told) - 1)]
-        seen.append(x.detach().clone())
-        return y.clone()
-
-    layer.__dict__["forward"] = forward
-
-
-class Side(Protocol):
-    """A packed net that can be run as it is, and told the inputs of its coding layers."""
-
-    checks: dict[str, LayerCheck]
-    strict: bool  # whether a layer's input is the trained layer's, not only its codes
-
-    def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]: ...
-
-    def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
-        """After `run` of the same call."""
-        ...
+        return found, watched.inputs
 
 
 class GraphSide:
     """The graph form: `packed` beside the folded graph in plain torch, which it must equal bit for bit.
 
-    A clip that no code depends on is not in the folded graph: inputs of layers are compared by their codes.
+    strict  whether a layer's input is the trained layer's, not only its codes: a clip that no code depends on is gone
     """
 
     strict = False
@@ -150,26 +123,8 @@ class GraphSide:
             if n.owner.endswith(".x") and owners[n.inputs[0]] != n.owner
         }
 
-    def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]:
-        call = call.in_order(self.model)
-        got = self.answers = outputs_of(self.packed(*call.args))
-        env = self.packed.environment(*call.args)
-        inputs: Inputs = {}
-        for node, step in self.steps:
-            if node.name in self.starts:
-                inputs.setdefault(self.starts[node.name], []).append(env[node.inputs[0]])
-            step(env)
-        if all(bool(t.isfinite().all()) for t in call.tensors):
-            self._compare_codes(self.packed.values(*call.args), env, inexact)
-            by_name = self.folded.by_name()
-            for (key, value), name in zip(got.items(), self.packed.outputs, strict=True):
-                where = f"output{key}"
-                if not _equal(value, env[name], exact=by_name[name].op in CODED) and where not in inexact:
-                    inexact.append(where)
-        return got, inputs
-
-    def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
-        call = call.in_order(self.model)
+    def _walk(self, call: Call, told: Inputs) -> tuple[dict[str, Tensor], Inputs]:
+        """Values of the folded graph, layers told what they are to read; and what they would have read."""
         env, seen = self.packed.environment(*call.args), {}
         for node, step in self.steps:
             name = self.starts.get(node.name)
@@ -177,36 +132,49 @@ class GraphSide:
                 step(env)
                 continue
             source, calls = env[node.inputs[0]], seen.setdefault(name, [])
-            given = inputs.get(name, [])
-            if len(calls) < len(given) and given[len(calls)].shape == source.shape:
-                told = {**env, node.inputs[0]: as_pixels(given[len(calls)])}
-                step(told)
-                env[node.name] = told[node.name]
-            else:
-                step(env)
+            given, k = told.get(name, []), len(calls)
             calls.append(source)
+            fits = k < len(given) and given[k].shape == source.shape
+            other = {**env, node.inputs[0]: as_pixels(given[k]) if fits else source}
+            step(other)
+            env[node.name] = other[node.name]
+        return env, seen
+
+    def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]:
+        call = call.in_order(self.model)
+        got = self.answers = outputs_of(self.packed(*call.args))
+        env, inputs = self._walk(call, {})
+        if all(bool(t.isfinite().all()) for t in call.tensors):
+            differing = self._differing_codes(self.packed.values(*call.args), env)
+            by_name = self.folded.by_name()
+            for (key, value), name in zip(got.items(), self.packed.outputs, strict=True):
+                if not _equal(value, env[name], exact=by_name[name].op in CODED):
+                    differing.append(f"output{key}")
+            inexact += [name for name in dict.fromkeys(differing) if name not in inexact]
+        return got, inputs
+
+    def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
+        """After `run` of the same call."""
+        env, seen = self._walk(call.in_order(self.model), inputs)
         found = zip(self.answers.items(), self.packed.outputs, strict=True)
         # samples with NaN in an input have NaN in the answer, which no value inside has
         return {key: torch.where(y.isnan(), y, env[name]) for (key, y), name in found}, seen
 
-    def _compare_codes(self, values: dict[str, Tensor], env: dict[str, Tensor], inexact: list[str]) -> None:
+    def _differing_codes(self, values: dict[str, Tensor], env: dict[str, Tensor]) -> list[str]:
         """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch."""
         runtime = {n.name: n for n, _, _ in self.packed.steps()}
         emitted = {str(n.attrs["extra"]): n for n in runtime.values() if "extra" in n.attrs}
-        for node, _ in self.steps:
+        found: list[str] = []
+        for node in self.folded.nodes:
             mine = runtime.get(node.name) or emitted.get(node.name)
             if node.op != "quantize" or node.name not in values or mine is None:
                 continue
-            # pooling and flattening move behind the quantizer: the shape is the runtime node's
-            attrs = {"shape": list(mine.shape), "last": bool(mine.attrs.get("last", False))}
-            form = mine.attrs.get("emit") or mine.attrs
-            attrs["groups"] = form.get("groups", 1) if node.name in runtime else 1
-            got = plain_codes(values[node.name], Node(node.op, node.name, [], attrs))
-            name = node.owner.removesuffix(".x")
-            want = env[node.name]
-            same = got.numel() == want.numel() and torch.equal(got.reshape(-1), want.reshape(-1))
-            if not same and name not in inexact:
-                inexact.append(name)
+            form = mine.attrs.get("emit") or mine.attrs  # a value may have other axes than the node that it comes from
+            groups = int(form.get("groups", 1)) if node.name in runtime else 1
+            got, want = plain_codes(values[node.name], mine, groups), env[node.name]
+            if got.numel() != want.numel() or not torch.equal(got.reshape(-1), want.reshape(-1)):
+                found.append(node.owner.removesuffix(".x"))
+        return found
 
 
 def _equal(got: Tensor, want: Tensor, exact: bool) -> bool:
@@ -225,39 +193,24 @@ class LayerSide:
     strict = True
 
     def __init__(self, model: nn.Module, checks: dict[str, LayerCheck]) -> None:
-        self.model, self.checks = copy_model(model).eval(), checks
-        self.packed = packed_layers(self.model)
-        self.inputs: Inputs = {}
-        self.given: Inputs = {}
-        for name, layer in list(self.model.named_modules()):
-            if name in self.packed or (is_slot_layer(layer) and layer.x is not None):
-                self._watch(name, layer)
-
-    def _watch(self, name: str, layer: nn.Module) -> None:
-        def forward(x: Tensor, *args: Any, was: Any = layer.forward, **kwargs: Any) -> Tensor:
-            calls, given = self.inputs.setdefault(name, []), self.given.get(name, [])
-            told = given[len(calls)] if len(calls) < len(given) and given[len(calls)].shape == x.shape else x
-            calls.append(x.detach().clone())
-            return was(told, *args, **kwargs)
-
-        layer.__dict__["forward"] = forward
-
-    def _run(self, call: Call, given: Inputs) -> tuple[Outputs, Inputs]:
-        self.inputs, self.given = {}, given
-        with quiet():
-            found = outputs_of(call(self.model))
-        return found, self.inputs
+        model, self.checks = copy_model(model).eval(), checks
+        self.packed = packed_layers(model)
+        coding = [n for n, m in model.named_modules() if is_slot_layer(m) and m.x is not None]
+        self.watched = Watched(model, [*self.packed, *coding])
 
     def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]:
-        found, inputs = self._run(call, {})
+        found = self.watched.run(call)
         for name, layer in self.packed.items():
-            for x in inputs.get(name, [])[:1]:
+            for x in self.watched.inputs.get(name, [])[:1]:
                 x = layer.batched(x)
                 shape = tuple(x.shape[1:])
                 plain = PackedModel(layer.graph(shape), "reference")
                 if not torch.equal(layer.program(shape)(x), plain(x)) and name not in inexact:
                     inexact.append(name)
-        return found, inputs
+        return found, self.watched.inputs
 
     def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
-        return self._run(call, inputs)
+        return self.watched.run(call, inputs), self.watched.inputs
+
+
+Side = GraphSide | LayerSide  # a packed net that can be run as it is, and told the inputs of its coding layers

@@ -12,7 +12,8 @@ from bitwright.engine import bitstrings, reference
 from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.even import Grid
 from bitwright.engine.fuse import code_planes
-from bitwright.engine.graph import Graph, Node
+from bitwright.engine.graph import Graph, Node, ints
+from bitwright.engine.operators import function
 from bitwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -38,6 +39,11 @@ def pack(net: Net, node: Node) -> Callable[[Values], None]:
         ]
 
     def run(values: Values) -> None:
+        x = net.channels_last.get(source)
+        if x is not None and not bool(a["last"]):
+            tables = [net.get_buffer(b) for b in constants]
+            values[name] = net.call(op, [x, *tables], {**AS_IT_IS, **more}, (torch.uint8, x.shape))
+            return
         x = images(values[source], bool(a["last"]))
         if of_input and x.dim() == 4 and not bool(a["last"]):
             n, c, h, w = x.shape  # as it came: the library reads both orders
@@ -56,15 +62,55 @@ def pool(net: Net, node: Node) -> Callable[[Values], None]:
     a, name, source = node.attrs, node.name, node.inputs[0]
     planes = 0 if a["form"] == "bytes" else code_planes(int(a["levels"]))
     height, width = [int(s) for s in node.shape[-2:]]
-    attrs = {
-        "planes": planes, "kernel_shape": list(a["kernel"]), "strides": list(a["stride"] or a["kernel"]),
-        "pads": [*a["padding"], *a["padding"]], "dilations": list(a["dilation"]), "ceil_mode": int(a["ceil"]),
-    }  # fmt: skip
+    attrs = {"planes": planes, **_window(a["kernel"], a["stride"], a["padding"], a["dilation"], bool(a["ceil"]))}
 
     def run(values: Values) -> None:
         codes = values[source]
         shape = (codes.shape[0], height, width, codes.shape[3])
         values[name] = net.call("MaxPool", [codes], attrs, (torch.uint8, shape))
+
+    return run
+
+
+def pool_window(node: Node) -> tuple[str, dict[str, Any]] | None:
+    """The operator and attributes of a pooling of images that ours can do with the channels last, else None."""
+    a = node.attrs
+    if len(node.shape) != 3:
+        return None
+    if node.op == "max_pool":
+        return "MaxPoolFloats", _window(a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])
+    if node.op != "aten" or a["call"] != "avg_pool2d.default":
+        return None
+    given = a["args"]
+    padding, whole = given.get("padding", [0]), {"self", "kernel_size", "stride", "padding", "count_include_pad"}
+    if not set(given) <= whole or (any(padding) and given.get("count_include_pad", True)):
+        return None  # windows cut off at the border, or a divisor of the caller's
+    return "AveragePoolFloats", _window(given["kernel_size"], given.get("stride", []), padding, [1], False)
+
+
+def _window(
+    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool
+) -> dict[str, Any]:
+    pads = ints(padding, 2)
+    return {
+        "kernel_shape": ints(kernel, 2), "strides": ints(stride or kernel, 2), "pads": [*pads, *pads],
+        "dilations": ints(dilation, 2), "ceil_mode": int(ceil),
+    }  # fmt: skip
+
+
+def pool_floats(net: Net, node: Node, window: tuple[str, dict[str, Any]]) -> Callable[[Values], None]:
+    """Where the floats have their channels last already; torch's operator elsewhere."""
+    name, source, (op, attrs) = node.name, node.inputs[0], window
+    channels, height, width = (int(s) for s in node.shape)
+    torch_pool = function(node, net.graph)
+
+    def run(values: Values) -> None:
+        x = net.channels_last.get(source)
+        if x is None:
+            values[name] = torch_pool(values[source])
+            return
+        y = net.call(op, [x], attrs, (torch.float32, (x.shape[0], height, width, channels)))
+        net.channels_last[name], values[name] = y, y.permute(0, 3, 1, 2)
 
     return run
 
@@ -97,6 +143,8 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
             shape = (codes.shape[0], *size)
             y = net.call("Terms", [integers, *map(net.get_buffer, sums)], {}, (torch.float32, shape))
             values[name] = _torch_order(y, node)
+            if len(node.shape) == 3:
+                net.channels_last[name] = y
 
         return several
 
@@ -109,7 +157,8 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
         codes = values[source]
         given = [codes, *map(net.get_buffer, constants), *[net.get_buffer(t) for t in tail]]
         if residual is not None:
-            given[len(constants) + 4] = images(values[residual], False).permute(0, 2, 3, 1)
+            other = net.channels_last.get(residual)
+            given[len(constants) + 4] = images(values[residual], False).permute(0, 2, 3, 1) if other is None else other
         shape = (codes.shape[0], *size)
         floats = op in ("Conv", "ConvCut", "ConvRound")
         kinds = [(torch.float32 if floats else torch.uint8, shape)]
@@ -122,6 +171,8 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
             values[name] = y if written is None else written
         else:
             values[name] = _torch_order(y, node)
+            if len(node.shape) == 3:
+                net.channels_last[name] = y
         if beside is not None:
             assert written is not None
             values[beside] = written

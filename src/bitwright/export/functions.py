@@ -78,6 +78,38 @@ def MaxPool(
 
 
 @script(own, default_opset=op)
+def MaxPoolFloats(
+    x,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    ceil_mode: int,
+):
+    """Pooling of floats whose channels are last, as layers with bits write them."""
+    images = op.Transpose(x, perm=[0, 3, 1, 2])
+    most = op.MaxPool(
+        images, kernel_shape=kernel_shape, strides=strides, pads=pads, dilations=dilations, ceil_mode=ceil_mode
+    )
+    return op.Transpose(most, perm=[0, 2, 3, 1])
+
+
+@script(own, default_opset=op)
+def AveragePoolFloats(
+    x,
+    kernel_shape: Sequence[int],
+    strides: Sequence[int],
+    pads: Sequence[int],
+    dilations: Sequence[int],
+    ceil_mode: int,
+):
+    """Taps in the padding do not count; no dilation."""
+    images = op.Transpose(x, perm=[0, 3, 1, 2])
+    mean = op.AveragePool(images, kernel_shape=kernel_shape, strides=strides, pads=pads, ceil_mode=ceil_mode)
+    return op.Transpose(mean, perm=[0, 2, 3, 1])
+
+
+@script(own, default_opset=op)
 def Weight(bits, shape, mult, zero):
     """int32 [O, C / groups, kh, kw]: zero + sum_p mult[p] * bit_p; bit i of the string is bit i % 8 of byte i // 8."""
     one = op.Constant(value_ints=[1])
@@ -200,6 +232,8 @@ OPERATORS = (
     PackBytes,
     PackRound,
     MaxPool,
+    MaxPoolFloats,
+    AveragePoolFloats,
     ConvInt,
     Terms,
     Conv,

@@ -34,12 +34,14 @@ class Net(nn.Module):
         self.outputs = list(graph.nodes[-1].inputs)
         self.steps: list[Callable[[Values], None]] = []
         self.used: set[str] = {"Guard"}
+        self.channels_last: Values = {}  # floats as layers with bits write them, [N, H, W, C], beside torch's order
         for node in graph.nodes:
             if node.op not in ("input", "output", "emitted"):
                 self.steps.append(self._step(node))
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
         values = {node.name: x for node, x in zip(self.sources, inputs, strict=True)}
+        self.channels_last.clear()
         broken = [
             symbolic("bitwright::Guard", [x], dtype=torch.float32, shape=[x.shape[0]], version=1)
             for x in inputs if x.is_floating_point()
@@ -72,6 +74,8 @@ class Net(nn.Module):
             return coded.pool(self, node)
         if node.op in CODED:
             return coded.coded(self, node)
+        if (window := coded.pool_window(node)) is not None:
+            return coded.pool_floats(self, node, window)
         if node.op == "decode":
             x = node.attrs.get("x") or self.graph.node(node.inputs[0]).attrs
             last, unit = bool(self.graph.node(node.inputs[0]).attrs["last"]), float(node.attrs["unit"])

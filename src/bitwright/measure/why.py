@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,12 +29,14 @@ class Step:
 
     channels   input channels (features) of one group; 0 where there are none
     share      of the time of all steps
+    window     taps of a depthwise layer, k * k products for each output; 0 for any other
     """
 
     name: str
     runs_as: str
     channels: int
     share: float
+    window: int = 0
 
 
 def reasons(table: BenchTable, packed: PackedModel, x: Sequence[Tensor]) -> tuple[str, ...]:
@@ -51,8 +54,11 @@ def explain(steps: Sequence[Step], median_ms: float | None, batch: int) -> tuple
     ('conv1 takes 40 % (3 input channels, runs as int8)',)
     """
     layers = [s for s in steps if s.name]
-    said = _not_bits(layers)
-    narrow = [s for s in layers if s.runs_as == "bits" and s.channels < WORD]
+    depthwise, others = [s for s in layers if s.window], [s for s in layers if not s.window]
+    said = _not_bits(others)
+    if sum(s.share for s in depthwise) >= SHARE:
+        said.append(_depthwise(depthwise))
+    narrow = [s for s in others if s.runs_as == "bits" and s.channels < WORD]
     if sum(s.share for s in narrow) >= SHARE:
         said.append(_narrow(narrow))
     other = sum(s.share for s in steps if not s.name)
@@ -86,6 +92,17 @@ def _not_bits(layers: Sequence[Step]) -> list[str]:
     return said
 
 
+def _depthwise(layers: Sequence[Step]) -> str:
+    top = max(layers, key=lambda s: s.share)
+    names = top.name if len(layers) == 1 else f"{top.name} and {len(layers) - 1} more depthwise layers"
+    verb, share = "takes" if len(layers) == 1 else "take", sum(s.share for s in layers) * 100
+    kinds = "/".join(sorted({s.runs_as for s in layers}))
+    return (
+        f"{names} {verb} {share:.0f} % (depthwise, run as {kinds}): a window of {top.window} products is too little work "
+        'for bits; a rule with kind = "depthwise" leaves such layers float or gives them 8 bits'
+    )
+
+
 def _narrow(layers: Sequence[Step]) -> str:
     low, high = min(s.channels for s in layers), max(s.channels for s in layers)
     width = f"{low}" if low == high else f"{low} to {high}"
@@ -97,25 +114,32 @@ def _narrow(layers: Sequence[Step]) -> str:
 
 def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
     """Each layer with its input's quantizer, timed on the inputs `x`; then everything else as one step."""
-    from bitwright.engine.clock import median_ms
+    from bitwright.measure.layer_times import median_ms
 
     graph = packed.graph
     env = packed.environment(*x)
     spent: dict[str, float] = {}
     runs: dict[str, str] = {}
     for node, step, _ in packed.steps():
-        owner = node.owner.removesuffix(".x").removesuffix(".plain")
+        owner = node.owner.removesuffix(".x")
         spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
         if node.op in LAYERS:
             coded = node.op.startswith("coded")
             runs[owner] = ("int8" if node.attrs.get("x_form") == "bytes" else "bits") if coded else "float"
     total = sum(spent.values())
     widths: dict[str, int] = {}
+    windows: dict[str, int] = {}
     for node in graph.nodes:
         if node.op in LAYERS:
             weight = graph.tensor(node, "weight")
             shape = node.attrs["weight"]["shape"] if node.key("bits") else [] if weight is None else weight.shape
-            widths[node.owner.removesuffix(".plain")] = int(shape[1]) if len(shape) > 1 else 0
-    found = [Step(name or "(net)", kind, widths.get(name, 0), spent[name] / total) for name, kind in runs.items()]
+            owner = node.owner
+            widths[owner] = int(shape[1]) if len(shape) > 1 else 0
+            if node.op.endswith("conv") and node.attrs["groups"] > 1 and shape[1] == 1:
+                windows[owner] = math.prod(shape[2:])
+    found = [
+        Step(name or "(net)", kind, widths.get(name, 0), spent[name] / total, windows.get(name, 0))
+        for name, kind in runs.items()
+    ]
     rest = sum(ms for name, ms in spent.items() if name not in runs)
     return [*found, Step("", "", 0, rest / total)]

@@ -6,7 +6,7 @@ import csv
 import io
 import re
 
-from bitwright.reporting.groups import Group
+from bitwright.reporting.groups import Group, Spread
 from bitwright.reporting.matrix import Matrix
 
 _LATEX = {
@@ -64,23 +64,18 @@ def latex_text(text: str) -> str:
 
 def csv_text(groups: list[Group]) -> str:
     """A row per group and machine: raw values, base units in the heading, empty where unknown."""
+    rows = []
+    for g in groups:
+        same = g.same or (None, None)
+        for place, times in g.places.items() or [("", Spread(()))]:
+            rows.append({
+                "run": g.name, "runs": len(g.runs), "seeds": g.seeds, "accuracy": g.accuracy.mean,
+                "accuracy_std": g.accuracy.std, "bytes": g.size.mean, "macs": g.macs.mean, "bops": g.bops.mean,
+                "latency_ms": times.mean, "latency_ms_std": times.std, "latency_runs": len(times.values) or None,
+                "measured_on": place, "verdict": g.verdicts, "same": same[0], "images": same[1], "warnings": g.warnings,
+            })  # fmt: skip
     text = io.StringIO()
-    columns = [
-        "run", "runs", "seeds", "accuracy", "accuracy_std", "bytes", "macs", "bops", "latency_ms", "latency_ms_std", "latency_runs",
-        "measured_on", "verdict", "same", "images", "warnings",
-    ]  # fmt: skip
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
     writer.writeheader()
-    for group in groups:
-        same = group.same or (None, None)
-        shared = {
-            "run": group.name, "runs": len(group.runs), "seeds": group.seeds, "accuracy": group.accuracy.mean,
-            "accuracy_std": group.accuracy.std, "bytes": group.size.mean, "macs": group.macs.mean, "bops": group.bops.mean, "verdict": group.verdicts, "same": same[0],
-            "images": same[1], "warnings": group.warnings,
-        }  # fmt: skip
-        for place, spread in group.places.items() or [("", None)]:
-            times = {} if spread is None else {
-                "latency_ms": spread.mean, "latency_ms_std": spread.std, "latency_runs": len(spread.values),
-            }  # fmt: skip
-            writer.writerow(shared | times | {"measured_on": place})
+    writer.writerows(rows)
     return text.getvalue()

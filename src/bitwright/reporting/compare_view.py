@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.charts import SHAPES, Point, Scatter, Table, scatter
-from bitwright.reporting.curves import DASHES, Curves, Series, curves
 from bitwright.reporting.groups import Group
-
-COLORS = ("ours", "int8", "fp32", "bf16")
+from bitwright.reporting.svg.charts import SHAPES, Point, Scatter, Table, scatter
+from bitwright.reporting.svg.curves import COLORS, DASHES, Curves, Series, curves
 
 
 def charts(groups: list[Group]) -> tuple[Scatter | None, Scatter | None, Curves | None]:
@@ -16,24 +16,27 @@ def charts(groups: list[Group]) -> tuple[Scatter | None, Scatter | None, Curves 
     return _size(groups), _time(groups), _curves(groups)
 
 
-def _point(i: int, group: Group, x: float, cost: str) -> Point:
+def _points(
+    groups: list[Group],
+    cost: Callable[[Group], float | None],
+    write: Callable[[float | None], str],
+    unit: float,
+    said: str = "",
+) -> list[Point]:
     """Shape and color go together, so that neither is alone."""
-    assert group.accuracy.mean is not None
-    tip = f"{group.name}\naccuracy {numbers.percent(group.accuracy.mean)} %\n{cost}"
-    shape = list(SHAPES)[i % len(SHAPES)]
-    filled = i < len(SHAPES)
-    return Point(group.name, x, group.accuracy.mean, shape, COLORS[i % len(COLORS)], tip, i == 0, filled)
+    shapes = list(SHAPES)
+    return [
+        Point(
+            g.name, (cost(g) or 0.0) / unit, g.accuracy.mean, write(cost(g)), shapes[i % len(SHAPES)],
+            COLORS[i % len(COLORS)], i == 0, i < len(SHAPES), said=said,
+        )
+        for i, g in enumerate(groups)
+    ]  # fmt: skip
 
 
 def _size(groups: list[Group]) -> Scatter | None:
-    points, rows = [], []
-    for i, group in enumerate(groups):
-        size = group.size.mean
-        rows.append((group.name, words.percent_unit(group.accuracy.mean), words.kb_unit(size)))
-        if size and group.accuracy.mean is not None:
-            points.append(_point(i, group, size / 1e3, words.kb_unit(size)))
-    table = Table("Accuracy and size", ("run", "test accuracy", "size"), tuple(rows))
-    return scatter("Accuracy against size", "size (kB, log; left is better)", points, (), table)
+    points = _points(groups, lambda g: g.size.mean, words.kb_unit, 1e3)
+    return scatter("Accuracy against size", "size (kB, log; left is better)", points, "size", first="run")
 
 
 def _time(groups: list[Group]) -> Scatter | None:
@@ -41,14 +44,9 @@ def _time(groups: list[Group]) -> Scatter | None:
     place = next((place for group in groups for place in group.places), None)
     if place is None:
         return None
-    points, rows = [], []
-    for i, group in enumerate(groups):
-        ms = group.places[place].mean if place in group.places else None
-        rows.append((group.name, words.percent_unit(group.accuracy.mean), words.ms_unit(ms)))
-        if ms and group.accuracy.mean is not None:
-            points.append(_point(i, group, ms, words.ms_unit(ms)))
-    table = Table(f"Accuracy and latency on {place}", ("run", "test accuracy", "latency"), tuple(rows))
-    return scatter("Accuracy against latency", "latency (ms, log; left is better)", points, (), table)
+    points = _points(groups, lambda g: g.places[place].mean if place in g.places else None, words.ms_unit, 1.0)
+    title, what = "latency (ms, log; left is better)", f"latency on {place}"
+    return scatter("Accuracy against latency", title, points, "latency", first="run", what=what)
 
 
 def work_chart(groups: list[Group]) -> Scatter | None:
@@ -57,22 +55,16 @@ def work_chart(groups: list[Group]) -> Scatter | None:
     if not gated:
         return None
     key, unit = ("bops", "BOPs") if all(e.macs == e.dense_macs for e in gated) else ("macs", "MACs")
-    points, rows = [], []
-    for i, group in enumerate(groups):
-        work = getattr(group, key).mean
-        text = words.macs(None if work is None else round(work))
-        rows.append((group.name, words.percent_unit(group.accuracy.mean), text))
-        if work and group.accuracy.mean is not None:
-            points.append(_point(i, group, work / 1e6, f"{text} {unit} per image"))
-    table = Table(f"Accuracy and {unit}", ("run", "test accuracy", f"{unit} per image"), tuple(rows))
-    return scatter(f"Accuracy against {unit}", f"{unit} per image (millions, log; left is better)", points, (), table)
+    points = _points(groups, lambda g: getattr(g, key).mean, words.macs, 1e6, f" {unit} per image")
+    x_title = f"{unit} per image (millions, log; left is better)"
+    return scatter(f"Accuracy against {unit}", x_title, points, f"{unit} per image", first="run", what=unit)
 
 
 def _curves(groups: list[Group]) -> Curves | None:
     """A line per group: the mean of its runs where all of them have the epoch."""
     series = []
     for i, group in enumerate(groups[: len(DASHES)]):
-        runs = [[e.test_top1 for e in run.training.epochs] for run in group.runs if run.training]
+        runs = [[e.test_top1 for e in run.epochs] for run in group.runs]
         values: list[float | None] = []
         for epoch in zip(*runs, strict=False):
             known = [v for v in epoch if v is not None]

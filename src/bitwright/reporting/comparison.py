@@ -17,7 +17,7 @@ from bitwright.reporting.groups import Group, accuracy_of, grouped
 from bitwright.reporting.load import load_run
 from bitwright.reporting.matrix import Matrix, matrix
 from bitwright.reporting.page import render, write
-from bitwright.reporting.sections import RunData
+from bitwright.reporting.run_data import RunData
 from bitwright.runs.folder import is_run
 
 Form = Literal["html", "markdown", "csv", "latex"]

@@ -9,7 +9,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitwright.reporting.sections import RunData
+from bitwright.reporting.run_data import RunData
+from bitwright.runs.tables import Status
 
 
 @dataclass(frozen=True)
@@ -69,8 +70,8 @@ class Group:
 
     @property
     def warnings(self) -> int | None:
-        found = [run.training for run in self.runs if run.training is not None]
-        return sum(len(t.warnings) for t in found) if found else None
+        found = [status for run in self.runs if (status := run.one(Status)) is not None]
+        return sum(len(status.warnings) for status in found) if found else None
 
 
 def accuracy_of(run: RunData) -> float | None:

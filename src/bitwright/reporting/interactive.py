@@ -5,10 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from bitwright.errors import InputError
-from bitwright.reporting import run_charts
-from bitwright.reporting.charts import Scatter
-from bitwright.reporting.sections import RunData
-from bitwright.reporting.weights import BINS
+from bitwright.reporting.run_data import RunData
+from bitwright.reporting.sections import worth
+from bitwright.reporting.sections.weights import BINS
+from bitwright.reporting.svg.charts import Scatter
 
 SYMBOLS = {"diamond": "diamond", "circle": "circle"}
 COLORS = {"ours": "#c2410c", "fp32": "#7d8792", "int8": "#0072b2", "bf16": "#56b4e9"}
@@ -30,10 +30,10 @@ def script() -> str:
 def figures_of(run: RunData) -> dict[str, Any]:
     """{id of the place in the page: {"data": ..., "layout": ...}} in plotly's own form."""
     found: dict[str, Any] = {}
-    for name, chart in (("plot-size", run_charts.size_scatter(run)), ("plot-time", run_charts.time_scatter(run))):
+    for name, chart in (("plot-size", worth.size_scatter(run)), ("plot-time", worth.time_scatter(run))):
         if chart is not None:
             found[name] = _scatter(chart)
-    if run.histograms:
+    if run["histograms"]:
         found["plot-weights"] = _histograms(run)
     return found
 
@@ -41,7 +41,7 @@ def figures_of(run: RunData) -> dict[str, Any]:
 def _scatter(chart: Scatter) -> dict[str, Any]:
     data = [
         {
-            "type": "scatter", "mode": "markers+text", "name": _text(p.name), "x": [p.x], "y": [p.accuracy * 100],
+            "type": "scatter", "mode": "markers+text", "name": _text(p.name), "x": [p.x], "y": [100 * (p.accuracy or 0.0)],
             "text": [_text(p.name)], "textposition": "bottom center", "hovertext": [_text(p.tip)], "hoverinfo": "text",
             "marker": {"size": 13, "symbol": SYMBOLS.get(p.shape, "square"), "color": COLORS[p.color]},
         }
@@ -69,7 +69,7 @@ def _histograms(run: RunData) -> dict[str, Any]:
             "type": "scatter", "mode": "lines", "line": {"shape": "hvh"}, "name": _text(h.layer), "x": middles,
             "y": [100 * n / h.weights for n in h.counts], "visible": True if i < 6 else "legendonly",
         }
-        for i, h in enumerate(run.histograms)
+        for i, h in enumerate(run["histograms"])
     ]  # fmt: skip
     return {"data": data, "layout": _layout("weight / largest of its layer", "share of weights (%)", {})}
 

@@ -8,14 +8,9 @@ import tomllib
 from pathlib import Path
 from typing import Any
 
-from bitwright.errors import InputError
-from bitwright.reporting import parse
-from bitwright.reporting.gates import gates_of
-from bitwright.reporting.pictures import MOST, errors_of
-from bitwright.reporting.sections import Layer, Origin, RunData
-from bitwright.reporting.selfprune import selfprune_of
-from bitwright.reporting.tables import Cells, rows
-from bitwright.reporting.weights import histograms, metadata
+from bitwright.reporting.run_data import Origin, RunData
+from bitwright.reporting.sections import SECTIONS
+from bitwright.reporting.tensor_files import metadata
 from bitwright.runs.folder import Run
 
 HASHED = ("model.safetensors", "packed.safetensors")
@@ -24,46 +19,17 @@ HASHED = ("model.safetensors", "packed.safetensors")
 def load_run(path: str | os.PathLike[str]) -> RunData:
     """Everything a page needs, read once."""
     run = Run.open(path, "report")
-    try:
-        return _load(run)
-    except UnicodeDecodeError:
-        raise InputError(f"report {run.path}: a file in it is not text in UTF-8", code="run-damaged") from None
+    return filled(RunData(_origin(run), run))
 
 
-def _load(run: Run) -> RunData:
-    layers = tuple(parse.layer(row) for row in rows(run.read_csv("layers.csv"), "layers.csv"))
-    converted, bench = run.read_json("convert.json"), run.read_json("bench.json")
-    if not layers and converted:
-        found = Cells(converted, "convert.json").items("rows")
-        layers = tuple(parse.report_layer(row) for row in found)
-    analyzed = run.read_json("pca.json")
-    training = parse.training(
-        rows(run.read_csv("metrics.csv"), "metrics.csv"),
-        rows(run.read_csv("health.csv"), "health.csv"),
-        Cells(run.read_json("state.json"), "state.json"),
-    )
-    gates = gates_of(run)
-    coded = _coded(layers, [h.layer for h in training.health] if training else [])
-    return RunData(
-        origin=_origin(run),
-        layers=layers,
-        conversion=parse.conversion(Cells(converted, "convert.json")) if converted else None,
-        speed=parse.speed(Cells(bench, "bench.json")) if bench else None,
-        nets=tuple(parse.net(row) for row in rows(run.read_csv("results.csv"), "results.csv")),
-        training=training,
-        histograms=histograms(run.file("model.safetensors"), coded),
-        bits=parse.bits(Cells(analyzed, "pca.json")) if analyzed else None,
-        errors=errors_of(run, MOST if gates is None else MOST - 2 * len(gates.cheapest)),
-        gates=gates,
-        selfprune=selfprune_of(run),
-    )
-
-
-def _coded(layers: tuple[Layer, ...], watched: list[str]) -> list[str] | None:
-    """Names of the layers with low-bit weights; None where no file tells."""
-    if layers:
-        return [layer.name for layer in layers if layer.w_bits is None or layer.w_bits < 32]
-    return list(dict.fromkeys(watched)) or None
+def filled(run: RunData) -> RunData:
+    """The same, with all that its sections read: a damaged file is told now."""
+    for section in SECTIONS:
+        for table in section.tables:
+            run.rows(table)
+        if section.key:
+            run.found[section.key] = section.read(run)
+    return run
 
 
 def _origin(run: Run) -> Origin:
@@ -74,15 +40,10 @@ def _origin(run: Run) -> Origin:
         raise run.damaged("experiment.toml", " ".join(str(error).split())[:160]) from None
     seed = table.get("seed")
     return Origin(
-        name=run.name,
-        path=shown(run.path),
-        command=run.read_text("command.txt").strip(),
-        experiment=text,
-        recipe=metadata(run.file("model.safetensors")).get("recipe", ""),
-        seed=seed if isinstance(seed, int) else None,
-        machine=run.read_json("machine.json"),
-        files=tuple(_hashed(run.file(name)) for name in HASHED if run.has(name)),
-    )
+        run.name, shown(run.path), run.read_text("command.txt").strip(), text,
+        metadata(run.file("model.safetensors")).get("recipe", ""), seed if isinstance(seed, int) else None,
+        run.read_json("machine.json"), tuple(_hashed(run.file(name)) for name in HASHED if run.has(name)),
+    )  # fmt: skip
 
 
 def shown(path: Path) -> str:

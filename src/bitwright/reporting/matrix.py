@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from bitwright.measure import numbers
 from bitwright.reporting import words
 from bitwright.reporting.groups import Group, Spread
+from bitwright.runs.tables import Gate
 
 
 @dataclass(frozen=True)
@@ -47,9 +48,9 @@ def matrix(groups: list[Group]) -> Matrix:
         rows.append(_figures(f"ms on {place}", spreads, words.ms, numbers.significant, _times, "min"))
     if not places:
         rows.append(Row("latency, ms", tuple(Cell("-") for _ in groups)))
-    if any(run.gates for group in groups for run in group.runs):
-        rows.append(_figures("MACs per image", [g.macs for g in groups], _work, _work, _fewer, "min"))
-        rows.append(_figures("BOPs per image", [g.bops for g in groups], _work, _work, _fewer, "min"))
+    if any(run.rows(Gate) for group in groups for run in group.runs):
+        rows.append(_figures("MACs per image", [g.macs for g in groups], words.macs, words.macs, _fewer, "min"))
+        rows.append(_figures("BOPs per image", [g.bops for g in groups], words.macs, words.macs, _fewer, "min"))
     rows.append(Row("verdict", tuple(Cell(g.verdicts) for g in groups)))
     rows.append(Row("same answers as trained", tuple(Cell(_same(g)) for g in groups)))
     rows.append(Row("warnings", tuple(Cell(words.count(g.warnings)) for g in groups)))
@@ -99,10 +100,6 @@ def _points(value: float, reference: float) -> str:
 def _smaller(value: float, reference: float) -> str:
     ratio = reference / value if value else None
     return "-" if ratio is None else f"{ratio:.1f}x smaller" if ratio >= 0.95 else f"{ratio:.1f}x (larger)"
-
-
-def _work(value: float | None) -> str:
-    return words.macs(None if value is None else round(value))
 
 
 def _fewer(value: float, reference: float) -> str:

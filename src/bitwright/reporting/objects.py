@@ -1,18 +1,18 @@
-"""Result objects instead of a run directory -> `RunData`, through the same parsing as the files."""
+"""Result objects instead of a run directory -> `RunData`, as rows of the same tables."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
 from typing import Any
 
 from bitwright.analysis import CostTable
 from bitwright.engine.convert import Converted
 from bitwright.errors import InputError
 from bitwright.measure.table import BenchTable
-from bitwright.reporting import parse
-from bitwright.reporting.sections import Layer, Origin, RunData
-from bitwright.reporting.tables import Cells
+from bitwright.reporting.load import filled
+from bitwright.reporting.run_data import Origin, RunData
+from bitwright.runs.cells import Table, parsed
+from bitwright.runs.tables import Bench, Conversion, Layer
 
 KINDS = (Converted, BenchTable, CostTable)
 POSSIBLE = "a run directory, a Converted, a BenchTable, a CostTable, or a list or dict of these"
@@ -53,30 +53,26 @@ def _is_list(given: Any) -> bool:
 
 
 def _data(name: str, converted: Converted | None, bench: BenchTable | None, cost: CostTable | None) -> RunData:
-    layers: tuple[Layer, ...] = ()
-    conversion, recipe = None, ""
+    tables: dict[type[Table], tuple[Table, ...]] = {}
+    recipe, layers = "", ()
     if converted is not None:
         from bitwright.transforms import recipe_of
 
-        found = Cells(converted.report.to_dict(), "convert")
-        conversion = parse.conversion(found)
-        layers = tuple(parse.report_layer(row) for row in found.items("rows"))
+        conversion = parsed(Conversion, converted.report.to_dict(), "convert")
+        tables[Conversion], layers = (conversion,), conversion.rows
         recipe = recipe_of(converted.source).to_toml()
+    if bench is not None:
+        tables[Bench] = (parsed(Bench, bench.to_dict(), "bench"),)
     if cost is not None:
-        layers = _with_cost(layers, cost)
-    return RunData(
-        origin=Origin(name=name, recipe=recipe, machine=dict(bench.machine) if bench else {}),
-        layers=layers,
-        conversion=conversion,
-        speed=parse.speed(Cells(bench.to_dict(), "bench")) if bench else None,
-    )
+        tables[Layer] = _with_cost(layers, cost)
+    return filled(RunData(Origin(name, recipe=recipe, machine=dict(bench.machine) if bench else {}), tables=tables))
 
 
 def _with_cost(layers: tuple[Layer, ...], cost: CostTable) -> tuple[Layer, ...]:
     """MACs and the names of the parts; without a conversion also bits and bytes, as counted."""
     counted = {
         row.name: Layer(
-            row.name, row.kind, row.w, row.x, row.w_bits, row.x_bits, row.macs,
+            layer=row.name, kind=row.kind, w=row.w, x=row.x, w_bits=row.w_bits, x_bits=row.x_bits, macs=row.macs,
             bytes_before=4.0 * row.weights + row.float_bytes, bytes_after=row.weight_bytes + row.float_bytes,
             why="counted, not packed" + (f"; {row.note}" if row.note else ""),
         )
@@ -85,5 +81,6 @@ def _with_cost(layers: tuple[Layer, ...], cost: CostTable) -> tuple[Layer, ...]:
     if not layers:
         return tuple(counted.values())
     return tuple(
-        replace(layer, w=c.w, x=c.x, macs=c.macs) if (c := counted.get(layer.name)) else layer for layer in layers
+        layer.model_copy(update={"w": c.w, "x": c.x, "macs": c.macs}) if (c := counted.get(layer.name)) else layer
+        for layer in layers
     )

@@ -13,18 +13,17 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
-from bitwright.reporting import bits_view, data, gate_charts, run_charts, selfprune_charts, speed_view, words
+from bitwright.reporting import data, words
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
-from bitwright.reporting.sections import RunData
-from bitwright.reporting.verdict import findings, restless, verdict
+from bitwright.reporting.run_data import RunData
+from bitwright.reporting.sections import SECTIONS
+from bitwright.reporting.verdict import findings, verdict
+from bitwright.runs.tables import Components, Sweeps
 from bitwright.version import __version__
 
 if TYPE_CHECKING:
     from jinja2 import Environment
-
-MATRIX_CLASSES = 30  # more are a list of the most confused pairs
-HISTOGRAMS_SHOWN = 24
 
 
 def report(run_or_objects: Any, path: str | os.PathLike[str], *, interactive: bool = False) -> Path:
@@ -66,40 +65,14 @@ def html(run: RunData, *, interactive: bool = False) -> str:
 
 def view(run: RunData) -> dict[str, Any]:
     """What the templates read."""
-    errors = run.errors
-    counts = errors.counts if errors else {}
-    return {
-        "run": run,
-        "verdict": verdict(run),
-        "findings": findings(run),
-        "gaps": gaps(run),
-        "size_chart": run_charts.size_scatter(run),
-        "time_chart": run_charts.time_scatter(run),
-        "bars": speed_view.bars(run),
-        "missing_peers": [r for r in run.speed.rows if r.ms is None] if run.speed else [],
-        "strips": speed_view.strips(run),
-        "keys": speed_view.bit_keys(run),
-        "kinds": _kinds(run),
-        "curves": run_charts.accuracy_curves(run),
-        "flips": run_charts.flip_map(run),
-        "restless": restless(run),
-        "shown_histograms": HISTOGRAMS_SHOWN,
-        "matrix": errors is not None and len(errors.classes) <= MATRIX_CLASSES,
-        "most_wrong": max((n for (true, said), n in counts.items() if true != said), default=1),
-        "spectra": bits_view.spectra(run.bits) if run.bits else None,
-        "depth": bits_view.depth(run.bits) if run.bits else None,
-        "choices": bits_view.choices(run.bits) if run.bits else None,
-        "gates_view": gate_charts.view(run),
-        "selfprune_view": selfprune_charts.view(run),
-        "commands": commands(run),
-        "data": data.block(data.as_dict(run)),
-    }
-
-
-def _kinds(run: RunData) -> str:
-    """ "7 bits, 2 int8, 1 float"."""
-    names = [layer.runs_as for layer in run.layers if layer.runs_as]
-    return ", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names))
+    shown = [section for section in SECTIONS if section.shown(run)]
+    found: dict[str, Any] = {
+        "run": run, "sections": shown, "verdict": verdict(run), "findings": findings(run), "gaps": gaps(run),
+        "commands": commands(run), "data": data.block(data.as_dict(run)),
+    }  # fmt: skip
+    for section in shown:
+        found |= section.view(run)
+    return found
 
 
 def commands(run: RunData) -> list[str]:
@@ -110,9 +83,9 @@ def commands(run: RunData) -> list[str]:
     if run.origin.path is not None:
         experiment, path = (shlex.quote(run.origin.path + end) for end in ("/experiment.toml", "-again"))
         lines.append(f"bitwright train {experiment} --out {path}")
-        lines += [f"bitwright analyze {path} --images {run.bits.images}"] if run.bits and run.bits.images else []
-        swept = run.selfprune is not None and run.selfprune.analyzed
-        lines += [f"bitwright analyze {path} --judge weight_sweep"] if swept else []
+        found = run.one(Components)
+        lines += [f"bitwright analyze {path} --images {found.images}"] if found and found.images else []
+        lines += [f"bitwright analyze {path} --judge weight_sweep"] if run.one(Sweeps) else []
         lines += [f"bitwright convert {path}"] if run.conversion else []
         if run.speed:
             threads, batch = run.speed.machine.get("threads", 1), run.speed.batch

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.sections import Layer, RunData
+from bitwright.reporting.run_data import RunData
+from bitwright.runs.cells import last_epoch
+from bitwright.runs.tables import Health, Layer, Status
 
 SIGNS = {"PASS": "\u2713", "WARN": "!", "REFUSE": "\u2717"}
 NOT_CONVERTED = "NOT CONVERTED"
@@ -142,16 +144,12 @@ def _fastest(run: RunData) -> str:
 
 def _gain(run: RunData) -> Finding | None:
     """The layer that takes the most time without bit kernels; if all use them, the slowest."""
-    timed = [(i, layer) for i, layer in enumerate(run.layers) if layer.ms_after]
     total = run.total("ms_after")
-    if not timed or not total or len(timed) < 2:
+    timed = [(layer.ms_after / total, i, layer) for i, layer in enumerate(run.layers) if layer.ms_after and total]
+    if len(timed) < 2:
         return None
-    others = [(i, layer) for i, layer in timed if layer.runs_as != "bits"]
-    i, layer = max(others or timed, key=lambda pair: pair[1].ms_after or 0.0)
-    share = (layer.ms_after or 0.0) / total
-    if others and share < 0.05:
-        i, layer = max(timed, key=lambda pair: pair[1].ms_after or 0.0)
-        share = (layer.ms_after or 0.0) / total
+    slow = [found for found in timed if found[2].runs_as != "bits" and found[0] >= 0.05]
+    share, i, layer = max(slow or timed, key=lambda found: found[0])
     return Finding("Next gain", name=layer.name, link=f"#layer-{i}", after=_gain_text(layer, share))
 
 
@@ -177,18 +175,15 @@ def _watch(run: RunData) -> Finding | None:
         return Finding("Watch", name=layer, link="#training", after=f"{text}, others {numbers.percent(usual)} %")
     if run.speed is not None and run.speed.quality.startswith("NOISY"):
         return Finding("Watch", "the ", "times", "#speed", f" are {run.speed.quality}")
-    if run.training is not None and run.training.warnings:
-        return Finding("Watch", "training warned: ", run.training.warnings[0], "#training")
+    status = run.one(Status)
+    if status is not None and status.warnings:
+        return Finding("Watch", "training warned: ", status.warnings[0], "#training")
     return None
 
 
 def restless(run: RunData) -> tuple[str, float, float] | None:
     """(layer, its flips, median of the others) where one layer flips over twice as often, and over 0.5 %."""
-    health = run.training.health if run.training else ()
-    if not health:
-        return None
-    last = max((h.stage, h.epoch) for h in health)
-    rates = {h.layer: h.flips for h in health if (h.stage, h.epoch) == last and h.flips is not None}
+    rates = {h.layer: h.flips for h in last_epoch(run.rows(Health)) if h.flips is not None}
     if len(rates) < 3:
         return None
     layer = max(rates, key=lambda name: rates[name])

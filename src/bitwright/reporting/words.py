@@ -53,8 +53,8 @@ def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
 
 
-def macs(value: int | None) -> str:
-    return UNKNOWN if value is None else numbers.macs(value)
+def macs(value: float | None) -> str:
+    return UNKNOWN if value is None else numbers.macs(round(value))
 
 
 def loss(value: float | None) -> str:
@@ -100,19 +100,9 @@ def duration(seconds: float | None) -> str:
 
 
 FILTERS = {
-    "ms": ms,
-    "ms_unit": ms_unit,
-    "kb": numbers.kb,
-    "kb_unit": kb_unit,
-    "percent": numbers.percent,
-    "percent_unit": percent_unit,
-    "points_unit": points_unit,
-    "ratio": numbers.ratio,
-    "difference": difference,
-    "count": count,
-    "macs": macs,
-    "bits": bits,
-    "bits_class": bits_class,
-    "duration": duration,
-    "general": general,
-}
+    write.__name__: write
+    for write in (
+        ms, ms_unit, kb_unit, percent_unit, points_unit, difference, count, macs, bits, bits_class, duration, general,
+        numbers.kb, numbers.percent, numbers.ratio,
+    )
+}  # fmt: skip

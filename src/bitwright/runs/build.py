@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
 from bitwright import data, models, usercode, zoo
@@ -12,7 +11,7 @@ from bitwright.data.function import read_function
 from bitwright.errors import InputError
 from bitwright.runs.init import initialize
 from bitwright.runs.weights import put_weights, read_weights
-from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms import Recipe, apply
 
 if TYPE_CHECKING:
     from bitwright.data import Images
@@ -112,13 +111,3 @@ def apply_stage(model: nn.Module, experiment: Experiment, index: int, example: T
     """Gives the model the parts of one stage, in place; returns it."""
     recipe = recipe_of_stage(experiment, index)
     return apply(model, recipe, example) if recipe.rules else model
-
-
-def has_recipe(model: nn.Module) -> bool:
-    """Whether any stage has changed the model."""
-    return bool(recipe_of(model).rules)
-
-
-def seed_everything(seed: int, rank: int = 0) -> None:
-    """torch's generators; numpy and random are not used by ours."""
-    torch.manual_seed(seed * 1_000_003 + rank)

@@ -8,18 +8,22 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from bitwright import experiment as experiments
 from bitwright import trust
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
+from bitwright.runs.cells import Table, parsed
+from bitwright.runs.tables import Net
 from bitwright.usercode import KEPT, with_imports
 
 if TYPE_CHECKING:
     from torch import nn
 
     from bitwright.experiment import Experiment
+
+T = TypeVar("T", bound=Table)
 
 
 def is_run(path: str | os.PathLike[str]) -> bool:
@@ -142,6 +146,25 @@ class Run:
                 raise self.damaged(name, f"row {i} has not {len(columns)} cells")
         return rows
 
+    def read(self, table: type[T]) -> tuple[T, ...]:
+        """The rows of a table, a JSON file being one; () where the file is not there. Errors: `InputError` naming the cell."""
+        name = table.file
+        if name.endswith(".json"):
+            found = {name: value} if (value := self.read_json(name)) else {}
+        else:
+            found = {f"{name} row {i}": row for i, row in enumerate(self.read_csv(name), 1)}
+        try:
+            return tuple(parsed(table, values, where) for where, values in found.items())
+        except ValueError as error:
+            raise InputError(f"run {self.path}: {error}", code="run-damaged", given=name) from None
+
+    def write(self, table: type[Table], rows: Iterable[Mapping[str, Any]]) -> Path:
+        """The whole table, each row by the names of its columns; a JSON file is its one row."""
+        if table.file.endswith(".json"):
+            (row,) = rows
+            return self.write_json(table.file, row)
+        return self.write_csv(table.file, rows, () if table.open else table.columns())
+
     def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> Path:
         """All rows; the columns are `columns`, then those of all rows in order of appearance. None is an empty cell."""
         rows = list(rows)
@@ -157,13 +180,14 @@ class Run:
 
         A row without `batch` says something of the net (its accuracy), not of a measurement: into all rows of the net.
         """
-        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv("results.csv", ("net",))]
+        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv(Net.file, ("net",))]
         for row in rows:
             batch = str(row.get("batch") or "")
+            new = {key: str(value) if key == "batch" else value for key, value in row.items()}
             same = [r for r in kept if r["net"] == row["net"]]
             found = [r for r in same if not batch or r.get("batch") in (batch, "", None)]
             for old in found:
-                old.update({key: str(value) if key == "batch" else value for key, value in row.items()})
+                old.update(new)
             if not found:
-                kept.append({key: str(value) if key == "batch" else value for key, value in row.items()})
-        return self.write_csv("results.csv", kept)
+                kept.append(new)
+        return self.write(Net, kept)

@@ -19,7 +19,7 @@ def read_weights(path: Path, who: str) -> tuple[dict[str, Tensor], dict[str, str
 
     who   heads the messages
     """
-    from bitwright.engine.files import read_tensors
+    from bitwright.tensors import read_tensors
 
     if path.is_file():
         with open(path, "rb") as f:

@@ -1,4 +1,4 @@
-"""The one callback: attach, clocks, health, logs, checkpoints, signals, and the end of an epoch."""
+"""The one callback: attach, clocks, probes, histograms, checkpoints and signals."""
 
 from __future__ import annotations
 
@@ -9,21 +9,15 @@ import lightning.pytorch as pl
 import torch
 
 from bitwright.measure.numbers import percent, significant
-from bitwright.parts.traits import traits_of
-from bitwright.training import health, logs
-from bitwright.training.lessons import lessons
-from bitwright.training.losses import make_loss
+from bitwright.training.epoch import end_epoch, stage_name
+from bitwright.training.histograms import Histograms
 from bitwright.training.optimizers import set_rate
+from bitwright.training.probe import Probe, add, coded_layers
 from bitwright.training.schedules import factor
-from bitwright.training.selfprune import connection_rows, on_text, sweep_rows
 from bitwright.training.signals import StopRequest
-from bitwright.training.work import gate_rows
-from bitwright.training.work_words import work_text
-from bitwright.transforms import attach, recipe_of
-from bitwright.transforms.facts import quantizer_of
+from bitwright.transforms import attach
 
 if TYPE_CHECKING:
-    from bitwright.training.evaluate import Evaluation
     from bitwright.training.job import Job
     from bitwright.training.module import TrainingModule
 
@@ -37,9 +31,9 @@ class TrainingCallback(pl.Callback):
         self.job, self.module = job, module
         self.started = False  # a first step is done, so all of a checkpoint was good
         self.stage = job.experiment.stage[job.state.stage]
-        self.layers = health.coded_layers(job.net)
-        self.probe: health.Probe | None = None
-        self.watch: logs.Watch | None = None
+        self.layers = coded_layers(job.net)
+        self.probe: Probe | None = None
+        self.histograms: Histograms | None = None
         self.writer: Any = None
         self._handle: Any = None
         self._tick = self._epoch_start = time.perf_counter()
@@ -83,10 +77,10 @@ class TrainingCallback(pl.Callback):
         if job.main:
             every = log.health_every
             if every and self.layers and state.batch % every == min(every, job.per_epoch) // 2:
-                self.probe = health.Probe(self.layers, state.scale)
+                self.probe = Probe(self.layers, state.scale)
             due = log.histograms_every and state.step % log.histograms_every == 0
             if self.writer is not None and log.histograms_every and (due or state.batch + 1 == job.per_epoch):
-                self.watch = logs.Watch(job.net)
+                self.histograms = Histograms(job.net)
         self.module.restore_random()
 
     def _rate(self) -> float:
@@ -98,16 +92,16 @@ class TrainingCallback(pl.Callback):
     ) -> None:
         job, state = self.job, self.job.state
         if self.probe is not None:
-            health.add(state.health, self.probe.read())
+            add(state.health, self.probe.read())
             self.probe = None
         if self.module.budget is not None:
             self.module.budget.step()
         self.started = True
         state.step += 1
         state.batch += 1
-        if self.watch is not None:
-            self.watch.write(self.writer, job.total_step)
-            self.watch = None
+        if self.histograms is not None:
+            self.histograms.write(self.writer, job.total_step)
+            self.histograms = None
         self._clock()
         last = state.batch == job.per_epoch
         stopping = job.stopping(pl_module.device)
@@ -162,39 +156,27 @@ class TrainingCallback(pl.Callback):
 
     # -- the end of an epoch --------------------------------------------------------------------------------------------
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluation, tables, files of the stage, then the checkpoint that makes it true."""
-        job, state = self.job, self.job.state
-        before, device = time.perf_counter(), pl_module.device
+        """What the epoch leaves behind, then the checkpoint that makes it true."""
+        job, device = self.job, pl_module.device
         self.module.check_net()
         self.module.refit()
         try:
-            job.check(device, shared=True)
-            test, val = self.evaluations(device, shared=True)
-            sweep = sweep_rows(job, lambda: job.check(device, shared=True))
+            end_epoch(job, self._sums, self.writer, device, shared=True)
         except StopRequest:  # the epoch's steps are done, its evaluation is not: a resumed training begins with it
             self._save(trainer)
             raise
-        sums = self._sums()
-        if self.module.sums is not None:
-            self.module.sums.zero_()
-        state.sums.seconds += time.perf_counter() - before
-        state.seconds += time.perf_counter() - before
-        finish_epoch(job, sums, test, val, sweep, self.writer)
         self._save(trainer)
         if job.main:
-            job.run.write_json("state.json", state.to_json("training", len(job.experiment.stage), len(job.test)))
+            job.write_status("training")
         self._waited, self._tick = 0.0, time.perf_counter()
         job.check(device, shared=True)
 
-    def evaluations(self, device: Any, shared: bool) -> tuple[Evaluation, Evaluation | None]:
-        loss = make_loss(self.stage, self.job.state.stage, smoothing=False, home=self.job.experiment.home)
-        test = self.job.evaluate(self.job.test, loss, device, shared)
-        return test, None if self.job.val is None else self.job.evaluate(self.job.val, loss, device, shared)
-
     def _sums(self) -> list[float]:
+        """Those of the epoch, over all processes; they begin anew."""
         sums = self.module.sums
         assert sums is not None
         total = sums.clone()
+        sums.zero_()
         if self.job.world > 1:
             torch.distributed.all_reduce(total)
         return total.tolist()
@@ -214,82 +196,3 @@ class TrainingCallback(pl.Callback):
             f"loss {loss / images:.3f}  train {percent(top1 / images)} %  {significant(rate)} img/s  "
             f"{job.left.text(later)}"
         ).rstrip()
-
-
-def stage_name(job: Job) -> str:
-    """The stage's recipe; `float` before any."""
-    stage = job.experiment.stage[job.state.stage]
-    if stage.recipe:
-        return stage.recipe.rpartition("/")[2].removesuffix(".toml")
-    if stage.rule:
-        return "rules"
-    return "same" if recipe_of(job.net).rules else "float"
-
-
-def finish_epoch(
-    job: Job, sums: list[float], test: Evaluation, val: Evaluation | None, sweep: list[dict[str, Any]], writer: Any
-) -> None:
-    """Rows, lessons, best and stage files, one printed line; then the state stands at the next epoch's start.
-
-    Everything here is done again, with the same outcome, if the process dies before the checkpoint is written.
-    """
-    from bitwright.engine.files import save
-
-    state, stage = job.state, job.experiment.stage[job.state.stage]
-    rule = stage.schedule
-    rate = factor(rule, max(0, state.step - 1), job.per_epoch, stage.epochs) * state.plateau.factor
-    row = logs.metrics_row(state, sums, test, val, stage.optimizer.lr * rate)
-    layers = logs.health_rows(state)
-    state.rows.append(row)
-    state.health_rows += layers
-    gates = gate_rows(job.net, test.work, state.stage, state.epoch)
-    state.gate_rows += gates
-    connections = connection_rows(job)
-    state.connection_rows += connections
-    state.sweep_rows += sweep
-    state.plateau.update(rule, row["loss"] if val is None else val.loss)
-    last = state.epoch + 1 == stage.epochs
-    if last and not recipe_of(job.net).rules:
-        state.float_top1, state.float_stage = test.top1, state.stage
-    signed = signed_inputs(job)
-    on = health.connections(health.coded_layers(job.net))
-    new = lessons(job.experiment, state, lambda name: name in signed, len(job.test.classes), len(job.test), on)
-    better = val is not None and (state.best is None or val.top1 > state.best)
-    if better and val is not None:
-        state.best = val.top1
-    if job.main:
-        if writer is not None:
-            logs.write_scalars(writer, row, layers, gates, connections, sweep, job.total_step)
-        job.screen.epoch(row, epoch_line(row) + on_text(connections))
-        for text in new:
-            job.screen.warn(text)
-        logs.write_tables(job.run, state)
-        if better:
-            save(job.net, job.run.file("best.safetensors"))
-        if last:
-            job.run.file("stages").mkdir(exist_ok=True)
-            save(job.net, job.run.file(f"stages/{state.stage}.safetensors"))
-    state.epoch += 1
-    state.begin_epoch()
-
-
-def signed_inputs(job: Job) -> set[str]:
-    """Coded layers whose inputs become -1 or +1."""
-    found = ((name, quantizer_of(layer.x)) for name, layer in health.coded_layers(job.net).items())
-    return {n for n, part in found if traits_of(part).bits == 1 and traits_of(part).signed}
-
-
-def epoch_line(row: dict[str, Any]) -> str:
-    text = (
-        f"stage {row['stage']}  epoch {row['epoch']:>3}  loss {row['loss']:.3f}  train {percent(row['top1'])} %  "
-        f"test {percent(row['test_top1'])} %"
-    )
-    if row["val_top1"] is not None:
-        text += f"  val {percent(row['val_top1'])} %"
-    text += f"  lr {row['lr']:.3g}  {row['seconds']:.1f} s"
-    for key in ("flips", "dead"):
-        if row[key] is not None:
-            text += f"  {key} {row[key] * 100:.2g} %"
-    if row["macs"] is not None:
-        text += "  " + work_text(*(row[key] for key in ("macs", "dense_macs", "bops", "dense_bops")))
-    return text

@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from bitwright.engine.files import load, save, write_tensors
+from bitwright.engine.files import load, save
 from bitwright.measure.machine import machine
 from bitwright.runs import build_model
 from bitwright.runs.build import normalized
+from bitwright.runs.tables import Classes, Prediction
+from bitwright.tensors import write_tensors
 from bitwright.training.evaluate import Evaluation, evaluate
 from bitwright.training.work import Work, write_work
 
@@ -56,10 +58,10 @@ def finish(job: Job) -> Result:
     write_predictions(run, test, found, floats)
     if found.work is not None:
         write_work(run, test, found.said, found.work)
-    run.write_json("classes.json", {"classes": list(test.classes)})
+    run.write(Classes, [{"classes": list(test.classes)}])
     run.put_results(result_rows(job, found))
     band = expected_band(job.experiment, found.top1)
-    run.write_json("state.json", state.to_json("done", len(job.experiment.stage), len(test)))
+    job.write_status("done")
     return Result(
         run.path, found.top1, found.top5, found.images, state.seconds, tuple(state.warnings), band, found.work
     )
@@ -79,13 +81,11 @@ def write_predictions(run: Run, test: Images, found: Evaluation, floats: Tensor 
     """predictions.csv, and worst.safetensors: the wrong answers that were given with most confidence."""
     true, said, sure = test.labels.tolist(), found.said.tolist(), found.confidence.tolist()
     other = [None] * len(true) if floats is None else floats.tolist()
-    run.write_csv(
-        "predictions.csv",
-        (
-            {"index": i, "true": true[i], "said": said[i], "confidence": f"{sure[i]:.6g}", "float_said": other[i]}
-            for i in range(len(true))
-        ),
+    rows = (
+        {"index": i, "true": true[i], "said": said[i], "confidence": f"{sure[i]:.6g}", "float_said": other[i]}
+        for i in range(len(true))
     )
+    run.write(Prediction, rows)
     wrong = (found.said != test.labels).nonzero().flatten()
     order = wrong[found.confidence[wrong].argsort(descending=True, stable=True)][:WORST]
     write_tensors(run.file("worst.safetensors"), {"images": test.pictures(order), "index": order}, {})
@@ -100,17 +100,8 @@ def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:
     if job.state.float_top1 is not None:  # sizes are of files: the float net's beside the packed one's
         floats = job.run.file(f"stages/{job.state.float_stage}.safetensors").stat().st_size
         rows.append({"net": "float", "precision": "fp32", "accuracy": job.state.float_top1, "bytes": floats, **common})
-    size = job.run.file("model.safetensors").stat().st_size
-    rows.append(
-        {
-            "net": "trained",
-            "precision": "",
-            "accuracy": found.top1,
-            "bytes": size,
-            "note": "as trained, in torch",
-            **common,
-        }
-    )
+    size, note = job.run.file("model.safetensors").stat().st_size, "as trained, in torch"
+    rows.append({"net": "trained", "precision": "", "accuracy": found.top1, "bytes": size, "note": note, **common})
     return rows
 
 

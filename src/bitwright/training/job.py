@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.runs import Run, dataset
 from bitwright.runs.build import normalized
+from bitwright.runs.tables import Status
 from bitwright.training.evaluate import Evaluation, evaluate
 from bitwright.training.loader import steps_per_epoch
 from bitwright.training.losses import Loss
@@ -106,6 +107,10 @@ class Job:
             check=lambda: self.check(device, shared),
             **self.feed(),
         )
+
+    def write_status(self, status: str) -> None:
+        """state.json: "training", "stopped" or "done"."""
+        self.run.write(Status, [self.state.to_json(status, len(self.experiment.stage), len(self.test))])
 
     def stopping(self, device: Any = "cpu", shared: bool = True) -> bool:
         """Whether any process was asked to stop; all of them must ask at the same point."""

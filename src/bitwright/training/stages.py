@@ -12,9 +12,10 @@ from torch import nn
 from bitwright.errors import InputError, Negative, nearest
 from bitwright.parts.moments import moment
 from bitwright.runs import apply_stage
-from bitwright.training import health
+from bitwright.runs.tables import Epoch
 from bitwright.training.job import Job, accelerator, reseed
 from bitwright.training.losses import make_loss
+from bitwright.training.probe import coded_layers, latent_size
 from bitwright.training.procedures import run_procedure
 from bitwright.training.quiet import lightning_quiet
 from bitwright.training.signals import StopRequest
@@ -38,7 +39,7 @@ def run_stage(job: Job, checkpoint: Path | None) -> None:
     frozen = freeze(job.net, stage.freeze, index)
     if checkpoint is None:
         _calibrate(job, stage.calibrate)
-        state.scale = {name: health.latent_size(layer) for name, layer in health.coded_layers(job.net).items()}
+        state.scale = {name: latent_size(layer) for name, layer in coded_layers(job.net).items()}
     reseed(experiment.seed, index, job.rank)
     loss = make_loss(stage, index, home=experiment.home)
     job.net.train()
@@ -152,7 +153,7 @@ def not_finite(job: Job, what: str, images: torch.Tensor | None) -> Negative:
     layer, why = first_bad(job.net, images)
     kept = "none, nothing was written yet"
     if job.run.has("last.ckpt"):
-        done = state.rows[-1] if state.rows else None
+        done = rows[-1] if (rows := state.rows(Epoch)) else None
         kept = "last.ckpt" + (f" (stage {done['stage']}, epoch {done['epoch']})" if done else "")
     remedy = f"stage.{state.stage}.optimizer.lr={min(stage.optimizer.lr * 0.1, 0.1):.1g}"
     if stage.clip is None:

@@ -7,7 +7,14 @@ from typing import Any
 
 from pydantic import TypeAdapter
 
+from bitwright.runs.cells import Table
+from bitwright.runs.tables import Epoch
 from bitwright.training.schedules import Plateau
+
+EARLIER = {  # checkpoints before 0.2 had a key for each table
+    "rows": "metrics.csv", "health_rows": "health.csv", "gate_rows": "gates.csv", "connection_rows": "connections.csv",
+    "sweep_rows": "sweep.csv",
+}  # fmt: skip
 
 
 @dataclass
@@ -30,8 +37,7 @@ class State:
 
     stage, epoch   being trained, counted from 0; epoch equals the stage's `epochs` once all are done
     step, batch    steps done in the stage, in the epoch; batch equals the epoch's steps while its evaluation is due
-    rows           of metrics.csv;    health_rows   of health.csv;    gate_rows   of gates.csv
-    connection_rows   of connections.csv;    sweep_rows   of sweep.csv
+    tables         rows of all epochs by the name of their file; `rows` gives them
     skipped        pictures left out because they cannot be read
     told           lessons that were given;   warnings   their texts
     """
@@ -40,11 +46,7 @@ class State:
     epoch: int = 0
     step: int = 0
     batch: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    health_rows: list[dict[str, Any]] = field(default_factory=list)
-    gate_rows: list[dict[str, Any]] = field(default_factory=list)
-    connection_rows: list[dict[str, Any]] = field(default_factory=list)
-    sweep_rows: list[dict[str, Any]] = field(default_factory=list)
+    tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     sums: Sums = field(default_factory=Sums)
     health: dict[str, dict[str, list[float]]] = field(default_factory=dict)
     scale: dict[str, float] = field(default_factory=dict)
@@ -64,12 +66,18 @@ class State:
     def from_dict(cls, saved: dict[str, Any]) -> State:
         """Errors: `ValueError` where a value has not the type of its field, or counts below zero."""
         known = {f.name for f in fields(cls)}
+        if "tables" not in saved:
+            saved = {**saved, "tables": {file: saved.get(key) or [] for key, file in EARLIER.items()}}
         state = TypeAdapter(cls).validate_python({k: v for k, v in saved.items() if k in known})
         if min(state.stage, state.epoch, state.step, state.batch) < 0:
             raise ValueError("a place below zero")
-        if any(not {"stage", "epoch", "test_top1"} <= row.keys() for row in state.rows):
+        if any(not {"stage", "epoch", "test_top1"} <= row.keys() for row in state.rows(Epoch)):
             raise ValueError("a row without its place")
         return state
+
+    def rows(self, table: type[Table]) -> list[dict[str, Any]]:
+        """Of all epochs so far, by the names of the table's columns."""
+        return self.tables.setdefault(table.file, [])
 
     def begin_stage(self, index: int) -> None:
         self.stage, self.epoch, self.step = index, 0, 0
@@ -82,15 +90,8 @@ class State:
     def to_json(self, status: str, stages: int, images: int) -> dict[str, Any]:
         """state.json of the run directory."""
         return {
-            "status": status,
-            "stage": self.stage,
-            "epoch": self.epoch,
-            "step": self.step,
-            "stages": stages,
-            "test_top1": self.rows[-1]["test_top1"] if self.rows else None,
-            "test_images": images,
-            "warnings": self.warnings,
-            "seconds": round(self.seconds, 3),
-            "float_top1": self.float_top1,
+            "status": status, "stage": self.stage, "epoch": self.epoch, "step": self.step, "stages": stages,
+            "test_top1": rows[-1]["test_top1"] if (rows := self.rows(Epoch)) else None, "test_images": images,
+            "warnings": self.warnings, "seconds": round(self.seconds, 3), "float_top1": self.float_top1,
             "skipped_pictures": self.skipped,
-        }
+        }  # fmt: skip

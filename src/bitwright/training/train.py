@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import os
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
@@ -17,6 +16,7 @@ from bitwright.errors import InputError
 from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
 from bitwright.runs import Run, build_model
+from bitwright.runs.tables import Skipped
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
 from bitwright.training.procedures import check_procedures
@@ -127,7 +127,7 @@ def _begin(
     if main:
         _describe(job)
         if skipped:
-            run.write_csv("skipped.csv", [dict(zip(("split", "picture", "why"), row, strict=True)) for row in skipped])
+            run.write(Skipped, [dict(zip(Skipped.columns(), row, strict=True)) for row in skipped])
             many = "1 picture" if len(skipped) == 1 else f"{len(skipped):,} pictures"
             screen.warn(f"{many} cannot be read and are left out; they are listed in {run.file('skipped.csv')}")
         run.keep_code(experiment)
@@ -135,7 +135,7 @@ def _begin(
             run.write_text("command.txt", command + "\n")
         run.write_json("machine.json", machine(experiment.train.threads or torch.get_num_threads()))
         if saved is None:
-            run.write_json("state.json", state.to_json("training", len(experiment.stage), len(test_set)))
+            job.write_status("training")
             if resume:
                 screen.note("resume: no checkpoint there yet, so it begins at the beginning")
     if saved is None:
@@ -146,7 +146,7 @@ def _begin(
         begin_stage(job, index, again=True)
     _load(job, saved)
     if main:
-        from bitwright.training.logs import write_tables
+        from bitwright.training.epoch import write_tables
 
         write_tables(run, state)
     return job, run.file("last.ckpt")
@@ -199,24 +199,15 @@ def _load(job: Job, saved: dict[str, Any]) -> None:
 
 def _evaluate_again(job: Job, saved: dict[str, Any]) -> None:
     """The end of an epoch whose evaluation was stopped; afterwards the checkpoint says so."""
-    from bitwright.training.callback import finish_epoch
     from bitwright.training.checkpoint import write_checkpoint
-    from bitwright.training.losses import make_loss
-    from bitwright.training.selfprune import sweep_rows
+    from bitwright.training.epoch import end_epoch
 
-    state, before = job.state, time.perf_counter()
     ours = saved["bitwright"]
-    loss = make_loss(job.experiment.stage[state.stage], state.stage, smoothing=False, home=job.experiment.home)
-    test = job.evaluate(job.test, loss)
-    val = None if job.val is None else job.evaluate(job.val, loss)
-    sweep = sweep_rows(job, job.check)
-    state.sums.seconds += time.perf_counter() - before
-    state.seconds += time.perf_counter() - before
     sums = [float(sum(column)) for column in zip(*(rank["sums"] for rank in ours["ranks"]), strict=True)]
-    finish_epoch(job, sums, test, val, sweep, None)
+    end_epoch(job, lambda: sums)
     if job.main:
         ranks = [{**rank, "sums": [0.0] * 4} for rank in ours["ranks"]]
-        saved["bitwright"] = {**ours, "state": state.to_dict(), "ranks": ranks}
+        saved["bitwright"] = {**ours, "state": job.state.to_dict(), "ranks": ranks}
         write_checkpoint(saved, job.run.file("last.ckpt"))
 
 
@@ -242,7 +233,7 @@ def _stopped(job: Job) -> str:
     state, run = job.state, job.run
     word = job.signals.wanted or "another process"
     if job.main:
-        run.write_json("state.json", state.to_json("stopped", len(job.experiment.stage), len(job.test)))
+        job.write_status("stopped")
     where = f"{word} stopped at stage {state.stage}, epoch {state.epoch}, step {state.batch} of {job.per_epoch}"
     if not run.has("last.ckpt"):
         return f"{where}; nothing to save yet"

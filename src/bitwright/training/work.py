@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bitwright.nn import is_slot_layer
 from bitwright.parts.moments import moment
 from bitwright.parts.traits import traits_of
+from bitwright.runs.tables import GateClass, GateWork, ImageWork
 from bitwright.training.work_words import work_text
 
 if TYPE_CHECKING:
@@ -22,10 +23,6 @@ if TYPE_CHECKING:
 
 CHUNK = 32  # images of a forward pass that is counted, always
 PICTURES = 8  # of the cheapest images, and of the dearest
-GATES = (
-    "stage", "epoch", "layer", "gate", "rate", "threshold_mean", "threshold_min", "threshold_max", "target", "keep",
-    "saliency", "mean_bits",
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -181,38 +178,15 @@ def counting(net: nn.Module) -> Iterator[Ledger]:
 
 
 # -- files ----------------------------------------------------------------------------------------------------------------
-def gate_rows(net: nn.Module, work: Work | None, stage: int, epoch: int) -> list[dict[str, Any]]:
-    """Of gates.csv: what each gate does after an epoch, and where its thresholds stand."""
-    if work is None:
-        return []
-    gates, rows = gates_of(net), []
-    for name, rate in work.rates.items():
-        gate = gates[name]
-        row: dict[str, Any] = dict.fromkeys(GATES)
-        row |= {"stage": stage, "epoch": epoch, "layer": name, "gate": traits_of(gate).part_name, "rate": rate}
-        if traits_of(gate).governed is not None:
-            t = gate.threshold.detach().double()
-            row |= {"threshold_mean": float(t.mean()), "threshold_min": float(t.min()), "threshold_max": float(t.max())}
-            row["target"] = None if gate.governed else gate.target
-        if (keep := traits_of(gate).keep) is not None:
-            row |= {"keep": keep, "saliency": work.saliency.get(name)}
-        row["mean_bits"] = work.mean_bits.get(name)
-        rows.append(row)
-    return rows
-
-
 def write_work(run: Run, test: Images, said: Tensor, work: Work) -> None:
     """work.json, compute.csv, gate_classes.csv, and pictures of the images that cost least and most."""
-    from bitwright.engine.files import write_tensors
+    from bitwright.tensors import write_tensors
 
-    run.write_json("work.json", {"images": work.images, **work.to_dict()})
+    run.write(GateWork, [{"images": work.images, **work.to_dict()}])
     true = test.labels.tolist()
     columns = zip(true, said.tolist(), work.per_macs.tolist(), work.per_bops.tolist(), strict=True)
-    run.write_csv(
-        "compute.csv",
-        ({"index": i, "true": t, "said": s, "macs": m, "bops": b} for i, (t, s, m, b) in enumerate(columns)),
-        ("index", "true", "said", "macs", "bops"),
-    )
+    rows = ({"index": i, "true": t, "said": s, "macs": m, "bops": b} for i, (t, s, m, b) in enumerate(columns))
+    run.write(ImageWork, rows)
     rows = []
     for k in range(len(test.classes)):
         chosen = work.fired[test.labels == k].double()
@@ -220,7 +194,7 @@ def write_work(run: Run, test: Images, said: Tensor, work: Work) -> None:
             work.judged.items(), chosen.mean(0).tolist() if len(chosen) else [], strict=False
         ):
             rows.append({"layer": name, "class": k, "rate": on / judged})
-    run.write_csv("gate_classes.csv", rows, ("layer", "class", "rate"))
+    run.write(GateClass, rows)
     key = work.per_macs if bool((work.per_macs != work.per_macs[:1]).any()) else work.per_bops
     order = key.argsort(stable=True)
     few = min(PICTURES, len(order) // 2)

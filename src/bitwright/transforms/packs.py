@@ -48,9 +48,20 @@ def why_not(layer: SlotLayer) -> str:
     no multiples of one step) is found when the net is packed.
 
     >>> import bitwright as bw
-    >>> why_not(bw.nn.Conv2d(2, 2, 4, padding="same", w="bwn"))
-    "padding='same' is not symmetric here"
+    >>> why_not(bw.nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect", w="bwn"))
+    "padding_mode='reflect'; bit kernels take zeros"
     """
+    if why := no_codes(layer):
+        return why
+    for slot, part in (("w", layer.w), ("x", layer.x)):
+        planes = bit_facts(part)[1] or 0
+        if planes > MAX_PLANES:
+            return f"slot {slot} holds {part_text(part)}: {planes} planes; bit kernels take 1 to {MAX_PLANES}"
+    return ""
+
+
+def no_codes(layer: SlotLayer) -> str:
+    """The same but for the number of planes: a mask adds one, and its levels may still fit."""
     if layer.w is None and layer.x is None and layer.gate is None:
         return ""
     if type(layer) not in PACKED:
@@ -61,12 +72,6 @@ def why_not(layer: SlotLayer) -> str:
         return f"slot b holds {part_text(layer.b)}; biases stay float"
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
-    if not isinstance(layer, nn.Linear) and padding_of(layer) is None:
-        return f"padding={layer.padding!r} is not symmetric here"
-    return _no_codes(layer)
-
-
-def _no_codes(layer: SlotLayer) -> str:
     if layer.w is not None and moment(layer.w, "encode") is None:
         return f"slot w holds {part_text(layer.w)}, which has no integer codes"
     links = links_of(layer.x)
@@ -74,23 +79,4 @@ def _no_codes(layer: SlotLayer) -> str:
     for link in links if at < 0 else links[:at]:
         if not folds(link):
             return f"slot x holds {part_text(link)}, which has no integer codes"
-    for slot, part in (("w", layer.w), ("x", layer.x)):
-        planes = bit_facts(part)[1] or 0
-        if planes > MAX_PLANES:
-            return f"slot {slot} holds {part_text(part)}: {planes} planes; bit kernels take 1 to {MAX_PLANES}"
     return ""
-
-
-def padding_of(layer: nn.Module) -> list[int] | None:
-    """Symmetric zero padding as ints, or None where it cannot be said so.
-
-    >>> padding_of(nn.Conv2d(1, 1, 5, padding="same")), padding_of(nn.Conv2d(1, 1, 4, padding="same"))
-    ([2, 2], None)
-    """
-    conv: Any = layer
-    if not isinstance(conv.padding, str):
-        return [int(p) for p in conv.padding]
-    if conv.padding == "valid":
-        return [0] * len(conv.kernel_size)
-    total = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-    return [t // 2 for t in total] if all(t % 2 == 0 for t in total) else None

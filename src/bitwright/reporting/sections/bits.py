@@ -1,17 +1,52 @@
-"""The charts of `bitwright analyze`: variance by component for every layer, and component counts along the depth."""
+"""Which layers deserve more bits? What `bitwright analyze` found: variance by component, and counts along the depth."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from bitwright.measure import numbers
 from bitwright.reporting import words
-from bitwright.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes
-from bitwright.reporting.curves import Line
-from bitwright.reporting.scales import Scale, tick_text
-from bitwright.reporting.sections import Bits, Dimension
+from bitwright.reporting.run_data import RunData
+from bitwright.reporting.sections.section import Section
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes, table_of
+from bitwright.reporting.svg.curves import Line
+from bitwright.reporting.svg.scales import Scale, tick_text
+from bitwright.runs.tables import Components, Dimension
 
 MOST_POINTS = 160  # of one curve
+
+
+class BitsSection(Section):
+    name, title, place = "bits", "Bits", 40
+    key, tables = "bits", (Components,)
+
+    def read(self, run: RunData) -> Components | None:
+        """Each layer with what is said of it elsewhere in the file; delta None: another rule than a least rise chose."""
+        found = run.one(Components)
+        if found is None:
+            return None
+        counts, layers = {row.layer: row.components for row in found.layers}, []
+        for row in found.layers:
+            before, shares = (
+                str(found.before.get(row.layer, "")),
+                tuple(round(v, 6) for v in row.shares),
+            )
+            more = {"before": before, "before_components": counts.get(before), "shares": shares}
+            more |= {"chosen": row.layer in found.significant, "channels": row.channels or len(row.shares)}
+            layers.append(row.model_copy(update=more))
+        delta = found.delta if found.relative is None and found.budget is None else None
+        return found.model_copy(update={"layers": tuple(layers), "delta": delta})
+
+    def shown(self, run: RunData) -> bool:
+        return bool(run["bits"] and run["bits"].layers)
+
+    def view(self, run: RunData) -> dict[str, Any]:
+        found = run["bits"]
+        return {"spectra": spectra(found), "depth": depth(found), "choices": choices(found)}
+
+    def json(self, run: RunData) -> dict[str, Any]:
+        return {"bits": run["bits"].model_dump(exclude={"before", "significant", "relative", "budget"})}
 
 
 @dataclass(frozen=True)
@@ -47,7 +82,7 @@ class Depth:
     table: Table
 
 
-def spectra(bits: Bits) -> Spectra | None:
+def spectra(bits: Components) -> Spectra | None:
     """Cumulative variance in per cent; the chosen layers lie on top."""
     drawn = [d for d in bits.layers if d.shares and d.shares[-1] > 0]
     if not drawn:
@@ -72,7 +107,7 @@ def _curve(d: Dimension, threshold: float, x: Scale, y: Scale) -> Line:
     return Line(d.layer, "ours" if d.chosen else "fp32", "" if d.chosen else "2 2", path, (mark,))
 
 
-def depth(bits: Bits) -> Depth | None:
+def depth(bits: Components) -> Depth | None:
     """Counts in the order in which the layers run."""
     if not bits.layers:
         return None
@@ -87,7 +122,6 @@ def depth(bits: Bits) -> Depth | None:
         mark = None if needed is None else y(needed)
         left = round(x(i) - width / 2, 1)
         bars.append(Bar(left, width, y(d.components), y(d.channels), mark, "ours" if d.chosen else "fp32", _tip(d)))
-    plain = axes(x, y, "layer, in the order they run", "components")
     ticks = tuple((x(v), tick_text(v)) for v in x.ticks(8) if v == int(v) and 1 <= v <= n)
     rows = tuple(
         (
@@ -98,25 +132,20 @@ def depth(bits: Bits) -> Depth | None:
     )  # fmt: skip
     headers = ("layer", "channels", "components", "compared with", "rise", "choice")
     return Depth(
-        "Components along the depth", Axes(plain.y_title, plain.x_title, ticks, plain.y_ticks), tuple(bars),
+        "Components along the depth", axes(x, y, "layer, in the order they run", "components", x_ticks=ticks), tuple(bars),
         Table("Components of every layer", headers, rows),
     )  # fmt: skip
 
 
-def choices(bits: Bits) -> Table | None:
+def choices(bits: Components) -> Table | None:
     """What the choice is compared with."""
-    if not bits.choices:
-        return None
     names = {"pca": "PCA", "binary": "all binary", "kbit": f"all {bits.bits} bits"}
-    rows = tuple(
-        (
-            names.get(c.name, c.name), str(len(c.layers)), numbers.percent(c.share), words.kb_unit(c.storage_bytes),
-            _times(c.compression), _times(c.energy_efficiency),
-        )
-        for c in bits.choices
-    )  # fmt: skip
-    headers = ("choice", "layers of more bits", "their weights %", "storage", "float / it", "energy: float / it")
-    return Table("Choices of layers", headers, rows)
+    columns = {
+        "choice": ("name", lambda name: names.get(name, name)), "layers of more bits": ("layers", lambda names: str(len(names))),
+        "their weights %": ("share", numbers.percent), "storage": ("storage_bytes", words.kb_unit),
+        "float / it": ("compression", _times), "energy: float / it": ("energy_efficiency", _times),
+    }  # fmt: skip
+    return table_of("Choices of layers", bits.choices, columns) if bits.choices else None
 
 
 def _times(value: float | None) -> str:

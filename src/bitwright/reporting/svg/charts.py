@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
-from bitwright.reporting.scales import Scale, linear_scale, log_scale, tick_text
+from bitwright.measure import numbers
+from bitwright.reporting import words
+from bitwright.reporting.svg.scales import Scale, linear_scale, log_scale, tick_text
 
 WIDTH, HEIGHT = 400.0, 276.0
 LEFT, RIGHT, TOP, BOTTOM = 44.0, 386.0, 26.0, 226.0
+EPOCHS_SHOWN = 40  # points of one scatter chart
 LINE_HEIGHT, CHARACTER = 12.0, 6.4  # of the labels, for keeping them apart
 
 SHAPES = {
@@ -30,18 +34,33 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
+def table_of(title: str, rows: Iterable[Any], columns: dict[str, tuple[str, Callable[[Any], str]]]) -> Table:
+    """columns: heading -> (attribute of a row, how it is written)."""
+    cells = (tuple(write(getattr(row, name)) for name, write in columns.values()) for row in rows)
+    return Table(title, tuple(columns), tuple(cells))
+
+
 @dataclass(frozen=True)
 class Point:
-    """A net on a scatter chart; `x` in the chart's unit, accuracy as a share."""
+    """A net on a scatter chart: `x` in the chart's unit, accuracy as a share; 0 or None leave it to the table.
+
+    text   the cost in words;   said   follows it where the point is alone
+    """
 
     name: str
     x: float
-    accuracy: float
+    accuracy: float | None
+    text: str
     shape: str
     color: str
-    tip: str
     main: bool = False
     filled: bool = True
+    labeled: bool = True
+    said: str = ""
+
+    @property
+    def tip(self) -> str:
+        return f"{self.name}\naccuracy {numbers.percent(self.accuracy)} %\n{self.text}{self.said}"
 
 
 @dataclass(frozen=True)
@@ -50,8 +69,12 @@ class Mark:
 
     name: str
     x: float
+    text: str
     color: str
-    tip: str
+
+    @property
+    def tip(self) -> str:
+        return f"{self.name}\n{self.text}\nits accuracy was not measured"
 
 
 @dataclass(frozen=True)
@@ -96,37 +119,69 @@ class Scatter:
     points: tuple[Point, ...] = field(default=())
 
 
-def axes(x: Scale, y: Scale, x_title: str, y_title: str, most: int = 6) -> Axes:
-    return Axes(
-        y_title,
-        x_title,
-        tuple((x(v), tick_text(v)) for v in x.ticks(most)),
-        tuple((y(v), tick_text(v)) for v in y.ticks(5)),
-    )
+def axes(
+    x: Scale, y: Scale, x_title: str, y_title: str, most: int = 6, x_ticks: tuple[tuple[float, str], ...] | None = None
+) -> Axes:
+    """x_ticks: in place of those at round numbers."""
+    if x_ticks is None:
+        x_ticks = tuple((x(v), tick_text(v)) for v in x.ticks(most))
+    return Axes(y_title, x_title, x_ticks, tuple((y(v), tick_text(v)) for v in y.ticks(5)))
 
 
-def scatter(title: str, x_title: str, points: Sequence[Point], marks: Sequence[Mark], table: Table) -> Scatter | None:
-    """Accuracy against a cost on a log axis; None without a point."""
-    points = [p for p in points if p.x > 0]
+def scatter(
+    title: str,
+    x_title: str,
+    points: Sequence[Point],
+    cost: str,
+    *,
+    marks: Sequence[Mark] = (),
+    first: str = "net",
+    what: str = "",
+) -> Scatter | None:
+    """Accuracy against a cost on a log axis; None without a point.
+
+    cost, first   headings of the table's last column and of its first;   what   for the table's title. [default: cost]
+    """
+    rows = [(p.name, words.percent_unit(p.accuracy), p.text) for p in points]
+    rows += [(m.name, "not measured", m.text) for m in marks]
+    table = Table(f"Accuracy and {what or cost}", (first, "test accuracy", cost), tuple(rows))
+    points = [p for p in points if p.x > 0 and p.accuracy is not None]
     if not points:
         return None
     x = log_scale([p.x for p in points] + [m.x for m in marks], LEFT, RIGHT)
-    y = linear_scale([p.accuracy * 100 for p in points], BOTTOM, TOP)
+    y = linear_scale([_height(p) for p in points], BOTTOM, TOP)
     taken: list[tuple[float, float, float, float]] = []
     for p in points:
-        cx, cy = x(p.x), y(p.accuracy * 100)
+        cx, cy = x(p.x), y(_height(p))
         taken.append((cx - 9, cy - 9, cx + 9, cy + 9))
-    uprights = _uprights(marks, x, taken)
-    dots = [_dot(p, x(p.x), y(p.accuracy * 100), taken) for p in sorted(points, key=lambda p: not p.main)]
-    return Scatter(
-        title,
-        axes(x, y, x_title, "test accuracy (%)"),
-        tuple(dots),
-        tuple(uprights),
-        _stairs(points, x, y),
-        table,
-        tuple(points),
-    )
+    uprights = tuple(_uprights(marks, x, taken))
+    dots = tuple(_dot(p, x(p.x), y(_height(p)), taken) for p in sorted(points, key=lambda p: not p.main))
+    plain = axes(x, y, x_title, "test accuracy (%)")
+    return Scatter(title, plain, dots, uprights, _stairs(points, x, y), table, tuple(points))
+
+
+def epochs_scatter(
+    title: str,
+    x_title: str,
+    known: Sequence[tuple[int, float | None, float, str]],
+    cost: str,
+    said: str,
+    what: str = "",
+) -> Scatter | None:
+    """A point per epoch, few names; the last one is the net. known: (epoch, accuracy, x, x in words)."""
+    every = -(-len(known) // EPOCHS_SHOWN)
+    drawn = {row[0] for row in known[::-1][:: max(1, every)]}
+    points = []
+    for i, accuracy, x, text in known:
+        last, first = i == known[-1][0], i == known[0][0]
+        shape, color = ("diamond", "ours") if last else ("circle", "fp32")
+        at = x if i in drawn else 0.0
+        points.append(Point(f"epoch {i}", at, accuracy, text, shape, color, last, last, last or first, said))
+    return scatter(title, x_title, points, cost, first="epoch", what=what)
+
+
+def _height(point: Point) -> float:
+    return 100 * (point.accuracy or 0.0)
 
 
 def _uprights(marks: Sequence[Mark], x: Scale, taken: list[tuple[float, float, float, float]]) -> list[Upright]:
@@ -144,7 +199,8 @@ def _uprights(marks: Sequence[Mark], x: Scale, taken: list[tuple[float, float, f
 
 
 def _dot(point: Point, x: float, y: float, taken: list[tuple[float, float, float, float]]) -> Dot:
-    text = point.name if len(point.name) <= 26 else f"{point.name[:14]}...{point.name[-9:]}"
+    name = point.name if point.labeled else ""
+    text = name if len(name) <= 26 else f"{name[:14]}...{name[-9:]}"
     long = len(text) * CHARACTER * (1.1 if point.main else 1.0)
     places = [  # right, left, below, above, then further away
         (x + 12, y + 4, "start"), (x - 12, y + 4, "end"), (x, y + 24, "middle"), (x, y - 14, "middle"),
@@ -179,10 +235,19 @@ def _overlap(box: tuple[float, float, float, float], others: Iterable[tuple[floa
 def _stairs(points: Sequence[Point], x: Scale, y: Scale) -> str:
     """The line through the nets that no other beats in both; "" for a single one."""
     best: list[Point] = []
-    for p in sorted(points, key=lambda p: (p.x, -p.accuracy)):
-        if not best or p.accuracy > best[-1].accuracy:
+    for p in sorted(points, key=lambda p: (p.x, -_height(p))):
+        if not best or _height(p) > _height(best[-1]):
             best.append(p)
     if len(best) < 2:
         return ""
-    path = f"M{x(best[0].x)} {y(best[0].accuracy * 100)}"
-    return path + "".join(f"H{x(p.x)}V{y(p.accuracy * 100)}" for p in best[1:])
+    path = f"M{x(best[0].x)} {y(_height(best[0]))}"
+    return path + "".join(f"H{x(p.x)}V{y(_height(p))}" for p in best[1:])
+
+
+def short(name: str) -> str:
+    """The name of a layer, for a place beside a chart.
+
+    >>> short("features.stage4.block17.conv")
+    'features...17.conv'
+    """
+    return name if len(name) <= 18 else f"{name[:8]}...{name[-7:]}"

@@ -13,12 +13,13 @@ from torch import Tensor, nn
 
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.prepare import Call, Prepared, as_pixels
+from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ConvertReport
-from bitwright.engine.verify_runs import quiet
 from bitwright.measure.timing import Timing, clock_for, interleave
 from bitwright.nn import is_slot_layer
+from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.forward import quiet
 
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
@@ -63,7 +64,7 @@ def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None
     if isinstance(model, PackedModel):
         env = model.environment(*prepared.call.in_order(prepared.model).args)
         for node, step, _ in model.steps():
-            owner = node.owner.removesuffix(".x").removesuffix(".plain")
+            owner = node.owner.removesuffix(".x")
             spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
     for name, layer in packed_layers(model).items():
         if name in inputs:

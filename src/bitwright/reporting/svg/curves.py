@@ -1,13 +1,15 @@
-"""Curves over epochs, and the heat map of layers over epochs."""
+"""Curves over epochs: a few series, or a line for each layer of a table."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
-from bitwright.reporting.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes
-from bitwright.reporting.scales import Scale, linear_scale, tick_text
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes, short
+from bitwright.reporting.svg.scales import Scale, linear_scale, tick_text
 
+COLORS = ("ours", "int8", "fp32", "bf16")
 DASHES = ("", "7 4", "2 3", "9 3 2 3", "1 4", "12 4")
 
 
@@ -24,13 +26,19 @@ class Line:
 
 @dataclass(frozen=True)
 class Curves:
-    """Lines over epochs; `bands` are (x of the start, x of the middle, label)."""
+    """Lines over epochs or weight values.
+
+    bands   stages: (x of the start, x of the middle, label)
+    cut     where the axis stops being linear;   own   the net's own value: (x, text)
+    """
 
     title: str
     axes: Axes
     lines: tuple[Line, ...]
     bands: tuple[tuple[float, float, str], ...]
     table: Table
+    cut: float | None = None
+    own: tuple[float, str] | None = None
 
 
 @dataclass(frozen=True)
@@ -64,10 +72,10 @@ def curves(
     if bounds is not None:
         y = Scale(max(bounds[0], y.low), min(bounds[1], y.high), BOTTOM, TOP)
     ticks = tuple((x(v), tick_text(v)) for v in x.ticks(7) if v == int(v) and v >= 1)
-    plain = axes(x, y, "epoch", y_title)
+    plain = axes(x, y, "epoch", y_title, x_ticks=ticks)
     return Curves(
         title,
-        Axes(plain.y_title, plain.x_title, ticks, plain.y_ticks),
+        plain,
         tuple(_line(s, x, y, write) for s in series if any(v is not None for v in s.values)),
         tuple(_bands(stages, x)),
         table,
@@ -91,28 +99,33 @@ def _bands(stages: Sequence[int], x: Scale) -> Iterable[tuple[float, float, str]
         yield x(at[0] - 0.5), x((at[0] + at[-1]) / 2), f"stage {stage}"
 
 
-@dataclass(frozen=True)
-class HeatRow:
-    """A layer: cells as (x, width, strength 0..1, tip)."""
+def layer_curves(
+    title: str,
+    rows: Iterable[Any],
+    value: Callable[[Any], float | None],
+    epochs: Sequence[Any],
+    *,
+    write: Callable[[float], str],
+    **options: Any,
+) -> Curves | None:
+    """A line for each layer of a table with `stage`, `epoch` and `layer`: those that moved most; its own table has all.
 
-    layer: str
-    short: str
-    y: float
-    label: str
-    cells: tuple[tuple[float, float, float, str], ...]
-    worst: bool = False
-
-
-@dataclass(frozen=True)
-class HeatMap:
-    title: str
-    height: float
-    row_height: float
-    left: float
-    rows: tuple[HeatRow, ...]
-    x_ticks: tuple[tuple[float, str], ...]
-    table: Table
-    hidden: int = 0
-    legend: str = "sign flips per step (stronger color = more)"
-    x_title: str = "epoch"
-    less: str = "flip less"  # what the hidden layers do
+    epochs    of the whole training, so that those without a row stay empty
+    options   as for `curves`
+    """
+    rows = list(rows)
+    moments = [(e.stage, e.epoch) for e in epochs] or sorted({(r.stage, r.epoch) for r in rows})
+    by_layer: dict[str, dict[tuple[int, int], float | None]] = {}
+    for r in rows:
+        by_layer.setdefault(r.layer, {})[r.stage, r.epoch] = value(r)
+    lines = {name: tuple(at.get(m) for m in moments) for name, at in by_layer.items()}
+    known = {name: [v for v in line if v is not None] for name, line in lines.items()}
+    known = {name: line for name, line in known.items() if line}
+    moved = sorted(known, key=lambda name: min(known[name]) - max(known[name]))[: len(DASHES)]
+    shown = [name for name in known if name in moved]
+    series = [Series(short(name), COLORS[i % len(COLORS)], DASHES[i], lines[name]) for i, name in enumerate(shown)]
+    table = Table(
+        f"{title}, every layer", ("layer", "first epoch", "last epoch", "least", "largest"),
+        tuple((n, *(write(v) for v in (line[0], line[-1], min(line), max(line)))) for n, line in known.items()),
+    )  # fmt: skip
+    return curves(title, series, [stage for stage, _ in moments], table, write=write, **options)

@@ -10,12 +10,11 @@ from torch import Tensor, nn
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.traits import traits_of
-from bitwright.parts.zero_one import ZeroOne
 from bitwright.transforms.facts import bit_facts, quantizer_of
 
 IMAGES = 16  # of a batch, for what is said about inputs
 COARSE = 2  # bits of a weight whose flips mean something
-COLUMNS = ("flips", "dead", "scale", "saturation", "positive")
+MEASURES = ("flips", "dead", "scale", "saturation", "positive")
 
 
 def coded_layers(model: nn.Module) -> dict[str, SlotLayer]:
@@ -82,17 +81,6 @@ class Probe:
 
 
 @torch.no_grad()
-def connections(layers: dict[str, SlotLayer]) -> dict[str, int]:
-    """How many weights are on, of each layer of 0/1 weights."""
-    found = {}
-    for name, layer in layers.items():
-        encode = moment(layer.w, "encode")
-        if isinstance(quantizer_of(layer.w), ZeroOne) and encode is not None:
-            found[name] = int(encode(layer.slot_weight().detach()).bit[0].sum())
-    return found
-
-
-@torch.no_grad()
 def codes(layer: SlotLayer) -> Tensor | None:
     """The weight as whole numbers or bits; None where it is float or finer than 2 bits."""
     part = layer.w
@@ -143,7 +131,7 @@ def add(totals: dict[str, dict[str, list[float]]], sample: dict[str, dict[str, f
 def means(totals: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float | None]]:
     """Of the sampled steps of an epoch."""
     return {
-        name: {key: (row[key][0] / row[key][1] if key in row else None) for key in COLUMNS}
+        name: {key: (row[key][0] / row[key][1] if key in row else None) for key in MEASURES}
         for name, row in totals.items()
     }
 

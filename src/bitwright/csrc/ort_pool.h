@@ -1,0 +1,57 @@
+// Pooling of floats whose channels are last: the order that layers with bits write and read. Attributes are listed in
+// ort_ops.cpp.
+#pragma once
+#include "ort_codes.h"
+
+namespace {
+
+// The largest, or the average, of each window. Taps outside the image never win and never count.
+struct PoolFloats : Kernel {
+  const bool average;
+  bw_pool pool = {};
+  int64_t ceil_mode;
+  explicit PoolFloats(bool average) : average(average) {}
+
+  ort::Status* create(const Node& node) override {
+    BW_TRY(window_of(node, &pool));
+    return node.attribute("ceil_mode", &ceil_mode);
+  }
+
+  ort::Status* run(const Call& call) const override {
+    View x;
+    BW_TRY(call.image(0, "x", sizeof(float), &x));
+    bw_pool now = pool;
+    now.n = x.dims[0], now.h = x.dims[1], now.w = x.dims[2], now.channels = x.dims[3];
+    now.oh = pool_windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h, ceil_mode);
+    now.ow = pool_windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w, ceil_mode);
+    if (now.oh < 1 || now.ow < 1) return call.fail("x of %lldx%lld is smaller than the window", (long long)now.h, (long long)now.w);
+    void* out;
+    BW_TRY(call.image_out(0, now.n, now.oh, now.ow, now.channels, &out));
+    const Threads threads(call, PER_ELEMENT * (double)(now.n * now.oh * now.ow * now.channels * now.kh * now.kw) / 4);
+    for_tasks(threads.count(), now.n * now.oh, [&](int64_t row) {
+      for (int64_t ox = 0; ox < now.ow; ox++)
+        pixel(now, (const float*)x.data + row / now.oh * now.h * now.w * now.channels, row % now.oh, ox,
+              (float*)out + (row * now.ow + ox) * now.channels);
+    });
+    return nullptr;
+  }
+
+  void pixel(const bw_pool& p, const float* image, int64_t oy, int64_t ox, float* __restrict y) const {
+    int64_t taps = 0;
+    for (int64_t ky = 0; ky < p.kh; ky++) {
+      const int64_t iy = oy * p.stride_h - p.pad_h + ky * p.dil_h;
+      if (iy < 0 || iy >= p.h) continue;
+      for (int64_t kx = 0; kx < p.kw; kx++) {
+        const int64_t ix = ox * p.stride_w - p.pad_w + kx * p.dil_w;
+        if (ix < 0 || ix >= p.w) continue;
+        const float* x = image + (iy * p.w + ix) * p.channels;
+        if (!taps++) memcpy(y, x, (size_t)p.channels * sizeof(float));
+        else if (average) for (int64_t c = 0; c < p.channels; c++) y[c] += x[c];
+        else for (int64_t c = 0; c < p.channels; c++) y[c] = y[c] > x[c] ? y[c] : x[c];
+      }
+    }
+    if (average) for (int64_t c = 0; c < p.channels; c++) y[c] /= (float)taps;
+  }
+};
+
+}  // namespace

@@ -1,0 +1,1 @@
+"""Geometry of the charts: from values to places on paper."""
