@@ -22,7 +22,7 @@ import torch
 import torch.nn.functional as F
 
 import bitwright as bw
-from bitwright.fn import fused
+from bitwright.fn import kernels
 from bitwright.measure.machine import machine
 from bitwright.measure.timing import clock_for
 
@@ -52,7 +52,7 @@ def stepper(model_name: str, options: dict[str, Any], recipe: Any, half: bool, n
     classes = torch.randint(0, 10, (BATCH,))
 
     def step() -> None:
-        with fused.switched(native):
+        with kernels.switched(native):
             with torch.autocast("cpu", dtype=torch.bfloat16, enabled=half):
                 logits = model(images)
             loss = F.cross_entropy(logits.float(), classes) + bw.penalty(model)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import pickle
+from collections import OrderedDict
 from collections.abc import Iterator
 from typing import Any
 
@@ -616,3 +617,30 @@ def test_copy_pickle_and_train_after_apply() -> None:
     for again in (copy.deepcopy(net), pickle.loads(pickle.dumps(net))):
         torch.testing.assert_close(again.eval()(X), net.eval()(X))
         assert again.bitwright_recipe == net.bitwright_recipe
+
+
+@pytest.mark.parametrize(
+    "recipe",
+    [
+        [{"match": "*", "w": "bwn"}],
+        [{"match": "*", "w": "bwn", "x": "sign"}],
+        [{"match": "*", "x": {"part": "pact", "bits": 2}}, {"match": "a", "gate": "fbs"}],
+    ],
+    ids=["weights", "signs", "clips and a gate that takes the norm"],
+)
+def test_apply_runs_the_model_twice_at_most(recipe: Any) -> None:
+    """Once before anything is changed, whatever is to be found out, and once to see that the new layers are called."""
+    net = nn.Sequential(
+        OrderedDict(a=nn.Conv2d(2, 4, 3), norm=nn.BatchNorm2d(4), clip=nn.Hardtanh(), b=nn.Conv2d(4, 2, 1))
+    )
+    if "gate" in recipe[-1]:
+        net.clip = nn.ReLU()
+    calls: list[int] = []
+    net.register_forward_pre_hook(lambda module, args: calls.append(1))
+    example = torch.randn(2, 2, 5, 5)
+    bw.plan(net, recipe, example)
+    assert len(calls) == 1
+    bw.apply(net, recipe, example)
+    assert len(calls) == 3
+    assert getattr(net.clip, "idle", False) == (recipe[0] != {"match": "*", "w": "bwn"})  # and it found the readers
+    assert isinstance(net.norm, nn.Identity) == ("gate" in recipe[-1])

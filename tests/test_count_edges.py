@@ -18,8 +18,9 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 import bitwright as bw
-from bitwright.analysis.active import ActiveChannels, Mask
+from bitwright.analysis.active import Active, ActiveChannels
 from bitwright.errors import InputError
+from bitwright.transforms.tracer import Tracer
 from bitwright.transforms.walk import walk
 from processes import spawned
 
@@ -203,8 +204,9 @@ def test_a_channel_that_is_said_to_be_off_is_zero(steps: list[str], seed: int) -
     random = torch.Generator().manual_seed(seed)
     on = torch.rand(3, 4, generator=random) < 0.5
     x = torch.randn(3, 4, 5, 5, generator=random) * on[:, :, None, None]
-    with ActiveChannels() as mode:
-        mode.put(x, Mask(on))
+    mode = ActiveChannels()
+    with Tracer(mode):
+        mode.put(x, Active(on))
         kept = x.flatten(2)  # a view that looks on
         for step in steps:
             if min(x.shape[1:]) < 2 or x.numel() > 20_000:

@@ -16,7 +16,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 
 import bitwright as bw
 from bitwright.engine import native
-from bitwright.fn import fast, fused
+from bitwright.fn import fast, kernels, plain
 
 needs_core = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 Function = Callable[[Tensor], Tensor]
@@ -63,7 +63,7 @@ def run(function: Function, x: Tensor, on: bool, *others: nn.Parameter) -> tuple
     x = x.detach().requires_grad_()
     for other in others:
         other.grad = None
-    with fused.switched(on):
+    with kernels.switched(on):
         y = function(x)
         weights = torch.linspace(-1, 2, y.numel()).reshape(y.shape).to(y.dtype)
         y.backward(weights)
@@ -106,7 +106,7 @@ INPUTS: dict[str, Function] = {
 def test_input_parts_equal_plain_torch_bit_for_bit(name: str, dtype: torch.dtype, isa: str) -> None:
     for label, x in layouts().items():
         x = x.to(dtype)
-        assert fused.takes(x), label
+        assert kernels.takes(x), label
         value, (grad,) = run(INPUTS[name], x, True)
         want, (want_grad,) = run(INPUTS[name], x, False)
         assert same(value, want), f"{label}: value"
@@ -266,7 +266,7 @@ def test_a_threshold_is_compared_in_the_type_of_the_weight() -> None:
     assert edge[0].item() < 0.35
     zero_one: Any = bw.make_part("zero_one", threshold=0.35)
     on = zero_one(edge)
-    assert on[0] == 1 and torch.equal(on, fast.step_composed(edge, 0.35, 1.0, 0.0))
+    assert on[0] == 1 and torch.equal(on, plain.step_composed(edge, 0.35, 1.0, 0.0))
     assert torch.equal(on.to(torch.uint8), zero_one.encode(edge).bit[0])
 
 
@@ -303,13 +303,13 @@ def test_a_clipped_slope_costs_one_bit_per_element() -> None:
 @pytest.mark.filterwarnings("ignore")  # of the tracers, about themselves
 def test_kernels_step_back() -> None:
     x = torch.randn(3)
-    assert fused.takes(x) and fused.takes(nn.Parameter(x)) and fused.takes(x.bfloat16())
+    assert kernels.takes(x) and kernels.takes(nn.Parameter(x)) and kernels.takes(x.bfloat16())
     for other in (x.double(), x.half(), x.to("meta"), x.to_sparse(), torch.ones(3, dtype=torch.int32)):
-        assert not fused.takes(other), other
+        assert not kernels.takes(other), other
     seen: list[bool] = []
 
     def look(t: Tensor) -> Tensor:
-        seen.append(fused.takes(t) or fused.takes(x))
+        seen.append(kernels.takes(t) or kernels.takes(x))
         return t * 2
 
     torch.func.vmap(look)(x)
@@ -321,11 +321,11 @@ def test_kernels_step_back() -> None:
         look(x)
     make_fx(look)(x)
     torch.jit.trace(look, x, check_trace=False)
-    with fused.switched(False):
+    with kernels.switched(False):
         look(x)
     torch.export.export(_Looks(look), (x,))
     assert seen and not any(seen)
-    assert fused.takes(x)
+    assert kernels.takes(x)
 
 
 class _Looks(nn.Module):
@@ -376,7 +376,7 @@ def test_compiled_code_equals_eager_code() -> None:
     ("value", "word"), [("0", "False"), pytest.param("1", str(native.available()), marks=pytest.mark.slow)]
 )
 def test_the_environment_switches_the_kernels_off(value: str, word: str) -> None:
-    code = "import torch; from bitwright.fn import fused; print(fused.takes(torch.zeros(1)))"
+    code = "import torch; from bitwright.fn import kernels; print(kernels.takes(torch.zeros(1)))"
     done = subprocess.run(
         [sys.executable, "-c", code], env={**os.environ, "BITWRIGHT_FUSED": value}, capture_output=True, text=True
     )
@@ -387,8 +387,10 @@ def test_the_environment_switches_the_kernels_off(value: str, word: str) -> None
 def test_wrong_arguments_are_refused_by_the_core() -> None:
     x = torch.zeros(4)
     with pytest.raises(RuntimeError, match="native core: unknown dtype 7"):
-        fused.call("bw_sign_forward", x.data_ptr(), x.data_ptr(), None, 4, 7, 0, 1)
+        kernels.call_core("bw_sign_forward", x.data_ptr(), x.data_ptr(), None, 4, 7, 0, 1)
     with pytest.raises(RuntimeError, match="native core: a tensor is null"):
-        fused.call("bw_mask_backward", x.data_ptr(), None, x.data_ptr(), 4, 0, 1)
+        kernels.call_core("bw_mask_backward", x.data_ptr(), None, x.data_ptr(), 4, 0, 1)
     with pytest.raises(RuntimeError, match="native core: n = -1 is not a size"):
-        fused.call("bw_binary_forward", x.data_ptr(), x.data_ptr(), x.data_ptr(), None, 1 << 40, 1 << 40, 0, 0, 1)
+        kernels.call_core(
+            "bw_binary_forward", x.data_ptr(), x.data_ptr(), x.data_ptr(), None, 1 << 40, 1 << 40, 0, 0, 1
+        )

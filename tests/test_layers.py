@@ -16,6 +16,7 @@ import bitwright as bw
 from bitwright.errors import InputError
 from bitwright.nn import KINDS, SlotLayer, is_slot_layer, replace_layer
 from bitwright.parts import Chain
+from bitwright.parts.gate_call import GateCall
 
 SETTINGS: list[tuple[type[nn.Module], dict[str, Any], tuple[int, ...]]] = [
     (nn.Linear, {}, (2, 4)),
@@ -60,8 +61,9 @@ class RawGate(nn.Module):
 
     needs_raw_input = True
 
-    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor) -> Tensor:
-        return op(x, w, b) * raw.abs().mean()
+    def forward(self, op: GateCall, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        assert op.raw is not None
+        return op(x, w, b) * op.raw.abs().mean()
 
 
 @every

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
+from bitwright.parts.gate_call import GateCall
 
 MAKE: dict[str, tuple[Any, tuple[int, ...]]] = {
     "conv": (lambda **k: bw.nn.Conv2d(4, 6, 3, padding=1, **k), (3, 4, 5, 5)),
@@ -303,7 +304,7 @@ def test_what_shut_gates_skip_cannot_matter(value: float, training: bool, dtype:
             sums.append(layer.op(x, w, b))  # base, rest, base, rest: what is skipped is every other one
             return sums[-1] if len(sums) % 2 else torch.full_like(sums[-1], skipped)
 
-        y = layer.gate(op, layer.x(x), layer.weight, layer.bias, layer.x.whole(x))
+        y = layer.gate(GateCall(op, code=layer.x.whole(x)), layer.x(x), layer.weight, layer.bias)
         assert all(rest.ne(0).any() for rest in sums[1::2])
         return y
 

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.analysis.pca_result import Pca
+from bitwright.analysis.scatter import Scatter, halves_of
 from bitwright.analysis.select import components, cumulative, select_layers
-from bitwright.analysis.spread import Spread, halves_of
 from bitwright.errors import BitwrightWarning, InputError
-from bitwright.transforms.sources import trace_sources
+from bitwright.transforms import trace_flow
 
 
 def of_rank(rank: int, channels: int, rows: int = 4000, noise: float = 1e-4, seed: int = 0) -> Tensor:
@@ -29,7 +29,7 @@ def of_rank(rank: int, channels: int, rows: int = 4000, noise: float = 1e-4, see
 
 
 def count(x: Tensor, convention: str = "below", threshold: float = 0.99) -> int:
-    spread = Spread(x.shape[1])
+    spread = Scatter(x.shape[1])
     spread.add(x)
     return components(cumulative(spread.spectrum()), threshold, convention)
 
@@ -47,10 +47,10 @@ def test_known_rank_is_found(rank: int) -> None:
 def test_rotation_order_and_shift_of_channels_change_nothing() -> None:
     x = of_rank(5, 12) @ torch.diag(torch.linspace(0.2, 2, 12, dtype=torch.float64))
     turn = torch.linalg.qr(torch.randn(12, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64))[0]
-    plain = Spread(12)
+    plain = Scatter(12)
     plain.add(x)
     for other in (x @ turn, x[:, torch.randperm(12, generator=torch.Generator().manual_seed(2))], x + 1000 * turn[0]):
-        changed = Spread(12)
+        changed = Scatter(12)
         changed.add(other)
         assert torch.allclose(changed.spectrum(), plain.spectrum(), atol=1e-9)
         assert count(other) == count(x)
@@ -58,11 +58,11 @@ def test_rotation_order_and_shift_of_channels_change_nothing() -> None:
 
 def test_pieces_equal_the_whole_to_nine_digits() -> None:
     x = of_rank(6, 10) + 300  # a large mean costs nothing
-    whole, pieces = Spread(10), Spread(10)
+    whole, pieces = Scatter(10), Scatter(10)
     whole.add(x)
     for piece in x.split([1, 7, 992, 0, 3000]):
         pieces.add(piece)
-    one, two = Spread(10), Spread(10)
+    one, two = Scatter(10), Scatter(10)
     one.add(x[:1234])
     two.add(x[1234:])
     exact = torch.cov(x.T, correction=0)
@@ -76,7 +76,7 @@ def test_spectrum_is_that_of_sklearn() -> None:
     decomposition = pytest.importorskip("sklearn.decomposition")
     x = of_rank(4, 8, noise=0.3) + 5
     ratio = torch.tensor(decomposition.PCA(8).fit(x.numpy()).explained_variance_ratio_).cumsum(0)
-    spread = Spread(8)
+    spread = Scatter(8)
     spread.add(x)
     assert torch.allclose(cumulative(spread.spectrum()), ratio, atol=1e-10)
 
@@ -175,7 +175,7 @@ def test_order_is_that_of_execution() -> None:
 
 def test_producers_reach_through_norms_pools_and_adds() -> None:
     net = bw.models.create("resnet20", width=0.25, shortcut="conv")
-    found = trace_sources(net, torch.zeros(2, 3, 32, 32))
+    found = trace_flow(net, torch.zeros(2, 3, 32, 32))
     assert found.inputs["layer1.0.conv2"] == ("layer1.0.conv1",)
     assert found.inputs["layer1.1.conv1"] == ("conv1", "layer1.0.conv2")  # the sum
     assert found.shortcuts == {f"layer{i}.0.downsample.0": f"layer{i}.0.conv1" for i in (2, 3)}
@@ -197,7 +197,7 @@ class Bottleneck(nn.Module):
 
 
 def test_the_shortcut_of_a_bottleneck() -> None:
-    assert trace_sources(Bottleneck(), torch.zeros(1, 3, 4, 4)).shortcuts == {"side": "reduce"}
+    assert trace_flow(Bottleneck(), torch.zeros(1, 3, 4, 4)).shortcuts == {"side": "reduce"}
 
 
 def test_residual_predecessors() -> None:
@@ -208,7 +208,7 @@ def test_residual_predecessors() -> None:
     assert latest.before["layer1.1.conv1"] == "layer1.0.conv2" and "layer1.0.conv1" not in latest.before
     largest = bw.analyze.pca(net, [x], residual="largest")
     for name, other in largest.before.items():
-        makers = [n for n in trace_sources(net, x[:2]).inputs[name] if n in largest.components]
+        makers = [n for n in trace_flow(net, x[:2]).inputs[name] if n in largest.components]
         assert largest.components[other] == max(largest.components[n] for n in makers)
 
 
@@ -324,7 +324,7 @@ def test_no_variance_counts_nothing_and_says_so() -> None:
 
 
 def test_rounding_is_no_variance() -> None:
-    spread = Spread(3)
+    spread = Scatter(3)
     spread.add(1000 + torch.tensor([[1e-4, 0, 0], [0, 1e-4, 0], [0, 0, 0]], dtype=torch.float64))
     assert spread.spectrum().sum() == 0
 

@@ -89,7 +89,7 @@ def test_gates_csv_has_a_row_per_epoch_and_gate(trained: tuple[Path, list[str]])
     test = dataset(Run(run).experiment, "test")
     net: Any = Run(run).model()
     seen: list[torch.Tensor] = []
-    net[3].gate.register_forward_pre_hook(lambda gate, args: seen.append(gate.saliencies(args[4]).double()))
+    net[3].gate.register_forward_pre_hook(lambda gate, args: seen.append(gate.saliencies(args[0].raw).double()))
     with torch.no_grad():
         for x, _ in test.batches(500):
             net(x)

@@ -47,7 +47,7 @@ class Part(Protocol):
 
 @dataclass(frozen=True)
 class PartInfo:
-    """Registry row of one part (contract 2): where it fits, what it accepts, where it comes from."""
+    """Registry row of one part: where it fits, what it accepts, where it comes from."""
 
     name: str
     slots: tuple[str, ...]

@@ -12,16 +12,15 @@ from torch import Tensor, nn
 from bitwright.analysis.budget_fit import fit_channels, root
 from bitwright.analysis.count import count_macs, site_of
 from bitwright.analysis.mac_count import FLOAT_BITS, MacCount
-from bitwright.analysis.tally import spread
+from bitwright.analysis.tally import several_processes
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
-from bitwright.parts.fbs import FBS
-from bitwright.parts.split_gate import SplitGate
+from bitwright.parts.moments import moment
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.unwrap import unwrap
 from bitwright.types import Site
 
-HELD = 0.02  # of the budget: further off is told
+HELD = 0.02  # share of the budget; a larger distance is reported
 GAIN = 0.05  # standard deviations of a partial sum that thresholds move per step and unit of error
 
 
@@ -79,8 +78,8 @@ class Budget:
         model = unwrap(model)
         self.weight, self.wanted = weight, float(wanted)
         gates = {n: m.gate for n, m in model.named_modules() if isinstance(m, SlotLayer) and m.gate is not None}
-        self.splits = {n: g for n, g in gates.items() if isinstance(g, SplitGate)}
-        self.channels = {n: g for n, g in gates.items() if isinstance(g, FBS)}
+        self.splits: dict[str, Any] = {n: g for n, g in gates.items() if moment(g, "deviation")}
+        self.channels: dict[str, Any] = {n: g for n, g in gates.items() if moment(g, "set_keep")}
         self._check_gates(type(model).__name__)
         self.model, self.spent = model, 1.0
         self._sites: dict[str, Site] = {}
@@ -182,7 +181,7 @@ class Budget:
 
     # -- the loop -----------------------------------------------------------------------------------------------------
     def _watch(self, name: str) -> Any:
-        def look(gate: SplitGate, on: Tensor) -> None:
+        def look(gate: nn.Module, on: Tensor) -> None:
             if gate.training:
                 self._now.append((name, on))
 
@@ -213,7 +212,7 @@ class Budget:
         if self._now:
             self.penalty()
         sums = torch.tensor([self._work, float(self._samples)], dtype=torch.float64)
-        if spread():
+        if several_processes():
             sums = sums.to(self._device())
             dist.all_reduce(sums)
         self._work, self._samples = 0.0, 0
@@ -288,7 +287,7 @@ class Budget:
 
     def _agreed(self, values: list[float]) -> list[float]:
         """Running statistics may differ a little between processes: all take the first one's answer."""
-        if not spread():
+        if not several_processes():
             return values
         shared = torch.tensor(values, dtype=torch.float64, device=self._device())
         dist.broadcast(shared, 0)

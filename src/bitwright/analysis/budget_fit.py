@@ -3,20 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
-from bitwright.parts.fbs import FBS
-
-CLOSE = 0.005  # of the budget: near enough
+CLOSE = 0.005  # share of the budget; nearer than this is reached
 FIRST, FURTHEST = 0.125, 1024.0  # shifts tried, in standard deviations of a partial sum
 HALVINGS, ROUNDS = 20, 3
 
 
-def fit_channels(gates: dict[str, FBS], work: Callable[[], float], prices: Callable[[], dict[str, float]]) -> None:
+def fit_channels(gates: dict[str, Any], work: Callable[[], float], prices: Callable[[], dict[str, float]]) -> None:
     """Sets each layer's `keep` to the most that fits.
 
     All layers begin at one block of channels and are raised block by block, always the layer with the smallest share (of
     equal shares the one with the finest steps), until the next step would overshoot. What is left then goes to further
-    blocks that fit, the dearest first.
+    blocks that fit, the most expensive first.
 
     work     work / target - 1 with the shares as they are set
     prices   layer -> at least what one more block of it adds to that, as measured by the last `work`

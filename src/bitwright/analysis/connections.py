@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.analysis.shown import Shown
+from bitwright.analysis.tabular import Tabular
 from bitwright.analysis.zero_one_nets import is_zero_one, need_zero_one, zero_one_layers
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
+from bitwright.transforms.flow import trace_flow
 from bitwright.transforms.layers import candidates
-from bitwright.transforms.sources import trace_sources
 from bitwright.transforms.unwrap import unwrap
 
 
@@ -55,7 +55,7 @@ class LayerConnections:
 
 
 @dataclass(frozen=True)
-class Connections(Shown):
+class Connections(Tabular):
     """Result of `bw.analyze.connections`: a row per 0/1 layer, in the order in which they run; prints as its table.
 
     inputs, inputs_used   features that the first layers read, and those with a path to an output
@@ -179,7 +179,7 @@ Makers = dict[str, tuple[str, ...]]
 def _sources(model: nn.Module, example: Any, modules: Mapping[str, nn.Module]) -> tuple[list[str], Makers | None]:
     """(layers in the order in which they run, layer -> layers that it reads); None where outputs and inputs do not fit."""
     if example is not None:
-        found = trace_sources(model, example)
+        found = trace_flow(model, example)
         order, before = list(found.order), found.inputs
     else:
         order = list(modules)

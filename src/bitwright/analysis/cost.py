@@ -11,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.analysis.energy import EnergyTable, load_energy
-from bitwright.analysis.shown import Shown
+from bitwright.analysis.tabular import Tabular
 from bitwright.analysis.versus import REFERENCES, as_binary, as_float, bias_bytes, outside_bytes
 from bitwright.transforms.plan import kb_text, macs_text
 from bitwright.transforms.unwrap import unwrap
@@ -57,7 +57,7 @@ SUMS = (
 
 
 @dataclass(frozen=True)
-class CostTable(Shown):
+class CostTable(Tabular):
     """Rows in execution order and their totals; prints as text.
 
     `.rows`, `.totals`, `.to_markdown()`, `.to_csv()`, `.to_dict()`

@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from bitwright.analysis.active import ActiveChannels, Mask
+from bitwright.analysis.active import Active, ActiveChannels
 from bitwright.analysis.mac_count import FLOAT_BITS, MacCount
 from bitwright.errors import InputError
 from bitwright.nn.layers import KINDS, SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.split_gate import spent_of
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.facts import bit_facts
 from bitwright.transforms.forward import eagerly
-from bitwright.transforms.layers import Candidate, candidates
+from bitwright.transforms.layers import ComputeLayer, candidates
+from bitwright.transforms.tracer import Tracer
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import call_macs
 from bitwright.types import Site, Spent
@@ -77,7 +79,8 @@ class _Pass(threading.local):
     """The forward pass that this thread is in."""
 
     batch: Any = None
-    mode: ActiveChannels | None = None
+    active: ActiveChannels | None = None
+    tracer: Tracer | None = None
     on: dict[int, list[Tensor]] | None = None
 
 
@@ -86,11 +89,11 @@ class _Watch:
 
     asleep = False
 
-    def __init__(self, count: MacCount, found: list[Candidate]) -> None:
+    def __init__(self, count: MacCount, found: list[ComputeLayer]) -> None:
         self.count, self.found, self.at = count, found, _Pass()
         self.running, self.lock = 0, threading.Lock()  # passes, in all threads
         gates = [m.gate for c in found if isinstance(m := c.module, SlotLayer)]
-        self.follow = any(moment(gate, "spent") is not None and hasattr(gate, "predictor") for gate in gates)
+        self.follow = any(moment(gate, "spent") is not None and traits_of(gate).switches_channels for gate in gates)
         self.zero_kept: dict[int, bool] = {}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Watch:
@@ -127,13 +130,14 @@ class _Watch:
         with self.lock:
             self.running += 1
         if self.follow:
-            self.at.mode = ActiveChannels()
-            self.at.mode.__enter__()
+            self.at.active = ActiveChannels()
+            self.at.tracer = Tracer(self.at.active)
+            self.at.tracer.__enter__()
 
     def _end(self, model: nn.Module, args: Any, y: Any) -> None:
-        if self.at.mode is not None:
-            self.at.mode.__exit__(None, None, None)
-        batch, self.at.batch, self.at.mode, self.at.on = self.at.batch, None, None, None
+        if self.at.tracer is not None:
+            self.at.tracer.__exit__(None, None, None)
+        batch, self.at.batch, self.at.active, self.at.tracer, self.at.on = self.at.batch, None, None, None, None
         if batch is not None:
             with self.lock:
                 self.running -= 1
@@ -165,18 +169,19 @@ class _Watch:
             on = decisions[-1]
             fires = gate.fires(on)
             spent: Spent = gate.spent(site, fires, None if mask is None else mask.channels)
-            judged = torch.full_like(fires[:, 0], fires.shape[1] * (1 if hasattr(gate, "predictor") else site.places))
+            channels = traits_of(gate).switches_channels
+            judged = torch.full_like(fires[:, 0], fires.shape[1] * (1 if channels else site.places))
             batch.add(index, "fired", fires.sum(1))
             batch.add(index, "decided", judged)
             quadratic = spent.macs
             if mask is not None:
                 own, active = spent.macs - spent.overhead, mask.channels.sum(1).clamp_min(1)
                 quadratic = own * mask.least // active + spent.overhead
-            if hasattr(gate, "predictor") and self.at.mode is not None and y.dim() == layer.weight.dim():
-                self.at.mode.put(y, Mask(fires > 0))
+            if channels and self.at.active is not None and y.dim() == layer.weight.dim():
+                self.at.active.put(y, Active(fires > 0))
         else:
             spent, quadratic = _dense(site, rows, mask, x.device)
-            if self.at.mode is not None and mask is not None and isinstance(layer, nn.modules.conv._ConvNd):
+            if self.at.active is not None and mask is not None and isinstance(layer, nn.modules.conv._ConvNd):
                 self._pass_through(layer, mask, y)
         x_bits = (spent.bops - spent.overhead * FLOAT_BITS**2) // site.w_bits
         values = spent.macs, spent.bops, spent.overhead, spent.comparisons, quadratic, x_bits
@@ -186,13 +191,13 @@ class _Watch:
         batch.add(index, "dense", dense)
         batch.add(index, "dense_bops", dense * site.w_bits * site.x_bits)
 
-    def _reads(self, index: int, layer: Any, x: Tensor) -> Mask | None:
+    def _reads(self, index: int, layer: Any, x: Tensor) -> Active | None:
         """The mask of the layer's input, as long as its x part leaves a zero a zero."""
         # a mask is of axis 1: not what a Linear reads of tokens
-        mask = None if self.at.mode is None or x.dim() != layer.weight.dim() else self.at.mode.of(x)
+        mask = None if self.at.active is None or x.dim() != layer.weight.dim() else self.at.active.of(x)
         if mask is None or not isinstance(layer, SlotLayer) or layer.x is None:
             return mask
-        if index not in self.zero_kept:  # no id: replicas come and go
+        if index not in self.zero_kept:  # by index, not by id: replicas are temporary
             part, training = layer.x, layer.x.training
             part.eval()  # an observer must not see this probe
             kept = bool((part(x.new_zeros(1, *x.shape[1:])) == 0).all())
@@ -200,11 +205,11 @@ class _Watch:
             self.zero_kept[index] = kept
         return mask if self.zero_kept[index] else None
 
-    def _pass_through(self, layer: Any, mask: Mask, y: Tensor) -> None:
+    def _pass_through(self, layer: Any, mask: Active, y: Tensor) -> None:
         """Without a bias an output channel all of whose inputs are off is off: depthwise layers pass a mask on."""
-        if layer.bias is None and layer.groups > 1 and self.at.mode is not None and y.dim() > 2:
+        if layer.bias is None and layer.groups > 1 and self.at.active is not None and y.dim() > 2:
             alive = mask.channels.unflatten(1, (layer.groups, layer.in_channels // layer.groups)).any(2)
-            self.at.mode.put(y, Mask(alive.repeat_interleave(layer.out_channels // layer.groups, 1)))
+            self.at.active.put(y, Active(alive.repeat_interleave(layer.out_channels // layer.groups, 1)))
 
 
 def site_of(module: Any, x: Tensor, y: Tensor) -> tuple[Site, int]:
@@ -214,7 +219,7 @@ def site_of(module: Any, x: Tensor, y: Tensor) -> tuple[Site, int]:
     w_bits = x_bits = FLOAT_BITS
     if slots is not None:
         (wb, wp), (xb, xp) = bit_facts(slots.w), bit_facts(slots.x)
-        w_bits, x_bits = wp or wb or FLOAT_BITS, getattr(slots.gate, "code_bits", None) or xp or xb or FLOAT_BITS
+        w_bits, x_bits = wp or wb or FLOAT_BITS, traits_of(slots.gate).code_bits or xp or xb or FLOAT_BITS
     rows = x.shape[0] if x.dim() > 1 else 1
     if isinstance(module, nn.Linear):
         inputs, outputs, groups, taps = layer.in_features, layer.out_features, 1, 1
@@ -229,7 +234,7 @@ def site_of(module: Any, x: Tensor, y: Tensor) -> tuple[Site, int]:
     return Site(positions, taps, groups, inputs, outputs, w_bits, x_bits, places), rows
 
 
-def _dense(site: Site, rows: int, mask: Mask | None, device: torch.device) -> tuple[Spent, Tensor]:
+def _dense(site: Site, rows: int, mask: Active | None, device: torch.device) -> tuple[Spent, Tensor]:
     """A layer without a gate: all its outputs, from the inputs that can be non-zero; and the all-quadratic count."""
     if mask is None:
         macs = torch.full((rows,), float(site.dense), dtype=torch.float64, device=device)

@@ -11,9 +11,9 @@ from torch import nn
 from bitwright.errors import InputError
 from bitwright.parts.bits import check_bits
 from bitwright.transforms.apply import recipe_of
+from bitwright.transforms.decide import exact_glob
+from bitwright.transforms.flow import trace_flow
 from bitwright.transforms.recipe import Recipe, RecipeLike, Rule, as_recipe
-from bitwright.transforms.resolve import exact
-from bitwright.transforms.sources import trace_sources
 
 SHORTCUTS = ("fp", "kbit", "binary")
 FLOAT = {"w": "float", "x": "float"}
@@ -22,7 +22,7 @@ GLOBS = ("*shortcut*", "*downsample*")
 
 
 @dataclass(frozen=True)
-class Form:
+class HybridForm:
     """How the layers of a hybrid net are written.
 
     binary      slots of the layers that stay at one bit
@@ -42,17 +42,17 @@ class Form:
         """Top to bottom: all layers, shortcuts, the ends, then a rule for each layer of k bits."""
         rules = [Rule("*", slots=self.binary), *self._shortcut_rules(layers)]
         rules += [Rule(end, slots=slots) for end, slots in zip(("first", "last"), self.ends, strict=True)]
-        return rules + [Rule(exact(name), slots=self.kbit) for name in layers]
+        return rules + [Rule(exact_glob(name), slots=self.kbit) for name in layers]
 
     def _shortcut_rules(self, layers: Sequence[str]) -> list[Rule]:
         usual = FLOAT if self.policy == "fp" else self.binary
         if self.shortcuts is not None:
             deep = {s for s, around in self.shortcuts.items() if self.policy == "kbit" and around in layers}
-            return [Rule(exact(s), slots=self.kbit if s in deep else usual) for s in self.shortcuts]
+            return [Rule(exact_glob(s), slots=self.kbit if s in deep else usual) for s in self.shortcuts]
         rules = [Rule(glob, slots=usual, optional=True) for glob in GLOBS]
         blocks = [name.removesuffix("conv1") for name in layers if name.endswith(".conv1")]
         if self.policy == "kbit":
-            names = [f"{exact(block)}{glob[1:]}" for block in blocks for glob in GLOBS]
+            names = [f"{exact_glob(block)}{glob[1:]}" for block in blocks for glob in GLOBS]
             rules += [Rule(name, slots=self.kbit, optional=True) for name in names]
         return rules
 
@@ -66,8 +66,8 @@ def parts_of_ends(model: nn.Module, inner: Sequence[str], ends: tuple[str, str])
         slots = {rule.match: dict(rule.slots) for rule in recipe_of(model).rules}
     except InputError:
         slots = {}
-    found = [slots[exact(name)] for name in inner if exact(name) in slots]
-    first, last = (slots.get(exact(end), FLOAT) for end in ends)
+    found = [slots[exact_glob(name)] for name in inner if exact_glob(name) in slots]
+    first, last = (slots.get(exact_glob(end), FLOAT) for end in ends)
     return {"binary": max(found, key=found.count) if found else dict(FALLBACK), "first": first, "last": last}
 
 
@@ -93,7 +93,7 @@ def parts_of_recipe(base: RecipeLike) -> dict[str, dict[str, Any]]:
 def make_form(
     parts: Mapping[str, dict[str, Any]], bits: int | tuple[int, int], policy: str, shortcuts: Mapping[str, str] | None,
     clip: bool, weight_scale: str, compat: str | None,
-) -> Form:  # fmt: skip
+) -> HybridForm:  # fmt: skip
     """The form from the parts of the binary net."""
     if policy not in SHORTCUTS:
         words = ", ".join(SHORTCUTS)
@@ -108,7 +108,7 @@ def make_form(
     value = {"part": "kbit", "bits": x_bits, **only}
     binary = dict(parts["binary"])
     kbit = {**binary, "w": weight, "x": _instead(binary.get("x", "sign"), value)}
-    return Form(binary, kbit, (dict(parts["first"]), dict(parts["last"])), policy, shortcuts)
+    return HybridForm(binary, kbit, (dict(parts["first"]), dict(parts["last"])), policy, shortcuts)
 
 
 def _instead(slot: Any, part: dict[str, Any]) -> Any:
@@ -143,7 +143,7 @@ class Fit:
 
 def fit(layers: Sequence[str], target: nn.Module, example: Any, kinds: tuple[type[nn.Module], ...]) -> Fit:
     """By name where all names are there, else by position among the inner layers without shortcuts."""
-    sources = trace_sources(target, example)
+    sources = trace_flow(target, example)
     modules = dict(target.named_modules())
     inner = [n for n in sources.order[1:-1] if n not in sources.shortcuts and isinstance(modules[n], kinds)]
     if set(layers) <= set(inner):

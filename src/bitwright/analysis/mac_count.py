@@ -12,11 +12,31 @@ from bitwright.analysis.tally import Tally
 FLOAT_BITS = 32
 
 
+class _Total:
+    """A counter, summed over all layers."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __get__(self, count: MacCount, owner: object = None) -> int:
+        return sum(count._tally.sums(self.key))
+
+
+class _PerLayer:
+    """A counter, layer by layer."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+
+    def __get__(self, count: MacCount, owner: object = None) -> dict[str, int]:
+        return dict(zip(count._tally.layers, count._tally.sums(self.key), strict=True))
+
+
 class MacCount:
     """What was counted so far, over all processes; every number is exact. Reading changes nothing.
 
     On several processes every read is a sum over them, so all of them must make it, in the same order: what only one prints
-    is read `with macs.here()` (its own numbers), or by all beforehand. One alone waits for ever.
+    is read `with macs.here()` (its own numbers), or by all beforehand. A process that reads alone hangs.
 
     total, dense       multiply-accumulates done, and with every gate open; overhead (predictors, scaling) is in total
     bops, dense_bops   times the bits of weight and input; a float counts 32
@@ -34,71 +54,18 @@ class MacCount:
                        counting the same whatever it saves. No reduction of work: bases and other layers are not in it
     """
 
+    total, dense, bops, dense_bops = _Total("macs"), _Total("dense"), _Total("bops"), _Total("dense_bops")
+    overhead, comparisons, quadratic = _Total("overhead"), _Total("comparisons"), _Total("quadratic")
+    per_layer, per_layer_dense, per_layer_bops = _PerLayer("macs"), _PerLayer("dense"), _PerLayer("bops")
+    per_layer_overhead, fired, decided = _PerLayer("overhead"), _PerLayer("fired"), _PerLayer("decided")
+
     def __init__(self, layers: list[str]) -> None:
         self._tally = Tally(layers)
         self.limit: int | None = None  # samples that count in each forward pass (see `valid`)
 
-    def _sum(self, key: str) -> list[int]:
-        return self._tally.sums(key)
-
-    def _dict(self, key: str) -> dict[str, int]:
-        return dict(zip(self._tally.layers, self._sum(key), strict=True))
-
-    @property
-    def total(self) -> int:
-        return sum(self._sum("macs"))
-
-    @property
-    def dense(self) -> int:
-        return sum(self._sum("dense"))
-
-    @property
-    def bops(self) -> int:
-        return sum(self._sum("bops"))
-
-    @property
-    def dense_bops(self) -> int:
-        return sum(self._sum("dense_bops"))
-
-    @property
-    def overhead(self) -> int:
-        return sum(self._sum("overhead"))
-
-    @property
-    def comparisons(self) -> int:
-        return sum(self._sum("comparisons"))
-
-    @property
-    def quadratic(self) -> int:
-        return sum(self._sum("quadratic"))
-
     @property
     def samples(self) -> int:
         return self._tally.samples()
-
-    @property
-    def per_layer(self) -> dict[str, int]:
-        return self._dict("macs")
-
-    @property
-    def per_layer_dense(self) -> dict[str, int]:
-        return self._dict("dense")
-
-    @property
-    def per_layer_bops(self) -> dict[str, int]:
-        return self._dict("bops")
-
-    @property
-    def per_layer_overhead(self) -> dict[str, int]:
-        return self._dict("overhead")
-
-    @property
-    def fired(self) -> dict[str, int]:
-        return self._dict("fired")
-
-    @property
-    def decided(self) -> dict[str, int]:
-        return self._dict("decided")
 
     @property
     def per_sample(self) -> Tensor:
@@ -153,13 +120,13 @@ class MacCount:
 
     def _bits(self) -> tuple[list[int], list[int]]:
         """Per layer: the bits of the inputs summed over its products, and these products; overhead is none of them."""
-        bits, macs, overhead = (self._sum(key) for key in ("x_bits", "macs", "overhead"))
+        bits, macs, overhead = (self._tally.sums(key) for key in ("x_bits", "macs", "overhead"))
         return bits, [m - o for m, o in zip(macs, overhead, strict=True)]
 
     @property
     def unweighted_sparsity(self) -> float:
         """0 where nothing was decided."""
-        fired, decided = sum(self._sum("fired")), sum(self._sum("decided"))
+        fired, decided = sum(self._tally.sums("fired")), sum(self._tally.sums("decided"))
         return 1 - fired / decided if decided else 0.0
 
     def spread(self, key: str = "macs") -> dict[str, int]:

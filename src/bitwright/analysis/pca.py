@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from bitwright.analysis.hybrid import parts_of_ends
 from bitwright.analysis.pca_result import Pca, PcaLayer
+from bitwright.analysis.scatter import Scatter, everywhere, gathered, halves_of
 from bitwright.analysis.select import COUNTS, components, cumulative, select_layers
-from bitwright.analysis.spread import Spread, everywhere, gathered, halves_of
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import KINDS
+from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.layers import candidates
-from bitwright.transforms.sources import Sources, trace_sources
 from bitwright.transforms.unwrap import unwrap
 
 ROWS_PER_CHANNEL = 10
@@ -63,8 +63,8 @@ def pca(
     """
     _check(threshold, count, residual, relative, budget)
     model = unwrap(model)
-    kept: dict[str, list[Spread]] = {}
-    sources: Sources | None = None
+    kept: dict[str, list[Scatter]] = {}
+    sources: Flow | None = None
     modules = {c.name: c.module for c in candidates(model) if not c.reason}
     seen = 0
     for batch in batches:
@@ -73,7 +73,7 @@ def pca(
         if first is None or not len(first):
             continue
         if sources is None:
-            sources = trace_sources(model, first[:2] if inputs is first else inputs)
+            sources = trace_flow(model, first[:2] if inputs is first else inputs)
             kept = {name: [] for name in _inner(sources, modules)}
         _collect(model, inputs, halves_of(first), {name: modules[name] for name in kept}, kept)
         seen += len(first)
@@ -121,7 +121,7 @@ def pca(
 
 
 def _collect(
-    model: nn.Module, inputs: Any, half: Tensor, layers: dict[str, nn.Module], kept: dict[str, list[Spread]]
+    model: nn.Module, inputs: Any, half: Tensor, layers: dict[str, nn.Module], kept: dict[str, list[Scatter]]
 ) -> None:
     """One eval forward; the outputs of these layers into their two subsets."""
 
@@ -129,7 +129,7 @@ def _collect(
         def hook(module: nn.Module, args: tuple[Any, ...], output: Tensor) -> None:
             rows = _rows(module, output)
             if not kept[name]:
-                kept[name] += [Spread(rows.shape[1], rows.device) for _ in range(2)]
+                kept[name] += [Scatter(rows.shape[1], rows.device) for _ in range(2)]
             each, rest = divmod(len(rows), len(half))
             which = half.repeat_interleave(each) if not rest else torch.arange(len(rows), device=half.device) % 2 == 0
             which = which.to(rows.device)
@@ -153,7 +153,7 @@ def _rows(module: nn.Module, output: Tensor) -> Tensor:
     return output.movedim(channel, -1).reshape(-1, output.shape[channel])
 
 
-def _inner(sources: Sources, modules: dict[str, nn.Module]) -> list[str]:
+def _inner(sources: Flow, modules: dict[str, nn.Module]) -> list[str]:
     names = [n for n in sources.order[1:-1] if n not in sources.shortcuts and isinstance(modules.get(n), tuple(KINDS))]
     if not names:
         raise InputError(
@@ -163,7 +163,7 @@ def _inner(sources: Sources, modules: dict[str, nn.Module]) -> list[str]:
     return names
 
 
-def _before(sources: Sources, counts: dict[str, int], residual: str) -> dict[str, str]:
+def _before(sources: Flow, counts: dict[str, int], residual: str) -> dict[str, str]:
     """Layer -> the analyzed layer that makes its input. Behind the first layer there is none."""
     found: dict[str, str] = {}
     for name in counts:
@@ -200,7 +200,7 @@ def _check(threshold: float, count: str, residual: str, relative: float | None, 
         )
 
 
-def _check_rows(spreads: dict[str, Spread]) -> None:
+def _check_rows(spreads: dict[str, Scatter]) -> None:
     short = {n: s for n, s in spreads.items() if s.count < ROWS_PER_CHANNEL * s.mean.numel()}
     if short:
         name, worst = min(short.items(), key=lambda item: item[1].count / item[1].mean.numel())

@@ -9,12 +9,12 @@ from typing import Any
 from torch import nn
 
 from bitwright.analysis.baselines import layer_sets
-from bitwright.analysis.hybrid import Form, commented, fit, make_form, parts_of_recipe
-from bitwright.analysis.shown import Shown, columns
+from bitwright.analysis.hybrid import HybridForm, commented, fit, make_form, parts_of_recipe
+from bitwright.analysis.tabular import Tabular, columns
 from bitwright.errors import InputError, nearest
 from bitwright.nn.layers import KINDS
+from bitwright.transforms.decide import exact_glob
 from bitwright.transforms.recipe import Recipe, RecipeLike
-from bitwright.transforms.resolve import exact
 
 
 @dataclass(frozen=True)
@@ -36,7 +36,7 @@ class PcaLayer:
 
 
 @dataclass(frozen=True)
-class Pca(Shown):
+class Pca(Tabular):
     """Result of `bw.analyze.pca`: layers in the order in which they run.
 
     components    layer -> count;   significant   layers whose count rises
@@ -148,14 +148,14 @@ class Pca(Shown):
     def _form(
         self, bits: int | tuple[int, int], shortcut: str, base: RecipeLike | None, clip: bool, weight_scale: str,
         compat: str | None,
-    ) -> Form:  # fmt: skip
+    ) -> HybridForm:  # fmt: skip
         parts = self.parts if base is None else parts_of_recipe(base)
         return make_form(parts, bits, shortcut, self.shortcuts or None, clip, weight_scale, compat)
 
-    def _recipe(self, form: Form, layers: list[str], kind: str) -> Recipe:
+    def _recipe(self, form: HybridForm, layers: list[str], kind: str) -> Recipe:
         return Recipe(tuple(form.rules(layers)), "", self._head(form, layers, kind))
 
-    def _head(self, form: Form, layers: list[str], kind: str) -> str:
+    def _head(self, form: HybridForm, layers: list[str], kind: str) -> str:
         """The comment of the file: how it was chosen, and every layer with its counts."""
         w, x = form.kbit["w"]["bits"], _bits(form.kbit["x"])
         what = {
@@ -194,7 +194,7 @@ class Pca(Shown):
 
     def recipe_text(self, recipe: Recipe) -> str:
         """TOML of a recipe of this result, with the counts above each layer's rule."""
-        return commented(recipe, {exact(row.name): self.said(row.name) for row in self.layers})
+        return commented(recipe, {exact_glob(row.name): self.said(row.name) for row in self.layers})
 
     def said(self, name: str) -> str:
         """Why a layer is in or out, in words."""

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitwright.analysis.shown import Shown
+from bitwright.analysis.tabular import Tabular
 
 NORMS = ("running", "recalibrate", "batch")
 
@@ -30,10 +30,10 @@ class SweepPoint:
 
 
 @dataclass(frozen=True)
-class WeightSweep(Shown):
+class WeightSweep(Tabular):
     """Result of `bw.analyze.weight_sweep`; prints as its table.
 
-    norm, images   what was asked; train_images: on which statistics were estimated anew
+    norm, images   what was asked; train_images: from which statistics were estimated again
     norms          batch norms of the net; with 0 all norm modes are one
     trained_on     the weight value of the net itself; None where its layers differ
     output         the layer that names the class;   ranking   "largest", "smallest" or "mixed" pre-activation does

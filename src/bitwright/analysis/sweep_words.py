@@ -10,7 +10,7 @@ SPAN = (0.5, 4.0)  # weight values over which invariance is claimed; at 0 every 
 FLAT = 0.02
 FROM = {
     "running": "With the statistics of training",
-    "recalibrate": "With statistics estimated anew for each value",
+    "recalibrate": "With statistics estimated again for each value",
     "batch": "With the statistics of each test batch",
 }
 

@@ -9,12 +9,12 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def spread() -> bool:
+def several_processes() -> bool:
     """Whether several processes count."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 
-class Batch:
+class TalliedBatch:
     """Counts of one forward pass: key -> int64 [samples, layers]."""
 
     def __init__(self, samples: int, layers: int, limit: int | None) -> None:
@@ -23,7 +23,7 @@ class Batch:
 
     def add(self, layer: int, key: str, values: Tensor) -> None:
         """`values` per row of the layer; several rows of one sample (tokens) are summed. Where rows are no multiple of the
-        samples (something computed once for all of them) each sample bears its share, the first ones what is left over."""
+        samples (something computed once for all of them) each sample gets an equal share, and the first ones what is left over."""
         n = self.samples
         if n and values.numel() and values.numel() % n == 0:
             rows = values.reshape(n, -1).sum(1)
@@ -46,10 +46,10 @@ class Tally:
         self.alone = False
         self.lock = threading.Lock()  # several threads may run the net, each its own passes
 
-    def begin(self, samples: int, limit: int | None) -> Batch:
-        return Batch(samples, len(self.layers), limit)
+    def begin(self, samples: int, limit: int | None) -> TalliedBatch:
+        return TalliedBatch(samples, len(self.layers), limit)
 
-    def close(self, batch: Batch) -> None:
+    def close(self, batch: TalliedBatch) -> None:
         valid = batch.samples if batch.limit is None else min(batch.samples, batch.limit)
         with self.lock:
             for key, table in batch.counts.items():
@@ -69,7 +69,7 @@ class Tally:
     def rows(self, key: str) -> Tensor:
         """int64 [samples, layers] of all processes, in their order."""
         own = self._own(key)
-        if self.alone or not spread():
+        if self.alone or not several_processes():
             return own
         parts: list[Tensor | None] = [None] * dist.get_world_size()
         dist.all_gather_object(parts, own)
@@ -86,7 +86,7 @@ class Tally:
         return int(self._reduced(torch.tensor([self.seen])))
 
     def _reduced(self, t: Tensor) -> Tensor:
-        if self.alone or not spread():
+        if self.alone or not several_processes():
             return t
         device = "cuda" if dist.get_backend() == "nccl" else "cpu"
         copy = t.clone().to(device)

@@ -44,7 +44,7 @@ def weight_sweep(
     on        weight values. [default: 0.0, 0.1, ... 4.0]; "large": and 5, 10, 100. Keys of the result are rounded to nine
               digits, so that 0.3 is found
     norm      what batch norms use at each value. "running": the statistics of training, as the net is. "recalibrate":
-              statistics estimated anew from `train` at each value, what a net with such weights would be shipped with.
+              statistics estimated again from `train` at each value, as a net with such weights would be deployed.
               "batch": those of the test batch itself, as the published code does: then a prediction depends on which images
               are in the batch, and a new weight value is absorbed. The running statistics are never touched
     train     batches of "recalibrate", inputs or pairs, read once per value (a one-shot iterator is kept in memory)
@@ -175,7 +175,7 @@ class _Tally:
 
 
 class _Statistics:
-    """Running statistics of the norms, estimated anew per weight value."""
+    """Running statistics of the norms, estimated again for each weight value."""
 
     def __init__(self, model: nn.Module) -> None:
         self.model = model

@@ -9,6 +9,7 @@ import typer
 from bitwright.cli import (
     analyze,
     bench,
+    compress,
     convert,
     cost,
     data,
@@ -56,6 +57,9 @@ _COMMANDS = (
 )
 for _function, _name, _line in _COMMANDS:
     app.command(_name, epilog=EPILOG, short_help=_line)(_function)
+app.command(
+    "compress", epilog=EPILOG, short_help="Run a procedure on a trained net.", context_settings=compress.SETTINGS
+)(compress.compress)
 app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX, checked.")
 app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 

@@ -103,10 +103,11 @@ def open_gates(net: nn.Module) -> dict[str, str]:
     """Layer -> gate, where what the gate saves depends on the data: no table can know it."""
     from bitwright.nn import SlotLayer
     from bitwright.parts.moments import moment
+    from bitwright.parts.traits import title_of
 
     found = {name: m.gate for name, m in net.named_modules() if isinstance(m, SlotLayer)}
     return {
-        name: str(getattr(gate, "part_name", type(gate).__name__))
+        name: title_of(gate)
         for name, gate in found.items()
         if moment(gate, "spent") is not None and moment(gate, "density") is None
     }

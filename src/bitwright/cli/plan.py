@@ -113,6 +113,8 @@ def _experiment(
     for i, stage in enumerate(experiment.stage):
         own = recipes[i]
         name = stage.recipe or ("own rules" if own.rules else "no recipe")
+        if stage.procedure is not None:
+            name = f"procedure {stage.procedure.name}"
         out.result(f"\nstage {i}  {name}, {stage.epochs} epoch{'s' if stage.epochs != 1 else ''}")
         table = make_plan(net, own, x)
         stages.append({"stage": i, "recipe": name, "epochs": stage.epochs, **table.to_dict()})

@@ -48,7 +48,8 @@ def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
                 show_table(screen, table, LIMIT, f"stage {index}")
                 apply_stage(net, experiment, index, example)
             else:
-                screen.result("no recipe: the net stays as it is")
+                done = stage.procedure
+                screen.result(f"procedure {done.name}" if done else "no recipe: the net stays as it is")
     size = 4 * sum(value.numel() for value in net.state_dict().values())
     copies = max(_COPIES[stage.optimizer.name] + (stage.optimizer.momentum > 0) for stage in experiment.stage)
     disk = size * (2 * copies + len(experiment.stage) + 2)  # two checkpoints while one is written, stages, model, best

@@ -23,7 +23,6 @@ from bitwright.engine.rules import LAYERS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
-from bitwright.parts.norm import Norm
 
 MAX_CONSTANT = 1 << 24  # numbers of a constant that is worked out while tracing
 PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
@@ -257,10 +256,10 @@ class Lowering:
             return self.emit(op, wish, [value], {"shape": shape, "owner": f"{name}.x", **attrs}, tensors)
 
         for i, link in enumerate(packing.before):
-            if isinstance(link, Norm):
+            if constants := moment(link, "constants"):
                 # kept apart from any BatchNorm before it: given the layer's input, its codes are then exactly the trained
                 # layer's, and not only up to the rounding of a merged norm
-                scale, add = (t.detach() for t in link.constants())
+                scale, add = (t.detach() for t in constants())
                 value = emit("affine", f"{name}.x{i}", {"last": last, "keep": True}, scale=scale, add=add)
         grid = packing.grid
         if grid is None:

@@ -12,6 +12,8 @@ from bitwright.engine.quantizer import Grid, grid_of, split
 from bitwright.errors import Negative
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
+from bitwright.parts.scale import width_of
+from bitwright.parts.traits import title_of, traits_of
 from bitwright.transforms.packs import no_codes
 
 EMPTY = "its slots are empty"
@@ -75,12 +77,12 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
 
 def name_of(part: nn.Module | None) -> str:
     """`uniform(bits=3)`: a part with its options."""
-    spec = getattr(part, "spec", None)
+    spec = traits_of(part).spec
     if isinstance(spec, dict):
         options = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k != "part")
         return f"{spec['part']}({options})" if options else str(spec["part"])
-    return str(getattr(part, "part_name", type(part).__name__))
+    return title_of(part)
 
 
 def in_channels(layer: SlotLayer) -> int:
-    return int(getattr(layer, "in_channels", 0) or getattr(layer, "in_features", 0))
+    return width_of(layer) or 0

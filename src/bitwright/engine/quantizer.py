@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from bitwright.engine.integers import NotInteger
 from bitwright.engine.thresholds import float_thresholds
 from bitwright.parts import Chain, moment
+from bitwright.parts.traits import title_of
 from bitwright.types import Coded
 
 MAX_ZERO = 1 << 15  # 8-bit grids need 255
@@ -97,7 +98,7 @@ def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> 
     """
     encode = moment(part, "encode")
     if encode is None:
-        raise NotInteger(f"{getattr(part, 'part_name', type(part).__name__)} has no integer codes")
+        raise NotInteger(f"{title_of(part)} has no integer codes")
     was = part.training
     part.eval()
     try:

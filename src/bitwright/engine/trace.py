@@ -21,10 +21,10 @@ from bitwright.engine.store import check
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
-from bitwright.parts.norm import Norm
+from bitwright.parts.traits import traits_of
 from bitwright.quiet import quiet as silent
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.facts import links_of, part_text
+from bitwright.transforms.facts import folds, links_of, part_text
 from bitwright.transforms.forward import quiet
 from bitwright.transforms.geometry import crop_of, padding_of
 
@@ -115,7 +115,7 @@ def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing
             plain._parameters["bias"] = nn.Parameter(bias.detach().clone(), requires_grad=False)
     if layer.x is not None:
         before, quantizer = split(layer.x)
-        known = all(isinstance(m, Norm) or getattr(m, "part_name", "") == "dropout" for m in before)
+        known = all(map(folds, before))
         try:
             grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank, spread=True)
         except NotInteger:
@@ -184,7 +184,7 @@ def _check_batch(batch: tuple[Any, ...]) -> None:
 def _check_ends(name: str, layer: SlotLayer) -> None:
     """A grid without ends has no finite set of codes, and no operator of the graph."""
     for slot, link in [("w", m) for m in links_of(layer.w)] + [("x", m) for m in links_of(layer.x)]:
-        if getattr(link, "clip", True) is False and moment(link, "encode") is None:
+        if traits_of(link).clip is False and moment(link, "encode") is None:
             text = (
                 f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number of "
                 "bits holds them. Train with clip = true"

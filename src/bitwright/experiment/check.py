@@ -45,6 +45,11 @@ def _stage(i: int, stage: Stage) -> Iterator[tuple[tuple[str, ...], str]]:
         yield ("loss",), f'loss = "{stage.loss}" is a module; possible: file.py:name, a file in this folder'
     if stage.recipe is not None and stage.rule:
         yield ("recipe", "rule"), "a stage has a recipe or rules, not both; to change a recipe, copy its rules"
+    if stage.procedure is not None and (stage.recipe is not None or stage.rule):
+        yield (
+            ("procedure", "recipe", "rule"),
+            "a stage has a procedure or a recipe, not both; possible: a stage for each",
+        )
     if stage.teacher is not None and stage.teacher.source == "previous" and i == 0:
         yield (
             ("teacher.source", "teacher"),

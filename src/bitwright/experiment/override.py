@@ -28,7 +28,7 @@ def put_all(data: dict[str, Any], overrides: Iterable[str], title: str) -> list[
 
     value    a TOML value, else text: `0.1`, `true`, `[5, 8]`, `{ name = "sgd" }`, `bf16`
     recipe   `recipe=NAME` is `stage.LAST.recipe=NAME`, and the rules of that stage go
-    epochs   `epochs=N` is `stage.K.epochs=N` for every stage
+    epochs   `epochs=N` is `stage.K.epochs=N` for every stage that trains
 
     >>> data = {"stage": [{"epochs": 5}]}
     >>> _ = put_all(data, ["stage.0.optimizer.lr=0.1", "train.precision=bf16"], "experiment")
@@ -68,7 +68,7 @@ def _put(data: dict[str, Any], text: str, title: str) -> list[Override]:
     stages = data.get("stage")
     stages = stages if isinstance(stages, list) and all(isinstance(s, dict) for s in stages) else []
     if keys == ["epochs"]:
-        targets = [["stage", str(i), "epochs"] for i in range(len(stages))]
+        targets = [["stage", str(i), "epochs"] for i, s in enumerate(stages) if "epochs" in s or "procedure" not in s]
     elif keys == ["recipe"] and stages:
         stages[-1].pop("rule", None)
         targets = [["stage", str(len(stages) - 1), "recipe"]]

@@ -89,7 +89,9 @@ def parse(text: str, overrides: Iterable[str] = (), title: str = "experiment") -
         experiment = None
         found = [_Mistake.of(e["type"], e["loc"], e["input"]) for e in error.errors(include_url=False)]
     else:
-        found = [_Mistake(paths, message, "experiment-value") for paths, message in problems(experiment)]
+        idle = [i for i, stage in enumerate(experiment.stage) if not stage.epochs and stage.procedure is None]
+        found = [_Mistake.of("missing", ("stage", i, "epochs"), None) for i in idle]
+        found += [_Mistake(paths, message, "experiment-value") for paths, message in problems(experiment)]
     if experiment is None or found:
         raise _one_line(found, put, index(text), title)
     return experiment

@@ -159,10 +159,28 @@ class Budget(Table):
     weight: NonNegativeFloat = 1.0
 
 
+class ProcedureCall(Table):
+    """A procedure of `bw.procedures` and its options, e.g. { name = "recalibrate_batchnorm", batches = 20 }.
+
+    batches   so many training batches, not augmented, are what it sees
+    """
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str
+    batches: PositiveInt = 8
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """Everything else in the table."""
+        return dict(self.__pydantic_extra__ or {})
+
+
 class Stage(Table):
     """One recipe trained for some epochs. Stages build on each other: recipes add up, weights go on.
 
     recipe       a shipped name or a path, or rules in [[stage.rule]]; neither: the net stays as it is
+    procedure    instead of a recipe: done before the first step. Without `epochs` it is the whole stage
     loss         "cross_entropy", "squared_hinge", "mse", or "file.py:fn" (fn(outputs, labels) -> scalar)
     clip         largest norm of the gradient
     freeze       globs on parameter names that do not learn in this stage
@@ -170,9 +188,10 @@ class Stage(Table):
     budget       of work, for nets with gates: { macs = 0.5 }; thresholds follow it in place of their targets
     """
 
-    epochs: PositiveInt
+    epochs: PositiveInt = 0  # `parse` refuses a stage without epochs and without a procedure
     recipe: str | None = None
     rule: list[dict[str, Any]] = []
+    procedure: ProcedureCall | None = None
     optimizer: Optimizer = Optimizer()
     schedule: Schedule = Schedule()
     loss: str = "cross_entropy"

@@ -22,6 +22,8 @@ def to_toml(experiment: Experiment) -> str:
         lines += ["", f"[{name}]", *_lines(table[name])]
     for stage in table["stage"]:
         rules = stage.pop("rule")
+        if not stage["epochs"]:  # a procedure alone
+            del stage["epochs"]
         lines += ["", "[[stage]]", *_lines(stage)]
         for rule in rules:
             lines += ["[[stage.rule]]", *_lines(rule)]

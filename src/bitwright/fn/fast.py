@@ -1,9 +1,7 @@
-"""Quantizers with their training gradients: one native pass where it can be, plain torch everywhere else.
+"""Quantizers with their training gradients: one native pass (`fused.py`) where it can be, else plain torch (`plain.py`).
 
-The plain version (`*_composed`) is the definition: what compilers, exporters, transforms, other devices and other types
-get, and what the native one is tested against. Float32 values are equal bit for bit, and so are gradients of x and w;
-sums over many elements (of a scale, a step, a range) are kept in double there and in float32 here. bfloat16 is computed
-in float32 and rounded once.
+Float32 values of the two are equal bit for bit, and so are gradients of x and w; sums over many elements (of a scale, a
+step, a range) are kept in double in the native pass and in float32 in plain torch.
 """
 
 from __future__ import annotations
@@ -15,13 +13,11 @@ import torch
 from torch import Tensor
 
 from bitwright.fn import fused
+from bitwright.fn.kernels import needs_graph, takes
+from bitwright.fn.plain import clip_round_composed, lsq_composed, odd_grid_composed, step_composed
 from bitwright.fn.ste import sign as plain_sign
-from bitwright.fn.ste import ste, ste2
+from bitwright.fn.ste import ste
 from bitwright.types import scalar
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def sign(x: Tensor, surrogate: str, is_open: bool, slope: Callable[[Tensor], Tensor | None]) -> Tensor:
@@ -30,9 +26,9 @@ def sign(x: Tensor, surrogate: str, is_open: bool, slope: Callable[[Tensor], Ten
     >>> sign(torch.tensor([-0.3, 0.0]), "identity", False, lambda x: None).tolist()
     [-1.0, 1.0]
     """
-    if not fused.takes(x):
+    if not takes(x):
         return ste(x, plain_sign(x), slope(x.detach()))
-    if not fused.needs_graph(x):
+    if not needs_graph(x):
         return fused.sign_value(x)[0]
     if surrogate == "clip":
         return fused.ClipSign.apply(x, is_open)
@@ -47,19 +43,12 @@ def step(x: Tensor, threshold: float, on: float | Tensor, off: float) -> Tensor:
     >>> step(torch.tensor([0.2, 0.5, 1.0]), 0.5, 2.0, 0.0).tolist()
     [0.0, 2.0, 2.0]
     """
-    if not fused.takes(x):
+    if not takes(x):
         return step_composed(x, threshold, on, off)
     threshold = float(scalar(threshold, x))  # compared in the type of x, as plain torch does
-    if fused.needs_graph(x):
-        return fused.Step.apply(x, threshold, float(on), off)
+    if needs_graph(x):
+        return fused.StepAt.apply(x, threshold, float(on), off)
     return fused.step_value(x, threshold, float(on), off)
-
-
-def step_composed(x: Tensor, threshold: float, on: float | Tensor, off: float) -> Tensor:
-    """The definition of `step`."""
-    fixed = x.detach()
-    value = torch.where(fixed >= threshold, on if isinstance(on, Tensor) else scalar(on, x), scalar(off, x))
-    return ste(x, torch.where(fixed.isnan(), fixed, value.to(x.dtype)))
 
 
 def binary_weight(w: Tensor, gradient: str, one_scale: bool = False) -> Tensor | None:
@@ -70,12 +59,12 @@ def binary_weight(w: Tensor, gradient: str, one_scale: bool = False) -> Tensor |
     >>> binary_weight(torch.tensor([[1.0, -2.0, 3.0]], dtype=torch.float64), "exact") is None
     True
     """
-    if not fused.takes(w):
+    if not takes(w):
         return None
     rows = fused.filters_of(w)
     if rows is None:
         return None
-    if not fused.needs_graph(w):
+    if not needs_graph(w):
         return fused.binary_value(w, one_scale, rows, None)[0]
     if gradient == "identity":
         return fused.PlainBinary.apply(w, one_scale, rows)
@@ -84,9 +73,9 @@ def binary_weight(w: Tensor, gradient: str, one_scale: bool = False) -> Tensor |
 
 def dorefa_weight(w: Tensor, top: int) -> Tensor | None:
     """2 q(tanh(w) / (2 max) + 1/2) - 1 on top + 1 levels; None where only plain torch can."""
-    if not fused.takes(w) or not w.numel():
+    if not takes(w) or not w.numel():
         return None
-    return fused.Dorefa.apply(w, top) if fused.needs_graph(w) else fused.dorefa_value(w, top)[0]
+    return fused.Dorefa.apply(w, top) if needs_graph(w) else fused.dorefa_value(w, top)[0]
 
 
 @functools.lru_cache(64)
@@ -103,23 +92,12 @@ def clip_round(x: Tensor, high: Tensor | float, levels: int) -> Tensor:
     >>> clip_round(torch.tensor([-1.0, 0.3, 0.6, 9.0]), 1.0, 2).tolist()
     [0.0, 0.5, 0.5, 1.0]
     """
-    if not fused.takes(x) or (isinstance(high, Tensor) and type(high) not in (Tensor, torch.nn.Parameter)):
+    if not takes(x) or (isinstance(high, Tensor) and type(high) not in (Tensor, torch.nn.Parameter)):
         return clip_round_composed(x, high, levels)
     edge = high if isinstance(high, Tensor) else _constant(float(high))
-    if fused.needs_graph(x, edge):
+    if needs_graph(x, edge):
         return fused.ClipRound.apply(x, edge, levels)
     return fused.clip_value(x, edge.float(), levels, None, None)
-
-
-def clip_round_composed(x: Tensor, high: Tensor | float, levels: int) -> Tensor:
-    """The definition of `clip_round`."""
-    fixed = _wide(x.detach())
-    if not isinstance(high, Tensor):
-        value = (fixed.clamp(0.0, float(high)) * (levels / high)).round() * (high / levels)
-        return ste(x, value, (fixed >= 0) & (fixed <= high))
-    edge = _wide(high.detach()).reshape(())
-    value = (torch.minimum(fixed.clamp_min(0.0), edge) * (levels / edge)).round() * (edge / levels)
-    return ste2(x, high, value, (fixed >= 0) & (fixed <= edge), fixed >= edge)
 
 
 def odd_grid(x: Tensor, top: int) -> Tensor:
@@ -131,20 +109,9 @@ def odd_grid(x: Tensor, top: int) -> Tensor:
     >>> [round(v, 3) for v in odd_grid(torch.tensor([-5.0, -0.1, 0.0, 2.0]), 3).tolist()]
     [-1.0, -0.333, 0.333, 1.0]
     """
-    if not fused.takes(x):
+    if not takes(x):
         return odd_grid_composed(x, top)
-    return fused.OddGrid.apply(x, top) if fused.needs_graph(x) else fused.odd_value(x, top)
-
-
-def odd_grid_composed(x: Tensor, top: int) -> Tensor:
-    """The definition of `odd_grid`."""
-    fixed = _wide(x.detach())
-    return ste(x, odd_levels(fixed.clamp(-1.0, 1.0), top) * (1 / top), fixed.abs() <= 1)
-
-
-def odd_levels(place: Tensor, top: int) -> Tensor:
-    """Odd whole numbers 2 u - top of places on [-1, 1], and beyond."""
-    return 2 * torch.floor((place + 1) * (top / 2) + 0.5) - top
+    return fused.OddGrid.apply(x, top) if needs_graph(x) else fused.odd_value(x, top)
 
 
 def lsq(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor: float = 1.0) -> Tensor:
@@ -157,18 +124,8 @@ def lsq(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor:
     >>> lsq(torch.tensor([-9.0, 0.8, 2.6]), torch.tensor(0.5), -2, 1).tolist()
     [-1.0, 0.5, 0.5]
     """
-    if not fused.takes(x) or type(step) not in (Tensor, torch.nn.Parameter):
+    if not takes(x) or type(step) not in (Tensor, torch.nn.Parameter):
         return lsq_composed(x, step, low, high, axis, factor)
-    if fused.needs_graph(x, step):
-        return fused.Lsq.apply(x, step, float(low), float(high), axis, factor)
+    if needs_graph(x, step):
+        return fused.LearnedStep.apply(x, step, float(low), float(high), axis, factor)
     return fused.lsq_value(x, step, float(low), float(high), axis)[0]
-
-
-def lsq_composed(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor: float = 1.0) -> Tensor:
-    """The definition of `lsq`."""
-    spread = fused.along(step, x, axis)
-    spread = ste(spread, fused.size_of(spread), plain_sign(spread.detach()))
-    fixed, size = _wide(x.detach()), _wide(spread.detach())
-    value = (fixed / size).clamp(float(low), float(high)).round() * size
-    slope_x, slope_step = fused.lsq_slopes(fixed, size, low, high)
-    return ste2(x, spread, value, slope_x, slope_step * factor)

@@ -1,4 +1,4 @@
-"""The decision of a gate, 0 or 1 with a slope to learn from, and the sum that obeys it."""
+"""The decision of a gate, 0 or 1 with a slope to learn from, and the sum that follows it."""
 
 from __future__ import annotations
 

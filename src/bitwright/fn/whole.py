@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.fn.fused import readable
+from bitwright.fn.kernels import readable
 
 FLOAT32_EXACT = 1 << 24  # whole numbers up to this are exact in float32
 HALF = (torch.float16, torch.bfloat16)

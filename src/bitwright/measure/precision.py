@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 from bitwright.nn.layers import is_slot_layer
+from bitwright.parts.traits import traits_of
 
 
 def precision_of(given: Any) -> str:
@@ -58,7 +59,7 @@ def bits_of(part: nn.Module | None) -> int | None:
     if part is None:
         return None
     for candidate in (part, *part.children()):
-        bits = getattr(candidate, "bits", None)
+        bits = traits_of(candidate).bits
         if isinstance(bits, int):
             return bits
     return None

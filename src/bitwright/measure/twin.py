@@ -12,6 +12,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from bitwright.measure.tracing import trace
 from bitwright.nn.layers import KINDS, SlotLayer, is_slot_layer
 from bitwright.parts.registry import SLOTS
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.unwrap import unwrap
 
@@ -68,7 +69,7 @@ def float_twin(model: nn.Module) -> nn.Module:
 def _plain(module: nn.Module) -> nn.Module:
     if is_slot_layer(module):
         return _plain_layer(module)
-    if hasattr(module, "part_name"):
+    if traits_of(module).part_name:
         return nn.Identity()
     for name, child in module.named_children():
         setattr(module, name, _plain(child))

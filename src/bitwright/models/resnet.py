@@ -3,32 +3,7 @@
 from torch import Tensor, nn
 
 from .common import Activation, init_convs, make_activation, scaled
-
-
-class BasicBlock(nn.Module):
-    """act(shortcut(x) + BN(conv(act(BN(conv(x))))).
-
-    Both convs are 3x3. Where the shape changes, the shortcut is a 1x1 conv and a norm (downsample.0, .1).
-    """
-
-    def __init__(self, fan_in: int, channels: int, stride: int, activation: Activation):
-        super().__init__()
-        self.conv1 = nn.Conv2d(fan_in, channels, 3, stride=stride, padding=1, bias=False)
-        self.bn1 = nn.BatchNorm2d(channels)
-        self.act1 = make_activation(activation, channels)
-        self.conv2 = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(channels)
-        self.act2 = make_activation(activation, channels)
-        self.downsample = nn.Identity()
-        if stride != 1 or fan_in != channels:
-            self.downsample = nn.Sequential(
-                nn.Conv2d(fan_in, channels, 1, stride=stride, bias=False), nn.BatchNorm2d(channels)
-            )
-
-    def forward(self, x: Tensor) -> Tensor:
-        y = self.act1(self.bn1(self.conv1(x)))
-        y = self.bn2(self.conv2(y))
-        return self.act2(y + self.downsample(x))
+from .resnet_cifar import stage
 
 
 class ResNet18(nn.Module):
@@ -41,10 +16,10 @@ class ResNet18(nn.Module):
         self.bn1 = nn.BatchNorm2d(c1)
         self.act1 = make_activation(activation, c1)
         self.maxpool = nn.MaxPool2d(3, stride=2, padding=1)
-        self.layer1 = _stage(c1, c1, 1, activation)
-        self.layer2 = _stage(c1, c2, 2, activation)
-        self.layer3 = _stage(c2, c3, 2, activation)
-        self.layer4 = _stage(c3, c4, 2, activation)
+        self.layer1 = stage(c1, c1, 2, 1, activation, "basic", "conv")
+        self.layer2 = stage(c1, c2, 2, 2, activation, "basic", "conv")
+        self.layer3 = stage(c2, c3, 2, 2, activation, "basic", "conv")
+        self.layer4 = stage(c3, c4, 2, 2, activation, "basic", "conv")
         self.avgpool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -55,12 +30,6 @@ class ResNet18(nn.Module):
         x = self.maxpool(self.act1(self.bn1(self.conv1(x))))
         x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return self.fc(self.dropout(self.flatten(self.avgpool(x))))
-
-
-def _stage(fan_in: int, channels: int, stride: int, activation: Activation) -> nn.Sequential:
-    return nn.Sequential(
-        BasicBlock(fan_in, channels, stride, activation), BasicBlock(channels, channels, 1, activation)
-    )
 
 
 def resnet18(

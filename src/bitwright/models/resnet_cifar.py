@@ -77,9 +77,9 @@ class ResNetCifar(nn.Module):
         self.bn1 = nn.BatchNorm2d(c1)
         self.act1 = make_activation(activation, c1)
         kind = (activation, form, shortcut)
-        self.layer1 = _stage(c1, c1, blocks, 1, *kind)
-        self.layer2 = _stage(c1, c2, blocks, 2, *kind)
-        self.layer3 = _stage(c2, c3, blocks, 2, *kind)
+        self.layer1 = stage(c1, c1, blocks, 1, *kind)
+        self.layer2 = stage(c1, c2, blocks, 2, *kind)
+        self.layer3 = stage(c2, c3, blocks, 2, *kind)
         self.pool = nn.AdaptiveAvgPool2d(1)
         self.flatten = nn.Flatten()
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
@@ -92,7 +92,7 @@ class ResNetCifar(nn.Module):
         return self.fc(self.dropout(self.flatten(self.pool(x))))
 
 
-def _stage(
+def stage(
     fan_in: int, channels: int, blocks: int, stride: int, activation: Activation, form: Form, shortcut: Shortcut
 ) -> nn.Sequential:
     first = BasicBlock(fan_in, channels, stride, activation, form, shortcut)

@@ -13,8 +13,10 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn.whole import HALF, whole_op
 from bitwright.parts.chain import Chain
+from bitwright.parts.gate_call import GateCall
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS, make_slot
+from bitwright.parts.traits import title_of, traits_of
 
 
 class SlotLayer(nn.Module):
@@ -22,8 +24,7 @@ class SlotLayer(nn.Module):
 
     w, b   weight and bias go through them           x      so does the input
     g      so does the output (identity forward: a gradient quantizer)
-    gate   decides how the linear operator `op(x, w, b)` is evaluated; gets what the quantizer of x reads too if
-           `needs_raw_input`; whole numbers and unit of input and weight (None: no code) if `needs_code`
+    gate   decides how the linear operator is evaluated: `gate(op, x, w, b)`, op the operator as a `GateCall`
 
     Checkpoint keys stay `weight` and `bias`; parts add theirs, e.g. `w.p`.
     """
@@ -35,6 +36,16 @@ class SlotLayer(nn.Module):
     x: nn.Module | None
     g: nn.Module | None
     gate: nn.Module | None
+
+    def __init__(
+        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
+    ) -> None:
+        super().__init__(*args, **kwargs)  # torch's layer, which follows in the order of bases
+        for slot in SLOTS:
+            self.register_module(slot, None)
+        self.set_slots(w=w, b=b, x=x, g=g, gate=gate)
+        for slot in ("w", "b"):
+            self.on_latent(slot, "start")
 
     def set_slots(self, where: str = "", **slots: Any) -> None:
         """Fills slots; each value a part, a name, a mapping, a list of them, or None (empty)."""
@@ -89,36 +100,39 @@ class SlotLayer(nn.Module):
         graph = torch.is_grad_enabled() and (raw.requires_grad or self.weight.requires_grad)
         if exact is not None and (torch.compiler.is_exporting() or not graph):  # an exported net is not trained
             return exact if self.g is None else self.g(exact)
+        if self.gate is None:
+            y = op(raw if self.x is None else self.x(raw), self.quantized_weight(), self.quantized_bias())
+        else:
+            y = self.gated(self.gate, raw, op)
+        if exact is not None:  # the value of evaluation with the gradient of training
+            y = y + (exact - y).detach()
+        return y if self.g is None else self.g(y)
+
+    def gated(self, gate: nn.Module, raw: Tensor, op: Callable[..., Tensor]) -> Tensor:
+        """What the gate makes of the operator."""
+        wants, call = traits_of(gate), GateCall(op, from_slot=self.from_slot)
         seen, quantizer = raw, self.x
-        wants = {key for key in ("needs_raw_input", "needs_code") if getattr(self.gate, key, False)}
-        if isinstance(self.x, Chain) and wants:
+        if isinstance(self.x, Chain) and (wants.needs_raw_input or wants.needs_code):
             seen, quantizer = self.x.before(raw), self.x.quantizer  # a norm in front of the quantizer runs once
             x = self.x.rest(seen)
         else:
             x = raw if self.x is None else self.x(raw)
-        w = self.quantized_weight()
-        b = self.quantized_bias()
-        if self.gate is None:
-            y = op(x, w, b)
-        elif "needs_code" in wants:
+        w, b = self.quantized_weight(), self.quantized_bias()
+        if wants.needs_raw_input:
+            call.raw = seen
+        if wants.needs_code:
             # no code where something behind the quantizer moves its value
             x_whole = moment(quantizer, "whole") if moment(self.x, "whole") else None
             w_whole = None if self.training else moment(self.w, "whole")
-            code = None if x_whole is None else x_whole(seen.detach())
-            y = self.gate(op, x, w, b, code, None if w_whole is None else w_whole(self.slot_weight()), self.from_slot)
-        elif wants:
-            y = self.gate(op, x, w, b, seen)
-        else:
-            y = self.gate(op, x, w, b)
-        if exact is not None:  # the value of evaluation with the gradient of training
-            y = y + (exact - y).detach()
-        return y if self.g is None else self.g(y)
+            call.code = None if x_whole is None else x_whole(seen.detach())
+            call.w_code = None if w_whole is None else w_whole(self.slot_weight())
+        return gate(call, x, w, b)
 
     def exact(self, raw: Tensor, op: Callable[..., Tensor]) -> Tensor | None:
         """Evaluation of a layer whose weight and input are both whole numbers times a unit: the product of the whole
         numbers (exact, whatever the order of the sum), one multiply by the units, one add. So the trained net itself gives
         what the packed one will, not a sum of rounded products. None where the slots do not allow it, and where
-        somebody watches a part (`bw.calibrate` does): only a call of the part reaches its hooks.
+        a part has hooks (`bw.calibrate` adds them): only a call of the part runs them.
         """
         x_whole, w_whole = moment(self.x, "whole"), moment(self.w, "whole")
         if x_whole is None or w_whole is None or self.gate is not None:
@@ -139,28 +153,27 @@ class SlotLayer(nn.Module):
     def extra_repr(self) -> str:
         base = super().extra_repr()
         filled = [(s, getattr(self, s)) for s in SLOTS if getattr(self, s) is not None]
-        text = [f"{s}={getattr(p, 'part_name', type(p).__name__)}" for s, p in filled]
+        text = [f"{s}={title_of(p)}" for s, p in filled]
         return ", ".join([base, *text])
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-def grouped(layer: Any, x: Tensor, w: Tensor, b: Tensor | None, groups: int) -> Tensor:
-    """The layer's convolution in other groups than its own: what a gate's base path is."""
-    padding = layer.padding
-    if layer.padding_mode != "zeros":
-        x, padding = F.pad(x, layer._reversed_padding_repeated_twice, mode=layer.padding_mode), 0
-    conv = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[w.dim()]
-    return conv(x, w, b, layer.stride, padding, layer.dilation, groups)
+class SlotConv(SlotLayer):
+    """A convolution; its operator also computes in other groups than its own: what the base path of a gate is."""
 
+    _conv_forward: Callable[..., Tensor]
 
-def _init(layer: SlotLayer, w: Any, b: Any, x: Any, g: Any, gate: Any) -> None:
-    for slot in SLOTS:
-        layer.register_module(slot, None)
-    layer.set_slots(w=w, b=b, x=x, g=g, gate=gate)
-    for slot in ("w", "b"):
-        layer.on_latent(slot, "start")
+    def op(self, x: Tensor, w: Tensor, b: Tensor | None, groups: int | None = None) -> Tensor:
+        if groups is None:
+            return self._conv_forward(x, w, b)
+        conv: Any = self
+        padding = conv.padding
+        if conv.padding_mode != "zeros":
+            x, padding = F.pad(x, conv._reversed_padding_repeated_twice, mode=conv.padding_mode), 0
+        function = {3: F.conv1d, 4: F.conv2d, 5: F.conv3d}[w.dim()]
+        return function(x, w, b, conv.stride, padding, conv.dilation, groups)
 
 
 class Linear(SlotLayer, nn.Linear):
@@ -171,57 +184,24 @@ class Linear(SlotLayer, nn.Linear):
     torch.Size([1, 2])
     """
 
-    def __init__(
-        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
-    ) -> None:
-        nn.Linear.__init__(self, *args, **kwargs)
-        _init(self, w, b, x, g, gate)
-
     def op(self, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         return F.linear(x, w, b)
 
 
-class Conv1d(SlotLayer, nn.Conv1d):
+class Conv1d(SlotConv, nn.Conv1d):
     """`torch.nn.Conv1d` with slots."""
 
-    def __init__(
-        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
-    ) -> None:
-        nn.Conv1d.__init__(self, *args, **kwargs)
-        _init(self, w, b, x, g, gate)
 
-    def op(self, x: Tensor, w: Tensor, b: Tensor | None, groups: int | None = None) -> Tensor:
-        return self._conv_forward(x, w, b) if groups is None else grouped(self, x, w, b, groups)
-
-
-class Conv2d(SlotLayer, nn.Conv2d):
+class Conv2d(SlotConv, nn.Conv2d):
     """`torch.nn.Conv2d` with slots.
 
     >>> Conv2d(16, 16, 3, w="xnor", x="sign")
     Conv2d(16, 16, kernel_size=(3, 3), stride=(1, 1), w=xnor, x=sign)
     """
 
-    def __init__(
-        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
-    ) -> None:
-        nn.Conv2d.__init__(self, *args, **kwargs)
-        _init(self, w, b, x, g, gate)
 
-    def op(self, x: Tensor, w: Tensor, b: Tensor | None, groups: int | None = None) -> Tensor:
-        return self._conv_forward(x, w, b) if groups is None else grouped(self, x, w, b, groups)
-
-
-class Conv3d(SlotLayer, nn.Conv3d):
+class Conv3d(SlotConv, nn.Conv3d):
     """`torch.nn.Conv3d` with slots."""
-
-    def __init__(
-        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
-    ) -> None:
-        nn.Conv3d.__init__(self, *args, **kwargs)
-        _init(self, w, b, x, g, gate)
-
-    def op(self, x: Tensor, w: Tensor, b: Tensor | None, groups: int | None = None) -> Tensor:
-        return self._conv_forward(x, w, b) if groups is None else grouped(self, x, w, b, groups)
 
 
 def _ints(padding: object) -> tuple[int, ...]:
@@ -232,12 +212,6 @@ def _ints(padding: object) -> tuple[int, ...]:
 
 class ConvTranspose2d(SlotLayer, nn.ConvTranspose2d):
     """`torch.nn.ConvTranspose2d` with slots. Its weight is [I, O/g, kh, kw]; parts see [O, I/g, kh, kw]."""
-
-    def __init__(
-        self, *args: Any, w: Any = None, b: Any = None, x: Any = None, g: Any = None, gate: Any = None, **kwargs: Any
-    ) -> None:
-        nn.ConvTranspose2d.__init__(self, *args, **kwargs)
-        _init(self, w, b, x, g, gate)
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
         padding = self._output_padding(

@@ -33,9 +33,7 @@ class BinaryConnect(nn.Module):
     [0.5, -0.5, 0.5]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     projects = True  # after_step twice is after_step once
 
     def __init__(self, scale: float = 1.0, stochastic: bool = False, evaluate: str = "auto") -> None:

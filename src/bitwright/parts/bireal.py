@@ -28,9 +28,7 @@ class Bireal(nn.Module):
     [[2.0, -2.0, 2.0]]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     projects = True  # after_step twice is after_step once
 
     def __init__(self, clip: bool = True) -> None:

@@ -33,9 +33,7 @@ class Bwn(nn.Module):
     [[2.0, -2.0, 2.0]]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     projects = True  # after_step twice is after_step once
 
     def __init__(self, granularity: str = "filter", compat: str | None = None) -> None:

@@ -9,16 +9,16 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import masked_code
-from bitwright.parts.dropout import Dropout
 from bitwright.parts.mask import Mask
 from bitwright.parts.moments import moment
+from bitwright.parts.traits import title_of, traits_of
 from bitwright.types import Coded
 
 
 class Chain(nn.Module):
     """Parts applied in order. A mask, whatever its place, acts last and hides what it prunes from the others.
 
-    Why last: sign(0) = +1 would revive every pruned weight, and zeros would dilute the scale (contract 3).
+    Why last: sign(0) = +1 would revive every pruned weight, and zeros would make the scale smaller.
     Errors: two quantizers in one chain, because the second would see only the grid of the first.
 
     >>> import bitwright as bw
@@ -34,7 +34,7 @@ class Chain(nn.Module):
         self.links = nn.ModuleList(links)
         quantizers = [m for m in links if moment(m, "encode")]
         if len(quantizers) > 1:
-            names = " and ".join(str(getattr(m, "part_name", type(m).__name__)) for m in quantizers)
+            names = " and ".join(title_of(m) for m in quantizers)
             raise InputError(f"chain: two quantizers in one slot, {names}; keep one", code="chain-two")
         masks = [i for i, m in enumerate(links) if isinstance(m, Mask)]
         if len(masks) > 1:
@@ -53,26 +53,26 @@ class Chain(nn.Module):
 
     @property
     def spec(self) -> list[object]:
-        return [getattr(m, "spec", None) for m in self.links]
+        return [traits_of(m).spec for m in self.links]
 
     @property
     def part_name(self) -> str:
-        return "+".join(str(getattr(m, "part_name", type(m).__name__)) for m in self.links)
+        return "+".join(title_of(m) for m in self.links)
 
     @property
     def bits(self) -> int | None:
-        return 32 if self.quantizer is None else getattr(self.quantizer, "bits", None)
+        return 32 if self.quantizer is None else traits_of(self.quantizer).bits
 
     @property
     def planes(self) -> int | None:
         """Planes of the code; None where there is none. A mask makes the offset of its quantizer one plane more."""
-        own = getattr(self.quantizer, "planes", None) if self.offers("encode") else None
+        own = traits_of(self.quantizer).planes if self.offers("encode") else None
         return own if own is None or self.mask is None else own + self._has_offset(self.mask)
 
     @property
     def storage_bits(self) -> int:
         """Bits of a weight on disk: those of its code, or a float, and those of the mask."""
-        bits = [int(getattr(m, "storage_bits", 0)) for m in self.links]
+        bits = [traits_of(m).storage_bits or 0 for m in self.links]
         return (32 if self.quantizer is None else bits.pop(self.code_at)) + sum(b for b in bits if b < 32)
 
     @torch.no_grad()
@@ -93,7 +93,7 @@ class Chain(nn.Module):
             return False
         if name in ("encode", "whole"):
             after = self.links[self.code_at + 1 :]
-            return self.code_at >= 0 and all(isinstance(m, (Dropout, Mask)) for m in after)
+            return self.code_at >= 0 and all(isinstance(m, Mask) or traits_of(m).idle_in_eval for m in after)
         return any(moment(m, name) for m in self.links)
 
     def _others(self) -> list[nn.Module]:

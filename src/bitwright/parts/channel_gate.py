@@ -10,10 +10,12 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
+from bitwright.parts.gate_call import as_call
 from bitwright.parts.gate_norm import DualNorm
 from bitwright.parts.options import check_compat, check_word
 from bitwright.parts.registry import part
-from bitwright.parts.split_gate import Code, SplitGate, spent_of
+from bitwright.parts.scale import width_of
+from bitwright.parts.split_gate import SplitGate, spent_of
 from bitwright.types import Site, Spent
 
 
@@ -81,7 +83,7 @@ class ChannelGate(SplitGate):
         new = cls(**options)
         new.fit("channel_gate", layer)
         groups = int(getattr(layer, "groups", 1))
-        inputs = int(getattr(layer, "in_channels", None) or getattr(layer, "in_features", 0))
+        inputs = width_of(layer) or 0
         new.transposed = bool(getattr(layer, "transposed", False))
         if new.transposed and groups > 1:
             raise InputError(
@@ -92,6 +94,7 @@ class ChannelGate(SplitGate):
             )
         fan, outs = inputs // groups, new.outputs // groups
         new.splits = fitting(new.wanted, min(fan, outs) if new.group else fan)
+        new.one_sided = new.splits > 1
         if new.splits == 1:
             new.threshold.requires_grad_(False)  # no decision: a parameter without gradient would stop DDP
             warnings.warn(
@@ -133,22 +136,15 @@ class ChannelGate(SplitGate):
             return op(x, own, b, groups=self.splits), op(x, w * (1 - base), None)
         return op(x, w * base, b), op(x, w * (1 - base), None)
 
-    def forward(
-        self,
-        op: Callable[..., Tensor],
-        x: Tensor,
-        w: Tensor,
-        b: Tensor | None,
-        code: Code | None = None,
-        w_code: Code | None = None,
-        from_slot: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
+    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        op = as_call(op)
+        code = op.code
         if self.order is not None:
             x, code = self._mixed(x), None if code is None else (self._mixed(code[0]), code[1])
         if self.splits == 1:
             y = op(x, w, b)
             return y if self.output_norm is None else self.output_norm(y, torch.ones_like(y))
-        y, on = self.joined(*self.sums(op, lambda: x, w, b, code, w_code, from_slot), x)
+        y, on = self.joined(*self.sums(op, lambda: x, w, b, code), x)
         return y if self.output_norm is None else self.output_norm(y, on)
 
     def _mixed(self, x: Tensor) -> Tensor:

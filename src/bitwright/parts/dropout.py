@@ -24,6 +24,8 @@ class Dropout(nn.Module):
     [1.0, 1.0]
     """
 
+    idle_in_eval = True
+
     def __init__(self, p: float = 0.5) -> None:
         super().__init__()
         if not 0 <= p <= 1:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -13,14 +12,15 @@ from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.parts.float_part import Float
+from bitwright.parts.gate_call import GateCall
 from bitwright.parts.gate_norm import FreeNorm, autocast_off
 from bitwright.parts.options import check_compat, check_number
 from bitwright.parts.registry import part
 from bitwright.parts.scale import wide
-from bitwright.parts.split_gate import Watched, channels_of, spent_of
+from bitwright.parts.split_gate import Watched, channels_to_gate, spent_of
 from bitwright.types import Site, Spent
 
-LEAST = 1e-4  # a gain below this counts as this: the shift is divided by it
+LEAST = 1e-4  # smaller gains count as this one, because the shift is divided by the gain
 
 
 class Remembered:
@@ -112,6 +112,7 @@ class FBS(Watched):
     norm: FreeNorm
     shift: nn.Parameter
     needs_raw_input = True
+    switches_channels = True
 
     def __init__(self, keep: float = 0.5, channel_block: int = 1, l1: float = 1e-8, compat: str | None = None) -> None:
         super().__init__()
@@ -128,7 +129,7 @@ class FBS(Watched):
     @classmethod
     def for_layer(cls, layer: nn.Module, **options: Any) -> nn.Module:
         new = cls(**options)
-        inputs, outputs, like = channels_of("fbs", layer)
+        inputs, outputs, like = channels_to_gate("fbs", layer)
         groups = int(getattr(layer, "groups", 1))
         if groups > 1 and groups == inputs:
             warnings.warn(
@@ -179,11 +180,15 @@ class FBS(Watched):
         mean = state["running_mean"]
         gain, bias = state.get("weight", torch.ones_like(mean)), state.get("bias", torch.zeros_like(mean))
         size = gain.abs().clamp_min(LEAST)
-        factor = (gain.abs() / size).clamp_min(0.01)  # below LEAST: what is missing; never 0, or the channel were dead
+        factor = (gain.abs() / size).clamp_min(
+            0.01
+        )  # the rest of a gain below LEAST; never 0, because then the channel could not learn
         out["flip"] = torch.where(gain < 0, -factor, factor)
         out["shift"] = bias / size
         out["predictor.bias"] = size
-        out["predictor.weight"] = torch.zeros_like(self.predictor.weight)  # only the gain speaks at first
+        out["predictor.weight"] = torch.zeros_like(
+            self.predictor.weight
+        )  # at first the result depends on the gain alone
         return out
 
     def succeed(self, old: FBS) -> None:
@@ -219,10 +224,11 @@ class FBS(Watched):
         g = F.linear(size, self.predictor.weight.to(size.dtype), self.predictor.bias.to(size.dtype))
         return g.abs() if self.seed else g.relu()
 
-    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor) -> Tensor:
+    def forward(self, op: GateCall, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        assert op.raw is not None
         y = op(x, w, b)
         with autocast_off(y):
-            g = self.saliencies(raw)
+            g = self.saliencies(op.raw)
             on = self.winners(g)
         for watcher in self.watchers:
             watcher(self, on)
@@ -260,7 +266,7 @@ class FBS(Watched):
         present = site.active(active, len(fires)).to(fires.device)
         on = fires.double().reshape(len(fires), site.groups, site.outputs // site.groups)
         macs = site.taps * site.positions * (present.sum(2) * on.sum(2)).sum(1)
-        # the predictor reads the active inputs; each output is scaled once, and whoever computes none pays for it too
+        # the predictor reads the active inputs; each output is scaled once, also where no channel is computed
         overhead = present.sum((1, 2)) * site.outputs + float(site.outputs * site.places)
         bops = macs * site.w_bits * site.x_bits + overhead * 32 * 32
         return spent_of(macs + overhead, bops, overhead, site.outputs)

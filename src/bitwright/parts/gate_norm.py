@@ -1,4 +1,4 @@
-"""Norms inside gates: over whatever axis holds the channels, in float32, and one that tells two kinds of outputs apart."""
+"""Norms inside gates: over whatever axis holds the channels, in float32, and one that normalizes two kinds of outputs separately."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
     scope   a SyncBatchNorm: statistics of training are those of all its processes
     """
 
-    # no _BatchNorm: convert_sync_batchnorm would put a norm in its place that takes nobody else's gain and shift
+    # no _BatchNorm: convert_sync_batchnorm would replace it by a norm that takes no gain and shift from outside
     scope: nn.Module
 
     def __init__(self, channels: int, last: bool = False, eps: float = 1e-5, momentum: float = 0.1) -> None:
@@ -68,7 +68,7 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
         self.scope = scope(self.num_features, norm).train(self.training)
 
     def forward(self, input: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """gain, shift: those of somebody else, [C]; a bfloat16 input then stays one, as in a BatchNorm of its own."""
+        """gain, shift: from outside, [C]; a bfloat16 input then stays one, as in a BatchNorm of its own."""
         x = input if gain is not None and input.dtype == torch.bfloat16 else wide(input)
         flat = x.flatten(0, -2) if self.last else x
         with autocast_off(x):

@@ -31,9 +31,7 @@ class Heaviside(nn.Module):
     [0.0, 1.0, 1.0]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
 
     def __init__(self, threshold: float = 0.0, surrogate: str = "clip", boundary: str = "closed") -> None:
         super().__init__()
@@ -41,7 +39,7 @@ class Heaviside(nn.Module):
         self.surrogate = check_word("heaviside", "surrogate", surrogate, SURROGATES)
         self.boundary = check_word("heaviside", "boundary", boundary, ("closed", "open"))
         self.signed = self.threshold <= 0  # behind a ReLU it would then be 1 everywhere
-        self.local_gradient = self.threshold == 0 and surrogate in ("clip", "approx")  # it vanishes beyond 1
+        self.local_gradient = self.threshold == 0 and surrogate in ("clip", "approx")  # it is 0 beyond 1
 
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()

@@ -38,9 +38,7 @@ class Input8(nn.Module):
 
     zero: Tensor
     width: Tensor
-    bits = 8
-    planes = 8
-    storage_bits = 8
+    bits = planes = storage_bits = 8
     signed = False
     source_codes = True  # reads the network's input: convert lets uint8 tensors in
 

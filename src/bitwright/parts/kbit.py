@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.fn.coded import uint_code
-from bitwright.fn.fast import odd_grid, odd_levels
+from bitwright.fn.fast import odd_grid
+from bitwright.fn.plain import odd_levels
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.options import check_coded, check_compat, check_word
@@ -68,17 +70,8 @@ class Kbit(nn.Module):
             self.step = nn.Parameter(torch.tensor(1 / self.top))
 
     @classmethod
-    def for_layer(
-        cls,
-        layer: nn.Module,
-        bits: int = 2,
-        clip: bool = True,
-        weight_scale: str = "none",
-        compat: str | None = None,
-        *,
-        slot: str = "w",
-    ) -> Kbit:
-        new = cls(bits, clip, weight_scale, compat, slot=slot)
+    def for_layer(cls, layer: nn.Module, **options: Any) -> Kbit:
+        new = cls(**options)
         weight = weight_of(layer)
         if weight is not None:
             new.to(weight.device)

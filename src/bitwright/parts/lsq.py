@@ -10,10 +10,10 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn import fast
 from bitwright.fn.coded import uint_code
-from bitwright.fn.fused import size_of
+from bitwright.fn.plain import step_size
 from bitwright.parts.bits import check_bits
 from bitwright.parts.registry import part
-from bitwright.parts.scale import kept_only, weight_of, wide
+from bitwright.parts.scale import kept_only, weight_of, wide, width_of
 from bitwright.types import Coded
 
 
@@ -65,7 +65,7 @@ class Lsq(nn.Module):
         weight = weight_of(layer)
         new.per_channel, new.last = per_channel, slot == "x" and isinstance(layer, nn.Linear)
         if weight is not None:
-            width = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+            width = width_of(layer)
             count = weight.shape[0] if slot == "w" else width
             # half types would lose the step's small moves
             kept = torch.float64 if weight.dtype == torch.float64 else torch.float32
@@ -112,7 +112,7 @@ class Lsq(nn.Module):
     # -- the grid -------------------------------------------------------------------------------------------------
     def _code(self, t: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """(t / s, its integer, s), all without a graph."""
-        size = self._spread(size_of(wide(self.step)), t)
+        size = self._spread(step_size(wide(self.step)), t)
         place = wide(t.detach()) / size
         return place, place.clamp(float(self.floor), float(self.top)).round(), size
 

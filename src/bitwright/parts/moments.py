@@ -1,4 +1,4 @@
-"""Typed access to the optional moments of a part (contract 3). The only place that asks `has it got one?`."""
+"""Typed access to the optional moments (methods) of a part; `traits.py` is the same for what it states."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import Any
 from torch import nn
 
 # encode    the value as bits and tables (`Coded`)                     whole     the value as (whole numbers, one unit)
-# after_step, penalty, observe, density, bind: see contract of a part in ARCHITECTURE.md
+# after_step  moves the latent weight, after every optimizer step       penalty  a term of the loss
+# observe     data that calibration shows it      density  share of the work done at most
+# bind        is told which optimizer moves its weight       constants  (scale, add) of evaluation: a norm in front of a quantizer
 # start     first latents in place of the weights of a float layer, drawn once, by `apply` or a layer's constructor
 # succeed   take over from a part of the same kind that sat here before          spent   work of one call of a gate
-MOMENTS = ("encode", "whole", "start", "after_step", "penalty", "observe", "density", "bind", "succeed", "spent")
+# saliencies  how important a gate finds each channel      deviation, set_keep  what a budget measures and moves a gate by
 
 
 def moment(part: nn.Module | None, name: str) -> Callable[..., Any] | None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.parts.registry import part
+from bitwright.parts.scale import width_of
 
 
 @part("norm", "x")
@@ -42,7 +43,7 @@ class Norm(nn.Module):
 
     @classmethod
     def for_layer(cls, layer: nn.Module, features: int | None = None, eps: float = 1e-5, momentum: float = 0.1) -> Norm:
-        width = features or getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+        width = features or width_of(layer)
         new = cls(width, eps, momentum)
         new.last = isinstance(layer, nn.Linear)
         like = next(layer.parameters())

@@ -9,6 +9,7 @@ from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.parts.moments import moment
+from bitwright.parts.traits import title_of
 
 
 def check_word(name: str, option: str, value: str, words: Sequence[str]) -> str:
@@ -52,5 +53,5 @@ def check_compat(name: str, compat: str | None) -> bool:
 def check_coded(part: nn.Module, why: str) -> None:
     """`InputError` where a part with these options offers no code: one that `encode` made would hold other values."""
     if moment(part, "encode") is None:
-        name = str(getattr(part, "part_name", type(part).__name__))
+        name = title_of(part)
         raise InputError(f"part {name}: {why}, so there is nothing to encode", code="no-code", given=name)

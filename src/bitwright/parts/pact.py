@@ -63,7 +63,7 @@ class Pact(nn.Module):
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
-        """Averages the 99.9 % level over batches; a batch without a positive value says nothing."""
+        """Averages the 99.9 % level over batches; a batch without a positive value changes nothing."""
         if not x.numel():
             return
         high = limits(rows(x, False), "percentile", self.top + 1, "unsigned")[1].reshape(()).to(self.alpha.dtype)

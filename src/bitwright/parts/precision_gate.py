@@ -11,10 +11,13 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
+from bitwright.parts.gate_call import Code, as_call
+from bitwright.parts.moments import moment
 from bitwright.parts.options import check_compat, check_word
 from bitwright.parts.registry import part
 from bitwright.parts.sign_magnitude import SignMagnitude
-from bitwright.parts.split_gate import Code, SplitGate, spent_of
+from bitwright.parts.split_gate import SplitGate, spent_of
+from bitwright.parts.traits import title_of, traits_of
 from bitwright.types import Site, Spent
 
 
@@ -74,6 +77,7 @@ class PrecisionGate(SplitGate):
         self.seed = check_compat("precision_gate", compat)
         scale = scale or ("batch_max" if self.seed else "static")
         self.scale = check_word("precision_gate", "scale", scale, ("static", "batch_max"))
+        self.reads_batch = self.scale == "batch_max"
         self.form = check_word("precision_gate", "penalty", penalty, ("norm", "sq"))
         self.quantizer = None
 
@@ -82,7 +86,6 @@ class PrecisionGate(SplitGate):
         new = cls(**options)
         new.fit("precision_gate", layer)
         from bitwright.parts.chain import Chain
-        from bitwright.parts.moments import moment
 
         reads = getattr(layer, "x", None)
         if isinstance(reads, Chain):
@@ -96,10 +99,10 @@ class PrecisionGate(SplitGate):
                 )
             reads = reads.quantizer
         has_code = moment(reads, "whole") is not None
-        theirs = getattr(reads, "bits", None)
+        theirs = traits_of(reads).bits
         if has_code and theirs != new.code_bits:
             raise InputError(
-                f"part precision_gate: bits={new.code_bits}, but the x part {getattr(reads, 'part_name', '?')} has "
+                f"part precision_gate: bits={new.code_bits}, but the x part {title_of(reads)} has "
                 f"{theirs}; the gate splits that code, so give both the same",
                 code="gate-bits",
                 given=str(new.code_bits),
@@ -115,7 +118,10 @@ class PrecisionGate(SplitGate):
         super().succeed(old)
         before = old.quantizer if isinstance(old, PrecisionGate) else None
         if self.quantizer is not None and before is not None and self.quantizer.kept and before.kept:
-            self.quantizer.high, self.quantizer.seen = before.high, before.seen  # a range has no bits
+            self.quantizer.high, self.quantizer.seen = (
+                before.high,
+                before.seen,
+            )  # the range does not depend on the number of bits
 
     @torch.no_grad()
     def observe(self, x: Tensor) -> None:
@@ -139,23 +145,15 @@ class PrecisionGate(SplitGate):
         """x: (high bits, low bits)."""
         return op(x[0], w, b), op(x[1], w, None)
 
-    def forward(
-        self,
-        op: Callable[..., Tensor],
-        x: Tensor,
-        w: Tensor,
-        b: Tensor | None,
-        code: Code | None = None,
-        w_code: Code | None = None,
-        from_slot: Callable[[Tensor], Tensor] | None = None,
-    ) -> Tensor:
-        x, high, low, unit = self.coded(x, code)
+    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        op = as_call(op)
+        x, high, low, unit = self.coded(x, op.code)
         high, low = high.to(w.dtype), low.to(w.dtype)
 
         def parts() -> tuple[Tensor, Tensor]:
             return ste(x, (high * unit).to(x.dtype)), (low * unit).to(x.dtype)
 
-        base, rest = self.sums(op, parts, w, b, ((high, low), unit), w_code, from_slot)
+        base, rest = self.sums(op, parts, w, b, ((high, low), unit))
         return self.joined(base, rest, x)[0]
 
     def penalty(self) -> Tensor:

@@ -9,6 +9,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from bitwright.errors import InputError, nearest
+from bitwright.parts.traits import traits_of
 from bitwright.types import PartInfo
 
 SLOTS = ("w", "b", "x", "g", "gate")
@@ -159,18 +160,18 @@ def make_slot(value: Any, slot: str, layer: nn.Module | None = None, where: str 
             fuller = text.replace(head, f"in slot {slot} of {where}:") if head in text else f"{where}: {text}"
             raise error.reworded(fuller, layer=where) from None
         raise
-    return None if getattr(made, "part_name", "") == "float" else made
+    return None if traits_of(made).part_name == "float" else made
 
 
 def parts() -> dict[str, PartInfo]:
-    """The registry, name -> facts (contract 2)."""
+    """The registry, name -> facts."""
     return {name: _info(name, cls) for name, cls in sorted(_PARTS.items())}
 
 
 def _info(name: str, cls: type[nn.Module]) -> PartInfo:
     doc = inspect.cleandoc(cls.__doc__ or "")
     source = next((line.strip()[6:].strip() for line in doc.splitlines() if line.strip().startswith("source")), "")
-    bits = getattr(cls, "bits_range", None) or getattr(cls, "bits", "")
+    bits: object = traits_of(cls).bits_range or traits_of(cls).bits
     return PartInfo(
         name=name,
         slots=_FITS[name],

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from bitwright.fn.coded import sign_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.registry import part
+from bitwright.parts.scale import width_of
 from bitwright.types import Coded, scalar
 
 
@@ -29,9 +30,7 @@ class Rsign(nn.Module):
     """
 
     shift: nn.Parameter
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     signed = True
 
     def __init__(self, features: int | None = None) -> None:
@@ -41,7 +40,7 @@ class Rsign(nn.Module):
 
     @classmethod
     def for_layer(cls, layer: nn.Module, features: int | None = None) -> Rsign:
-        new = cls(features or getattr(layer, "in_channels", None) or getattr(layer, "in_features", None))
+        new = cls(features or width_of(layer))
         new.last = isinstance(layer, nn.Linear)
         like = next(layer.parameters())
         return new.to(like.device, like.dtype)

@@ -1,4 +1,4 @@
-"""Mean magnitude of weights, the scale of every 1-bit method, with a slope that never dies."""
+"""Mean magnitude of weights, the scale of every 1-bit method, with a slope that is never 0."""
 
 from __future__ import annotations
 
@@ -72,10 +72,19 @@ def weight_of(layer: nn.Module) -> Tensor | None:
     return seen.detach() if isinstance(seen, Tensor) else None
 
 
+def width_of(layer: nn.Module) -> int | None:
+    """Input channels or features of a layer, None where it has neither.
+
+    >>> width_of(nn.Linear(3, 2)), width_of(nn.ReLU())
+    (3, None)
+    """
+    return getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+
+
 def warn_flat(name: str, layer: nn.Module, w: Tensor, latent: Tensor) -> None:
     """Warns where a filter of w [O, ...], made from `latent`, is zero: its value is 0 everywhere.
 
-    Equal weights minus their mean are zero up to rounding only, hence the 1e-6.
+    Equal weights minus their mean are zero only up to rounding; that is why 1e-6 is allowed.
     """
     if w.device.type == "meta" or w.dim() < 2 or not w.numel():
         return

@@ -51,9 +51,7 @@ class Sign(nn.Module):
     [-1.0, 1.0, 1.0]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     signed = True
 
     def __init__(self, surrogate: str = "clip", boundary: str = "closed", compat: str | None = None) -> None:
@@ -64,7 +62,7 @@ class Sign(nn.Module):
             raise InputError(f"part sign: boundary={boundary!r} is neither closed nor open", code="option")
         self.surrogate, self.boundary = surrogate, boundary
         self.seed = check_compat("sign", compat)
-        self.local_gradient = self.seed or surrogate in ("clip", "approx")  # it vanishes beyond 1
+        self.local_gradient = self.seed or surrogate in ("clip", "approx")  # it is 0 beyond 1
         if self.seed:
             self.surrogate, self.boundary = "clip", "open"
             self.planes = self.storage_bits = 2

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -28,7 +29,7 @@ class SignMagnitude(nn.Module):
     options   scale: where s comes from. Weights: "max" is read off the weight each time, "static" is kept from the start or
               the last calibration. Inputs: "max" follows the maxima of training batches (a tenth of the way each), since
               one outlier would leave two bits nothing but zeros; "static" is set by calibration alone (the first training
-              batch, if nobody calibrated). "batch_max" is the maximum of the very tensor, in evaluation too: a result
+              batch, without calibration). "batch_max" is the maximum of the very tensor, in evaluation too: a result
               then depends on its batch, so inputs have no codes
     moments   observe: the largest magnitude of calibration batches
     source    cornell-zhang/dnn-gating, utils: the quantizer under precision gating (Zhang et al. 2020, arXiv 2002.07136)
@@ -64,10 +65,8 @@ class SignMagnitude(nn.Module):
             self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches behind s; 0 = a guess
 
     @classmethod
-    def for_layer(
-        cls, layer: nn.Module, bits: int = 4, scale: str = "max", compat: str | None = None, *, slot: str = "w"
-    ) -> SignMagnitude:
-        new = cls(bits, scale, compat, slot=slot)
+    def for_layer(cls, layer: nn.Module, *, slot: str = "w", **options: Any) -> SignMagnitude:
+        new = cls(**options, slot=slot)
         weight = weight_of(layer)
         if weight is not None:
             new.to(weight.device)

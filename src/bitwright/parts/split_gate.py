@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.fn.gate import add_where_on, gate
 from bitwright.fn.whole import HALF, whole_op
+from bitwright.parts.gate_call import GateCall
 from bitwright.parts.gate_norm import FreeNorm, FullPrecision, autocast_off, channels_first
 from bitwright.parts.options import check_number, check_word
-from bitwright.parts.scale import wide
+from bitwright.parts.scale import wide, width_of
 from bitwright.types import Site, Spent
-
-Code: TypeAlias = tuple[Tensor, Tensor]  # whole numbers and their unit
 
 
 class Watched(nn.Module):
@@ -30,9 +29,9 @@ class Watched(nn.Module):
         return {key: alone.get(key, value) for key, value in self.__dict__.items()}
 
 
-def channels_of(name: str, layer: nn.Module) -> tuple[int, int, Tensor]:
+def channels_to_gate(name: str, layer: nn.Module) -> tuple[int, int, Tensor]:
     """(input channels, output channels, a parameter) of the layer that part `name` is to gate."""
-    inputs = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+    inputs = width_of(layer)
     outputs = getattr(layer, "out_channels", None) or getattr(layer, "out_features", None)
     like = next(layer.parameters(), None)
     if inputs is None or outputs is None or like is None:
@@ -92,7 +91,7 @@ class SplitGate(Watched, FullPrecision):
 
     def fit(self, name: str, layer: nn.Module) -> None:
         """Sizes of the layer: one threshold per output channel."""
-        _, self.outputs, like = channels_of(name, layer)
+        _, self.outputs, like = channels_to_gate(name, layer)
         self.last = isinstance(layer, nn.Linear)
         self.threshold = nn.Parameter(torch.full((self.outputs,), self.init))
         self.norm = FreeNorm(self.outputs, self.last) if self.unit == "normalized" else None
@@ -117,13 +116,11 @@ class SplitGate(Watched, FullPrecision):
 
     def sums(
         self,
-        op: Callable[..., Tensor],
+        op: GateCall,
         x: Callable[[], Any],
         w: Tensor,
         b: Tensor | None,
         code: tuple[Any, Tensor] | None,
-        w_code: Code | None,
-        from_slot: Callable[[Tensor], Tensor] | None,
     ) -> tuple[Tensor, Tensor]:
         """(base, rest) of `split`: in training from x(); in evaluation from the whole numbers of `code` if it has one unit,
         with the gradient of training where one is wanted."""
@@ -132,10 +129,10 @@ class SplitGate(Watched, FullPrecision):
         numbers, unit = code
         axes = [1] * (w.dim() - 2)  # channels are the last axis of Linear, the one before space of Conv
         with torch.no_grad():
-            products, operand, size = op, w, unit.to(wide(w).dtype)
-            if w_code is not None and from_slot is not None and w_code[1].numel() in (1, self.outputs):
-                products, operand = whole_op(op, w_code[0]), from_slot(w_code[0])
-                size = (w_code[1].double() * unit.double()).to(size.dtype)
+            products, operand, size = op.op, w, unit.to(wide(w).dtype)
+            if op.w_code is not None and op.w_code[1].numel() in (1, self.outputs):
+                products, operand = whole_op(op, op.w_code[0]), op.from_slot(op.w_code[0])
+                size = (op.w_code[1].double() * unit.double()).to(size.dtype)
             base, rest = (y * size.reshape(-1, *axes) for y in self.split(products, numbers, operand, None))
             base = base if b is None else base + b.to(base.dtype).reshape(-1, *axes)
         if torch.is_grad_enabled():

@@ -35,9 +35,7 @@ class Ttq(nn.Module):
 
     p: nn.Parameter
     n: nn.Parameter
-    bits = 2
-    planes = 2
-    storage_bits = 2
+    bits = planes = storage_bits = 2
 
     def __init__(self, threshold: float = 0.05, init: str = "mean", compat: str | None = None) -> None:
         super().__init__()

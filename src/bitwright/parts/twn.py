@@ -30,9 +30,7 @@ class Twn(nn.Module):
     [[2.0, -2.0, 0.0, 0.0]]
     """
 
-    bits = 2
-    planes = 2
-    storage_bits = 2
+    bits = planes = storage_bits = 2
 
     def __init__(self, granularity: str = "filter", delta: float = 0.7) -> None:
         super().__init__()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import uint_code
-from bitwright.fn.fused import readable
+from bitwright.fn.kernels import readable
 from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.ranges import OBSERVERS, limits, rows
 from bitwright.parts.registry import part
-from bitwright.parts.scale import kept_only, wide
+from bitwright.parts.scale import kept_only, wide, width_of
 from bitwright.types import Coded
 
 
@@ -28,7 +30,7 @@ class Uniform(nn.Module):
               per axis-0 row of w, per channel of x
     moments   observe: inputs keep their range in buffers `low`, `high`. "max" keeps the largest seen, "ema" averages with
               momentum 0.1 (training batches count too), "percentile" drops the top 0.1 %, "mse" takes the
-              range of least rounding error. The first training batch sets a range that nobody calibrated.
+              range of least rounding error. The first training batch sets a range that was not calibrated.
               Weights need none: their range is read off the weight itself, each time
     source    Krishnamoorthi 2018, arXiv 1806.08342, sections 2.1 and 3.1
     differs   the symmetric grid leaves out -2^(b-1), so that +max and -max are both exact
@@ -75,22 +77,12 @@ class Uniform(nn.Module):
             self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches behind the range; 0 = a guess
 
     @classmethod
-    def for_layer(
-        cls,
-        layer: nn.Module,
-        bits: int = 8,
-        signed: bool | None = None,
-        symmetric: bool = True,
-        granularity: str = "tensor",
-        observer: str = "max",
-        *,
-        slot: str = "w",
-    ) -> Uniform:
-        new = cls(bits, signed, symmetric, granularity, observer, slot=slot)
+    def for_layer(cls, layer: nn.Module, *, slot: str = "w", **options: Any) -> Uniform:
+        new = cls(**options, slot=slot)
         if slot == "x":
-            width = getattr(layer, "in_channels", None) or getattr(layer, "in_features", None)
+            width = width_of(layer)
             new.last = isinstance(layer, nn.Linear)
-            if granularity == "channel" and isinstance(width, int):
+            if new.granularity == "channel" and isinstance(width, int):
                 new.low, new.high = new.low.expand(width).clone(), new.high.expand(width).clone()
             new.to(next(layer.parameters()).device)
         return new
@@ -126,7 +118,7 @@ class Uniform(nn.Module):
             self.seen.add_(1)
 
     def _first_batch(self, t: Tensor) -> None:
-        """Training: `ema` follows every batch, the others take the first one if nobody calibrated.
+        """Training: `ema` follows every batch, the others take the first one if nothing was calibrated.
 
         Where a branch may look at data the others measure that batch alone; compiled, each, without use.
         """

@@ -42,9 +42,7 @@ class Xnor(nn.Module):
     [[-0.5, 0.5]]
     """
 
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     projects = True  # after_step twice is after_step once, where nothing was clipped
 
     def __init__(self, center: str = "project", compat: str | None = None) -> None:

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor, nn
 
+from bitwright.parts.gate_call import GateCall
 from bitwright.parts.registry import part
 
 
@@ -24,8 +23,8 @@ class XnorK(nn.Module):
               running, so a layer with it is not packed
 
     >>> gate = XnorK()
-    >>> op = lambda x, w, b: x @ w.T
-    >>> gate(op, torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, -0.5]]), None, torch.tensor([[3.0, -1.0]])).tolist()
+    >>> op = GateCall(lambda x, w, b: x @ w.T, raw=torch.tensor([[3.0, -1.0]]))
+    >>> gate(op, torch.tensor([[1.0, -1.0]]), torch.tensor([[0.5, -0.5]]), None).tolist()
     [[2.0]]
     """
 
@@ -50,12 +49,13 @@ class XnorK(nn.Module):
             new.ones, new.taps = torch.ones_like(one if groups == 1 else weight.detach()), max(1, taps)
         return new
 
-    def scale_map(self, op: Callable[..., Tensor], w: Tensor, raw: Tensor) -> Tensor:
+    def scale_map(self, op: GateCall, w: Tensor, raw: Tensor) -> Tensor:
         """K by the layer's own operator on |raw|, with equal weights."""
         ones, taps = (torch.ones_like(w[:1]), max(1, w[0].numel())) if self.ones is None else (self.ones, self.taps)
         size = (raw.detach() if self.detach else raw).abs()
         return op(size.to(w.dtype), ones.to(w.dtype), None) / taps  # here, in the type that the layer has now
 
-    def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None, raw: Tensor) -> Tensor:
-        y = op(x, w, None) * self.scale_map(op, w, raw)
+    def forward(self, op: GateCall, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        assert op.raw is not None
+        y = op(x, w, None) * self.scale_map(op, w, op.raw)
         return y if b is None else y + b.to(y.dtype).reshape(-1, *[1] * (w.dim() - 2))

@@ -41,7 +41,7 @@ class ZeroOne(nn.Module):
               lr * decay of each latent away. Without it the noise of gradients alone switches on connections, the more
               the longer; what a consistent gradient holds stays on
     moments   start, by `bw.apply` and the constructor of a layer: where some weight is negative, the numbers are those of
-              a float layer, not latents, and are drawn anew (a bias becomes 0); latents from elsewhere that were not
+              a float layer, not latents, and are replaced by new ones (a bias becomes 0); latents from elsewhere that were not
               clipped to [0, 1] need init="keep". after_step clips the latent to [0, 1] and counts the step. bind
               refuses a decay to an optimizer that would divide it by the size of gradients, and tells if it is not in the group
     state     none, but with random_mag above 0 two integers, `stream` (torch's seed when the part was made) and `count`
@@ -60,9 +60,7 @@ class ZeroOne(nn.Module):
 
     stream: Tensor
     count: Tensor
-    bits = 1
-    planes = 1
-    storage_bits = 1
+    bits = planes = storage_bits = 1
     projects = True  # after_step twice is after_step once
     fixed_range = True  # the latent's mean size says how many are on, not how large they are
 
@@ -86,7 +84,7 @@ class ZeroOne(nn.Module):
             "zero_one", "random_mag", random_mag, "0 or more, and finite", lambda v: 0 <= v < math.inf
         )
         self.epsilon = check_number("zero_one", "epsilon", epsilon, "a probability, 0 to 1", lambda v: 0 <= v <= 1)
-        share_of(init, 4)  # a wrong word fails here
+        share_of(init, 4)  # a wrong value is an error here
         self.latent_decay = check_number(
             "zero_one", "decay", decay, "0 or more, and finite", lambda v: 0 <= v < math.inf
         )
@@ -97,25 +95,13 @@ class ZeroOne(nn.Module):
             self.register_buffer("count", torch.zeros((), dtype=torch.int64))
 
     @classmethod
-    def for_layer(
-        cls,
-        layer: nn.Module,
-        on: float = 1.0,
-        off: float = 0.0,
-        threshold: float = 0.5,
-        random_mag: float = 0.0,
-        epsilon: float = 1.0,
-        init: str = "fan_in:4",
-        decay: float = 0.0,
-        *,
-        slot: str = "w",
-    ) -> ZeroOne:
-        new = cls(on, off, threshold, random_mag, epsilon, init, decay, slot=slot)
+    def for_layer(cls, layer: nn.Module, **options: Any) -> ZeroOne:
+        new = cls(**options)
         weight = weight_of(layer)
         if weight is not None:
             new.to(weight.device)
-            if slot == "w":
-                check_start(init, weight)
+            if new.slot == "w":
+                check_start(new.init, weight)
         return new
 
     # -- on and off can be assigned at any time ---------------------------------------------------------------------

@@ -1,8 +1,25 @@
-"""`bw.procedures`: functions of a trained net and data that change the net in place and say what they did."""
+"""`bw.procedures`: functions of a trained net and data that change the net in place and say what they did.
 
-# imported at once, not at first use: each file bears the name of its function, and a module that is imported later would
-# take the function's place in this namespace
+A new one: write its file (a function under `@procedure("name")`), add it to the list below, write its test. Then a stage of an
+experiment, `procedure = { name = "name", ... }`, and `bitwright compress RUN --method name` run it too.
+"""
+
+# imported at once, not at first use: each file has the name of its function, and a module that is imported later would
+# replace the function in this namespace
+from bitwright.procedures.pca_hybrid import pca_hybrid
 from bitwright.procedures.recalibrate_batchnorm import RecalibratedNorm, Recalibration, recalibrate_batchnorm
+from bitwright.procedures.registry import Procedure, forget, get, names, procedure
 from bitwright.procedures.report import Report
 
-__all__ = ["RecalibratedNorm", "Recalibration", "Report", "recalibrate_batchnorm"]
+__all__ = [
+    "Procedure",
+    "RecalibratedNorm",
+    "Recalibration",
+    "Report",
+    "forget",
+    "get",
+    "names",
+    "pca_hybrid",
+    "procedure",
+    "recalibrate_batchnorm",
+]

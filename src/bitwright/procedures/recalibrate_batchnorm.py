@@ -1,4 +1,4 @@
-"""Running statistics of batch norms, estimated anew."""
+"""Running statistics of batch norms, estimated again."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
+from bitwright.procedures.registry import procedure
 from bitwright.procedures.report import Report
 from bitwright.transforms.batch_norms import batch_norms, norms_training, rows_of
 from bitwright.transforms.forward import evaluating, run_model
@@ -52,7 +53,7 @@ class Recalibration(Report):
 
     @property
     def dead(self) -> list[str]:
-        """Norms that read the same for every input."""
+        """Norms whose input is the same for every sample."""
         return [row.layer for row in self.rows if row.values and row.constant == row.channels]
 
     def cells(self) -> list[list[str]]:
@@ -66,8 +67,9 @@ class Recalibration(Report):
         return super().to_dict() | {"largest_shift": self.largest_shift}
 
 
+@procedure("recalibrate_batchnorm")
 def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Recalibration:
-    """Estimates the running statistics of every batch norm anew, in place: after weights changed behind its back.
+    """Estimates the running statistics of every batch norm again, in place, after the weights in front of it changed.
 
     value     running_mean, running_var: mean and unbiased variance of all values that the norm reads over all batches,
               each value with the same weight, so that a smaller last batch counts as what it is. Sums in float64

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitwright.analysis.shown import Shown
+from bitwright.analysis.tabular import Tabular
 
 
 @dataclass(frozen=True)
-class Report(Shown):
+class Report(Tabular):
     """Rows in the order of the model; prints as its table. Each procedure adds what it has to say.
 
     procedure   its name;   samples   of the data that it saw

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from bitwright.parts.traits import traits_of
 from bitwright.testing.case import Case
 from bitwright.testing.law import law, require
 from bitwright.testing.values import DTYPES
@@ -59,7 +60,7 @@ def encode(case: Case) -> None:
 
 
 def _declares_planes(case: Case) -> bool:
-    return _encodes(case) and isinstance(getattr(case.build(), "planes", None), int)
+    return _encodes(case) and traits_of(case.build()).planes is not None
 
 
 def _withholds(case: Case) -> bool:
@@ -107,7 +108,7 @@ def not_a_number(case: Case) -> None:
 
 
 def _reads_bytes(case: Case) -> bool:
-    return bool(getattr(case.build(), "source_codes", False))
+    return traits_of(case.build()).source_codes
 
 
 @law("uint8 codes k mean the same as floats k / 255", _reads_bytes)

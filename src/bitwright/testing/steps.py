@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from bitwright.parts.moments import moment
+from bitwright.parts.traits import traits_of
 from bitwright.testing.case import Case, inputs, train_step
 from bitwright.testing.law import finite, law, require
 from bitwright.testing.values import DTYPES
@@ -28,7 +29,7 @@ def after_step(case: Case) -> None:
 
 
 def _projects(case: Case) -> bool:
-    return _steps(case) and bool(getattr(case.build(), "projects", False))
+    return _steps(case) and traits_of(case.build()).projects
 
 
 @law("after_step declared a projection: twice is once, where nothing is clipped", _projects)

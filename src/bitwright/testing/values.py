@@ -10,6 +10,7 @@ from torch import Tensor
 
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import make_slot, options_of
+from bitwright.parts.traits import traits_of
 from bitwright.testing.case import OUT, Case, inputs
 from bitwright.testing.law import finite, law, require
 
@@ -87,8 +88,8 @@ def finite_layer(case: Case) -> None:
 def _declares_storage(case: Case) -> bool:
     if not _alone(case):
         return False
-    part = case.build()
-    return isinstance(getattr(part, "storage_bits", None), int) and getattr(part, "bits", 32) != 32
+    part = traits_of(case.build())
+    return part.storage_bits is not None and part.bits not in (None, 32)
 
 
 def channels_of(case: Case, t: Tensor) -> Tensor:

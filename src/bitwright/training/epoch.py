@@ -8,6 +8,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 from bitwright.measure.numbers import percent
+from bitwright.parts.traits import traits_of
 from bitwright.runs.tables import Epoch
 from bitwright.training.lessons import lessons
 from bitwright.training.losses import make_loss
@@ -141,7 +142,7 @@ def stage_name(job: Job) -> str:
 def signed_inputs(job: Job) -> set[str]:
     """Coded layers whose inputs become -1 or +1."""
     found = ((name, quantizer_of(layer.x)) for name, layer in coded_layers(job.net).items())
-    return {n for n, part in found if getattr(part, "bits", 32) == 1 and getattr(part, "signed", False)}
+    return {n for n, part in found if traits_of(part).bits == 1 and traits_of(part).signed}
 
 
 def epoch_line(row: dict[str, Any]) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -122,6 +124,13 @@ class Job:
         """Ends a phase between two batches if that was asked for."""
         if self.stopping(device, shared):
             raise StopRequest
+
+    def first_batches(self, count: int) -> Iterator[Any]:
+        """Training batches that are not augmented, (inputs, labels) each; a stop ends them."""
+        batch = min(self.experiment.data.batch, len(self.train))
+        for pair in islice(self.train.batches(batch, shuffle=True, seed=self.experiment.seed, **self.feed()), count):
+            self.signals.check()
+            yield pair
 
     def example(self, images: int = 2) -> Tensor:
         """The first training images, as the net gets them."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.facts import bit_facts, quantizer_of
 
 IMAGES = 16  # of a batch, for what is said about inputs
@@ -68,7 +69,7 @@ class Probe:
                 x = self.inputs.get(name)
                 part = quantizer_of(layer.x)
                 grad = layer.weight.grad
-                start = 0.0 if getattr(quantizer_of(layer.w), "fixed_range", False) else self.start.get(name, 0.0)
+                start = 0.0 if traits_of(quantizer_of(layer.w)).fixed_range else self.start.get(name, 0.0)
                 found[name] = {
                     "flips": changed(self.codes[name], codes(layer)),
                     "dead": None if grad is None else _share(grad == 0),

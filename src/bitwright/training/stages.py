@@ -16,6 +16,7 @@ from bitwright.runs.tables import Epoch
 from bitwright.training.job import Job, accelerator, reseed
 from bitwright.training.losses import make_loss
 from bitwright.training.probe import coded_layers, latent_size
+from bitwright.training.procedures import run_procedure
 from bitwright.training.quiet import lightning_quiet
 from bitwright.training.signals import StopRequest
 from bitwright.training.teacher import make_teacher
@@ -105,12 +106,16 @@ def make_trainer(job: Job, callback: Any) -> Trainer:
     )
 
 
-def begin_stage(job: Job, index: int) -> None:
-    """The recipe of a stage on the weights as they are; what earlier stages learned of their parts stays."""
+def begin_stage(job: Job, index: int, again: bool = False) -> None:
+    """The recipe or procedure of a stage on the weights as they are; what earlier stages learned of their parts stays.
+
+    again   a checkpoint is read next: a procedure does not run a second time
+    """
     reseed(job.experiment.seed, index)
     before = [part for _, _, _, part in parts_of(job.net)]  # kept alive, so that ids stay theirs
     old = {id(part) for part in before}
     apply_stage(job.net, job.experiment, index, job.example())
+    run_procedure(job, index, again)
     job.fresh = [part for _, _, _, part in parts_of(job.net) if id(part) not in old]
     if job.channels_last:
         job.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -139,18 +144,7 @@ def _calibrate(job: Job, batches: int) -> None:
     """If any part that the stage made observes: the first training batches, not augmented."""
     if not batches or not any(moment(part, "observe") for part in job.fresh):
         return
-    source = job.train.batches(
-        min(job.experiment.data.batch, len(job.train)), shuffle=True, seed=job.experiment.seed, **job.feed()
-    )
-
-    def some() -> Any:
-        for i, pair in enumerate(source):
-            if i == batches:
-                return
-            job.signals.check()
-            yield pair
-
-    calibrate(job.net, some(), norms="batch", parts=job.fresh)
+    calibrate(job.net, job.first_batches(batches), norms="batch", parts=job.fresh)
 
 
 def not_finite(job: Job, what: str, images: torch.Tensor | None) -> Negative:

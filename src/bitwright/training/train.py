@@ -20,6 +20,7 @@ from bitwright.runs.build import rehearse
 from bitwright.runs.tables import Skipped
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
+from bitwright.training.procedures import check_procedures
 from bitwright.training.progress import Screen
 from bitwright.training.resume import check_same, discard, prepared
 from bitwright.training.signals import Signals, Stopped, StopRequest
@@ -66,6 +67,7 @@ def train(
     check_teachers(experiment)
     for i in range(len(experiment.stage)):
         recipe_of_stage(experiment, i)  # one that does not exist is told now, not after the stages before it
+    check_procedures(experiment)
     for spec, what in experiment.own_code().items():
         experiment.home.place(spec, what)  # a wrong name is told before anything is read or removed
     folder = prepared(run, experiment, resume=resume, force=force) if main else nullcontext()
@@ -146,7 +148,7 @@ def _begin(
         state.begin_stage(0)
         return job, None
     for index in range(state.stage + 1):
-        begin_stage(job, index)
+        begin_stage(job, index, again=True)
     _load(job, saved)
     if main:
         from bitwright.training.epoch import write_tables

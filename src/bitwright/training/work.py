@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.nn import is_slot_layer
 from bitwright.parts.moments import moment
+from bitwright.parts.traits import traits_of
 from bitwright.runs.tables import GateClass, GateWork, ImageWork
 from bitwright.training.work_words import work_text
 
@@ -101,12 +102,12 @@ class Ledger:
 
     def __init__(self, count: MacCount, gates: dict[str, Any]) -> None:
         self.count, self.gates = count, gates
-        self.sums = {name: torch.zeros(2, dtype=torch.float64) for name, g in gates.items() if hasattr(g, "predictor")}
+        self.sums = {name: torch.zeros(2, dtype=torch.float64) for name, g in gates.items() if moment(g, "saliencies")}
 
     def hook(self, name: str) -> Callable[..., None]:
         def look(gate: Any, args: tuple[Any, ...]) -> None:
             with torch.no_grad():
-                g = gate.saliencies(args[4])[: self.count.limit or None].double()
+                g = gate.saliencies(args[0].raw)[: self.count.limit or None].double()
                 self.sums[name] += torch.tensor([float(g.sum()), float(g.numel())], dtype=torch.float64)
 
         return look
@@ -117,7 +118,7 @@ class Ledger:
         torch sums in another order for another number of images, and one last bit turns a decision: so the number is
         always the same. Gates that read the batch itself (`batch_max`) get it whole.
         """
-        if any(getattr(g, "scale", "") == "batch_max" for g in self.gates.values()):
+        if any(traits_of(g).reads_batch for g in self.gates.values()):
             return net(x)
         like = torch.channels_last if x.dim() == 4 and x.is_contiguous(memory_format=torch.channels_last) else None
         found = []
@@ -150,7 +151,7 @@ class Ledger:
         spread, spread_bops = count.spread(), count.spread("bops")
         extra = count.overhead, count.comparisons, count.quadratic, count.unweighted_sparsity, count.net_bits
         per_layer, bits = count.per_layer, count.mean_bits
-        mean_bits = {name: bits[name] for name in rates if hasattr(self.gates[name], "code_bits") and name in bits}
+        mean_bits = {name: bits[name] for name in rates if traits_of(self.gates[name]).code_bits and name in bits}
         products = sum(per_layer[name] for name in mean_bits)
         gated = sum(value * per_layer[name] for name, value in mean_bits.items()) / products if products else None
         columns = {name: i for i, name in enumerate(per_layer)}

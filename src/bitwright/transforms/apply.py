@@ -13,26 +13,27 @@ from torch import nn
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.registry import SLOTS
-from bitwright.transforms.clips import awake, idle_clips
-from bitwright.transforms.facts import links_of, part_text, signed_first
-from bitwright.transforms.flow import Flow, trace_flow
-from bitwright.transforms.layers import Candidate
-from bitwright.transforms.norms import give_norms, inherit, owner_of, plan_norms
-from bitwright.transforms.project import project
-from bitwright.transforms.recipe import Recipe, RecipeLike, Rule, as_recipe
-from bitwright.transforms.resolve import (
+from bitwright.parts.traits import traits_of
+from bitwright.transforms.clips import idle_clips
+from bitwright.transforms.decide import (
     Decision,
     build,
     check_any,
     check_skipped,
     check_tied,
-    exact,
-    resolve,
+    decide,
+    exact_glob,
     shared_with_float,
     slot_layers,
     unreached,
     warn_skipped,
 )
+from bitwright.transforms.facts import links_of, part_text, signed_first
+from bitwright.transforms.flow import Flow
+from bitwright.transforms.layers import ComputeLayer
+from bitwright.transforms.norms import give_norms, inherit, norm_of, plan_norms
+from bitwright.transforms.project import project
+from bitwright.transforms.recipe import Recipe, RecipeLike, Rule, as_recipe
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import run_forward
 
@@ -44,8 +45,8 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     """Gives the layers of `model` the parts that `recipe` names, in place; returns the model.
 
     Layers become `bw.nn` layers with the same Parameter objects, so optimizers and checkpoints keep working.
-    With `example` (a batch of inputs) one eval forward proves that every replaced layer is really called, and
-    that no signed input part reads a ReLU; a layer that the example never reaches stays float, with a warning. Then a
+    With `example` (a batch of inputs) two eval forwards, one before and one after, prove that every replaced layer is really
+    called, and that no signed input part reads a ReLU; a layer that the example never reaches stays float, with a warning. Then a
     part that draws first latents does so (`zero_one`), and each part's projection runs once.
     Wrappers (`DataParallel`, compiled and averaged models, ...) are looked through; names are those of the net inside.
     The recipe, `first` and `last` resolved to names, stays at `bitwright_recipe` of the net.
@@ -56,7 +57,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     Linear(in_features=8, out_features=2, bias=True, w=bwn)
     """
     given, model = model, cast("Model", unwrap(model))
-    resolved = resolve(model, as_recipe(recipe), example, "apply")
+    resolved = decide(model, as_recipe(recipe), example, "apply")
     left = check_skipped(resolved, "apply")
     if nothing := check_any(resolved, "apply"):
         raise InputError(nothing, code="apply-nothing")
@@ -69,8 +70,8 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
         for decision, new in built:
             if isinstance(decision.layer.module, SlotLayer):
                 inherit(decision.name, decision.layer.module, new)
-        _check(model, built, example)
-        norms = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example)
+        _check(model, built, resolved.flow)
+        norms = plan_norms(model, [(d.name, d.norm, new) for d, new in built], resolved.flow)
         undo = Undo()
     except BaseException:
         torch.set_rng_state(rng)
@@ -82,7 +83,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
         _fast_paths_off(model, undo)
         if example is not None:
             _check_called(model, built, example)
-        idle_clips(model, example, undo)
+        idle_clips(model, resolved.flow, undo)
     except BaseException:
         undo.run()
         torch.set_rng_state(rng)
@@ -118,16 +119,13 @@ class Undo:
         self.steps.clear()
 
 
-def _check(model: nn.Module, built: list[tuple[Decision, SlotLayer]], example: Any) -> None:
+def _check(model: nn.Module, built: list[tuple[Decision, SlotLayer]], flow: Flow | None) -> None:
     layers = slot_layers(model)
     for decision, new in built:
         layers[decision.name] = new
     check_tied(layers, "apply")
-    if example is not None and any(signed_first(new.x) for d, new in built if "x" in d.slots):
-        with awake(model):
-            flow = trace_flow(model, example)
-        if refused := constant_input(flow, built, "apply"):
-            raise refused
+    if flow is not None and (refused := constant_input(flow, built, "apply")):
+        raise refused
 
 
 def constant_input(flow: Flow, built: list[tuple[Decision, SlotLayer]], verb: str) -> InputError | None:
@@ -150,7 +148,7 @@ def constant_inputs(flow: Flow, built: list[tuple[Decision, SlotLayer]]) -> Iter
             continue
         name = part_text(part)
         source = f"{mark[0]} ({mark[1]})" if mark[0] else f"a {mark[1]} in the model's forward"
-        effect = "it would see a constant" if getattr(part, "bits", 1) == 1 else "half of its grid lies idle"
+        effect = "it would see a constant" if traits_of(part).bits in (None, 1) else "half of its grid lies idle"
         yield (
             f"{decision.name} takes the {name} of the output of {source}, which is never negative: {effect}. "
             f'Write x = ["norm", "{name}"] in rule {decision.rules["x"]}, '
@@ -200,7 +198,7 @@ def _set(module: nn.Module, key: str, value: Any, undo: Undo) -> None:
 
 def _check_called(model: nn.Module, built: list[tuple[Decision, SlotLayer]], example: Any) -> None:
     now = [d.layer.module if isinstance(d.layer.module, SlotLayer) else new for d, new in built]
-    rows = [Candidate(m, d.layer.names) for m, (d, _) in zip(now, built, strict=True)]
+    rows = [ComputeLayer(m, d.layer.names) for m, (d, _) in zip(now, built, strict=True)]
     seen = run_forward(model, example, rows)
     for row in rows:
         if id(row.module) not in seen:
@@ -218,14 +216,14 @@ def recipe_of(model: nn.Module) -> Recipe:
     for name, layer in slot_layers(unwrap(model)).items():
         slots = {s: _spec(name, s, getattr(layer, s)) for s in SLOTS if getattr(layer, s) is not None}
         if slots:
-            rules.append(Rule(exact(name), slots=slots, norm=owner_of(layer)))
+            rules.append(Rule(exact_glob(name), slots=slots, norm=norm_of(layer)))
     return Recipe(tuple(rules))
 
 
 def _spec(name: str, slot: str, part: nn.Module) -> Any:
     specs = []
     for link in links_of(part):
-        spec = getattr(link, "spec", None)
+        spec = traits_of(link).spec
         if not isinstance(spec, dict):
             raise InputError(
                 f"recipe_of: slot {slot} of {name} holds {type(link).__name__}, built by hand; "

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.facts import bit_facts
 from bitwright.transforms.project import parts_of, project
 from bitwright.transforms.steppers import held_by, steppers
@@ -103,7 +104,7 @@ def attach(model: nn.Module, optimizer: Any, add: bool = False) -> Handle:
 
 
 def _missing(model: nn.Module, mine: set[int]) -> dict[str, tuple[nn.Parameter, float]]:
-    """Trainable part parameters that nobody moves, name -> (parameter, its weight decay).
+    """Trainable part parameters that no optimizer moves, name -> (parameter, its weight decay).
 
     mine   ids of the parameters of this optimizer. Parts of a layer whose weight trains elsewhere are left to that other
            optimizer.
@@ -141,14 +142,14 @@ def _decay_of(part: nn.Module, parameter: nn.Parameter) -> float:
     decay = 0.0
     for module in part.modules():
         if any(p is parameter for p in module.parameters()):
-            own = getattr(module, "decay", None)
-            decay = float(own) if isinstance(own, (int, float)) else decay
+            own = traits_of(module).decay
+            decay = decay if own is None else float(own)
     return decay
 
 
 def _latent_decay(part: nn.Module) -> float:
     """What a part asks for the weight in front of it; in a chain, the most that a link asks."""
-    return max(float(getattr(module, "latent_decay", 0.0)) for module in part.modules())
+    return max(float(traits_of(module).latent_decay) for module in part.modules())
 
 
 def param_groups(model: nn.Module, lr: float, weight_decay: float) -> list[dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""An activation whose output only quantizers read, each of which clips no less, is work for nothing."""
+"""An activation is not needed where only quantizers read its output and each of them clips at least as much."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitwright.nn.layers import SlotLayer
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.facts import links_of
-from bitwright.transforms.flow import trace_flow
+from bitwright.transforms.flow import Flow
 from bitwright.transforms.layers import hooks_of
 
 
@@ -49,26 +50,24 @@ class IdleReLU(nn.ReLU, IdleClip):
 
 def clips_itself(layer: nn.Module, clip: nn.Module) -> bool:
     """Whether the first thing that this layer does to its input makes the activation in front of it needless."""
-    if not isinstance(layer, SlotLayer) or getattr(layer.gate, "needs_raw_input", False):
+    if not isinstance(layer, SlotLayer) or traits_of(layer.gate).needs_raw_input:
         return False
-    first = next(iter(links_of(layer.x)), None)
-    return bool(getattr(first, "local_gradient" if isinstance(clip, nn.Hardtanh) else "begins_at_zero", False))
+    first = traits_of(next(iter(links_of(layer.x)), None))
+    return first.local_gradient if isinstance(clip, nn.Hardtanh) else first.begins_at_zero
 
 
-def idle_clips(model: nn.Module, example: Any, undo: Any) -> None:
-    """Activations that only such layers read become `IdleClip`s; needs an example to know the readers."""
+def idle_clips(model: nn.Module, flow: Flow | None, undo: Any) -> None:
+    """Activations that only such layers read become `IdleClip`s; the readers are known from the flow of an example."""
     plain = ((n, m) for n, m in model.named_modules() if type(m) is nn.ReLU or _is_hardtanh(m))
-    found = {n: m for n, m in plain if not hooks_of(m)}  # a hook on an activation is there to see it work
-    if example is not None and any(clips_itself(layer, m) for layer in model.modules() for m in found.values()):
-        with awake(model):
-            read_by = trace_flow(model, example).clip_readers
-        for name, module in found.items():
-            readers = tuple(sorted(read_by.get(name, ())))
-            if readers and all(clips_itself(model.get_submodule(reader), module) for reader in readers):
-                if isinstance(module, nn.Hardtanh):
-                    _replace(model, name, IdleHardtanh(module, readers), undo)
-                elif isinstance(module, nn.ReLU):
-                    _replace(model, name, IdleReLU(module, readers), undo)
+    found = {n: m for n, m in plain if not hooks_of(m)}  # a hook on an activation needs it to work
+    read_by = {} if flow is None else flow.clip_readers
+    for name, module in found.items():
+        readers = tuple(sorted(read_by.get(name, ())))
+        if readers and all(clips_itself(model.get_submodule(reader), module) for reader in readers):
+            if isinstance(module, nn.Hardtanh):
+                _replace(model, name, IdleHardtanh(module, readers), undo)
+            elif isinstance(module, nn.ReLU):
+                _replace(model, name, IdleReLU(module, readers), undo)
     for module in model.modules():
         if isinstance(module, IdleClip):
             before = module.idle
@@ -91,7 +90,7 @@ def _replace(model: nn.Module, name: str, new: nn.Module, undo: Any) -> None:
 
 @contextmanager
 def awake(model: nn.Module) -> Iterator[None]:
-    """All activations work inside: whoever looks at what layers read sees what they would read."""
+    """Inside, all activations work: a trace then sees what layers would read."""
     sleeping = [m for m in model.modules() if isinstance(m, IdleClip) and m.idle]
     for module in sleeping:
         module.idle = False

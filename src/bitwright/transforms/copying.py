@@ -46,7 +46,7 @@ class _Detached(TorchFunctionMode):
 
 
 def _shared(model: nn.Module) -> dict[int, Any]:
-    """A memo that tells deepcopy to share the attributes which cannot be copied."""
+    """A memo by which deepcopy shares the attributes that cannot be copied."""
     memo: dict[int, Any] = {}
     modules = {id(m): m for m in model.modules()}
     for module in model.modules():

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.chain import Chain
 from bitwright.parts.moments import moment
+from bitwright.parts.traits import title_of, traits_of
 
 
 def links_of(part: nn.Module | None) -> list[nn.Module]:
@@ -30,7 +29,7 @@ def quantizer_of(part: nn.Module | None) -> nn.Module | None:
     for link in links:
         if moment(link, "encode") is not None:
             return link
-    return next((m for m in links if getattr(m, "bits", 32) != 32), None)
+    return next((m for m in links if traits_of(m).bits not in (None, 32)), None)
 
 
 def bit_facts(part: nn.Module | None) -> tuple[int | None, int | None]:
@@ -40,14 +39,25 @@ def bit_facts(part: nn.Module | None) -> tuple[int | None, int | None]:
     found = quantizer_of(part)
     if found is None:
         return (32, None) if all(_harmless(m) for m in links_of(part)) else (None, None)
-    if moment(found, "encode") is None and getattr(found, "clip", True) is False:
+    if moment(found, "encode") is None and traits_of(found).clip is False:
         return None, None  # a grid without ends has more levels than its bits can name
-    return _int(getattr(found, "bits", None)), _int(getattr(part, "planes", None))
+    return traits_of(found).bits, traits_of(part).planes
 
 
 def _harmless(part: nn.Module) -> bool:
-    """Parts that leave floats as floats: they state 32 bits, or are a norm or dropout."""
-    return getattr(part, "bits", None) == 32 or getattr(part, "part_name", "") in ("norm", "dropout")
+    """Parts that leave floats as floats."""
+    return traits_of(part).bits == 32 or folds(part)
+
+
+def folds(part: nn.Module) -> bool:
+    """Whether packing may leave it out in front of a quantizer: it does nothing there, or is a scale and an add that go
+    into the thresholds (moment `constants`).
+
+    >>> import bitwright as bw
+    >>> [folds(bw.make_part(name)) for name in ("dropout", "sign")]
+    [True, False]
+    """
+    return traits_of(part).idle_in_eval or moment(part, "constants") is not None
 
 
 def weight_bits(part: nn.Module | None) -> float | None:
@@ -57,10 +67,10 @@ def weight_bits(part: nn.Module | None) -> float | None:
     found = quantizer_of(part)
     if found is None and bit_facts(part)[0] is None:
         return None
-    own = 32 if found is None else getattr(found, "storage_bits", None)
+    own = 32 if found is None else traits_of(found).storage_bits
     if own is None:
         return None
-    return own + sum(getattr(m, "storage_bits", 0) for m in links_of(part) if m is not found)
+    return own + sum(traits_of(m).storage_bits or 0 for m in links_of(part) if m is not found)
 
 
 def density_of(layer: nn.Module) -> float:
@@ -117,7 +127,7 @@ def part_text(part: nn.Module | None) -> str:
     """`xnor`, `norm+sign`, or `float` for an empty slot."""
     if part is None:
         return "float"
-    return "+".join(str(getattr(m, "part_name", type(m).__name__)) for m in links_of(part))
+    return "+".join(title_of(m) for m in links_of(part))
 
 
 def signed_first(part: nn.Module | None) -> nn.Module | None:
@@ -127,13 +137,9 @@ def signed_first(part: nn.Module | None) -> nn.Module | None:
     `fits_nonnegative`: its levels above zero are its stated bits.
     """
     for link in links_of(part):
-        if getattr(link, "part_name", "") == "dropout":
+        traits = traits_of(link)
+        if traits.idle_in_eval:
             continue
-        bits: Any = getattr(link, "bits", None)
-        few = (bits is None or bits < 8) and not getattr(link, "fits_nonnegative", False)
-        return link if getattr(link, "signed", None) is True and few else None
+        few = (traits.bits is None or traits.bits < 8) and not traits.fits_nonnegative
+        return link if traits.signed and few else None
     return None
-
-
-def _int(value: Any) -> int | None:
-    return value if isinstance(value, int) else None

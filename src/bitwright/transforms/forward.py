@@ -14,7 +14,7 @@ from torch import nn
 @contextmanager
 def eagerly() -> Iterator[None]:
     """What `torch.compile` has compiled runs as written inside: compiled code does not see hooks that come after it."""
-    if "torch._dynamo" not in sys.modules:  # nobody has compiled anything, and the import takes seconds
+    if "torch._dynamo" not in sys.modules:  # nothing was compiled, and the import takes seconds
         yield
         return
     with torch.compiler.set_stance("force_eager"):

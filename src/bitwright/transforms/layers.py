@@ -23,7 +23,7 @@ FOREIGN = (
 
 
 @dataclass
-class Candidate:
+class ComputeLayer:
     """One compute layer: its names (a shared module has several), and why it is skipped, if so."""
 
     module: nn.Module
@@ -54,16 +54,16 @@ class Candidate:
         return kind in ("", self.kind) or (kind == "depthwise" and self.is_depthwise)
 
 
-def candidates(model: nn.Module) -> list[Candidate]:
+def candidates(model: nn.Module) -> list[ComputeLayer]:
     """Compute layers in order of definition; what lies inside a slot layer belongs to its parts.
 
     >>> [c.name for c in candidates(nn.Sequential(nn.Linear(2, 2), nn.ReLU()))]
     ['0']
     """
-    found: dict[int, Candidate] = {}
+    found: dict[int, ComputeLayer] = {}
     for name, module, parent in _tree(model, "", None, ()):
         if isinstance(module, (SlotLayer, *KINDS, *FOREIGN)):
-            row = found.setdefault(id(module), Candidate(module))
+            row = found.setdefault(id(module), ComputeLayer(module))
             row.names.append(name)
             row.reason = row.reason or skip_reason(module, parent)
     return list(found.values())

@@ -11,11 +11,10 @@ from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.facts import links_of
-from bitwright.transforms.flow import Flow, trace_flow
+from bitwright.transforms.flow import Flow
 from bitwright.transforms.layers import hooks_of
-
-OWNED = "bitwright_norm"  # attribute of the part: the name of the norm it took
 
 
 @dataclass
@@ -48,25 +47,23 @@ class NormKeys:
 
 
 def plan_norms(
-    model: nn.Module, built: list[tuple[str, str, SlotLayer]], example: Any, verb: str = "apply"
+    model: nn.Module, built: list[tuple[str, str, SlotLayer]], flow: Flow | None, verb: str = "apply"
 ) -> list[Take]:
     """Which part takes which norm; an error where a part owns one and none is found."""
     takes: list[Take] = []
-    flow: Flow | None = None
     for name, wanted, layer in built:
         for slot in SLOTS:
             for i, part in enumerate(links_of(getattr(layer, slot))):
-                if not getattr(part, "owns_norm", False) or hasattr(part, OWNED):
+                if not traits_of(part).owns_norm or traits_of(part).bitwright_norm:
                     continue
-                if not wanted and example is None:
+                if not wanted and flow is None:
                     raise InputError(
                         f"{verb}: the {slot} part of {name} takes over a BatchNorm: give an example",
                         code="norm-example",
                         layer=name,
                     )
-                if not wanted:
-                    flow = flow or trace_flow(model, example)
-                    wanted = flow.reader.get(name, "")
+                if flow is not None:
+                    wanted = wanted or flow.reader.get(name, "")
                 norm = dict(model.named_modules()).get(wanted) if wanted else None
                 if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
                     raise InputError(
@@ -98,12 +95,12 @@ def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
     """Hands the norms over, puts Identity in their places, maps their keys on load."""
     for take in takes:
         take.part.take_norm(take.module)
-        setattr(take.part, OWNED, take.norm)
+        take.part.bitwright_norm = take.norm
         for name, module in list(model.named_modules(remove_duplicate=False)):
             if module is take.module:
                 parent, _, child = name.rpartition(".")
                 holder = model.get_submodule(parent)
-                if isinstance(getattr(holder, OWNED, None), str):
+                if traits_of(holder).bitwright_norm:
                     continue  # the part itself may hold the very module
                 undo.add(lambda h=holder, c=child, m=module: h._modules.__setitem__(c, m))
                 holder._modules[child] = nn.Identity()
@@ -121,9 +118,9 @@ def inherit(name: str, old: SlotLayer, new: SlotLayer) -> None:
         if before is None or before is after or type(before) is not type(after) or succeed is None:
             continue
         succeed(before)
-        if isinstance(getattr(before, OWNED, None), str) and getattr(after, "owns_norm", False):
-            setattr(after, OWNED, getattr(before, OWNED))
-    if (norm := owner_of(old)) and not owner_of(new):
+        if traits_of(after).owns_norm and (norm := traits_of(before).bitwright_norm):
+            after.bitwright_norm = norm
+    if (norm := norm_of(old)) and not norm_of(new):
         raise InputError(
             f"apply: {name} holds the BatchNorm {norm} in a part that this recipe takes away, and the norm with it; "
             "apply it to the net as it was built, and load the weights",
@@ -132,10 +129,7 @@ def inherit(name: str, old: SlotLayer, new: SlotLayer) -> None:
         )
 
 
-def owner_of(layer: SlotLayer) -> str:
+def norm_of(layer: SlotLayer) -> str:
     """Name of the norm that a part of this layer took over, or ""."""
-    for slot in SLOTS:
-        for part in links_of(getattr(layer, slot)):
-            if isinstance(getattr(part, OWNED, None), str):
-                return getattr(part, OWNED)
-    return ""
+    norms = (traits_of(part).bitwright_norm for slot in SLOTS for part in links_of(getattr(layer, slot)))
+    return next(filter(None, norms), "")

@@ -9,8 +9,7 @@ from torch import nn
 from bitwright.nn.layers import KINDS, Conv1d, Conv2d, Linear, SlotLayer
 from bitwright.parts.chain import Chain
 from bitwright.parts.moments import moment
-from bitwright.parts.norm import Norm
-from bitwright.transforms.facts import bit_facts, links_of, part_text
+from bitwright.transforms.facts import bit_facts, folds, links_of, part_text
 
 PACKED = (Linear, Conv1d, Conv2d)
 MAX_PLANES = 8  # of a weight or an input, in the kernels
@@ -78,6 +77,6 @@ def no_codes(layer: SlotLayer) -> str:
     links = links_of(layer.x)
     at = layer.x.code_at if isinstance(layer.x, Chain) else 0 if moment(layer.x, "encode") is not None else -1
     for link in links if at < 0 else links[:at]:
-        if not isinstance(link, Norm) and getattr(link, "part_name", "") != "dropout":
+        if not folds(link):
             return f"slot x holds {part_text(link)}, which has no integer codes"
     return ""

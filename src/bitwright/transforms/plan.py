@@ -13,14 +13,15 @@ from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.apply import constant_input
-from bitwright.transforms.clips import awake, clips_itself
-from bitwright.transforms.facts import part_text, signed_first
-from bitwright.transforms.flow import Flow, trace_flow
+from bitwright.transforms.clips import clips_itself
+from bitwright.transforms.decide import Decision, build, check_any, check_skipped, check_tied, decide, slot_layers
+from bitwright.transforms.facts import part_text
+from bitwright.transforms.flow import Flow
 from bitwright.transforms.norms import inherit, plan_norms
 from bitwright.transforms.packs import runs_as, why_not
 from bitwright.transforms.recipe import RecipeLike, as_recipe
-from bitwright.transforms.resolve import Decision, build, check_any, check_skipped, check_tied, resolve, slot_layers
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import Seen, info_of, untie
 from bitwright.types import LayerInfo
@@ -188,7 +189,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     [('0', '-', 'float', '32/32', ''), ('1', '0', 'bwn', '1/32', 'last')]
     """
     model = unwrap(model)
-    resolved = resolve(model, as_recipe(recipe), example, "plan")
+    resolved = decide(model, as_recipe(recipe), example, "plan")
     check_skipped(resolved, "plan")
     with torch.random.fork_rng(devices=[]):  # parts that draw their start values must not move the user's stream
         shadows = {d.name: build(d, "plan", share=False) for d in resolved.decisions if d.replaces}
@@ -201,13 +202,10 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     refused = InputError(nothing, code="apply-nothing") if nothing else None
     said = [_fused(model, built)]
     computes = {d.name: shadows.get(d.name, d.layer.module) for d in resolved.decisions}
-    signs = any(signed_first(new.x) for d, new in built if "x" in d.slots)
-    if example is not None and (signs or any(_one_sided(layer) for layer in computes.values())):
-        with awake(model):
-            flow = trace_flow(model, example)
-        refused = refused or constant_input(flow, built, "plan")
-        said.append(_without_relu(flow, computes))
-    takes = plan_norms(model, [(d.name, d.norm, new) for d, new in built], example, "plan")
+    if resolved.flow is not None:
+        refused = refused or constant_input(resolved.flow, built, "plan")
+        said.append(_without_relu(resolved.flow, computes))
+    takes = plan_norms(model, [(d.name, d.norm, new) for d, new in built], resolved.flow, "plan")
     said.insert(0, {t.layer: f"takes over {t.norm}" for t in takes})
     ran = resolved.seen is not None
     layers = list(computes.values())
@@ -267,13 +265,12 @@ def _fused(model: nn.Module, built: list[tuple[Decision, SlotLayer]]) -> dict[st
 
 
 def _one_sided(layer: nn.Module) -> bool:
-    """Whether its gate leaves negative sums as they are; with one share of the channels it decides nothing."""
-    gate = getattr(layer, "gate", None) if isinstance(layer, SlotLayer) else None
-    return bool(getattr(gate, "one_sided", False)) and getattr(gate, "splits", 2) > 1
+    """Whether its gate leaves negative sums as they are."""
+    return isinstance(layer, SlotLayer) and traits_of(layer.gate).one_sided
 
 
 def _without_relu(flow: Flow, layers: dict[str, nn.Module]) -> dict[str, str]:
-    """Layer name -> note, where somebody reads the negative sums of a one-sided gate; an x part may be the ReLU."""
+    """Layer name -> note, where the negative sums of a one-sided gate are read; an x part may act as the ReLU."""
     text, relu = "no ReLU behind the gate: negative sums count, and stay partial", nn.ReLU()
     found = {name: flow.signed.get(name, set()) for name, layer in layers.items() if _one_sided(layer)}
     return {n: text for n, who in found.items() if not all(r and clips_itself(layers[r], relu) for r in who)}
@@ -342,7 +339,9 @@ def _shorten(rows: tuple[PlanRow, ...], limit: int) -> list[int | str]:
         j = i
         while j < len(rows) and _alike(rows[i], rows[j]):
             j += 1
-        shown = j if j - i <= limit + 1 else i + limit  # one line hidden would save none
+        shown = (
+            j if j - i <= limit + 1 else i + limit
+        )  # hiding a single line saves nothing: a line says that it is hidden
         out += list(range(i + 1, shown + 1))
         if shown < j:
             out.append(f"...  {j - shown} more like these (--all)")

@@ -10,6 +10,7 @@ from bitwright.nn.invert import SoftInvert
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS
+from bitwright.parts.traits import traits_of
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, SlotLayer | None, str, nn.Module]]:
@@ -30,7 +31,7 @@ def parts_of(model: nn.Module) -> Iterator[tuple[str, SlotLayer | None, str, nn.
                 if part is not None and id(part) not in inside:
                     inside.update(id(m) for m in part.modules())
                     yield (f"{name}.{slot}" if name else slot), module, slot, part
-        elif hasattr(module, "part_name"):
+        elif traits_of(module).part_name:
             inside.update(id(m) for m in module.modules())
             yield name, None, "", module
 

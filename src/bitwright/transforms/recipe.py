@@ -115,7 +115,7 @@ class Recipe:
 
     @classmethod
     def from_toml(cls, text: str, name: str = "") -> Recipe:
-        """From TOML text (contract 4). Errors carry the line, or the number of the rule."""
+        """From TOML text. Errors carry the line, or the number of the rule."""
         try:
             data = read_toml(text)
         except tomllib.TOMLDecodeError as error:

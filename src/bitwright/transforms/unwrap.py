@@ -10,7 +10,7 @@ from torch.optim.swa_utils import AveragedModel
 
 _HOLDERS: tuple[Any, ...] = (nn.DataParallel, nn.parallel.DistributedDataParallel, AveragedModel)
 # module and class of wrappers, and where they keep their net: looked up among the loaded modules, because importing them
-# costs seconds, and only who has loaded one can hold one
+# costs seconds, and a model can hold a wrapper only after it was imported
 _LOADED = (
     ("torch._dynamo.eval_frame", "OptimizedModule", "_orig_mod"),
     ("lightning.fabric.wrappers", "_FabricModule", "module"),

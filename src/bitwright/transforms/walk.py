@@ -12,10 +12,11 @@ from torch.nn.modules.lazy import LazyModuleMixin
 
 from bitwright.errors import InputError
 from bitwright.nn.layers import KINDS, SlotLayer
+from bitwright.parts.traits import traits_of
 from bitwright.transforms.facts import bit_facts, density_of, float_bytes, part_text, weight_bits
 from bitwright.transforms.flow import Flow, trace_flow
 from bitwright.transforms.forward import evaluating, run_model
-from bitwright.transforms.layers import Candidate, candidates, hooks_of
+from bitwright.transforms.layers import ComputeLayer, candidates, hooks_of
 from bitwright.transforms.packs import why_not
 from bitwright.transforms.unwrap import unwrap
 from bitwright.types import LayerInfo
@@ -34,7 +35,7 @@ class Seen:
     order: int = 0
 
 
-def run_forward(model: nn.Module, example: Any, found: list[Candidate]) -> dict[int, Seen]:
+def run_forward(model: nn.Module, example: Any, found: list[ComputeLayer]) -> dict[int, Seen]:
     """One eval forward; what each of the layers saw, by id(module), in execution order."""
     seen: dict[int, Seen] = {}
     lazy = [c.name for c in found if isinstance(c.module, LazyModuleMixin)]
@@ -64,7 +65,7 @@ def run_forward(model: nn.Module, example: Any, found: list[Candidate]) -> dict[
     return seen
 
 
-def try_example(model: nn.Module, example: Any, found: list[Candidate]) -> dict[int, Seen]:
+def try_example(model: nn.Module, example: Any, found: list[ComputeLayer]) -> dict[int, Seen]:
     """`run_forward` on the model as the user gave it; an example that does not fit is one line."""
     try:
         return run_forward(model, example, found)
@@ -126,7 +127,7 @@ def walk(model: nn.Module, example: Any) -> list[LayerInfo]:
     return untie(found, [info_of(c, c.module, seen.get(id(c.module), Seen())) for c in found])
 
 
-def untie(found: list[Candidate], rows: list[LayerInfo]) -> list[LayerInfo]:
+def untie(found: list[ComputeLayer], rows: list[LayerInfo]) -> list[LayerInfo]:
     """A tied weight counts once: later layers that share it get no weight bytes, and a note."""
     first: dict[int, str] = {}
     out = []
@@ -151,15 +152,15 @@ def batch_of(model: nn.Module, example: Any) -> int:
     return _batch(example, found, try_example(model, example, found))
 
 
-def info_of(candidate: Candidate, layer: nn.Module, seen: Seen) -> LayerInfo:
+def info_of(candidate: ComputeLayer, layer: nn.Module, seen: Seen) -> LayerInfo:
     """The row of one layer; `layer` may stand in for the module: plan shows layers that are not there yet."""
     notes = []
     w = layer.w if isinstance(layer, SlotLayer) else None
     x = layer.x if isinstance(layer, SlotLayer) else None
     w_bits, w_planes = bit_facts(w)
     x_bits, x_planes = bit_facts(x)
-    code_bits = getattr(layer.gate, "code_bits", None) if isinstance(layer, SlotLayer) else None
-    if code_bits is not None:  # precision_gate splits the code of the input, or makes it
+    code_bits = traits_of(layer.gate).code_bits if isinstance(layer, SlotLayer) else None
+    if code_bits is not None:  # the gate splits the code of the input, or makes it
         x_bits = x_planes = code_bits
     weights = _weights(layer)
     stored = weight_bits(w)
@@ -215,7 +216,7 @@ def _flat(value: Any) -> Iterator[Any]:
         yield value
 
 
-def _batch(example: Any, found: list[Candidate], seen: dict[int, Seen]) -> int:
+def _batch(example: Any, found: list[ComputeLayer], seen: dict[int, Seen]) -> int:
     """Samples in the example; 1 where it is a single unbatched sample."""
     values = example.values() if isinstance(example, dict) else _flat(example)
     first = next((v for v in values if isinstance(v, Tensor)), None)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
+from bitwright.parts.traits import traits_of
 from bitwright.runs.tables import Gate
 from bitwright.training.watch.watcher import Ended, Lesson, Past, Rows, Watcher, more
 from bitwright.training.work import gates_of
@@ -23,16 +24,16 @@ class GateWatcher(Watcher):
         for name, rate in work.rates.items():
             gate = gates[name]
             row: dict[str, Any] = dict.fromkeys(Gate.columns())
-            row |= {**ended.at, "layer": name, "gate": getattr(gate, "part_name", ""), "rate": rate}
-            if (threshold := getattr(gate, "threshold", None)) is not None:
-                t = threshold.detach().double()
+            row |= {**ended.at, "layer": name, "gate": traits_of(gate).part_name, "rate": rate}
+            if traits_of(gate).governed is not None:
+                t = gate.threshold.detach().double()
                 row |= {
                     "threshold_mean": float(t.mean()),
                     "threshold_min": float(t.min()),
                     "threshold_max": float(t.max()),
                 }
                 row["target"] = None if gate.governed else gate.target
-            if hasattr(gate, "keep"):
+            if traits_of(gate).keep is not None:
                 row |= {"keep": gate.keep, "saliency": work.saliency.get(name)}
             row["mean_bits"] = work.mean_bits.get(name)
             rows.append(row)

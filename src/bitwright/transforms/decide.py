@@ -13,7 +13,10 @@ from torch import nn
 from bitwright.errors import BitwrightWarning, InputError, nearest
 from bitwright.nn.layers import SlotLayer, replace_layer
 from bitwright.parts.moments import moment
-from bitwright.transforms.layers import Candidate, candidates
+from bitwright.parts.traits import traits_of
+from bitwright.transforms.clips import awake
+from bitwright.transforms.flow import Flow, watching
+from bitwright.transforms.layers import ComputeLayer, candidates
 from bitwright.transforms.recipe import Recipe, Rule
 from bitwright.transforms.walk import Seen, try_example
 
@@ -22,7 +25,7 @@ from bitwright.transforms.walk import Seen, try_example
 class Decision:
     """What the rules want of one layer."""
 
-    layer: Candidate
+    layer: ComputeLayer
     slots: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, int] = field(default_factory=dict)
     norm: str = ""
@@ -51,12 +54,13 @@ class Resolution:
     recipe: Recipe
     hits: list[list[str]]
     seen: dict[int, Seen] | None
+    flow: Flow | None
 
 
-def exact(name: str) -> str:
+def exact_glob(name: str) -> str:
     """A glob for one name; a layer may be called `first`, and glob signs may sit in names.
 
-    >>> exact("layer1.0.conv1"), exact("first"), exact("a[0]")
+    >>> exact_glob("layer1.0.conv1"), exact_glob("first"), exact_glob("a[0]")
     ('layer1.0.conv1', '[f]irst', 'a[[]0]')
     """
     return f"[{name[0]}]{name[1:]}" if name in ("first", "last") else glob.escape(name)
@@ -75,13 +79,13 @@ def is_float(value: Any) -> bool:
     return all(is_float(v) for v in value)
 
 
-def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolution:
+def decide(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolution:
     """Reads the rules top to bottom; a later one overrides slot by slot. `verb` heads the messages."""
     found = candidates(model)
     where = f"{verb} {type(model).__name__}"
     if not found:
         raise InputError(f"{where}: the model has no layer that a recipe could change", code="recipe-nomatch")
-    seen = None if example is None else _run(model, example, found, where)
+    seen, flow = (None, None) if example is None else _run(model, example, found, where)
     decisions = [Decision(c) for c in found]
     matches: dict[int, str] = {}
     hits: list[list[str]] = []
@@ -92,7 +96,7 @@ def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolu
             chosen = [] if one is None else [one]
             if one is not None:
                 one.words.append(rule.match)
-                matches[i] = exact(one.name)
+                matches[i] = exact_glob(one.name)
         else:
             chosen = [
                 d
@@ -110,12 +114,15 @@ def resolve(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolu
     if seen is not None:
         recipe += _leave_unreached(decisions, hits, seen, verb)
         decisions.sort(key=lambda d: seen[id(d.layer.module)].order if id(d.layer.module) in seen else len(seen))
-    return Resolution(decisions, recipe.renamed(matches), hits, seen)
+    return Resolution(decisions, recipe.renamed(matches), hits, seen, flow)
 
 
-def _run(model: nn.Module, example: Any, found: list[Candidate], where: str) -> dict[int, Seen]:
+def _run(model: nn.Module, example: Any, found: list[ComputeLayer], where: str) -> tuple[dict[int, Seen], Flow]:
+    """All that is to be known of the model, from one eval forward."""
     try:
-        return try_example(model, example, found)
+        with awake(model), watching(model) as watch:
+            seen = try_example(model, example, found)
+        return seen, watch.flow()
     except InputError as error:
         raise error.reworded(f"{where}: {error}") from error.__cause__
 
@@ -132,11 +139,11 @@ def _leave_unreached(decisions: list[Decision], hits: list[list[str]], seen: dic
             if not is_float(d.slots[slot]) and not called.intersection(hits[i]):
                 raise unreached(d.layer, f"{verb}: rule {i} is for {d.name} ({d.layer.kind}), but")
         d.layer.reason = f"{d.layer.kind}, the example never reaches it, unless its weight is read past the layer"
-        rules.append(Rule(exact(d.name), slots=dict.fromkeys(d.slots, "float")))
+        rules.append(Rule(exact_glob(d.name), slots=dict.fromkeys(d.slots, "float")))
     return Recipe(tuple(rules))
 
 
-def unreached(layer: Candidate, head: str) -> InputError:
+def unreached(layer: ComputeLayer, head: str) -> InputError:
     return InputError(
         f'{head} the example never reached it: its part would do nothing. Leave it out (match="{layer.name}" w="float" '
         'x="float"), or call the module, not its weight',
@@ -238,7 +245,7 @@ def check_tied(layers: dict[str, SlotLayer], verb: str) -> None:
     for name, layer in layers.items():
         if layer.w is None:
             continue
-        spec = getattr(layer.w, "spec", type(layer.w).__name__)
+        spec = traits_of(layer.w).spec or type(layer.w).__name__
         other = first.setdefault(id(layer._parameters.get("weight")), (name, spec))
         if other[1] != spec:
             raise InputError(
@@ -308,7 +315,7 @@ def _sequential_end(model: nn.Module, word: str, layers: set[int]) -> nn.Module 
     return None
 
 
-def _no_layer(where: str, match: str, kind: str, found: list[Candidate], skipped: list[Decision]) -> InputError:
+def _no_layer(where: str, match: str, kind: str, found: list[ComputeLayer], skipped: list[Decision]) -> InputError:
     here = f'{where} match="{match}"' + (f' kind="{kind}"' if kind else "")
     if skipped:
         reasons = "; ".join(f"{d.name} ({d.layer.reason})" for d in skipped)

@@ -9,7 +9,7 @@ from collections.abc import Collection
 from typing import Any, ClassVar
 
 
-class Shown(ABC):
+class Tabular(ABC):
     """Text, Markdown, CSV and HTML of a result that says its `cells()` (head and rows, as text) and its `to_dict()`.
 
     text   which columns are words, to the left; the others are numbers, to the right

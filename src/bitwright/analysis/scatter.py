@@ -10,12 +10,12 @@ from torch import Tensor
 ROUNDING = 1e-13  # square of what float32 rounds off
 
 
-class Spread:
+class Scatter:
     """Count, mean and scatter matrix of rows that come in pieces; two pieces merge exactly (Chan et al. 1983).
 
     scatter   sum (x - mean)(x - mean)^T = X^T X - n mean mean^T, [C, C], kept centered so that a large mean costs no digits
 
-    >>> s = Spread(1)
+    >>> s = Scatter(1)
     >>> s.add(torch.tensor([[1.0], [2.0]])); s.add(torch.tensor([[6.0]]))
     >>> s.count, s.mean.tolist(), s.scatter.tolist()
     (3, [3.0], [[14.0]])
@@ -34,9 +34,9 @@ class Spread:
             centered = rows - mean
             self._merge(rows.shape[0], mean, centered.T @ centered)
 
-    def merged(self, other: Spread) -> Spread:
+    def merged(self, other: Scatter) -> Scatter:
         """Both together; neither is changed."""
-        new = Spread(self.mean.numel(), self.mean.device)
+        new = Scatter(self.mean.numel(), self.mean.device)
         for piece in (self, other):
             if piece.count:
                 new._merge(piece.count, piece.mean, piece.scatter)
@@ -60,7 +60,7 @@ class Spread:
         return found / max(1, self.count)
 
 
-def gathered(pieces: Sequence[Spread]) -> list[Spread]:
+def gathered(pieces: Sequence[Scatter]) -> list[Scatter]:
     """The pieces of all processes together, the same on each; as they are where there is one process."""
     dist = torch.distributed
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
@@ -71,7 +71,7 @@ def gathered(pieces: Sequence[Spread]) -> list[Spread]:
         flat = torch.cat([piece.mean.new_tensor([piece.count]), piece.mean, piece.scatter.flatten()])
         ranks = [torch.empty_like(flat) for _ in range(world)]
         dist.all_gather(ranks, flat)
-        whole = Spread(piece.mean.numel(), piece.mean.device)
+        whole = Scatter(piece.mean.numel(), piece.mean.device)
         n = piece.mean.numel()
         for found in ranks:
             if found[0] > 0:
