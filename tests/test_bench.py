@@ -174,6 +174,27 @@ def test_interleave_goes_round_and_divides_by_calls():
     assert tail == (["a"] * (repeats + 1) + ["b"] * (repeats + 1)) * 3
 
 
+def test_a_pause_stands_before_each_slice(monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: order.append(f"sleep {seconds}"))
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    ticks = itertools.count()
+    timing.interleave(calls, rounds=2, slice_seconds=1, pause=0.5, clock=lambda: 0.0, wall=lambda: float(next(ticks)))
+    assert order[-12:] == ["sleep 0.5", "a", "a", "sleep 0.5", "b", "b"] * 2
+
+
+def test_several_threads_pause_and_one_does_not(monkeypatch: pytest.MonkeyPatch):
+    seen: list[float] = []
+    done = Timing(1e-3, 1e-3, 1e-3, 1e-3, 3)
+    monkeypatch.setattr(
+        "bitwright.measure.bench.interleave",
+        lambda calls, **how: seen.append(how["pause"]) or dict.fromkeys(calls, done),
+    )
+    for threads in (1, 2):
+        measure(lambda: None, [], shape=(1, 4), threads=threads)
+    assert seen == [0.0, timing.SPINNING]
+
+
 def test_faster_layout_is_quoted(monkeypatch: pytest.MonkeyPatch):
     fake = {
         "bitwright/plain": Timing(1e-3, 1e-3, 1e-3, 1e-3, 3),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import builtins
 import importlib.util
 import os
 import subprocess
@@ -45,9 +44,8 @@ def answer(name: str, net: twin.FloatNet, threads: int = 1) -> dict[str, np.ndar
     assert peer.variants, peer.note
     results: dict[str, np.ndarray] = {}
     for label, call in peer.variants.items():
-        for _ in range(3):  # a buffer that died would show in a later call
-            found: Any = call()
-        results[label] = np.array(found[0])
+        found: list[Any] = [call() for _ in range(3)]  # a buffer that died would show in a later call
+        results[label] = np.array(found[-1][0])
     return results
 
 
@@ -160,18 +158,11 @@ def test_what_the_compiler_refuses_is_a_row_with_its_reason(monkeypatch: pytest.
     model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 17), helper.make_opsetid("own", 1)])
     monkeypatch.setattr(peers_ort, "exported", lambda net: (model, {"x": np.zeros(1, np.float32)}))
     t = bench(nn.Linear(4, 4), torch.randn(1, 4), rounds=1, against=("openvino-fp32",))
-    assert t.rows[1].note == "unavailable: RuntimeError: OpenVINO: No conversion rule found for operations: own.Nobody"
+    assert t.rows[1].note.startswith("unavailable: RuntimeError: OpenVINO: ") and "own.Nobody" in t.rows[1].note
 
 
 def test_without_openvino_each_row_says_what_to_install(monkeypatch: pytest.MonkeyPatch):
-    real = builtins.__import__
-
-    def no_openvino(name: str, *args: Any, **kwargs: Any) -> Any:
-        if name.split(".")[0] == "openvino":
-            raise ModuleNotFoundError(name, name=name)
-        return real(name, *args, **kwargs)
-
-    monkeypatch.setattr(builtins, "__import__", no_openvino)
+    monkeypatch.setitem(sys.modules, "openvino", None)
     t = bench(nn.Linear(4, 4), torch.randn(1, 4), rounds=1, against=PEERS)
     assert [r.note for r in t.rows[1:]] == ["unavailable: pip install openvino"] * 3
     assert set(PEERS) <= set(AGAINST)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import importlib
 import sys
 from collections.abc import Callable
 from typing import Any, cast
@@ -60,11 +61,10 @@ def runtime() -> Any:
     if masked:
         modules[name] = None  # "not installed": openvino has a stub for that case
     try:
-        import openvino
+        return importlib.import_module("openvino")
     finally:
         if masked:
             del modules[name]
-    return openvino
 
 
 def bound(model: Any, feeds: Feeds, threads: int, precision: str) -> Call:

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
+SPINNING = 0.005  # seconds; the threads of torch and OpenVINO go on spinning for 1 to 4 ms after a call
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def interleave(
     *,
     rounds: int = 15,
     slice_seconds: float = 0.006,
+    pause: float = 0.0,
     clock: Clock = time.perf_counter,
     wall: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
@@ -57,11 +59,15 @@ def interleave(
 
     Slices, not single calls, because one call may be shorter than the clock is fine. The first call of each slice is
     not timed: it brings the candidate's data back into the caches.
+
+    pause   seconds before each slice, so that threads that spin after a candidate's last call have gone to sleep
     """
     repeats = {name: _repeats(call, slice_seconds, wall) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if pause:
+                time.sleep(pause)
             call()
             times = repeats[name]
             start = clock()
