@@ -8,7 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
-SPINNING = 0.005  # seconds; the threads of torch and OpenVINO go on spinning for 1 to 4 ms after a call
 
 
 @dataclass(frozen=True)
@@ -44,6 +43,9 @@ def clock_for(threads: int) -> tuple[Clock, str]:
     time on a quiet machine. Several threads: wall time, because CPU time adds the threads up.
     """
     return (time.process_time, "cpu") if threads == 1 else (time.perf_counter, "wall")
+
+
+SPINNING = 0.005  # seconds; the threads of torch and OpenVINO go on spinning for 1 to 4 ms after a call
 
 
 def interleave(
