@@ -167,7 +167,7 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
     with temporary.open("w", newline="", encoding="utf-8") as f:
-        writer = csv.DictWriter(f, list(records[0]), lineterminator="\n")
+        writer = csv.DictWriter(f, list(dict.fromkeys(k for r in records for k in r)), lineterminator="\n")
         writer.writeheader()
         writer.writerows(records)
     os.replace(temporary, path)

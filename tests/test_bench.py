@@ -32,7 +32,7 @@ def row(name: str, precision: str, ms: float | None, spread: float = 0.1) -> Ben
         return BenchRow(name, precision, note="unavailable: made up")
     seconds = ms / 1e3
     return BenchRow.measured(
-        name, precision, Timing(seconds, seconds * (1 - spread / 2), seconds * (1 + spread / 2), 30), 1
+        name, precision, Timing(seconds, seconds * (1 - spread / 2), seconds * (1 + spread / 2), seconds * 2, 30), 1
     )
 
 
@@ -76,7 +76,22 @@ def test_text_names_what_is_missing_and_the_noise():
     assert "|" not in str(t) and all(len(line) <= 120 for line in lines)
 
 
-def test_a_narrow_table_loses_quartiles_then_rate():
+def test_one_reason_of_several_peers_is_one_line():
+    absent = [BenchRow(f"openvino-{p}", p, note="unavailable: pip install openvino") for p in ("fp32", "int8")]
+    rows = ranked(
+        row("bitwright", "1 bit", 1.0), [*absent, row("torch-fp32", "fp32", 2.0), row("ort-int8", "int8", None)]
+    )
+    lines = BenchTable(rows, {}).text().splitlines()
+    assert [line for line in lines if "not measured" in line] == [
+        "openvino-int8, openvino-fp32 not measured: pip install openvino",
+        "ort-int8 not measured: made up",
+    ]
+
+
+def test_a_narrow_table_loses_p95_then_quartiles_then_rate():
+    assert "p95" in next(line for line in table().text(110).splitlines() if line.startswith("candidate"))
+    head = next(line for line in table().text(80).splitlines() if line.startswith("candidate"))
+    assert "p95" not in head and "quartiles" in head
     head = next(line for line in table().text(70).splitlines() if line.startswith("candidate"))
     assert "quartiles" not in head and "img/s" in head
     assert all(len(line) <= 60 for line in table().text(60).splitlines())
@@ -164,6 +179,7 @@ def test_csv_dict_and_markdown_hold_the_same_values():
     assert [r["name"] for r in records] == [r.name for r in t.rows]
     assert float(records[1]["latency_ms"]) == pytest.approx(2.5) and records[-1]["latency_ms"] == ""
     assert {"cpu", "threads", "latency_q1_ms", "clock", "batch"} <= set(records[0])
+    assert float(records[1]["latency_p95_ms"]) == pytest.approx(5.0) and records[-1]["latency_p95_ms"] == ""
     assert t.to_dict()["rows"][1]["latency_ms"] == pytest.approx(2.5)
     assert t.to_markdown().count("\n| ") == len(t.rows)
 
@@ -171,6 +187,8 @@ def test_csv_dict_and_markdown_hold_the_same_values():
 def test_quartiles_by_hand():
     t = timing.summarize([5.0, 1.0, 3.0, 2.0, 4.0], 10)
     assert (t.q1, t.median, t.q3, t.runs) == (2.0, 3.0, 4.0, 10) and t.spread == pytest.approx(2 / 3)
+    assert t.p95 == pytest.approx(4.8)  # at 0.95 * 4 = 3.8 between the fourth and the fifth
+    assert timing.summarize([2.0], 1) == Timing(2.0, 2.0, 2.0, 2.0, 1)
 
 
 def test_interleave_goes_round_and_divides_by_calls():
@@ -185,11 +203,32 @@ def test_interleave_goes_round_and_divides_by_calls():
     assert tail == (["a"] * (repeats + 1) + ["b"] * (repeats + 1)) * 3
 
 
+def test_a_pause_stands_before_each_slice(monkeypatch: pytest.MonkeyPatch):
+    order: list[str] = []
+    monkeypatch.setattr(timing.time, "sleep", lambda seconds: order.append(f"sleep {seconds}"))
+    calls = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    ticks = itertools.count()
+    timing.interleave(calls, rounds=2, slice_seconds=1, pause=0.5, clock=lambda: 0.0, wall=lambda: float(next(ticks)))
+    assert order[-12:] == ["sleep 0.5", "a", "a", "sleep 0.5", "b", "b"] * 2
+
+
+def test_several_threads_pause_and_one_does_not(monkeypatch: pytest.MonkeyPatch):
+    seen: list[float] = []
+    done = Timing(1e-3, 1e-3, 1e-3, 1e-3, 3)
+    monkeypatch.setattr(
+        "bitwright.measure.bench.interleave",
+        lambda calls, **how: seen.append(how["pause"]) or dict.fromkeys(calls, done),
+    )
+    for threads in (1, 2):
+        measure(lambda: None, [], shape=(1, 4), threads=threads)
+    assert seen == [0.0, timing.SPINNING]
+
+
 def test_faster_layout_is_quoted(monkeypatch: pytest.MonkeyPatch):
     fake = {
-        "bitwright/plain": Timing(1e-3, 1e-3, 1e-3, 3),
-        "p/plain": Timing(4e-3, 4e-3, 4e-3, 3),
-        "p/cl": Timing(3e-3, 3e-3, 3e-3, 3),
+        "bitwright/plain": Timing(1e-3, 1e-3, 1e-3, 1e-3, 3),
+        "p/plain": Timing(4e-3, 4e-3, 4e-3, 4e-3, 3),
+        "p/cl": Timing(3e-3, 3e-3, 3e-3, 3e-3, 3),
     }
     monkeypatch.setattr("bitwright.measure.bench.interleave", lambda calls, **_: {k: fake[k] for k in calls})
     t = measure(lambda: None, [Peer("p", "fp32", {"plain": lambda: 0, "cl": lambda: 0})], shape=(2, 4))
@@ -271,7 +310,8 @@ def test_all_peers_run_on_a_small_net_and_nothing_of_the_program_changes():
     threads, engine = torch.get_num_threads(), torch.backends.quantized.engine
     handlers, filters = list(logging.getLogger().handlers), list(warnings.filters)
     t = bench(odd(), torch.randn(2, 4, 6, 6), rounds=1)
-    assert [r.note for r in t.rows if r.median_ms is None] == []
+    missing = {r.note for r in t.rows if r.median_ms is None}
+    assert missing <= {"unavailable: pip install openvino"}  # the only peer that comes with an extra
     assert {r.precision for r in t.rows[1:]} == {"fp32", "bf16", "int8"}
     assert torch.get_num_threads() == threads and torch.backends.quantized.engine == engine
     assert logging.getLogger().handlers == handlers and list(warnings.filters) == filters
@@ -304,6 +344,7 @@ def test_without_onnxruntime_the_row_says_what_to_install(monkeypatch: pytest.Mo
     monkeypatch.setattr(builtins, "__import__", no_onnx)
     t = bench(nn.Linear(4, 4), torch.randn(1, 4), rounds=1, against=("ort-fp32", "ort-int8"))
     assert [r.note for r in t.rows[1:]] == ["unavailable: pip install onnx onnxscript onnxruntime"] * 2
+    assert "openvino" in t.machine  # a version of each program, None where it is not installed
     assert "pip install" in str(t) and t.summary() == "in one line: no peer was measured"
 
 

@@ -132,13 +132,17 @@ def result_rows(run: Run, table: BenchTable) -> list[dict[str, Any]]:
             "latency_ms": r.median_ms,
             "latency_q1_ms": r.q1_ms,
             "latency_q3_ms": r.q3_ms,
+            "latency_p95_ms": r.p95_ms,
             "runs": r.runs,
             "ratio": r.ratio,
             "best_of_precision": r.best_of_precision,
             "batch": table.batch,
             "threads": table.machine["threads"],
             "note": r.note,
-            **{k: table.machine[k] for k in ("cpu", "isa", "kernels", "torch", "onnxruntime", "bitwright", "date")},
+            **{
+                k: table.machine[k]
+                for k in ("cpu", "isa", "kernels", "torch", "onnxruntime", "openvino", "bitwright", "date")
+            },
         }
 
     return [row(r) for r in table.rows]

@@ -25,6 +25,7 @@ NEEDED = (
 EXTRAS = {
     "data": ("pillow", "lmdb", "pooch"),
     "interactive": ("plotly",),
+    "openvino": ("openvino",),
     "docs": ("mkdocs", "mkdocs-material"),
 }
 # what each kernel set asks of the CPU, as /proc/cpuinfo spells it

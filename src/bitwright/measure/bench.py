@@ -17,7 +17,7 @@ from bitwright.measure.peers import PEERS, Peer, build, check
 from bitwright.measure.peers_torch import last_inputs
 from bitwright.measure.precision import precision_of
 from bitwright.measure.table import BenchRow, BenchTable, ranked
-from bitwright.measure.timing import Timing, clock_for, interleave
+from bitwright.measure.timing import SPINNING, Timing, clock_for, interleave
 from bitwright.measure.twin import FloatNet, float_net, one_line
 from bitwright.measure.why import reasons
 from bitwright.quiet import quiet
@@ -118,7 +118,7 @@ def measure(
     variants = {"plain": ours} if callable(ours) else dict(ours or {})
     everybody = [Peer(name, precision, variants, note), *peers]
     calls = {f"{peer.name}/{label}": call for peer in everybody for label, call in peer.variants.items()}
-    timings = interleave(calls, rounds=rounds, clock=clock)
+    timings = interleave(calls, rounds=rounds, clock=clock, pause=SPINNING if threads > 1 else 0.0)
     batch = shape[0] if shape else 1
     first, *rows = (
         _row(peer, {label: timings[f"{peer.name}/{label}"] for label in peer.variants}, batch) for peer in everybody

@@ -28,7 +28,7 @@ def machine(threads: int) -> dict[str, Any]:
         "load": load(),
         "os": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
-        **{name: version(name) for name in ("bitwright", "torch", "onnxruntime")},
+        **{name: version(name) for name in ("bitwright", "torch", "onnxruntime", "openvino")},
         "date": datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 

@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from bitwright.errors import InputError, nearest
-from bitwright.measure import peers_ort, peers_torch
+from bitwright.measure import peers_openvino, peers_ort, peers_torch
 from bitwright.measure.twin import FloatNet, one_line
 from bitwright.quiet import quiet
 
@@ -18,6 +18,9 @@ PEERS: dict[str, tuple[str, Builder]] = {
     "torch-int8": ("int8", peers_torch.int8),
     "ort-fp32": ("fp32", peers_ort.fp32),
     "ort-int8": ("int8", peers_ort.int8),
+    "openvino-fp32": ("fp32", peers_openvino.fp32),
+    "openvino-bf16": ("bf16", peers_openvino.bf16),
+    "openvino-int8": ("int8", peers_openvino.int8),
 }
 
 
@@ -53,8 +56,9 @@ def build(name: str, net: FloatNet | str, threads: int) -> Peer:
             variants, failed = _running(builder(net, threads))
             if failed is not None and not variants:
                 raise failed
-    except ImportError:
-        return Peer(name, precision, note="unavailable: pip install onnx onnxscript onnxruntime")
+    except ImportError as error:
+        package = "openvino" if error.name == "openvino" else "onnx onnxscript onnxruntime"
+        return Peer(name, precision, note=f"unavailable: pip install {package}")
     except Exception as error:  # whatever a peer cannot do is its row's reason, never our failure
         return Peer(name, precision, note=f"unavailable: {one_line(error)}")
     return Peer(name, precision, variants, net.note if name.startswith("torch") else "")

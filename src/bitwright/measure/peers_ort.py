@@ -19,9 +19,7 @@ Call = Callable[[], object]
 
 def fp32(net: FloatNet, threads: int) -> dict[str, Call]:
     """The exported float net."""
-    model = export(net)
-    feeds = {i.name: t.numpy() for i, t in zip(model.graph.input, _contiguous(net), strict=True)}
-    return {"plain": bound(model, feeds, threads)}
+    return {"plain": bound(*exported(net), threads)}
 
 
 def int8(net: FloatNet, threads: int) -> dict[str, Call]:
@@ -34,7 +32,7 @@ def int8(net: FloatNet, threads: int) -> dict[str, Call]:
     elif isinstance(net.single, nn.Linear):
         model, feeds = _linear(net.single, _contiguous(net)[0].numpy())
     else:
-        model, feeds = _static(net)
+        model, feeds = quantized(net)
     return {"plain": bound(model, feeds, threads)}
 
 
@@ -53,6 +51,12 @@ def export(net: FloatNet) -> Any:
         except (TypeError, ImportError, AttributeError):
             torch.onnx.export(net.module, net.inputs, path, dynamo=True, verbose=False)
         return onnx.load(path)
+
+
+def exported(net: FloatNet) -> tuple[Any, dict[str, np.ndarray]]:
+    """ONNX of the float net and its inputs by name."""
+    model = export(net)
+    return model, {i.name: t.numpy() for i, t in zip(model.graph.input, _contiguous(net), strict=True)}
 
 
 def packed(model: PackedModel, inputs: tuple[torch.Tensor, ...], threads: int) -> Call:
@@ -90,7 +94,8 @@ def bound(model: Any, feeds: dict[str, np.ndarray], threads: int, operators: boo
     return lambda _kept=kept: session.run_with_iobinding(binding)
 
 
-def _static(net: FloatNet) -> tuple[Any, dict[str, np.ndarray]]:
+def quantized(net: FloatNet) -> tuple[Any, dict[str, np.ndarray]]:
+    """The float net in QDQ form, ranges from its own inputs, and these inputs as uint8."""
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process
@@ -102,8 +107,7 @@ def _static(net: FloatNet) -> tuple[Any, dict[str, np.ndarray]]:
         def get_next(self) -> dict[str, np.ndarray] | None:  # type: ignore[override]
             return next(self.feeds, None)
 
-    float_model = export(net)
-    feeds = {i.name: t.numpy() for i, t in zip(float_model.graph.input, _contiguous(net), strict=True)}
+    float_model, feeds = exported(net)
     with tempfile.TemporaryDirectory(prefix="bitwright-") as folder:
         plain, ready, done = (str(Path(folder) / f"{name}.onnx") for name in ("plain", "ready", "done"))
         onnx.save(float_model, plain)

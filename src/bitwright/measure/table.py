@@ -22,6 +22,7 @@ class BenchRow:
     median_ms: float | None = None
     q1_ms: float | None = None
     q3_ms: float | None = None
+    p95_ms: float | None = None
     runs: int = 0
     per_second: float | None = None
     ratio: float | None = None
@@ -32,7 +33,7 @@ class BenchRow:
     def measured(cls, name: str, precision: str, timing: Timing, batch: int, note: str = "") -> BenchRow:
         """A row from seconds per call."""
         return cls(
-            name, precision, timing.median * 1e3, timing.q1 * 1e3, timing.q3 * 1e3, timing.runs,
+            name, precision, timing.median * 1e3, timing.q1 * 1e3, timing.q3 * 1e3, timing.p95 * 1e3, timing.runs,
             batch / timing.median if timing.median else None, note=note,
         )  # fmt: skip
 
@@ -122,33 +123,34 @@ class BenchTable:
         )
 
     def cells(self) -> list[list[str]]:
-        """Texts of the table: candidate, precision, ms median, quartiles, per second, ours faster by, note."""
+        """Texts of the table: candidate, precision, ms median, quartiles, p95, per second, ours faster by, note."""
         return [self._cells(row) for row in self.rows]
 
     def _cells(self, row: BenchRow) -> list[str]:
         if row.median_ms is None:
-            return [row.name, row.precision, "-", "-", "-", "-", row.note]
+            return [row.name, row.precision, "-", "-", "-", "-", "-", row.note]
         quartiles = "-".join(numbers.ms(q / 1e3) for q in (row.q1_ms or 0.0, row.q3_ms or 0.0))
         rate = "-" if row.per_second is None else f"{row.per_second:,.0f}"
         best = f"best {row.precision}" if row.best_of_precision else ""
         note = "; ".join(text for text in (best, row.note) if text)
         return [
-            row.name, row.precision, numbers.ms(row.median_ms / 1e3), quartiles, rate, numbers.ratio(row.ratio), note,
+            row.name, row.precision, numbers.ms(row.median_ms / 1e3), quartiles, numbers.ms((row.p95_ms or 0.0) / 1e3),
+            rate, numbers.ratio(row.ratio), note,
         ]  # fmt: skip
 
-    HEADERS = ("candidate", "precision", "ms median", "quartiles", "img/s", "ours faster by", "")
+    HEADERS = ("candidate", "precision", "ms median", "quartiles", "p95", "img/s", "ours faster by", "")
 
     def text(self, width: int | None = None) -> str:
         """Head, table, what could not be measured, the sentence to quote, reasons, quality; `width` in characters.
 
-        On a narrow screen the quartiles go first, then the rate; the note wraps.
+        On a narrow screen p95 goes first, then the quartiles, then the rate; the note wraps.
         """
         measured = [c for c, row in zip(self.cells(), self.rows, strict=True) if row.median_ms is not None]
         lines = wrap(self.head(), width)
-        lines += fit(self.HEADERS, measured, width, right=(2, 3, 4), drop=("quartiles", "img/s"))
-        for row in self.rows:
-            if row.median_ms is None:
-                lines += wrap(f"{row.name} not measured: {row.note.removeprefix('unavailable: ')}", width, 6)
+        lines += fit(self.HEADERS, measured, width, right=(2, 3, 4, 5), drop=("p95", "quartiles", "img/s"))
+        for note in dict.fromkeys(row.note for row in self.rows if row.median_ms is None):  # one line for each reason
+            names = ", ".join(row.name for row in self.rows if row.median_ms is None and row.note == note)
+            lines += wrap(f"{names} not measured: {note.removeprefix('unavailable: ')}", width, 6)
         lines += wrap(self.summary(), width)
         if self.why:
             lines += wrap(f"not faster here because: {'; '.join(self.why)}", width, 6)
@@ -205,7 +207,7 @@ def _raw(row: BenchRow) -> dict[str, Any]:
     return {"name": raw.pop("name"), "precision": raw.pop("precision"), **times, **raw}
 
 
-_TIMES = {"latency_ms": "median_ms", "latency_q1_ms": "q1_ms", "latency_q3_ms": "q3_ms"}
+_TIMES = {"latency_ms": "median_ms", "latency_q1_ms": "q1_ms", "latency_q3_ms": "q3_ms", "latency_p95_ms": "p95_ms"}
 
 
 def ranked(ours: BenchRow, peers: Iterable[BenchRow]) -> tuple[BenchRow, ...]:

@@ -13,11 +13,12 @@ NOISY = 0.20  # quartile spread above which a time is not worth quoting
 
 @dataclass(frozen=True)
 class Timing:
-    """Seconds per call: one mean per slice, their median and quartiles, and how many calls went into them."""
+    """Seconds per call: one mean per slice, their median, quartiles and 95th percentile, and how many calls went into them."""
 
     median: float
     q1: float
     q3: float
+    p95: float
     runs: int
 
     @property
@@ -27,15 +28,15 @@ class Timing:
 
 
 def summarize(samples: list[float], runs: int) -> Timing:
-    """Median and quartiles of per-call times.
+    """Median, quartiles and 95th percentile of per-call times, linear between neighbors.
 
     >>> summarize([3.0, 1.0, 2.0, 5.0, 4.0], 50)
-    Timing(median=3.0, q1=2.0, q3=4.0, runs=50)
+    Timing(median=3.0, q1=2.0, q3=4.0, p95=4.8, runs=50)
     """
     if len(samples) == 1:
-        return Timing(samples[0], samples[0], samples[0], runs)
+        return Timing(samples[0], samples[0], samples[0], samples[0], runs)
     q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
-    return Timing(median, q1, q3, runs)
+    return Timing(median, q1, q3, statistics.quantiles(samples, n=20, method="inclusive")[-1], runs)
 
 
 def quality(spread: float) -> str:
@@ -55,11 +56,15 @@ def clock_for(threads: int) -> tuple[Clock, str]:
     return (time.process_time, "cpu") if threads == 1 else (time.perf_counter, "wall")
 
 
+SPINNING = 0.005  # seconds; the threads of torch and OpenVINO go on spinning for 1 to 4 ms after a call
+
+
 def interleave(
     calls: Mapping[str, Callable[[], object]],
     *,
     rounds: int = 15,
     slice_seconds: float = 0.006,
+    pause: float = 0.0,
     clock: Clock = time.perf_counter,
     wall: Clock = time.perf_counter,
 ) -> dict[str, Timing]:
@@ -67,11 +72,15 @@ def interleave(
 
     Slices, not single calls, because one call may be shorter than the clock is fine. The first call of each slice is
     not timed: it brings the candidate's data back into the caches.
+
+    pause   seconds before each slice, so that threads that spin after a candidate's last call have gone to sleep
     """
     repeats = {name: _repeats(call, slice_seconds, wall) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(rounds):
         for name, call in calls.items():
+            if pause:
+                time.sleep(pause)
             call()
             times = repeats[name]
             start = clock()
