@@ -248,7 +248,7 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 def test_the_library_serves_a_python_without_torch_and_without_us(tmp_path: Path) -> None:
-    net = bw.zoo.load("digits-mlp-zero_one")
+    net: Any = bw.zoo.load("digits-mlp-zero_one")
     x = torch.rand(3, *net.inputs[0].shape)
     write(net, x, tmp_path / "net.onnx")
     np.save(tmp_path / "x.npy", x.numpy())

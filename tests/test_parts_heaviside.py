@@ -61,7 +61,7 @@ def test_what_makes_no_sense_is_refused(options: dict[str, Any]) -> None:
 @pytest.mark.parametrize("threshold", [0.0, 0.5, -2.25, 0.1])
 def test_the_engine_reads_one_threshold_off_it(threshold: float) -> None:
     grid = grid_of(bw.make_part("heaviside", threshold=threshold), 3, 4)
-    assert (grid.levels, grid.mult, grid.zero, grid.unit, grid.planes) == (1, 1, (0,), 1.0, 1)
+    assert (grid.levels, grid.mult, grid.zero, grid.unit) == (1, 1, (0,), 1.0)
     edge = grid.thresholds[0]
     assert edge.item() == torch.tensor(threshold).item()
 

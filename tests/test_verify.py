@@ -346,9 +346,10 @@ def test_times_within_noise_are_no_gain() -> None:
 
 
 def test_a_noisy_clock_is_named_by_the_rule_of_bench() -> None:
-    row, sizes = ReportRow("a", "Conv2d", "bits", "1/1", 100, 10), {"float_bytes": 1000, "file_bytes": 100}
+    row = ReportRow("a", "Conv2d", "bits", "1/1", 100, 10)
     for spread, noise in ((0.20, ""), (0.21, "; its times are NOISY, repeat when idle (quartile spread 21 %)")):
-        report = ConvertReport([row], images=10, same=10, ms_before=4.0, ms_after=1.0, spread=spread, **sizes)
+        report = ConvertReport([row], float_bytes=1000, file_bytes=100, images=10, same=10, ms_before=4.0, ms_after=1.0)
+        report.spread = spread
         report.status, report.verdict = _verdict(report, verified=True)
         assert (report.status, report.verdict) == (
             "PASS",
