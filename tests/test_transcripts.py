@@ -348,7 +348,7 @@ def test_bench(journey: Journey) -> None:
         r".+, kernels .+, 1 thread, batch 1, input 1x8x8, 1 rounds? interleaved,?.*",
         "...",
         r"candidate +precision +ms median +quartiles +img/s  ours faster by",
-        row.format("bitwright", "1 bit", "-"),
+        row.format("bitwright", "1 bit", r"-( +(onnxruntime|torch); .*)?"),
         row.format("torch-int8", "int8", r"[\d.]+x( \(slower\))? +best int8; .*|[\d.]+x( \(slower\))? +best int8.*"),
         "...",  # the note of a peer may go on below it
         row.format("torch-fp32", "fp32", r"[\d.]+x( \(slower\))? +best fp32.*"),
