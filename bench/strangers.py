@@ -133,7 +133,7 @@ def main() -> None:
             done[key] = record = run_row(stranger, recipe, args.rounds)
             write(path, [done[k] for k in order if k in done])
             print(f"{stranger.name} {recipe}: {record['form'] or 'not converted'} {record['note']}".strip(), flush=True)
-    results_page.main()
+    (results_page.FOLDER / "README.md").write_text(results_page.page())
 
 
 if __name__ == "__main__":
