@@ -66,7 +66,7 @@ def test_what_the_count_is_made_of_is_named_as_what_it_is(gated: Run, tmp_path: 
     assert json.loads(page.by_id["data"])["gates"]["counted"] is None
 
 
-def test_cheapest_and_dearest_images_stand_in_order(gated: Run) -> None:
+def test_cheapest_and_costliest_images_stand_in_order(gated: Run) -> None:
     text = page_of(gated).text
     section = text[text.index('<section id="gates"') :]
     shown = [float(m) for m in re.findall(r"<b>([\d.]+) M</b> MACs<br>true", section)]

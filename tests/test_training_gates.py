@@ -119,7 +119,7 @@ def test_rates_of_classes_average_to_the_rate(trained: tuple[Path, list[str]]) -
         assert mean / len(labels) == pytest.approx(rate, rel=1e-12), name
 
 
-def test_pictures_are_of_the_cheapest_and_the_dearest(trained: tuple[Path, list[str]]) -> None:
+def test_pictures_are_of_the_cheapest_and_the_costliest(trained: tuple[Path, list[str]]) -> None:
     run = trained[0]
     kept = load_file(run / "compute.safetensors")
     macs = torch.tensor([int(r["macs"]) for r in rows(run, "compute.csv")])

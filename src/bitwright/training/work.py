@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from bitwright.runs import Run
 
 CHUNK = 32  # images of a forward pass that is counted, always
-PICTURES = 8  # of the cheapest images, and of the dearest
+PICTURES = 8  # of the cheapest images, and of the costliest
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from bitwright.reporting.tensor_files import pictures
 from bitwright.runs.cells import last_epoch
 from bitwright.runs.tables import Classes, Gate, GateClass, GateWork, ImageWork
 
-PICTURES = 6  # of the cheapest images, and of the dearest
+PICTURES = 6  # of the cheapest images, and of the costliest
 BARS_SHOWN = 24
 KEPT_RATES = 1500  # per class, in the page's JSON
 
@@ -45,7 +45,7 @@ class Gates:
     macs: tuple[int, ...] = ()
     bops: tuple[int, ...] = ()
     cheapest: tuple[Priced, ...] = ()
-    dearest: tuple[Priced, ...] = ()
+    costliest: tuple[Priced, ...] = ()
     counted: GateWork | None = None
 
     @property
@@ -75,7 +75,7 @@ class GatesSection(Section):
         macs, bops = (tuple(sorted(getattr(row, key) for row in images.values())) for key in ("macs", "bops"))
         shown = pictures(run.path("compute.safetensors"))
         half = len(shown) // 2
-        cheapest, dearest = (
+        cheapest, costliest = (
             tuple(
                 Priced(i, names[(row := images[i]).true], names[row.said], row.macs, row.bops, data_uri(image))
                 for i, image in some[:PICTURES]
@@ -84,7 +84,7 @@ class GatesSection(Section):
             for some in (shown[:half], shown[half : 2 * half])
         )
         classes = tuple(names[k] for k in numbers)
-        return Gates(rows, classes, by_class or None, macs, bops, cheapest, dearest, run.one(GateWork))
+        return Gates(rows, classes, by_class or None, macs, bops, cheapest, costliest, run.one(GateWork))
 
     def shown(self, run: RunData) -> bool:
         return run["gates"] is not None
