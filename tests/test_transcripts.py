@@ -433,7 +433,7 @@ def test_demo(here: Path) -> None:
         step.format(2, "W1A1 student"),
         step.format(3, "W1A2 student"),
         r"\[4/5\] convert \+ verify +360 of 360 test images: same answer as the trained net",
-        r"\[5/5\] bench +1 thread, batch 1.*, interleaved, (up to )?\d+ runs.*",
+        r"\[5/5\] bench +1 thread, batch 1.*, interleaved, (up to )?[\d,]+ runs.*",
         "",
         r"  net +test % +vs float +kB +smaller +ms.* vs fastest .*verdict",
         net.format("float", "-", "-"),

@@ -14,7 +14,6 @@ from bitwright.engine.even import Grid
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node, ints
 from bitwright.engine.operators import function
-from bitwright.errors import InputError
 
 if TYPE_CHECKING:
     from bitwright.export.net import Net
@@ -123,31 +122,39 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
     outputs, count = int(info["shape"][0]), len(info["terms"])
     size = (place.out[0], place.out[1], outputs)
-    term, values, signs = _side_by_side(node, reference.weight_integers(graph, node))
-    tables = place.tables(tap_sums(values.reshape(*values.shape[:2], *place.kernel), x["zero"], place.groups))
-    constants = [
-        *_weight(net, node, term, 0, place.kernel),
-        net.keep(node, "x_mult", [int(x["mult"])], torch.int32),
-        *[net.keep(node, role, t, torch.int32) for role, t in tables.items()],
-    ]
+    convolutions, signs = [], []
+    for number, (term, values, turned) in enumerate(_convolutions(node, reference.weight_integers(graph, node))):
+        tables = place.tables(tap_sums(values.reshape(*values.shape[:2], *place.kernel), x["zero"], place.groups))
+        convolutions.append(
+            [
+                *_weight(net, node, term, number, place.kernel),
+                net.keep(node, "x_mult", [int(x["mult"])], torch.int32),
+                *[net.keep(node, f"{role}{number}", t, torch.int32) for role, t in tables.items()],
+            ]
+        )
+        signs += turned
     if count > 1:
-        sums = [
-            net.keep(node, "scale", scale * signs[:, None], torch.float32),
+        line = [
+            net.keep(node, "scale", scale * torch.tensor(signs)[:, None], torch.float32),
             net.keep(node, "add", add, torch.float32),
         ]
 
         def several(values: Values) -> None:
             codes = values[source]
-            wide = (codes.shape[0], *place.out, count * outputs)
-            integers = net.call("ConvInt", [codes, *map(net.get_buffer, constants)], attrs, (torch.int32, wide))
+            wide = (codes.shape[0], *place.out, count * outputs // len(convolutions))
+            sums = [
+                net.call("ConvInt", [codes, *map(net.get_buffer, c)], attrs, (torch.int32, wide)) for c in convolutions
+            ]
+            integers = sums[0] if len(sums) == 1 else torch.cat(sums, -1)
             shape = (codes.shape[0], *size)
-            y = net.call("Terms", [integers, *map(net.get_buffer, sums)], {}, (torch.float32, shape))
+            y = net.call("Terms", [integers, *map(net.get_buffer, line)], {}, (torch.float32, shape))
             values[name] = _torch_order(y, node)
             if len(node.shape) == 3:
                 net.channels_last[name] = y
 
         return several
 
+    constants = convolutions[0]
     tail, more, op, codes_too = _outcome(net, node, outputs)
     step = _step_table(net, node, outputs)
     residual = node.inputs[1] if len(node.inputs) == 2 else None
@@ -237,11 +244,9 @@ def _step_table(net: Net, node: Node, outputs: int) -> list[str]:
     ]
 
 
-def _side_by_side(node: Node, values: list[Tensor]) -> tuple[dict[str, Any], Tensor, Tensor]:
-    """One weight with the outputs of all terms one after the other; -1 where a term's integers were turned for that.
-
-    Errors: `InputError` for terms that are not alike, or in groups: one operator cannot compute them.
-    """
+def _convolutions(node: Node, values: list[Tensor]) -> list[tuple[dict[str, Any], Tensor, list[int]]]:
+    """(weight, its integers, the sign of each term's integers) of each convolution that gives the sums of the terms: one with
+    the outputs of all terms side by side, or, where terms are unlike or outputs lie in groups, one a term."""
     terms = node.attrs["weight"]["terms"]
     first = terms[0]
     signs = [1 if t["mult"] == first["mult"] and t["zero"] == first["zero"] else -1 for t in terms]
@@ -249,13 +254,10 @@ def _side_by_side(node: Node, values: list[Tensor]) -> tuple[dict[str, Any], Ten
         [s * int(m) for m in t["mult"]] == list(first["mult"]) and s * int(t["zero"]) == int(first["zero"])
         for s, t in zip(signs, terms, strict=True)
     )
-    if not alike or (len(terms) > 1 and int(node.attrs.get("groups", 1)) > 1):
-        raise InputError(
-            f"export onnx: {node.owner or node.name}: a weight of {len(terms)} unlike terms, or in groups, has no operator",
-            code="export-operator",
-        )
+    if len(terms) == 1 or not alike or int(node.attrs.get("groups", 1)) > 1:
+        return [(t, v, [1]) for t, v in zip(terms, values, strict=True)]
     joined = {**first, "planes": [p for t in terms for p in t["planes"]], "count": len(terms)}
-    return joined, torch.cat([s * v for s, v in zip(signs, values, strict=True)]), torch.tensor(signs)
+    return [(joined, torch.cat([s * v for s, v in zip(signs, values, strict=True)]), signs)]
 
 
 def _weight(net: Net, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
