@@ -27,8 +27,8 @@ def index() -> str:
     return f"""## Claims
 
 Each number is computed from the CSV file that its command wrote; its table below has the rest, rows where we lose included.
-Speeds are against the fastest program of any precision measured in the same run (torch and onnxruntime, each in fp32, bf16 and
-int8 as far as they have it); sizes are files against files. One seed where nothing else is said.
+Speeds are against the fastest program of any precision measured in the same run (torch, onnxruntime and, where the table has it,
+OpenVINO, each in fp32, bf16 and int8 as far as they have it); sizes are files against files. One seed where nothing else is said.
 
 {head}
 
@@ -157,6 +157,9 @@ def _zoo() -> Iterator[Claim]:
         )
     if start and packed:
         yield Claim("BWN from it, 20 epochs more: test accuracy", f"{percent(packed['accuracy'])} %", *where)
+        for name, row in (("TTQ", "ttq"), ("DoReFa W1A32", "dorefa-w1a32")):
+            if r := rows.get(f"cifar10-resnet20-{row}"):
+                yield Claim(f"{name} from it, 20 epochs more: test accuracy", f"{percent(r['accuracy'])} %", *where)
         before, after = int(start["bytes"]), int(packed["bytes"])
         yield Claim(
             "BWN from it: file, and the float file over it",
