@@ -306,6 +306,7 @@ def test_bench_of_a_convolution(call: Any):
     assert answer["bench"]["rows"][1]["latency_ms"] > 0
 
 
+@pytest.mark.slow
 def test_convert_then_bench(trained: Path, call: Any, tmp_path: Path):
     model, packed = f"{trained}/mynet.py:small", tmp_path / "p.safetensors"
     argv = ["convert", str(trained / "w.safetensors"), "--model", model, "--input", "3,8,8", "-o", str(packed)]

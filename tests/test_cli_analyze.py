@@ -38,6 +38,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Run:
     return Run(folder / "plain")
 
 
+@pytest.mark.slow
 def test_recipe_table_and_json(trained: Run, tmp_path: Path, call: Any) -> None:
     recipe, folder = tmp_path / "hybrid.toml", tmp_path / "base"
     words = [
@@ -165,6 +166,7 @@ def test_layers_that_one_knows_better(trained: Run, tmp_path: Path, call: Any) -
     assert all(more[name] == n + 1 for name, n in least.items())
 
 
+@pytest.mark.slow
 def test_nothing_is_replaced_by_accident(trained: Run, tmp_path: Path, call: Any) -> None:
     own = tmp_path / "mine.toml"
     own.write_text("# by hand\n")

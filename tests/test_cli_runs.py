@@ -58,6 +58,7 @@ def folder(made: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(made, tmp_path / "my run"))
 
 
+@pytest.mark.slow
 def test_convert_then_bench_a_run(folder: Path, call: Any):
     code, out, err = call("convert", str(folder))
     lines = out.splitlines()
@@ -176,6 +177,7 @@ def test_unfinished_and_unconverted_runs_say_what_to_type(folder: Path, call: An
         assert code == 2 and "--resume" in err and err.count("\n") == 1, err
 
 
+@pytest.mark.slow
 def test_a_refused_run_writes_its_report_and_no_packed_file(folder: Path, call: Any):
     (folder / "packed.safetensors").write_bytes(b"of an earlier conversion")
     here = Run(folder)
@@ -206,6 +208,7 @@ def test_force_never_writes_a_wrong_answer(folder: Path, call: Any, monkeypatch:
     )
 
 
+@pytest.mark.slow
 def test_convert_bench_and_report_print_one_size_ratio(folder: Path, call: Any):
     """Bytes of the packed file against bytes of the file with the float net: never the bytes of the layers alone."""
     run = Run(folder)

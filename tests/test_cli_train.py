@@ -112,6 +112,7 @@ def test_dry_run_writes_nothing(here: Path, capsys: pytest.CaptureFixture[str]) 
     assert re.search(r"fc2 +Linear +256>256 +0 +bwn +float", out)
 
 
+@pytest.mark.slow
 def test_the_band(here: Path, capsys: pytest.CaptureFixture[str]) -> None:
     from bitwright import experiment
 

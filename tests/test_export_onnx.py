@@ -112,6 +112,7 @@ def test_one_dimension_and_rows(tmp_path: Path) -> None:
     assert answers(tmp_path / "b.onnx", x).shape == (3, 5, 7)
 
 
+@pytest.mark.slow
 def test_what_is_not_a_number_and_what_is_too_large_answers_nan_in_its_own_sample(tmp_path: Path) -> None:
     x = torch.rand(4, 3, 16, 16)
     net = packed(Small(), [{"match": "*", **CODES["two bits"]}], x)
@@ -174,6 +175,7 @@ def test_wrong_use_is_one_line_and_leaves_no_file(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.slow
 def test_answers_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     x = torch.randn(4, 3, 16, 16)
     net = packed(Small(), [{"match": "*", **CODES["bytes"]}], x)

@@ -8,6 +8,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 import bitwright
 
 ROW = '''
@@ -105,6 +107,7 @@ assert not run.has("norms.csv")
 '''
 
 
+@pytest.mark.slow
 def test_a_table_is_a_row_class_a_watcher_and_a_section(tmp_path: Path) -> None:
     package = tmp_path / "bitwright"
     shutil.copytree(Path(bitwright.__file__).parent, package, ignore=shutil.ignore_patterns("__pycache__", "nets"))

@@ -21,6 +21,7 @@ import pytest
 from bitwright.cli.run import run
 from stepping import on_step
 
+pytestmark = pytest.mark.slow  # whole journeys; the commands have quick tests of their own
 EXPERIMENT = """
 [data]
 name = "digits"
