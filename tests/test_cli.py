@@ -340,6 +340,7 @@ def test_convert_refuses_with_exit_1_and_writes_nothing(trained: Path, call: Any
     assert not list(tmp_path.glob("*.packed.*"))
 
 
+@pytest.mark.slow
 def test_bench_of_a_model_with_a_recipe(trained: Path, call: Any, tmp_path: Path):
     recipe = tmp_path / "r.toml"
     recipe.write_text('[[rule]]\nmatch = "3"\nw = "bwn"\nx = "sign"\n')

@@ -151,6 +151,7 @@ def test_one_line_for_each_mistake(trained: Run, call: Any, words: list[str], sa
     assert code == 2 and said in note and note.count("\n") == 1
 
 
+@pytest.mark.slow
 def test_layers_that_one_knows_better(trained: Run, tmp_path: Path, call: Any) -> None:
     words = ["analyze", str(trained.path), "-o", str(tmp_path / "h.toml"), "--delta", "100", "--random", "0"]
     code, _, note = call(*words, "--always", "layer3.*.conv1", "--always", "layer1.0.conv1", "--never", "layer2.*")

@@ -55,6 +55,7 @@ def test_counters_of_newer_torch_are_dropped(tmp_path: Path) -> None:
     assert done.name == "plain19-binary" and len(done.rows) == len(state) + len(more)
 
 
+@pytest.mark.slow
 @pytest.mark.few("False")
 @pytest.mark.parametrize("deep", [True, False])
 def test_saved_loaded_converted(deep: bool, tmp_path: Path) -> None:
@@ -106,6 +107,7 @@ def test_foreign_keys_and_zeros(tmp_path: Path) -> None:
         read(tmp_path, state, "binary")
 
 
+@pytest.mark.slow
 def test_the_command_and_the_one_that_comes_next(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

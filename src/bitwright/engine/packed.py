@@ -75,6 +75,11 @@ class PackedModel(nn.Module):
         return self._graph
 
     @property
+    def output_name(self) -> str:
+        """The value that is the answer; of several the first."""
+        return self.outputs[0]
+
+    @property
     def runtime(self) -> Graph:
         """The graph that runs: fused, once."""
         if self._runtime is None:
