@@ -1,4 +1,7 @@
 // The C entry points: check the arguments, then call the active table. Nothing below this file checks again.
+#include <float.h>
+#include <math.h>
+
 #include "generic_emit.h"
 
 namespace {
@@ -66,6 +69,7 @@ int check_grid(const bw_grid* grid) {
   BW_REQUIRE(grid->kind == BW_GRID_STEP || (grid->value > 0 && grid->value < 1e30f), "a grid's value must be positive");
   BW_REQUIRE(grid->low >= 0 && grid->low <= grid->high && grid->high <= 255, "a grid's codes lie in 0..255");
   BW_REQUIRE(grid->base >= -255 && grid->base <= 255, "a grid's base lies in -255..255");
+  BW_REQUIRE(grid->quick >= 0, "a grid's quick must not be negative");
   return BW_OK;
 }
 
@@ -144,6 +148,33 @@ int check_header(const bw_conv& conv, const void* weights, int64_t w_planes, int
   return BW_OK;
 }
 
+// The codes of a grid that divides, and of its quick form.
+int divided(const bw_grid& grid, float y) {
+  const float place = y / grid.value, low = (float)(grid.low - grid.base), high = (float)(grid.high - grid.base);
+  return (int)nearbyintf(place < low ? low : place > high ? high : place) + grid.base;
+}
+
+int quickly(const bw_grid& grid, float y) {
+  const float inside = y < grid.bottom ? grid.bottom : y > grid.top ? grid.top : y;
+  return (int)nearbyintf(fmaf(inside, grid.quick, inside * grid.rest)) + grid.base;
+}
+
+// The smallest float whose code is at least `code`; the codes never fall as y rises.
+float first_of(const bw_grid& grid, int code) {
+  float low = -FLT_MAX, high = FLT_MAX;
+  for (;;) {
+    int32_t a, b;
+    memcpy(&a, &low, 4), memcpy(&b, &high, 4);
+    a = a < 0 ? INT32_MIN - a : a, b = b < 0 ? INT32_MIN - b : b;  // in the order of the floats
+    int32_t middle = (int32_t)(((int64_t)a + b) >> 1);
+    if (middle == a) return high;
+    middle = middle < 0 ? INT32_MIN - middle : middle;
+    float y;
+    memcpy(&y, &middle, 4);
+    (divided(grid, y) >= code ? high : low) = y;
+  }
+}
+
 const uint8_t* body_of(const void* weights) { return (const uint8_t*)weights + sizeof(bw_weights_header); }
 
 }  // namespace
@@ -153,6 +184,24 @@ const uint8_t* body_of(const void* weights) { return (const uint8_t*)weights + s
   if (!table) return failure
 
 extern "C" {
+
+int bw_grid_prepare(bw_grid* grid) {
+  BW_REQUIRE(grid, "grid is null");
+  grid->quick = grid->rest = grid->bottom = grid->top = 0;
+  if (int error = check_grid(grid)) return error;
+  if (grid->kind != BW_GRID_DIVIDE || grid->low == grid->high) return BW_OK;
+  bw_grid tried = *grid;
+  tried.quick = 1.0f / grid->value;
+  tried.rest = (float)((1.0 - (double)tried.quick * grid->value) / grid->value);
+  tried.bottom = nextafterf(first_of(*grid, grid->low + 1), -FLT_MAX), tried.top = first_of(*grid, grid->high);
+  if (!(fabsf(tried.bottom) < 1e30f && fabsf(tried.top) < 1e30f && tried.quick < 1e30f)) return BW_OK;
+  for (int code = grid->low + 1; code <= grid->high; code++) {
+    const float first = first_of(*grid, code), before = nextafterf(first, -FLT_MAX);
+    if (quickly(tried, first) != code || quickly(tried, before) != code - 1) return BW_OK;
+  }
+  *grid = tried;
+  return BW_OK;
+}
 
 int64_t bw_weights_size(const bw_conv* conv) {
   if (check_shape(conv, true)) return -1;

@@ -8,7 +8,6 @@
 // are symmetric about zero (sign, ternary, odd levels) have spare = 0: then popcount(x) is never needed, and XOR
 // allows the carry-save form below.
 #pragma once
-#include "avx512_emit.h"
 #include "avx512_tiles.h"
 
 namespace {
@@ -145,6 +144,8 @@ struct BitsJob {
   int64_t spare;
   const int32_t* cuts;    // see make_cuts; null: the general epilogue
   const uint16_t* flips;
+  EmitTile emit;
+  int shift;              // of the only product of planes, halved; -1: several, or no power of two
   template <int P, int C, bool CARRY>
   BW_INLINE void tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const;
 };
@@ -202,10 +203,30 @@ BW_INLINE void sign_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel
   }
 }
 
+// One plane each whose product counts evenly: the sum is all - popcount, shifted.
+template <int P, int C, bool CARRY>
+BW_INLINE void single_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel, int64_t block) {
+  const int64_t k = lanes_k(job.conv);
+  const uint32_t* x[P];
+  const int32_t* corr[P];
+  BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), corr[p] = walk.corr(), walk.next();
+  __m512i count[P][C];
+  const uint32_t* w = job.words + block * k * 16;
+  if (CARRY) xor_counts_carry<P, C>(job.window, x, w, k * 16, count);
+  else xor_counts<P, C>(job.window, x, w, k * 16, count);
+  const __m128i shift = _mm_cvtsi32_si128(job.shift);
+  BW_UNROLL for (int c = 0; c < C; c++) {
+    const __m512i all = _mm512_loadu_si512(job.counts + (block + c) * 16);
+    BW_UNROLL for (int p = 0; p < P; p++) count[p][c] = _mm512_sll_epi32(_mm512_sub_epi32(all, count[p][c]), shift);
+  }
+  emit_sums<P, C>(job.emit, job.sink, job.conv.o, pixel, block, corr, count);
+}
+
 template <int P, int C, bool CARRY>
 BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const {
   const int64_t k = lanes_k(conv), w_step = conv.w_planes * k * 16, plane_words = bw_ceil_div(conv.c, 32);
   if (cuts) return sign_tile<P, C, CARRY>(*this, walk, pixel, block);
+  if (shift >= 0) return single_tile<P, C, CARRY>(*this, walk, pixel, block);
   const uint32_t* x[P];
   const int32_t* corr[P];
   BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), corr[p] = walk.corr(), walk.next();
@@ -233,12 +254,9 @@ BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block)
       for (int64_t a = 0; a < conv.x_planes; a++)
         extra += conv.x_mult[a] * window_popcount(window, x[p] + a * plane_words);
     const __m512i shared = _mm512_set1_epi32((int)(extra * spare));
-    BW_UNROLL for (int c = 0; c < C; c++) {
-      const __m512i twice = _mm512_add_epi32(total[p][c], shared);
-      const __m512i constant = _mm512_maskz_loadu_epi32(lanes_of(conv.o, block + c), corr[p] + (block + c) * 16);
-      emit_16(sink, conv.o, pixel + p, block + c, _mm512_add_epi32(_mm512_srai_epi32(twice, 1), constant));
-    }
+    BW_UNROLL for (int c = 0; c < C; c++) total[p][c] = _mm512_srai_epi32(_mm512_add_epi32(total[p][c], shared), 1);
   }
+  emit_sums<P, C>(emit, sink, conv.o, pixel, block, corr, total);
 }
 
 // Measured (engine.md 2, and on Sapphire Rapids): Zen counts bits on two ports and is best with the plain 4 x 4
@@ -247,6 +265,12 @@ inline TileChoice<BitsJob> choose_tile(int64_t pixels) {
   if (pixels < 4) return {strip<BitsJob, 1, 4, false>, strip<BitsJob, 1, 1, false>, 4, 1};
   if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 1, false>, 4, 4};
   return {strip<BitsJob, 4, 2, true>, strip<BitsJob, 7, 1, true>, 2, 4};
+}
+
+inline int single_shift(const bw_conv& conv, int64_t spare) {
+  if (conv.x_planes != 1 || conv.w_planes != 1 || spare) return -1;
+  const int64_t factor = (int64_t)conv.x_mult[0] * conv.w_mult[0];
+  return factor < 2 || (factor & (factor - 1)) ? -1 : __builtin_ctzll((uint64_t)factor) - 1;
 }
 
 inline int lanes_conv_bits(const bw_conv& conv, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
@@ -259,7 +283,7 @@ inline int lanes_conv_bits(const bw_conv& conv, const uint32_t* x, const void* b
   const int32_t* counts = (const int32_t*)body;
   const uint32_t* packed = (const uint32_t*)body + lanes_blocks(conv) * conv.w_planes * 16;
   const auto run = [&](const bw_sink& to, int nt) {
-    BitsJob job = {conv, to, window, counts, packed, spare, nullptr, nullptr};
+    BitsJob job = {conv, to, window, counts, packed, spare, nullptr, nullptr, emitter_of(to), single_shift(conv, spare)};
     if (!make_cuts(job)) return bw_fail(BW_NO_MEMORY, "out of memory for the thresholds");
     run_tiles(job, choose_tile(conv.n * conv.oh * conv.ow), nt);
     return (int)BW_OK;

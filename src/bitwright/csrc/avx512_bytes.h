@@ -5,7 +5,6 @@
 // Weights beyond int8 (-255..255) are split W = 2 high + low with low in {0, 1}: two passes, still exact.
 // A run whose length is no multiple of four reads into its neighbour; the weights there are zero.
 #pragma once
-#include "avx512_emit.h"
 #include "avx512_tiles.h"
 
 namespace {
@@ -53,6 +52,7 @@ struct BytesJob {
   Window<uint8_t> window;
   const int8_t* weights;
   int64_t quads, parts;
+  EmitTile emit;
   template <int P, int C, bool>
   BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block) const;
 };
@@ -92,11 +92,7 @@ BW_INLINE void BytesJob::tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block)
         BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm512_slli_epi32(sum[p][c], 1);
     byte_products<P, C>(*this, x, weights + block * w_step + part * quads * 64, w_step, sum);
   }
-  BW_UNROLL for (int p = 0; p < P; p++)
-    BW_UNROLL for (int c = 0; c < C; c++) {
-      const __m512i constant = _mm512_maskz_loadu_epi32(lanes_of(conv.o, block + c), corr[p] + (block + c) * 16);
-      emit_16(sink, conv.o, pixel + p, block + c, _mm512_add_epi32(sum[p][c], constant));
-    }
+  emit_sums<P, C>(emit, sink, conv.o, pixel, block, corr, sum);
 }
 
 inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void* body,
@@ -106,7 +102,8 @@ inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layou
   if (!make_window(conv, x, conv.c, conv.c, true, false, threads, &window))
     return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
   const auto run = [&](const bw_sink& to, int nt) {
-    const BytesJob job = {conv, to, window, (const int8_t*)body, bytes_quads(conv, layout), bytes_parts(layout)};
+    const BytesJob job = {conv, to, window, (const int8_t*)body, bytes_quads(conv, layout), bytes_parts(layout),
+                          emitter_of(to)};
     const bool few = conv.n * conv.oh * conv.ow < 4;
     run_tiles(job, few ? TileChoice<BytesJob>{strip<BytesJob, 1, 4, false>, strip<BytesJob, 1, 1, false>, 4, 1}
                        : TileChoice<BytesJob>{strip<BytesJob, 4, 4, false>, strip<BytesJob, 7, 1, false>, 4, 4}, nt);

@@ -121,13 +121,7 @@ inline __m512i climb(__m512 value, __m512i code, const float* ladder, int64_t le
 }
 
 inline void pack_elements(const bw_pack& pack, const float* x, int64_t count, uint8_t* out) {
-  if (pack.grid) {
-    for (int64_t i = 0; i < count; i += 16) {
-      const __mmask16 lanes = lanes_of(count, i / 16);
-      _mm512_mask_cvtepi32_storeu_epi8(out + i, lanes, grid_codes_16(*pack.grid, _mm512_maskz_loadu_ps(lanes, x + i)));
-    }
-    return;
-  }
+  if (pack.grid) return grid_bytes(*pack.grid, x, count, out);
   const float* ladder = pack.thresholds;
   int64_t first = 0, end = pack.levels - 1;  // the guess is by the spacing of the finite thresholds
   while (first < end && ladder[first] < -1e30f) first++;

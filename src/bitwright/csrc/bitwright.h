@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 5
+#define BW_ABI_VERSION 6
 #define BW_MAX_PLANES 8
 
 enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
@@ -48,10 +48,13 @@ enum bw_mode { BW_INT32 = 0, BW_FLOAT32 = 1, BW_WORDS = 2, BW_BYTES = 3 };
 
 // An even ladder: code = rint(y * value) + base or rint(y / value) + base, kept in low..high; halves go to the even number.
 // Or one step: code = y >= value ? high : low. NaN has the code 0. The caller has proven that this is the code for every y.
+// A division takes long: bw_grid_prepare looks for numbers with rint(fma(z, quick, z * rest)) + base, z = y kept in
+// bottom..top, the same code for every y, and proves them at each change of the code. quick = 0: none, or not prepared.
 enum bw_grid_kind { BW_GRID_MULTIPLY = 0, BW_GRID_DIVIDE = 1, BW_GRID_STEP = 2 };
 typedef struct bw_grid {
   float value;
   int32_t kind, base, low, high;
+  float quick, rest, bottom, top;
 } bw_grid;
 
 // What becomes of I. All tensors are channels last. The structs hold nothing that changes from call to call, so
@@ -108,6 +111,8 @@ BW_API int64_t bw_weights_size(const bw_conv* conv);           // bytes, or -1
 BW_API int bw_weights_pack(const bw_conv* conv, const uint8_t* bits, void* dst);
 BW_API int64_t bw_byte_weights_size(const bw_conv* conv);      // bytes, or -1
 BW_API int bw_byte_weights_pack(const bw_conv* conv, const int16_t* values, void* dst);
+
+BW_API int bw_grid_prepare(bw_grid* grid);
 
 BW_API int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, const bw_output* output,
                         void* out, const float* residual, void* extra, int threads);

@@ -38,13 +38,17 @@ PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w p
 class GridStruct(ctypes.Structure):
     """bw_grid."""
 
-    _fields_ = [("value", c_float), ("kind", c_int), ("base", c_int), ("low", c_int), ("high", c_int)]
+    _fields_ = [
+        ("value", c_float), ("kind", c_int), ("base", c_int), ("low", c_int), ("high", c_int),
+        ("quick", c_float), ("rest", c_float), ("bottom", c_float), ("top", c_float),
+    ]  # fmt: skip
 
 
 POINTER, _I = c_void_p, c_int64
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_available_isas": (ctypes.c_char_p, []),
     "bw_force_isa": (c_int, [ctypes.c_char_p]),
+    "bw_grid_prepare": (c_int, [POINTER]),
     "bw_weights_size": (c_int64, [POINTER]),
     "bw_weights_pack": (c_int, [POINTER, POINTER, POINTER]),
     "bw_byte_weights_size": (c_int64, [POINTER]),

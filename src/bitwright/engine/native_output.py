@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from bitwright.engine.even import Grid
-from bitwright.engine.native_library import GridStruct, OutputStruct, optional, table, words
+from bitwright.engine.native_library import GridStruct, OutputStruct, check, library, optional, table, words
 from bitwright.errors import InputError
 
 
@@ -46,7 +46,9 @@ def grid_struct(grid: Grid | None) -> GridStruct | None:
     """The struct of an even ladder."""
     if grid is None:
         return None
-    return GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
+    made = GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
+    check(library().bw_grid_prepare(ctypes.addressof(made)))
+    return made
 
 
 class FloatOutput(Output):
