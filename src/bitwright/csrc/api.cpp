@@ -73,14 +73,24 @@ int check_grid(const bw_grid* grid) {
   return BW_OK;
 }
 
+int64_t pooled_size(int64_t size, const bw_output& output) {
+  return bw_windows(size, output.pool_kernel, output.pool_stride, output.pool_pad, 1);
+}
+
 int check_output(const bw_conv& conv, const bw_output* output, const void* out) {
   BW_REQUIRE(output, "output is null");
+  BW_REQUIRE(!output->pool_kernel || output->mode == BW_FLOAT32, "only floats are pooled");
   BW_REQUIRE(out || conv.n == 0, "out is null");
   switch (output->mode) {
     case BW_INT32:
       return BW_OK;
     case BW_FLOAT32:
       BW_REQUIRE(output->scale && output->add, "scale or add is null");
+      BW_REQUIRE(output->pool_kernel >= 0 && output->pool_kernel <= BW_MAX_POOL, "pool_kernel must be 0..%d", BW_MAX_POOL);
+      BW_REQUIRE(!output->pool_kernel || (output->pool_stride > 0 && output->pool_stride < LIMIT && output->pool_pad >= 0 &&
+                                          output->pool_pad < output->pool_kernel && pooled_size(conv.oh, *output) &&
+                                          pooled_size(conv.ow, *output)),
+                 "pool_stride must be positive, pool_pad smaller than the window, and a window fit");
       return check_grid(output->grid);
     case BW_WORDS:
       BW_REQUIRE(output->out_groups > 0 && conv.o % output->out_groups == 0, "o = %lld is not a multiple of out_groups = %lld",
@@ -177,6 +187,32 @@ float first_of(const bw_grid& grid, int code) {
 
 const uint8_t* body_of(const void* weights) { return (const uint8_t*)weights + sizeof(bw_weights_header); }
 
+// Where the kernel does not pool: run(sink) writes all floats of the convolution, and these are pooled.
+template <class Run>
+int pool_after(const bw_conv& conv, const bw_sink& sink, const Run& run) {
+  float* all = (float*)bw_scratch(BW_SCRATCH_POOL, (size_t)(conv.n * conv.oh * conv.ow * conv.o) * sizeof(float));
+  uint8_t* codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);
+  if (!all || !codes) return bw_fail(BW_NO_MEMORY, "out of memory for floats that are pooled");
+  bw_sink plain = sink;
+  plain.out = all, plain.extra = nullptr, plain.pool_kernel = 0;
+  if (int error = run(plain)) return error;
+  codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);  // the kernel may have grown it
+  const int64_t height = pooled_size(conv.oh, sink), width = pooled_size(conv.ow, sink);
+  for (int64_t pixel = 0; pixel < conv.n * height * width; pixel++) {
+    const int64_t n = pixel / (height * width), top = pixel / width % height * sink.pool_stride - sink.pool_pad;
+    const int64_t left = pixel % width * sink.pool_stride - sink.pool_pad;
+    float* most = (float*)sink.out + pixel * conv.o;
+    for (int64_t o = 0; o < conv.o; o++) most[o] = -INFINITY;
+    for (int64_t y = top < 0 ? 0 : top; y < top + sink.pool_kernel && y < conv.oh; y++)
+      for (int64_t x = left < 0 ? 0 : left; x < left + sink.pool_kernel && x < conv.ow; x++) {
+        const float* next = all + ((n * conv.oh + y) * conv.ow + x) * conv.o;
+        for (int64_t o = 0; o < conv.o; o++) most[o] = most[o] > next[o] ? most[o] : next[o];
+      }
+    if (sink.extra) emit_beside(sink, conv.o, pixel, most, codes);
+  }
+  return BW_OK;
+}
+
 }  // namespace
 
 #define BW_TABLE_OR_FAIL(failure)                       \
@@ -246,8 +282,11 @@ int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, co
   if (int error = check_header(*conv, weights, conv->w_planes, &layout)) return error;
   if (conv->n == 0) return BW_OK;
   BW_REQUIRE(x, "x is null");
+  BW_REQUIRE(!output->pool_kernel || !residual, "floats that are pooled take no residual");
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
-  return table->conv_bits(*conv, x, layout, body_of(weights), {*output, out, residual, extra}, threads);
+  const auto run = [&](const bw_sink& sink) { return table->conv_bits(*conv, x, layout, body_of(weights), sink, threads); };
+  const bw_sink sink = {*output, out, residual, extra};
+  return output->pool_kernel ? pool_after(*conv, sink, run) : run(sink);
 }
 
 int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, const bw_output* output, void* out,
@@ -259,8 +298,12 @@ int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, co
   if (int error = check_header(*conv, weights, 0, &layout)) return error;
   if (conv->n == 0) return BW_OK;
   BW_REQUIRE(x, "x is null");
+  BW_REQUIRE(!output->pool_kernel || !residual, "floats that are pooled take no residual");
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
-  return table->conv_bytes(*conv, x, layout, body_of(weights), {*output, out, residual, extra}, threads);
+  const auto run = [&](const bw_sink& sink) { return table->conv_bytes(*conv, x, layout, body_of(weights), sink, threads); };
+  const bw_sink sink = {*output, out, residual, extra};
+  const bool pools = table->pooling_layout && (layout & ~15) == table->pooling_layout;
+  return output->pool_kernel && !pools ? pool_after(*conv, sink, run) : run(sink);
 }
 
 int bw_pack_bits(const bw_pack* pack, const float* x, uint32_t* out, int threads) {

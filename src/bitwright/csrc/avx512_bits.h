@@ -285,7 +285,8 @@ inline int lanes_conv_bits(const bw_conv& conv, const uint32_t* x, const void* b
   const auto run = [&](const bw_sink& to, int nt) {
     BitsJob job = {conv, to, window, counts, packed, spare, nullptr, nullptr, emitter_of(to), single_shift(conv, spare)};
     if (!make_cuts(job)) return bw_fail(BW_NO_MEMORY, "out of memory for the thresholds");
-    run_tiles(job, choose_tile(conv.n * conv.oh * conv.ow), nt);
+    const int64_t pixels = conv.n * conv.oh * conv.ow;
+    run_tiles(job, choose_tile(pixels), nt, 0, pixels);
     return (int)BW_OK;
   };
   if (!plain_words(sink, conv.o)) return emit_in_two_steps(conv, sink, threads, run);

@@ -5,7 +5,7 @@
 // Weights beyond int8 (-255..255) are split W = 2 high + low with low in {0, 1}: two passes, still exact.
 // A run whose length is no multiple of four reads into its neighbour; the weights there are zero.
 #pragma once
-#include "avx512_tiles.h"
+#include "avx512_pool.h"
 
 namespace {
 
@@ -101,14 +101,17 @@ inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layou
   Window<uint8_t> window;
   if (!make_window(conv, x, conv.c, conv.c, true, false, threads, &window))
     return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
-  const auto run = [&](const bw_sink& to, int nt) {
+  const int64_t pixels = conv.n * conv.oh * conv.ow;
+  const auto part = [&](const bw_sink& to, int nt, int64_t first, int64_t last) {
     const BytesJob job = {conv, to, window, (const int8_t*)body, bytes_quads(conv, layout), bytes_parts(layout),
                           emitter_of(to)};
-    const bool few = conv.n * conv.oh * conv.ow < 4;
-    run_tiles(job, few ? TileChoice<BytesJob>{strip<BytesJob, 1, 4, false>, strip<BytesJob, 1, 1, false>, 4, 1}
-                       : TileChoice<BytesJob>{strip<BytesJob, 4, 4, false>, strip<BytesJob, 7, 1, false>, 4, 4}, nt);
-    return (int)BW_OK;
+    run_tiles(job, pixels < 4 ? TileChoice<BytesJob>{strip<BytesJob, 1, 4, false>, strip<BytesJob, 1, 1, false>, 4, 1}
+                              : TileChoice<BytesJob>{strip<BytesJob, 4, 4, false>, strip<BytesJob, 7, 1, false>, 4, 4},
+              nt, first, last);
   };
+  const auto run = [&](const bw_sink& to, int nt) { return part(to, nt, 0, pixels), (int)BW_OK; };
+  if (sink.pool_kernel)
+    return pooled(conv, sink, threads, [&](const bw_sink& to, int64_t first, int64_t last) { part(to, 1, first, last); });
   if (!plain_words(sink, conv.o)) return emit_in_two_steps(conv, sink, threads, run);
   return run(sink, threads);
 }

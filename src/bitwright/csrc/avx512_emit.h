@@ -255,21 +255,41 @@ inline void emit_counts(const bw_sink& sink, int64_t channels, const Tile& given
   }
 }
 
+template <Beside B, Rounding R>
+struct Kind {
+  static constexpr Beside BESIDE = B;
+  static constexpr Rounding ROUNDING = R;
+};
+
+// take(Kind) for what a sink of floats wants beside them.
+template <class Take>
+void of_floats(const bw_sink& sink, const Take& take) {
+  if (!sink.extra) return take(Kind<NOTHING, BY_STEP>());
+  if (!sink.grid && sink.extra_bytes) return take(Kind<CUT_BYTES, BY_STEP>());
+  if (!sink.grid) return take(Kind<CUT_WORDS, BY_STEP>());
+  switch (rounding_of(*sink.grid)) {
+    case BY_MULTIPLYING: return take(Kind<CODES, BY_MULTIPLYING>());
+    case BY_DIVIDING: return take(Kind<CODES, BY_DIVIDING>());
+    case BY_QUICK: return take(Kind<CODES, BY_QUICK>());
+    case BY_STEP: return take(Kind<CODES, BY_STEP>());
+  }
+}
+
 inline EmitTile emitter_of(const bw_sink& sink) {
+  EmitTile found = emit_counts;
   if (sink.mode == BW_INT32) return emit_integers;
   if (sink.mode == BW_WORDS)
     return sink.levels == 1 ? emit_planes<1> : sink.levels == 3 ? emit_planes<3> : emit_planes<0>;
-  const bool floats = sink.mode == BW_FLOAT32;
-  if (floats && !sink.extra) return emit_floats<NOTHING, BY_STEP>;
-  if (floats && !sink.grid) return sink.extra_bytes ? emit_floats<CUT_BYTES, BY_STEP> : emit_floats<CUT_WORDS, BY_STEP>;
-  if (!sink.grid) return emit_counts;
-  switch (rounding_of(*sink.grid)) {
-    case BY_MULTIPLYING: return floats ? emit_floats<CODES, BY_MULTIPLYING> : emit_grid<BY_MULTIPLYING>;
-    case BY_DIVIDING: return floats ? emit_floats<CODES, BY_DIVIDING> : emit_grid<BY_DIVIDING>;
-    case BY_QUICK: return floats ? emit_floats<CODES, BY_QUICK> : emit_grid<BY_QUICK>;
-    case BY_STEP: break;
-  }
-  return floats ? emit_floats<CODES, BY_STEP> : emit_grid<BY_STEP>;
+  if (sink.mode == BW_FLOAT32)
+    of_floats(sink, [&](auto kind) { found = emit_floats<decltype(kind)::BESIDE, decltype(kind)::ROUNDING>; });
+  else if (sink.grid)
+    switch (rounding_of(*sink.grid)) {
+      case BY_MULTIPLYING: return emit_grid<BY_MULTIPLYING>;
+      case BY_DIVIDING: return emit_grid<BY_DIVIDING>;
+      case BY_QUICK: return emit_grid<BY_QUICK>;
+      case BY_STEP: return emit_grid<BY_STEP>;
+    }
+  return found;
 }
 
 }  // namespace

@@ -36,9 +36,9 @@ struct TileChoice {
 };
 
 template <class Job>
-inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads) {
+inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads, int64_t from, int64_t to) {
   const bw_conv& conv = job.conv;
-  const int64_t pixels = conv.n * conv.oh * conv.ow, blocks = bw_ceil_div(conv.o, 16);
+  const int64_t pixels = to - from, blocks = bw_ceil_div(conv.o, 16);
   const int64_t wide = blocks / choice.blocks, strips = wide + blocks % choice.blocks;
   // A strip's weights stay in L1 while it walks over a chunk of pixels; a chunk's input stays in L2. With
   // threads: about eight tasks for each, in whole tiles.
@@ -48,8 +48,8 @@ inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads
     if (share < chunk) chunk = bw_ceil_div(share, choice.pixels) * choice.pixels;
   }
   for_tasks(threads, strips * bw_ceil_div(pixels, chunk), [&](int64_t task) {
-    const int64_t first = task / strips * chunk, at = task % strips;
-    const int64_t last = first + chunk < pixels ? first + chunk : pixels;
+    const int64_t first = from + task / strips * chunk, at = task % strips;
+    const int64_t last = first + chunk < to ? first + chunk : to;
     if (at < wide) choice.wide(job, first, last, at * choice.blocks);
     else choice.narrow(job, first, last, wide * choice.blocks + at - wide);
   });

@@ -26,6 +26,7 @@ extern "C" {
 
 #define BW_ABI_VERSION 6
 #define BW_MAX_PLANES 8
+#define BW_MAX_POOL 8  // of pool_kernel
 
 enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
 
@@ -64,6 +65,7 @@ typedef struct bw_grid {
 //               max(out, 0) with relu; `extra`, if given, gets codes of out: by `grid` one uint8 per element; else
 //               out >= cuts[o] (0 without cuts), the other way round where flip[o], as one uint8 per element with
 //               extra_bytes, else as one plane of words, [N][OH*OW][1][ceil(O/32)]
+//               With pool_kernel the floats are those of a max-pooling (square windows) of the convolution, without residual
 //   BW_WORDS    code = #{l : I >= thresholds[l][o]} (ascending in l), levels - code where flip[o];
 //               out gets its out_planes binary digits as words with out_groups groups
 //   BW_BYTES    the same code, one uint8 per element; with `grid` instead of thresholds the code of
@@ -78,6 +80,7 @@ typedef struct bw_output {
   int64_t relu, extra_bytes;
   const bw_grid* grid;          // or null
   const float* cuts;            // [o] or null
+  int64_t pool_kernel, pool_stride, pool_pad;  // 0: no pooling
 } bw_output;
 
 // float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above. Bytes of a

@@ -29,7 +29,9 @@ ConvStruct = _struct(
     "*x_mult *w_mult row_classes col_classes *row_class *col_class *corr",
 )
 OutputStruct = _struct(
-    "bw_output", "mode levels out_planes out_groups *scale *add *thresholds *flip relu extra_bytes *grid *cuts"
+    "bw_output",
+    "mode levels out_planes out_groups *scale *add *thresholds *flip relu extra_bytes *grid *cuts "
+    "pool_kernel pool_stride pool_pad",
 )
 PackStruct = _struct("bw_pack", "n h w c nchw levels per_channel planes groups *thresholds *flip *grid")
 PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow")

@@ -157,6 +157,9 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
     constants = convolutions[0]
     tail, more, op, codes_too = _outcome(net, node, outputs)
     step = _step_table(net, node, outputs)
+    floats = op in ("Conv", "ConvCut", "ConvRound")
+    if "pool" in a:
+        op, more, size = f"{op}Pool", {**more, **a["pool"]}, (*(int(s) for s in node.shape[1:]), outputs)
     residual = node.inputs[1] if len(node.inputs) == 2 else None
     beside = a.get("extra")
 
@@ -167,7 +170,6 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
             other = net.channels_last.get(residual)
             given[len(constants) + 4] = images(values[residual], False).permute(0, 2, 3, 1) if other is None else other
         shape = (codes.shape[0], *size)
-        floats = op in ("Conv", "ConvCut", "ConvRound")
         kinds = [(torch.float32 if floats else torch.uint8, shape)]
         kinds += [(torch.uint8, shape)] if codes_too else []
         made = net.call(op, given, {**attrs, **more}, *kinds)

@@ -17,6 +17,7 @@ from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
 from bitwright.engine.rules import CODED
 from bitwright.export import coded
+from bitwright.export.pooling import pool_inside
 
 Values = dict[str, Tensor]
 
@@ -29,7 +30,7 @@ class Net(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph = graph = pool_inside(graph)
         self.sources = graph.inputs()
         self.outputs = list(graph.nodes[-1].inputs)
         self.steps: list[Callable[[Values], None]] = []
