@@ -302,7 +302,7 @@ int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, co
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
   const auto run = [&](const bw_sink& sink) { return table->conv_bytes(*conv, x, layout, body_of(weights), sink, threads); };
   const bw_sink sink = {*output, out, residual, extra};
-  const bool pools = table->pooling_layout && (layout & ~15) == table->pooling_layout;
+  const bool pools = table->pooling_layout && (layout & ~3) == table->pooling_layout;  // not by Winograd's
   return output->pool_kernel && !pools ? pool_after(*conv, sink, run) : run(sink);
 }
 

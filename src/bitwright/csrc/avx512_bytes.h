@@ -5,12 +5,13 @@
 // Weights beyond int8 (-255..255) are split W = 2 high + low with low in {0, 1}: two passes, still exact.
 // A run whose length is no multiple of four reads into its neighbour; the weights there are zero.
 #pragma once
-#include "avx512_pool.h"
+#include "avx512_winograd.h"
 
 namespace {
 
 // Bits of the layout number above BW_LAYOUT_LANES_BYTES.
-enum { BYTES_SPLIT = 1, BYTES_TAPS = 2 };  // two parts; a run is one tap (dilated) and not kw of them
+// two parts; a run is one tap (dilated) and not kw of them; avx512_winograd.h
+enum { BYTES_SPLIT = 1, BYTES_TAPS = 2, BYTES_WINOGRAD = 4 };
 
 inline int64_t bytes_run(const bw_conv& conv, int32_t layout) { return layout & BYTES_TAPS ? conv.c : conv.kw * conv.c; }
 inline int64_t bytes_quads(const bw_conv& conv, int32_t layout) {
@@ -19,6 +20,7 @@ inline int64_t bytes_quads(const bw_conv& conv, int32_t layout) {
 inline int64_t bytes_parts(int32_t layout) { return layout & BYTES_SPLIT ? 2 : 1; }
 
 inline int32_t lanes_bytes_layout(const bw_conv& conv, const int16_t* values) {
+  if (winograd_fits(conv, values)) return BW_LAYOUT_LANES_BYTES | BYTES_WINOGRAD;
   const int64_t count = conv.o * conv.kh * conv.kw * conv.c;
   int32_t layout = BW_LAYOUT_LANES_BYTES;
   for (int64_t i = 0; i < count; i++)
@@ -31,6 +33,7 @@ inline int64_t lanes_bytes_size(const bw_conv& conv) {  // of the largest layout
 }
 
 inline void lanes_bytes_weights(const bw_conv& conv, const int16_t* values, int32_t layout, void* body) {
+  if (layout & BYTES_WINOGRAD) return winograd_weights(conv, values, body);
   const int64_t run = bytes_run(conv, layout), quads = bytes_quads(conv, layout), parts = bytes_parts(layout);
   const int64_t runs = conv.kh * conv.kw * conv.c / run;
   int8_t* packed = (int8_t*)body;
@@ -101,6 +104,10 @@ inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layou
   Window<uint8_t> window;
   if (!make_window(conv, x, conv.c, conv.c, true, false, threads, &window))
     return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
+  if (layout & BYTES_WINOGRAD) {
+    const auto run = [&](const bw_sink& to, int nt) { return winograd_conv_bytes(conv, window, body, to, nt); };
+    return plain_words(sink, conv.o) ? run(sink, threads) : emit_in_two_steps(conv, sink, threads, run);
+  }
   const int64_t pixels = conv.n * conv.oh * conv.ow;
   const auto part = [&](const bw_sink& to, int nt, int64_t first, int64_t last) {
     const BytesJob job = {conv, to, window, (const int8_t*)body, bytes_quads(conv, layout), bytes_parts(layout),

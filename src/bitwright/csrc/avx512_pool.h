@@ -60,7 +60,6 @@ struct Ring {
   int64_t image, from, done;
 };
 thread_local Ring ring_of_thread = {};
-uint64_t calls = 0;
 
 // rows(sink, first, last): the convolution of pixels first..last-1 into sink.out, where pixel 0 would lie.
 template <class Rows>
@@ -72,7 +71,7 @@ int pooled(const bw_conv& conv, const bw_sink& sink, int threads, const Rows& ro
   void (*pool)(const bw_sink&, int64_t, const PoolRow&) = nullptr;
   of_floats(sink, [&](auto kind) { pool = pool_row<decltype(kind)::BESIDE, decltype(kind)::ROUNDING>; });
   const int64_t share = items_per_task(threads, height, 1, height), tasks = bw_ceil_div(height, share);
-  const uint64_t call = __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED);
+  const uint64_t call = next_call();
   int no_memory = 0;
   for_tasks(threads, conv.n * tasks, [&](int64_t task) {
     const int64_t n = task / tasks, from = task % tasks * share, to = from + share < height ? from + share : height;

@@ -7,6 +7,10 @@
 
 namespace {
 
+// A number of its own for each call, for what a thread keeps from one task to the next.
+uint64_t calls = 0;
+inline uint64_t next_call() { return __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED); }
+
 // The sums of a tile leave their registers here, not in the loop before.
 template <int P, int C>
 BW_INLINE void emit_sums(EmitTile emit, const bw_sink& sink, int64_t channels, int64_t pixel, int64_t block,

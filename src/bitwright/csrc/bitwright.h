@@ -35,8 +35,8 @@ typedef struct bw_conv {
   int64_t n, h, w, c, o;
   int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   int64_t groups, oh, ow;
-  int64_t x_planes, w_planes;   // both ignored by the byte convolution
-  int64_t w_zero;               // ditto
+  int64_t x_planes, w_planes;   // bytes: codes are below 2^x_planes (0: any byte), w_planes is ignored
+  int64_t w_zero;               // ignored by the byte convolution
   const int32_t* x_mult;        // [x_planes]
   const int32_t* w_mult;        // [w_planes]
   int64_t row_classes, col_classes;
@@ -109,7 +109,8 @@ BW_API int bw_force_isa(const char* name);     // "" returns to the best one. We
 
 // Prepared weights: a header that says which kernel layout follows, then that layout. 64-byte aligned dst.
 // `bits` is uint8 0/1 [w_planes][o][c/groups][kh][kw]; `values` is int16 [o][kh][kw][c/groups], -255..255.
-// The blob depends on c, o, kernel, dilation, groups, planes and multipliers, never on n, h, w, stride or padding.
+// The blob depends on c, o, kernel, dilation, groups, planes and multipliers, of bytes also on the stride; never on n, h, w or
+// padding.
 BW_API int64_t bw_weights_size(const bw_conv* conv);           // bytes, or -1
 BW_API int bw_weights_pack(const bw_conv* conv, const uint8_t* bits, void* dst);
 BW_API int64_t bw_byte_weights_size(const bw_conv* conv);      // bytes, or -1

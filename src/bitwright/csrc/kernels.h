@@ -13,7 +13,7 @@ enum bw_layout : int32_t {
   BW_LAYOUT_GENERIC_BITS = 1,
   BW_LAYOUT_GENERIC_BYTES = 2,
   BW_LAYOUT_LANES_BITS = 3,
-  BW_LAYOUT_LANES_BYTES = 16,  // 16..19, see avx512_bytes.h
+  BW_LAYOUT_LANES_BYTES = 16,  // 16..20, see avx512_bytes.h
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
 };
 
