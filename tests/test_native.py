@@ -395,6 +395,28 @@ def test_one_bit_beside_the_floats(isa: str, o: int) -> None:
 
 
 @pytest.mark.few(every=3)
+@pytest.mark.parametrize("c", [31, 32, 65, 130])
+@pytest.mark.parametrize("o", [15, 16, 33, 130])
+@pytest.mark.parametrize("bits", [1, 4, 6])
+def test_small_codes_and_weights(isa: str, c: int, o: int, bits: int) -> None:
+    """3x3 convolutions that a kernel may do in fewer products: odd and even sizes, borders, the largest codes and weights."""
+    g = torch.Generator().manual_seed(c * o + bits)
+    most = 14
+    for size, padding, n in (((7, 6), 1, 2), ((3, 3), 0, 1), ((6, 17), 2, 1), ((1, 1), 1, 3), ((16, 18), 1, 1)):
+        code = torch.randint(0, 2**bits, (n, *size, c), generator=g, dtype=torch.uint8)
+        weight = torch.randint(-most, most + 1, (o, c, 3, 3), generator=g)
+        if bits == 6:  # sums as far out as they come
+            code, weight = torch.where(code > 20, 63, 0).to(torch.uint8), torch.where(weight > 0, most, -most)
+            weight[: o // 2] = most
+        bias = torch.randint(-99, 99, (o,), generator=g)
+        plan = native.ConvPlan.bytes(weight, x_bits=bits, x_zero=-1, bias=bias, padding=padding)
+        x = code.permute(0, 3, 1, 2).long() - 1
+        want = conv_oracle(x, weight, bias, 1, padding, 1, 1)
+        for threads in (1, 3):
+            assert torch.equal(plan.run_int(code, threads).long(), want)
+
+
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("kernel, stride, padding", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 4, 2), (1, 1, 0)])
 @pytest.mark.parametrize("o, size", [(1, (6, 5)), (16, (9, 8)), (70, (12, 7))])
 def test_floats_that_are_pooled(

@@ -45,8 +45,10 @@ struct Convolution : Kernel {
       if (size < 1 || size >= (int64_t)1 << 31) return node.fail("shape, strides, dilations and group must be positive");
     for (int64_t pad : {conv.pad_h, conv.pad_w})
       if (pad < 0 || pad >= (int64_t)1 << 31) return node.fail("pads must not be negative");
-    if (conv.x_planes < 0 || conv.x_planes > BW_MAX_PLANES) return node.fail("x_planes must be 0 (bytes) to %d", BW_MAX_PLANES);
-    bytes = conv.x_planes == 0;
+    if (conv.x_planes < -BW_MAX_PLANES || conv.x_planes > BW_MAX_PLANES)
+      return node.fail("x_planes must be -%d (bytes of so many bits) to %d", BW_MAX_PLANES, BW_MAX_PLANES);
+    bytes = conv.x_planes <= 0;
+    if (bytes) conv.x_planes = -conv.x_planes;
     conv.c = shape.data[2] * conv.groups;
     return nullptr;
   }

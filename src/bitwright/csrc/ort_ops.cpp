@@ -25,7 +25,7 @@
 //   ConvRoundCodes  common, scale [O], add [O], grid [5]          codes
 //
 // common: x (codes), bits, shape [planes, O, C / group, kh, kw], mult [planes], zero [1], x_mult [1],
-//         corr [rows, cols, O], row_class [OH], col_class [OW], and the attributes x_planes (0: bytes), strides, pads,
+//         corr [rows, cols, O], row_class [OH], col_class [OW], and the attributes x_planes (-b: bytes below 2^b), strides, pads,
 //         dilations, group. Bit i of the flattened weight is bit i % 8 of byte i / 8 of `bits`; a weight is
 //         zero + sum of mult[q] * bit_q, X = zero_c + x_mult * code; what zero_c adds is in corr.
 // grid:   multiply, divide (one of them 1), base, low, high: code = clip(rint(y / divide * multiply) + base, low, high)

@@ -118,7 +118,8 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
     a, graph, name, source = node.attrs, net.graph, node.name, node.inputs[0]
     info, x = a["weight"], a["x"]
     place = _Place(node, _image_size(graph, source))
-    attrs = {"x_planes": 0 if a["x_form"] == "bytes" else code_planes(int(x["levels"])), **place.attrs}
+    planes = code_planes(int(x["levels"]))
+    attrs = {"x_planes": -planes if a["x_form"] == "bytes" else planes, **place.attrs}
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
     outputs, count = int(info["shape"][0]), len(info["terms"])
     size = (place.out[0], place.out[1], outputs)
