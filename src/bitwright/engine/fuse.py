@@ -109,6 +109,17 @@ def _same_axis(a: Node, b: Node) -> bool:
     return len(a.shape) == 1 or bool(a.attrs.get("last", False)) == bool(b.attrs.get("last", False))
 
 
+def _there_anyway(graph: Graph, source: Node) -> bool:
+    """Whether a float operator computes this value for other readers too. A quantizer then reads it as it is, and what writes
+    it keeps one reader; layers with bits write codes beside their floats instead."""
+    if all(reader.op == "quantize" for reader in graph.users()[source.name]):
+        return False
+    by_name = graph.by_name()
+    while source.op == "max_pool" or monotone(source, graph):
+        source = by_name[source.inputs[0]]
+    return source.op not in CODED
+
+
 def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     by_name = graph.by_name()
     done = False
@@ -123,6 +134,8 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
                 and graph.need(source, "slope").numel() > 1
             ):
                 break  # prelu's channels are axis 1, the quantizer's the last
+            if _there_anyway(graph, source):
+                break
             chain.append(source)
             source = by_name[source.inputs[0]]
         if not chain:
@@ -178,6 +191,8 @@ def _pool_codes(graph: Graph, bound: dict[str, float]) -> bool:
         if pool.op != "max_pool" or pool.attrs["rank"] != 2 or q.key("flip") or q.attrs["last"]:
             continue
         if bound[pool.inputs[0]] == math.inf:  # codes of NaN are the lowest, but NaN wins a pooling
+            continue
+        if _there_anyway(graph, pool):
             continue
         source = by_name[pool.inputs[0]]
         tensors = dict(q.attrs["tensors"])

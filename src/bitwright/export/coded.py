@@ -13,7 +13,6 @@ from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.even import Grid
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node, ints
-from bitwright.engine.operators import function
 
 if TYPE_CHECKING:
     from bitwright.export.net import Net
@@ -97,11 +96,18 @@ def _window(
     }  # fmt: skip
 
 
-def pool_floats(net: Net, node: Node, window: tuple[str, dict[str, Any]]) -> Callable[[Values], None]:
+def whole_window(graph: Graph, node: Node) -> tuple[str, dict[str, Any]]:
+    """The average over a whole image."""
+    size = list(graph.node(node.inputs[0]).shape[-2:])
+    return "AveragePoolFloats", _window(size, size, [0], [1], False)
+
+
+def pool_floats(
+    net: Net, node: Node, window: tuple[str, dict[str, Any]], torch_pool: Callable[[Tensor], Tensor]
+) -> Callable[[Values], None]:
     """Where the floats have their channels last already; torch's operator elsewhere."""
     name, source, (op, attrs) = node.name, node.inputs[0], window
     channels, height, width = (int(s) for s in node.shape)
-    torch_pool = function(node, net.graph)
 
     def run(values: Values) -> None:
         x = net.channels_last.get(source)

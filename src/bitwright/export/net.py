@@ -76,7 +76,7 @@ class Net(nn.Module):
         if node.op in CODED:
             return coded.coded(self, node)
         if (window := coded.pool_window(node)) is not None:
-            return coded.pool_floats(self, node, window)
+            return coded.pool_floats(self, node, window, function(node, self.graph))
         if node.op == "decode":
             x = node.attrs.get("x") or self.graph.node(node.inputs[0]).attrs
             last, unit = bool(self.graph.node(node.inputs[0]).attrs["last"]), float(node.attrs["unit"])
@@ -95,6 +95,8 @@ class Net(nn.Module):
             def averaged(x: Tensor) -> Tensor:
                 return x.mean(axes, keepdim=True)
 
+            if len(axes) == 2:
+                return coded.pool_floats(self, node, coded.whole_window(self.graph, node), averaged)
             f = averaged
 
         else:
