@@ -279,9 +279,9 @@ BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block)
 // Measured (engine.md 2, and on Sapphire Rapids): Zen counts bits on two ports and is best with the plain 4 x 4
 // tile; Intel has one such port and wins with carry-save, which takes a second register per accumulator.
 inline TileChoice<BitsJob> choose_tile(int64_t pixels) {
-  if (pixels < 4) return {strip<BitsJob, 1, 4, false>, strip<BitsJob, 1, 1, false>, 4, 1};
-  if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 1, false>, 4, 4};
-  return {strip<BitsJob, 4, 2, true>, strip<BitsJob, 7, 1, true>, 2, 4};
+  if (pixels < 4) return {strip<BitsJob, 1, 4, false>, nullptr, strip<BitsJob, 1, 1, false>, 4, 1};
+  if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 2, false>, strip<BitsJob, 7, 1, false>, 4, 4};
+  return {strip<BitsJob, 4, 2, true>, nullptr, strip<BitsJob, 7, 1, true>, 2, 4};
 }
 
 inline int doubling_shift(const bw_conv& conv, int64_t spare) {

@@ -112,9 +112,11 @@ inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layou
   const auto part = [&](const bw_sink& to, int nt, int64_t first, int64_t last) {
     const BytesJob job = {conv, to, window, (const int8_t*)body, bytes_quads(conv, layout), bytes_parts(layout),
                           emitter_of(to)};
-    run_tiles(job, pixels < 4 ? TileChoice<BytesJob>{strip<BytesJob, 1, 4, false>, strip<BytesJob, 1, 1, false>, 4, 1}
-                              : TileChoice<BytesJob>{strip<BytesJob, 4, 4, false>, strip<BytesJob, 7, 1, false>, 4, 4},
-              nt, first, last);
+    typedef BytesJob J;
+    const TileChoice<J> choice =
+        pixels < 4 ? TileChoice<J>{strip<J, 1, 4, false>, nullptr, strip<J, 1, 1, false>, 4, 1}
+                   : TileChoice<J>{strip<J, 4, 4, false>, strip<J, 8, 2, false>, strip<J, 8, 1, false>, 4, 4};
+    run_tiles(job, choice, nt, first, last);
   };
   const auto run = [&](const bw_sink& to, int nt) { return part(to, nt, 0, pixels), (int)BW_OK; };
   if (sink.pool_kernel)

@@ -34,16 +34,16 @@ void strip(const Job& job, int64_t first, int64_t last, int64_t block) {
 
 template <class Job>
 struct TileChoice {
-  void (*wide)(const Job&, int64_t first, int64_t last, int64_t block);    // takes `blocks` channel blocks
-  void (*narrow)(const Job&, int64_t first, int64_t last, int64_t block);  // takes one
-  int64_t blocks, pixels;                                                  // of the wide tile
+  typedef void (*Strip)(const Job&, int64_t first, int64_t last, int64_t block);
+  Strip wide, pair, narrow;  // take `blocks`, two and one channel blocks; pair null: two are taken one by one
+  int64_t blocks, pixels;    // of the wide tile
 };
 
 template <class Job>
 inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads, int64_t from, int64_t to) {
   const bw_conv& conv = job.conv;
-  const int64_t pixels = to - from, blocks = bw_ceil_div(conv.o, 16);
-  const int64_t wide = blocks / choice.blocks, strips = wide + blocks % choice.blocks;
+  const int64_t pixels = to - from, wide = bw_ceil_div(conv.o, 16) / choice.blocks, rest = bw_ceil_div(conv.o, 16) % choice.blocks;
+  const int64_t pairs = choice.pair ? rest / 2 : 0, strips = wide + rest - pairs;
   // A strip's weights stay in L1 while it walks over a chunk of pixels; a chunk's input stays in L2. With
   // threads: about eight tasks for each, in whole tiles.
   int64_t chunk = 1024;
@@ -52,10 +52,11 @@ inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads
     if (share < chunk) chunk = bw_ceil_div(share, choice.pixels) * choice.pixels;
   }
   for_tasks(threads, strips * bw_ceil_div(pixels, chunk), [&](int64_t task) {
-    const int64_t first = from + task / strips * chunk, at = task % strips;
+    const int64_t first = from + task / strips * chunk, at = task % strips, block = wide * choice.blocks;
     const int64_t last = first + chunk < to ? first + chunk : to;
     if (at < wide) choice.wide(job, first, last, at * choice.blocks);
-    else choice.narrow(job, first, last, wide * choice.blocks + at - wide);
+    else if (at < wide + pairs) choice.pair(job, first, last, block + (at - wide) * 2);
+    else choice.narrow(job, first, last, block + at - wide + pairs);
   });
 }
 

@@ -102,7 +102,18 @@ class Net(nn.Module):
         else:
             f = function(node, self.graph)
         name, inputs = node.name, list(node.inputs)
+        if node.op in ("add", "relu"):
+            return functools.partial(self._elementwise, name, inputs, f)
         return lambda values: values.__setitem__(name, f(*[values[i] for i in inputs]))
+
+    def _elementwise(self, name: str, inputs: list[str], f: Callable[..., Tensor], values: Values) -> None:
+        """The order of axes that layers with bits write is kept, where all inputs have it."""
+        found = [self.channels_last[i] for i in inputs if i in self.channels_last]
+        if len(found) < len(inputs) or any(x.shape != found[0].shape for x in found):
+            values[name] = f(*[values[i] for i in inputs])
+            return
+        self.channels_last[name] = y = f(*found)
+        values[name] = y.permute(0, 3, 1, 2)
 
     def _plain(self, node: Node) -> Callable[[Values], None]:
         """Codes that torch's own operators read: int64, in torch's order of axes."""
