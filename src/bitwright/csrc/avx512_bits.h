@@ -276,7 +276,7 @@ BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block)
   emit_sums<P, C>(emit, sink, conv.o, pixel, block, corr, total);
 }
 
-// Measured (engine.md 2, and on Sapphire Rapids): Zen counts bits on two ports and is best with the plain 4 x 4
+// Measured, here and on Sapphire Rapids: Zen counts bits on two ports and is best with the plain 4 x 4
 // tile; Intel has one such port and wins with carry-save, which takes a second register per accumulator.
 inline TileChoice<BitsJob> choose_tile(int64_t pixels) {
   if (pixels < 4) return {strip<BitsJob, 1, 4, false>, nullptr, strip<BitsJob, 1, 1, false>, 4, 1};

@@ -75,7 +75,7 @@ int pooled(const bw_conv& conv, const bw_sink& sink, int threads, const Rows& ro
   int no_memory = 0;
   for_tasks(threads, conv.n * tasks, [&](int64_t task) {
     const int64_t n = task / tasks, from = task % tasks * share, to = from + share < height ? from + share : height;
-    float* ring = (float*)bw_scratch(BW_SCRATCH_ROWS, (size_t)(kernel * size) * sizeof(float));
+    float* ring = (float*)bw_scratch(BW_SCRATCH_RING, (size_t)(kernel * size) * sizeof(float));
     if (!ring) return __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
     Ring& held = ring_of_thread;
     if (held.call != call || held.image != n) held = {call, n, 0, 0};

@@ -8,8 +8,8 @@
 //
 // Tiles of pixels take turns: V of some tiles is made once, [16][tiles][C]; for 64 outputs at a time each of the sixteen places
 // is a matrix product in 4 x 4 register tiles, [16][tiles][64] int32, which the last step adds up. Both lie in L2.
-// Zen 4, of the time that 36 products would take at the peak of vpdpbusd: 64 channels 0.62, 128 0.54, 256 and more 0.50
-// (the limit is 16/36 = 0.44).
+// Zen 4, as a share of the direct kernel's time (the limit is 16/36 = 0.44): 0.9 at 32 channels, 0.7 at 64, 0.57 at 128, 0.52
+// at 256 and more; `bench/forms.py` measures it. Of vpdpbusd's peak the products run at 0.85 and more from 128 channels on.
 #pragma once
 #include "avx512_pool.h"
 
@@ -203,7 +203,7 @@ inline int winograd_conv_bytes(const bw_conv& conv, const Window<uint8_t>& windo
   for_tasks(threads, chunks * groups, [&](int64_t task) {
     const int64_t chunk = task / groups, group = task % groups;
     const int64_t first = chunk * tiles / chunks, last = (chunk + 1) * tiles / chunks;
-    uint8_t* v = (uint8_t*)bw_scratch(BW_SCRATCH_PANEL, (size_t)(16 * WINOGRAD_TILES * width));
+    uint8_t* v = (uint8_t*)bw_scratch(BW_SCRATCH_PLACES, (size_t)(16 * WINOGRAD_TILES * width));
     int32_t* m = (int32_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)(16 * WINOGRAD_TILES * MOST_BLOCKS * 64));
     if (!v || !m) return __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
     if (winograd_held.call != call || winograd_held.chunk != chunk) {
