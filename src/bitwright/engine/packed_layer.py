@@ -2,21 +2,16 @@
 
 from __future__ import annotations
 
-import json
-import threading
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.packed import PackedModel
+from bitwright.engine.packed import PackedModel, laid_out
 from bitwright.engine.packing import HOOKS
 from bitwright.engine.rules import LAYERS
-from bitwright.engine.store import from_json, stored
 from bitwright.errors import InputError
-
-RUNTIMES = 8  # input sizes for which a layer keeps its program ready: the most recent ones
 
 
 class PackedLayer(nn.Module):
@@ -38,8 +33,6 @@ class PackedLayer(nn.Module):
     last: bool  # whether the trained weight lay in channels_last memory: the output then does
     _sizes: tuple[int, ...]
     _has_bias: bool
-    _programs: dict[tuple[int, ...], PackedModel]
-    _lock: Any
 
     @classmethod
     def build(
@@ -62,34 +55,12 @@ class PackedLayer(nn.Module):
         new._sizes, new._has_bias = tuple(weight.shape), layer.bias is not None
         new.trained_dtype, new.last = weight.dtype, _last(weight)
         new.packed = PackedModel(graph, backend, threads)
-        new._forget()
         return new.eval()
-
-    def _forget(self) -> None:
-        self.__dict__["_programs"], self.__dict__["_lock"] = {}, threading.Lock()
 
     @property
     def node(self) -> Node:
         """The layer's own node in its graph."""
         return next(n for n in self.packed.graph.nodes if n.op in LAYERS)
-
-    def graph(self, shape: tuple[int, ...]) -> Graph:
-        """The layer's graph for inputs [N, *shape]."""
-        text, tensors = stored(self.packed.graph)
-        nodes = json.loads(text)
-        nodes[0]["attrs"]["shape"] = list(shape)
-        return from_json(json.dumps(nodes), tensors)
-
-    def program(self, shape: tuple[int, ...]) -> PackedModel:
-        """What runs for inputs [N, *shape]; kept ready for the last few shapes."""
-        with self._lock:
-            found = self._programs.pop(shape, None)
-            if found is None:
-                found = PackedModel(self.graph(shape), self.packed.backend, self.packed.threads)
-                while len(self._programs) >= RUNTIMES:
-                    del self._programs[next(iter(self._programs))]
-            self._programs[shape] = found  # the last one is the most recent
-            return found
 
     def batched(self, x: Tensor) -> Tensor:
         """The input as the kernels take it: features in rows [N, C], images with their batch axis.
@@ -105,12 +76,11 @@ class PackedLayer(nn.Module):
         if wrong or x.shape[axis] != features:
             text = f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}"
             raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=takes)
-        return x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None]
+        return laid_out(x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None])
 
     @torch.no_grad()
     def forward(self, input: Tensor) -> Tensor:
-        x = self.batched(input)
-        y = self.program(tuple(x.shape[1:]))(x)
+        y = self.packed.run({self.packed.inputs[0].name: self.batched(input)})
         y = y.to(input.dtype if input.is_floating_point() else self.trained_dtype)
         if self.rank == 2:
             return y.reshape(*input.shape[:-1], y.shape[-1])
@@ -138,19 +108,6 @@ class PackedLayer(nn.Module):
     def train(self, mode: bool = True) -> PackedLayer:
         """Stays in evaluation: there is nothing to train."""
         return super().train(False)
-
-    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
-        super()._load_from_state_dict(*args, **kwargs)
-        self._forget()
-
-    def __getstate__(self) -> dict[str, Any]:
-        state = self.__dict__.copy()
-        del state["_programs"], state["_lock"]  # kernel plans hold raw pointers: they are made again
-        return state
-
-    def __setstate__(self, state: dict[str, Any]) -> None:
-        super().__setstate__(state)
-        self._forget()
 
     def extra_repr(self) -> str:
         node = self.node

@@ -195,6 +195,7 @@ class LayerSide:
     def __init__(self, model: nn.Module, checks: dict[str, LayerCheck]) -> None:
         model, self.checks = copy_model(model).eval(), checks
         self.packed = packed_layers(model)
+        self.plain = {name: PackedModel(layer.packed.graph, "reference") for name, layer in self.packed.items()}
         coding = [n for n, m in model.named_modules() if is_slot_layer(m) and m.x is not None]
         self.watched = Watched(model, [*self.packed, *coding])
 
@@ -202,10 +203,8 @@ class LayerSide:
         found = self.watched.run(call)
         for name, layer in self.packed.items():
             for x in self.watched.inputs.get(name, [])[:1]:
-                x = layer.batched(x)
-                shape = tuple(x.shape[1:])
-                plain = PackedModel(layer.graph(shape), "reference")
-                if not torch.equal(layer.program(shape)(x), plain(x)) and name not in inexact:
+                env, plain = {layer.packed.inputs[0].name: layer.batched(x)}, self.plain[name]
+                if not torch.equal(layer.packed.run(dict(env)), plain.run(env)) and name not in inexact:
                     inexact.append(name)
         return found, self.watched.inputs
 
