@@ -94,7 +94,7 @@ class PackedModel(nn.Module):
             self._steps = self._laid_out(built)
         return self._steps
 
-    def _careful(self) -> Steps:
+    def folded_steps(self) -> Steps:
         """The folded graph, nothing fused: for numbers beyond `LIMIT`, whose sums may be infinite or NaN inside."""
         if self._plain is None:
             self._plain = self._laid_out(run_reference.build(self._graph))
@@ -139,11 +139,14 @@ class PackedModel(nn.Module):
         return self.run(self.environment(*inputs))
 
     @torch.no_grad()
-    def run(self, env: dict[str, Tensor]) -> Any:
-        """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes."""
+    def run(self, env: dict[str, Tensor], plain: bool = False) -> Any:
+        """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes.
+
+        plain: by the folded graph in plain torch
+        """
         far = [x for x in env.values() if x.is_floating_point() and not _near(x)]
         broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
-        for _, step, forget in self._careful() if far else self.steps():
+        for _, step, forget in self.folded_steps() if far or plain else self.steps():
             step(env)
             for name in forget:
                 del env[name]

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -74,6 +75,16 @@ def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Mod
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return model
+
+
+def plain_weights(layer: SlotLayer) -> None:
+    """In place: the weight and the bias that the operator gets, and nothing left to compute them."""
+    with torch.no_grad():
+        weight, bias = layer.quantized_weight().detach().clone(), layer.quantized_bias()
+        bias = None if bias is None else bias.detach().clone()
+    layer.set_slots(w=None, b=None, g=None)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
 
 
 def _own_code(found: Prepared) -> None:
