@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.engine.integers import NotInteger, storable, weight_terms
-from bitwright.engine.quantizer import grid_of
+from bitwright.engine.packing import grid_of
 from bitwright.engine.reference import whole_numbers
 from bitwright.parts import moment
 from bitwright.types import Coded

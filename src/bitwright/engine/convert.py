@@ -13,14 +13,13 @@ from torch import nn
 from bitwright.engine import native
 from bitwright.engine.files import file_bytes, save
 from bitwright.engine.fold import fold
-from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.layer_form import layer_form
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.packing import check_finite
 from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
-from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
+from bitwright.engine.rows import EMPTY, gated_layers, graph_rows, layer_rows, refusal
 from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove

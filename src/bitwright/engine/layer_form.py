@@ -72,7 +72,7 @@ def stays(layer: SlotLayer) -> str:
         return f"{type(layer).__name__} is a subclass, and stays your code"
     try:
         with torch.no_grad():
-            found = packing_of(layer, layer.weight.dim())
+            found = packing_of(layer)
     except InputError as error:
         return str(error)
     if isinstance(found, str):

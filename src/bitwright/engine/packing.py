@@ -1,21 +1,26 @@
-"""What can bits do for a slot layer? Its packing, or the reason why there is none."""
+"""What can bits do for a slot layer? Its packing, or the reason why there is none. An input part becomes integers: levels,
+multiplier, zero and thresholds, read off `encode` itself."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor, nn
 
 from bitwright.engine.integers import NotInteger, Term, storable
-from bitwright.engine.quantizer import Grid, grid_of, split
+from bitwright.engine.thresholds import float_thresholds
 from bitwright.errors import Negative
 from bitwright.nn import SlotLayer
-from bitwright.parts import moment
+from bitwright.parts import Chain, moment
 from bitwright.parts.scale import width_of
 from bitwright.parts.traits import title_of, traits_of
 from bitwright.transforms.packs import no_codes
+from bitwright.types import Coded
 
+MAX_ZERO = 1 << 15  # 8-bit grids need 255
 EMPTY = "its slots are empty"
 HOOKS = (  # of a module, as torch keeps them
     "_forward_pre_hooks",
@@ -39,6 +44,129 @@ def check_finite(what: str, layer: str, value: Tensor) -> None:
         )
 
 
+# -- one input part -------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Grid:
+    """What an input part does to a number: X = mult * code + zero_c, value = unit * X, code = 0 .. levels.
+
+    thresholds float32 [L], or [C, L] where channels differ: code = how many of them x has reached
+    """
+
+    levels: int
+    mult: int
+    zero: tuple[int, ...]  # one, or one per channel
+    unit: float
+    thresholds: Tensor
+    units: tuple[float, ...] = ()  # one per channel, where `spread` allowed it; unit is then 1
+
+
+def split(part: nn.Module | None) -> tuple[list[nn.Module], nn.Module | None]:
+    """(what comes before the quantizer, the quantizer) of an input slot."""
+    if part is None:
+        return [], None
+    if isinstance(part, Chain):
+        links = list(part.links)
+        at = part.code_at
+        return (links[:at], links[at]) if at >= 0 else (links, None)
+    return ([], part) if moment(part, "encode") else ([part], None)
+
+
+def _integer_form(code: Coded, channels: int) -> tuple[list[int], list[int], float]:
+    """(mult per plane, zero per channel, unit) of a coded input."""
+    coef = code.coef.detach().double()
+    if coef.numel() != code.planes:
+        raise NotInteger("one step per input channel: the sum over channels is no integer product")
+    coef = coef.reshape(-1)
+    offset = code.offset.detach().double()
+    if offset.numel() == 1:
+        offset = offset.reshape(1)
+    elif offset.numel() == channels:
+        offset = offset.broadcast_to((1, channels, *[1] * (code.bit.dim() - 3))).reshape(-1)
+    else:
+        raise NotInteger("the offset varies inside a channel")
+    live = coef[coef != 0].abs()
+    unit = float(live.min()) if live.numel() else 1.0
+    for halves in (1, 2):
+        mult, zero = coef / (unit / halves), offset / (unit / halves)
+        if float((mult - mult.round()).abs().max()) < 1e-4 and float((zero - zero.round()).abs().max()) < 1e-4:
+            return [int(m) for m in mult.round()], [int(z) for z in zero.round()], unit / halves
+    raise NotInteger("its levels are no multiples of one step")
+
+
+def _spread_form(code: Coded, channels: int) -> tuple[list[int], list[int], tuple[float, ...]]:
+    """(mult per plane, zero per channel, unit per channel) where each channel has a step of its own."""
+    coef = code.coef.detach().reshape(code.planes, channels)
+    offset = code.offset.detach().reshape(-1).expand(channels)
+    forms = [_integer_form(Coded(code.bit, coef[:, c], offset[c]), 1) for c in range(channels)]
+    if any(mult != forms[0][0] for mult, _, _ in forms):
+        raise NotInteger("its channels have different levels")
+    return forms[0][0], [zero[0] for _, zero, _ in forms], tuple(unit for _, _, unit in forms)
+
+
+def _alike(run: Callable[[Tensor], Coded]) -> bool:
+    """Whether one channel stands for all: parameters per channel would widen the code of a single one."""
+    try:
+        code = run(torch.tensor([[-1.0], [1.0]]))
+    except (RuntimeError, IndexError, ValueError):
+        return False
+    return code.bit[0].numel() == 2 and code.coef.numel() == code.planes and code.offset.numel() == 1
+
+
+def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> Grid:
+    """Reads the grid of an input part for values of `rank` axes with `channels` on axis 1 (or the last of two).
+
+    spread: one step per channel is allowed (`units`); fit for a float layer, not for an integer product.
+    Errors: `NotInteger` with the reason.
+
+    >>> import bitwright as bw
+    >>> g = grid_of(bw.make_part("dorefa_a", bits=2), 3, 4)
+    >>> g.levels, g.mult, g.zero, [round(t, 3) for t in g.thresholds.tolist()]
+    (3, 1, (0,), [0.167, 0.5, 0.833])
+    """
+    encode = moment(part, "encode")
+    if encode is None:
+        raise NotInteger(f"{title_of(part)} has no integer codes")
+    was = part.training
+    part.eval()
+    try:
+        with torch.no_grad():
+
+            def run(x: Tensor) -> Coded:  # [n, C] -> codes on [n, C, 1, ...]
+                return encode(x.reshape(*x.shape, *[1] * (rank - 2)))
+
+            if _alike(run):
+                channels = 1
+            probe = run(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
+            units: tuple[float, ...] = ()
+            if spread and channels > 1 and probe.coef.numel() == probe.planes * channels:
+                unit = 1.0
+                mult, zero, units = _spread_form(probe, channels)
+            else:
+                mult, zero, unit = _integer_form(probe, channels)
+            weights = torch.tensor(mult).reshape(-1, *[1] * rank)
+
+            def integers(x: Tensor) -> Tensor:
+                bit = run(x).bit.to(torch.int64)
+                return (weights * bit).sum(0).reshape(x.shape)
+
+            step = max(1, math.gcd(*mult))
+            ends = integers(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
+            low, high = int(ends.min()), int(ends.max())
+            levels = (high - low) // step
+            if not 1 <= levels <= 255:
+                raise NotInteger(f"{levels + 1} levels; kernels take 2 to 256")
+            if max(abs(z + low) for z in zero) > MAX_ZERO:
+                raise NotInteger("its zero lies too far from its levels")
+            found, flip = float_thresholds(lambda x: (integers(x) - low) // step, levels, channels)
+            if bool(flip.any()):
+                raise NotInteger("its codes fall as the input rises")
+    finally:
+        part.train(was)
+    same = bool((found == found[:1]).all())
+    return Grid(levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found, units)
+
+
+# -- one layer ------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Packing:
     """How one slot layer enters the graph: grid None = float input (weight-only)."""
@@ -48,7 +176,7 @@ class Packing:
     coded_weight: bool
 
 
-def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
+def packing_of(layer: SlotLayer) -> Packing | str:
     """What bits can do for this layer, or the reason why nothing."""
     if layer.w is None and layer.x is None and layer.gate is None:
         return EMPTY
@@ -59,7 +187,7 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
         return "no quantizer in its slots"
     terms: list[Term] = []
     try:
-        grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank)
+        grid = None if quantizer is None else grid_of(quantizer, width_of(layer) or 0, layer.weight.dim())
     except NotInteger as reason:
         return f"slot x holds {name_of(quantizer)}: {reason}"
     try:
@@ -82,7 +210,3 @@ def name_of(part: nn.Module | None) -> str:
         options = ", ".join(f"{k}={v!r}" for k, v in spec.items() if k != "part")
         return f"{spec['part']}({options})" if options else str(spec["part"])
     return title_of(part)
-
-
-def in_channels(layer: SlotLayer) -> int:
-    return width_of(layer) or 0
