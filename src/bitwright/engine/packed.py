@@ -139,14 +139,11 @@ class PackedModel(nn.Module):
         return self.run(self.environment(*inputs))
 
     @torch.no_grad()
-    def run(self, env: dict[str, Tensor], plain: bool = False) -> Any:
-        """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes.
-
-        plain: by the folded graph in plain torch
-        """
+    def run(self, env: dict[str, Tensor]) -> Any:
+        """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes."""
         far = [x for x in env.values() if x.is_floating_point() and not _near(x)]
         broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
-        for _, step, forget in self.folded_steps() if far or plain else self.steps():
+        for _, step, forget in self.folded_steps() if far else self.steps():
             step(env)
             for name in forget:
                 del env[name]
@@ -156,10 +153,9 @@ class PackedModel(nn.Module):
         return env[self.outputs[0]] if self.structure == 0 else _filled(self.structure, [env[o] for o in self.outputs])
 
     @torch.no_grad()
-    def values(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Every value of one run, for checks."""
-        env = self.environment(*inputs)
-        for _, step, _ in self.steps():
+    def values(self, env: dict[str, Tensor], plain: bool = False) -> dict[str, Tensor]:
+        """Every value of one run, for checks. plain: of the folded graph in plain torch."""
+        for _, step, _ in self.folded_steps() if plain else self.steps():
             step(env)
         return env
 

@@ -62,7 +62,7 @@ class PackedLayer(nn.Module):
         """The layer's own node in its graph."""
         return next(n for n in self.packed.graph.nodes if n.op in LAYERS)
 
-    def batched(self, x: Tensor) -> Tensor:
+    def environment(self, x: Tensor) -> dict[str, Tensor]:
         """The input as the kernels take it: features in rows [N, C], images with their batch axis.
 
         Errors: `InputError` for an input that the trained layer would not take.
@@ -76,11 +76,12 @@ class PackedLayer(nn.Module):
         if wrong or x.shape[axis] != features:
             text = f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}"
             raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=takes)
-        return laid_out(x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None])
+        x = x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None]
+        return {self.packed.inputs[0].name: laid_out(x)}
 
     @torch.no_grad()
     def forward(self, input: Tensor) -> Tensor:
-        y = self.packed.run({self.packed.inputs[0].name: self.batched(input)})
+        y = self.packed.run(self.environment(input))
         y = y.to(input.dtype if input.is_floating_point() else self.trained_dtype)
         if self.rank == 2:
             return y.reshape(*input.shape[:-1], y.shape[-1])

@@ -17,6 +17,7 @@ from bitwright.nn import SlotLayer
 from bitwright.parts import Chain, moment
 from bitwright.parts.scale import width_of
 from bitwright.parts.traits import title_of, traits_of
+from bitwright.transforms.forward import evaluating
 from bitwright.transforms.packs import no_codes
 from bitwright.types import Coded
 
@@ -71,36 +72,24 @@ def split(part: nn.Module | None) -> tuple[list[nn.Module], nn.Module | None]:
     return ([], part) if moment(part, "encode") else ([part], None)
 
 
-def _integer_form(code: Coded, channels: int) -> tuple[list[int], list[int], float]:
-    """(mult per plane, zero per channel, unit) of a coded input."""
-    coef = code.coef.detach().double()
-    if coef.numel() != code.planes:
+def _integer_form(code: Coded, channels: int, spread: bool) -> tuple[list[int], list[int], list[float]]:
+    """(mult per plane, zero per channel, unit) of a coded input; one unit, or with `spread` perhaps one per channel."""
+    coef, offset = code.coef.detach().double(), code.offset.detach().double().reshape(-1)
+    if coef.numel() not in (code.planes, code.planes * channels if spread else code.planes):
         raise NotInteger("one step per input channel: the sum over channels is no integer product")
-    coef = coef.reshape(-1)
-    offset = code.offset.detach().double()
-    if offset.numel() == 1:
-        offset = offset.reshape(1)
-    elif offset.numel() == channels:
-        offset = offset.broadcast_to((1, channels, *[1] * (code.bit.dim() - 3))).reshape(-1)
-    else:
+    if offset.numel() not in (1, channels):
         raise NotInteger("the offset varies inside a channel")
-    live = coef[coef != 0].abs()
-    unit = float(live.min()) if live.numel() else 1.0
+    coef = coef.reshape(code.planes, -1)
+    unit = torch.where(coef != 0, coef.abs(), torch.inf).amin(0)
+    unit = torch.where(unit.isinf(), 1.0, unit)
     for halves in (1, 2):
         mult, zero = coef / (unit / halves), offset / (unit / halves)
         if float((mult - mult.round()).abs().max()) < 1e-4 and float((zero - zero.round()).abs().max()) < 1e-4:
-            return [int(m) for m in mult.round()], [int(z) for z in zero.round()], unit / halves
+            mult, zero = mult.round().long(), zero.round().long()
+            if not torch.equal(mult, mult[:, :1].expand_as(mult)):
+                raise NotInteger("its channels have different levels")
+            return mult[:, 0].tolist(), zero.tolist(), (unit / halves).tolist()
     raise NotInteger("its levels are no multiples of one step")
-
-
-def _spread_form(code: Coded, channels: int) -> tuple[list[int], list[int], tuple[float, ...]]:
-    """(mult per plane, zero per channel, unit per channel) where each channel has a step of its own."""
-    coef = code.coef.detach().reshape(code.planes, channels)
-    offset = code.offset.detach().reshape(-1).expand(channels)
-    forms = [_integer_form(Coded(code.bit, coef[:, c], offset[c]), 1) for c in range(channels)]
-    if any(mult != forms[0][0] for mult, _, _ in forms):
-        raise NotInteger("its channels have different levels")
-    return forms[0][0], [zero[0] for _, zero, _ in forms], tuple(unit for _, _, unit in forms)
 
 
 def _alike(run: Callable[[Tensor], Coded]) -> bool:
@@ -126,44 +115,31 @@ def grid_of(part: nn.Module, channels: int, rank: int, spread: bool = False) -> 
     encode = moment(part, "encode")
     if encode is None:
         raise NotInteger(f"{title_of(part)} has no integer codes")
-    was = part.training
-    part.eval()
-    try:
-        with torch.no_grad():
 
-            def run(x: Tensor) -> Coded:  # [n, C] -> codes on [n, C, 1, ...]
-                return encode(x.reshape(*x.shape, *[1] * (rank - 2)))
+    def run(x: Tensor) -> Coded:  # [n, C] -> codes on [n, C, 1, ...]
+        return encode(x.reshape(*x.shape, *[1] * (rank - 2)))
 
-            if _alike(run):
-                channels = 1
-            probe = run(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
-            units: tuple[float, ...] = ()
-            if spread and channels > 1 and probe.coef.numel() == probe.planes * channels:
-                unit = 1.0
-                mult, zero, units = _spread_form(probe, channels)
-            else:
-                mult, zero, unit = _integer_form(probe, channels)
-            weights = torch.tensor(mult).reshape(-1, *[1] * rank)
+    def integers(x: Tensor) -> Tensor:
+        return (weights * run(x).bit.to(torch.int64)).sum(0).reshape(x.shape)
 
-            def integers(x: Tensor) -> Tensor:
-                bit = run(x).bit.to(torch.int64)
-                return (weights * bit).sum(0).reshape(x.shape)
-
-            step = max(1, math.gcd(*mult))
-            ends = integers(torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels))
-            low, high = int(ends.min()), int(ends.max())
-            levels = (high - low) // step
-            if not 1 <= levels <= 255:
-                raise NotInteger(f"{levels + 1} levels; kernels take 2 to 256")
-            if max(abs(z + low) for z in zero) > MAX_ZERO:
-                raise NotInteger("its zero lies too far from its levels")
-            found, flip = float_thresholds(lambda x: (integers(x) - low) // step, levels, channels)
-            if bool(flip.any()):
-                raise NotInteger("its codes fall as the input rises")
-    finally:
-        part.train(was)
-    same = bool((found == found[:1]).all())
-    return Grid(levels, step, tuple(z + low for z in zero), unit, found[0].clone() if same else found, units)
+    with evaluating(part):
+        channels = 1 if _alike(run) else channels
+        extremes = torch.tensor([[-torch.inf], [torch.inf]]).expand(2, channels)
+        mult, zero, units = _integer_form(run(extremes), channels, spread)
+        weights = torch.tensor(mult).reshape(-1, *[1] * rank)
+        step, ends = max(1, math.gcd(*mult)), integers(extremes)
+        low, levels = int(ends.min()), int(ends.max() - ends.min()) // step
+        if not 1 <= levels <= 255:
+            raise NotInteger(f"{levels + 1} levels; kernels take 2 to 256")
+        if max(abs(z + low) for z in zero) > MAX_ZERO:
+            raise NotInteger("its zero lies too far from its levels")
+        found, flip = float_thresholds(lambda x: (integers(x) - low) // step, levels, channels)
+        if bool(flip.any()):
+            raise NotInteger("its codes fall as the input rises")
+    if bool((found == found[:1]).all()):  # one row serves all channels
+        found = found[0].clone()
+    zeros = tuple(z + low for z in zero)
+    return Grid(levels, step, zeros, *((units[0], found) if len(units) == 1 else (1.0, found, tuple(units))))
 
 
 # -- one layer ------------------------------------------------------------------------------------------------

@@ -79,39 +79,21 @@ def integer_thresholds(
     ([[2]], [False])
     """
     ends = code(torch.stack([low, high])).long()
-    flip = ends[0] > ends[1]
+    flip, never = ends[0] > ends[1], 2**31 - 1
+    want = torch.arange(1, levels + 1)[:, None].expand(levels, low.numel())
 
     def count(i: Tensor) -> Tensor:
         return _count(code(i), levels, flip)
 
+    places = (low - 1).expand_as(want), (high + 1).expand_as(want)  # one below, where the operation may hold, too
+    found = torch.maximum(_bisected(lambda i: count(i) >= want, *places), low)
+    found = torch.where(found > high, never, found)
     span = int((high - low).max()) + 1
-    never = 2**31 - 1
-    if span <= enumerate_up_to:
-        return _enumerate(count, levels, low, high, span, never), flip
-    want = torch.arange(1, levels + 1)[:, None].expand(levels, low.numel())
-    ends = (low - 1).expand_as(want), (high + 1).expand_as(want)  # one below, where the operation may hold, too
-    top = torch.maximum(_bisected(lambda i: count(i) >= want, *ends), low)
-    return torch.where(top > high, torch.full_like(top, never), top).to(torch.int32), flip
-
-
-def _enumerate(
-    count: Callable[[Tensor], Tensor], levels: int, low: Tensor, high: Tensor, span: int, never: int
-) -> Tensor:
-    found = torch.full((low.numel(), levels), never, dtype=torch.int64)
-    previous = torch.zeros_like(low)
-    block = max(1, (1 << 22) // max(1, low.numel()))
-    want = torch.arange(1, levels + 1).expand(low.numel(), levels).contiguous()
-    for start in range(0, span, block):
-        steps = torch.arange(start, min(span, start + block))[:, None]
-        i = torch.minimum(low + steps, high)
-        c = count(i)
-        if bool((c[1:] < c[:-1]).any()) or bool((c[0] < previous).any()):
-            channel = int(((c[1:] < c[:-1]).any(0) | (c[0] < previous)).nonzero()[0])
-            raise NotMonotone(
-                f"channel {channel} goes up and down between {int(low[channel])} and {int(high[channel])}"
-            )
-        previous = c[-1]
-        at = torch.searchsorted(c.T.contiguous(), want)  # codes are sorted down the block: the first that reaches
-        here = (at < len(c)) & (found == never)
-        found = torch.where(here, i.T.gather(1, at.clamp_max(len(c) - 1)), found)
-    return found.T.to(torch.int32).contiguous()
+    rows, block = found.T.contiguous(), max(1, (1 << 22) // max(1, low.numel()))
+    for start in range(0, span, block) if span <= enumerate_up_to else ():
+        i = torch.minimum(low + torch.arange(start, min(span, start + block))[:, None], high)
+        off = torch.searchsorted(rows, i.T.contiguous(), right=True) != count(i).T
+        if bool(off.any()):
+            c = int(off.any(1).nonzero()[0])
+            raise NotMonotone(f"channel {c} goes up and down between {int(low[c])} and {int(high[c])}")
+    return found.to(torch.int32), flip

@@ -1,7 +1,8 @@
 """Proof that the packed net is the trained net: codes and integers of every layer, then every value it returns.
 
-(a) given the trained layer's own input, packed codes and integers equal those of `encode`, layer by layer
-(b) the packed net equals its folded graph (layer form: each layer itself) in plain torch, bit for bit from the first code on
+(a) weights are the whole numbers of `encode`, and so are the codes of the trained layer's own input, layer by layer
+(b) the packed net equals its folded graph (layer form: each layer itself) in plain torch, bit for bit: codes, integers with
+    their scales, from the first code on
 (c) told the inputs of the trained net's coding layers, its values are those of the trained net up to rounding: an input of
     a layer may have another code only within the bound of a threshold, an output may differ by no more than the bound
 (d) the class of every image in two ordinary runs, where (c) leaves nothing but values near a threshold to differ by
@@ -22,9 +23,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from bitwright.engine import verify_runs as runs
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.report import Beyond, Disagreement, OutputProof
-from bitwright.engine.verify_runs import GraphSide, Inputs, LayerSide, Outputs, Trained, as_float, encodes, levels_of
+from bitwright.engine.verify_runs import Inputs, Outputs, levels_of
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer
 from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
@@ -105,44 +107,51 @@ def verify(
 
 class _Work:
     def __init__(self, model: nn.Module, packed: nn.Module, call: Call, proof: Proof) -> None:
-        self.trained, self.proof = Trained(as_float(model, call)), proof
-        self.side: GraphSide | LayerSide
+        self.trained, self.proof = runs.Trained(runs.as_float(model, call)), proof
+        self.side: runs.GraphSide | runs.LayerSide
         if isinstance(packed, PackedModel):
-            self.side = GraphSide(self.trained, packed)
+            self.side = runs.GraphSide(self.trained, packed)
         else:
-            self.side = LayerSide(self.trained, as_float(packed, call))
+            self.side = runs.LayerSide(self.trained, runs.as_float(packed, call))
         self.rates: dict[str, float] = {}
         self.measured = 0
+        self.units = {name: runs.unit_of(self.trained.layers[name]) for name in self.side.weights}
+        for name, ours in self.side.weights.items():
+            want = runs.whole_weights(self.trained.layers[name])
+            if len(want) != len(ours) or not all(map(torch.equal, want, ours)):
+                proof.inexact.append(name)
 
     def step(self, call: Call, target: Any) -> None:
-        want, told = self.trained.run(call), self.trained.inputs
-        exact = self._compare_layers(told, self.trained.outputs)
-        got, inputs, differing = self.side.free_run(call)
-        self.proof.inexact += [name for name in dict.fromkeys(differing) if name not in self.proof.inexact]
+        want, inputs = self.trained.run(call), self.trained.inputs
+        got, read, differing = self.side.free_run(call)
+        told = self.side.told_run(call, inputs)
+        exact, wrong = self._compare_layers(inputs, self.trained.outputs, told[2])
+        proof = self.proof
+        proof.inexact += [name for name in dict.fromkeys([*wrong, *differing]) if name not in proof.inexact]
         if self.measured < MEASURED:
-            self._measure(call, want, told, exact)
-        self._compare_told(call, want, told)
-        self._compare_answers(want, _named(got, want), target, told, inputs, call.images)
+            self._measure(call, want, inputs, exact)
+        self._compare_told(want, inputs, _named(told[0], want), told[1])
+        self._compare_answers(want, _named(got, want), target, inputs, read, call.images)
 
-    def _compare_layers(self, inputs: Inputs, outputs: Inputs) -> Inputs:
-        """(a); returns the outputs of the coding layers without rounding, in float64."""
-        proof, exact = self.proof, {}
+    def _compare_layers(self, inputs: Inputs, outputs: Inputs, numbers: Inputs) -> tuple[Inputs, list[str]]:
+        """(a); returns the outputs of the coding layers without rounding, in float64, and layers that read other numbers."""
+        proof, exact, wrong = self.proof, {}, []
         for name, calls in inputs.items():
-            check, values = self.side.checks.get(name), exact.setdefault(name, [])
+            layer, values, ours = self.trained.layers[name], exact.setdefault(name, []), iter(numbers.get(name, []))
             for x, y in zip(calls, outputs[name], strict=True):
-                if check is not None:
-                    proof.layers.add(name)
-                if check is None or bool(x.isnan().any()):  # NaN has no code: the answer is NaN
-                    values.append(y.double())
+                values.append(y.double())
+                if name not in self.side.weights:
                     continue
-                want, value = check.trained(x)
-                same = all(torch.equal(a.double(), b.double()) for a, b in zip(want, check.integers(x), strict=True))
-                if not same and name not in proof.inexact:
-                    proof.inexact.append(name)
-                values.append(value.reshape(y.shape))
-                off = _largest(values[-1].float() - y)
-                proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
-        return exact
+                proof.layers.add(name)
+                read = next(ours, torch.empty(0)).reshape(-1)
+                if not bool(x.isnan().any()):  # NaN has no code: the answer is NaN
+                    levels = levels_of(layer, x)
+                    if not torch.equal((levels / self.units[name]).round().float().reshape(-1), read):
+                        wrong.append(name)
+                    values[-1] = runs.unrounded(layer, levels)
+                    off = _largest(values[-1].float() - y)
+                    proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
+        return exact, wrong
 
     def _measure(self, call: Call, want: Outputs, told: Inputs, exact: Inputs) -> None:
         """Relative bounds from what float32 did to the trained net's own values."""
@@ -155,10 +164,9 @@ class _Work:
                     rate = min(MOST, LEAST + (SLACK * _largest(other - value.double()) / size if size else 0.0))
                 self.rates[where] = max(rate, self.rates.get(where, 0.0))
 
-    def _compare_told(self, call: Call, want: Outputs, told: Inputs) -> None:
+    def _compare_told(self, want: Outputs, told: Inputs, outputs: Outputs, inputs: Inputs) -> None:
         """(c)"""
-        outputs, inputs = self.side.told_run(call, told)
-        for where, name, expected, got in _pairs(want, told, _named(outputs, want), inputs):
+        for where, name, expected, got in _pairs(want, told, outputs, inputs):
             if got is None or got.shape != expected.shape:
                 if name is None:
                     self._judge(where, torch.full((1,), torch.inf), 0.0)
@@ -176,7 +184,7 @@ class _Work:
         """An input of a coding layer: the trained one within the bound, or with its codes up to a threshold within it."""
         bound = self._bound(where, expected, got)
         off = torch.where(expected.isnan(), 0.0, difference(expected, got))  # then the answer is NaN, and judged there
-        if bool((off > bound).any()) and not self.side.strict and encodes(layer):
+        if bool((off > bound).any()) and not self.side.strict and runs.encodes(layer):
             ends = levels_of(layer, got - bound), levels_of(layer, got + bound)
             level = levels_of(layer, expected)
             off = torch.where((torch.minimum(*ends) <= level) & (level <= torch.maximum(*ends)), 0.0, off)
@@ -237,10 +245,9 @@ class _Work:
         """
         for name, calls in told.items():
             layer = self.trained.layers[name]
-            if not encodes(layer):
+            if not runs.encodes(layer):
                 continue
             for a, b in zip(calls, inputs.get(name, []), strict=False):
-                a, b = as_pixels(a), as_pixels(b)
                 if a.shape == b.shape and len(a) == images:
                     a, b = a[image : image + 1], b[image : image + 1]
                     if not torch.equal(levels_of(layer, a), levels_of(layer, b)):
