@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from torch import Tensor
 
+from bitwright.analysis.tabular import Tabular
 from bitwright.measure import convert_text, numbers
 from bitwright.measure.timing import NOISY, quality
 
@@ -102,12 +101,14 @@ def _add(count: dict[int, int], values: Tensor) -> None:
 
 
 @dataclass
-class ConvertReport:
+class ConvertReport(Tabular):
     """`.status` is PASS, WARN or REFUSE; `str()` is the table.
 
     form   "graph", or "layers": the user's module with packed layers in place, and why, and how many fusions that
            loses at most
     """
+
+    text: ClassVar[tuple[int, ...]] = (0, 1, 2, 8)  # columns of words
 
     rows: list[ReportRow]
     status: str = REFUSE
@@ -168,13 +169,6 @@ class ConvertReport:
         d["classes"], d["blind"] = self.classes, self.blind
         return d
 
-    def to_csv(self) -> str:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(ReportRow.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(r) for r in self.rows)
-        return out.getvalue()
-
     @property
     def near_ties(self) -> int:
         """Images with another class although no code differs: only float layers round otherwise."""
@@ -206,8 +200,8 @@ class ConvertReport:
         values = bool(self.outputs) and not self.classes
         return self.same / self.images if self.images else 1.0, "values" if values else "class"
 
-    def to_markdown(self) -> str:
-        return convert_text.markdown(self)
+    def cells(self) -> list[list[str]]:
+        return convert_text.cells(self)
 
     def table(self, width: int | None = None, limit: int | None = None) -> list[str]:
         """Lines of the table, and what is gained; with `limit` a run of more than that many like layers is cut short."""

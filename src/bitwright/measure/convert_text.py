@@ -16,21 +16,16 @@ HEADERS = ("layer", "runs as", "w/x", "kB float", "kB", "ms float", "ms", "max d
 DROP = ("max diff", "kB float", "ms float")  # on a narrow screen, the first one first
 
 
-def markdown(report: ConvertReport) -> str:
-    lines = ["| " + " | ".join(HEADERS) + " |", "|" + "---|" * len(HEADERS)]
-    return "\n".join(lines + ["| " + " | ".join(r) + " |" for r in _cells(report)])
-
-
 def table(report: ConvertReport, width: int | None, limit: int | None) -> list[str]:
     """With `limit`, a run of more than that many layers that differ only in sizes and times is cut short."""
-    *cells, total = _cells(report)
+    _, *rows, total = cells(report)
     body: list[Row] = []
-    for _, group in groupby(zip(report.rows, cells, strict=True), key=lambda pair: _alike(pair[0])):
-        rows = list(group)
-        shown = len(rows) if limit is None or len(rows) <= limit + 1 else limit
-        body += [texts for _, texts in rows[:shown]]
-        if shown < len(rows):
-            body.append(f"...  {len(rows) - shown} more {rows[0][0].runs_as} layers (--all)")
+    for _, group in groupby(zip(report.rows, rows, strict=True), key=lambda pair: _alike(pair[0])):
+        alike = list(group)
+        shown = len(alike) if limit is None or len(alike) <= limit + 1 else limit
+        body += [texts for _, texts in alike[:shown]]
+        if shown < len(alike):
+            body.append(f"...  {len(alike) - shown} more {alike[0][0].runs_as} layers (--all)")
     *total, gain = total
     merged: list[str | None] = [*(None if i == 2 else text for i, text in enumerate(total)), ""]
     lines = fit(HEADERS, [*body, merged], width, right=range(3, 8), drop=DROP)
@@ -41,8 +36,8 @@ def _alike(r: ReportRow) -> tuple[str, ...]:
     return r.kind.split()[0] if r.kind else "", r.runs_as, r.bits, r.why
 
 
-def _cells(report: ConvertReport) -> list[list[str]]:
-    """Texts of the rows; the last one is the whole net: bytes of its files, time of a whole run."""
+def cells(report: ConvertReport) -> list[list[str]]:
+    """Texts of the head and the rows; the last one is the whole net: bytes of its files, time of a whole run."""
     rows = [
         [
             *(r.layer, r.runs_as, r.bits, numbers.kb(r.bytes_before), numbers.kb(r.bytes_after)),
@@ -55,7 +50,8 @@ def _cells(report: ConvertReport) -> list[list[str]]:
     order = sorted(count, key=lambda kind: ("bits", "int8").index(kind) if kind in ("bits", "int8") else 2)
     kinds = ", ".join(f"{count[kind]} {kind}" for kind in order)
     sizes = [numbers.kb(report.float_bytes), numbers.kb(report.file_bytes)]
-    return [*rows, ["whole net", kinds, "", *sizes, _ms(report.ms_before), _ms(report.ms_after), "", report.gain()]]
+    total = ["whole net", kinds, "", *sizes, _ms(report.ms_before), _ms(report.ms_after), "", report.gain()]
+    return [list(HEADERS), *rows, total]
 
 
 def proof(report: ConvertReport, width: int | None, what: str, limit: int | None) -> list[str]:
