@@ -16,6 +16,8 @@ from bitwright.engine.graph import ints
 Lowered = tuple[str, list[str], dict[str, Any], dict[str, Tensor]]  # op, input names, attributes, tensors
 NOTHING = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert_tensor_metadata")
 CASTS = ("to", "_to_copy", "type_as")
+PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
+CHECKS = ("_assert_", "sym_constrain_range")  # how the names of calls begin that only check
 
 
 class Call:
@@ -70,9 +72,15 @@ def canonical(target: Any) -> str:
 
 
 def known(n: FxNode) -> bool:
-    """Whether a call may become a node as it is."""
-    base = str(n.target).split(".")[1].rstrip("_")
-    if base in OURS or base in NOTHING or base in CASTS or base.endswith("dropout"):
+    """Whether a call is ours, may become a node as it is, or only checks."""
+    name = str(n.target).split(".")[1]
+    base = name.rstrip("_")
+    if (
+        base in (*OURS, *NOTHING, *CASTS)
+        or base.endswith("dropout")
+        or name in PARTS
+        or name.startswith((*CHECKS, "sym_"))
+    ):
         return True
     try:
         return aten_list.overload(canonical(n.target)) is not None

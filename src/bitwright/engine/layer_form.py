@@ -17,7 +17,6 @@ from bitwright.engine.trace import put, trace
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.nn.layers import KINDS
-from bitwright.parts.traits import traits_of
 from bitwright.transforms.copying import copy_model
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
@@ -77,8 +76,6 @@ def stays(layer: SlotLayer) -> str:
         return str(error)
     if isinstance(found, str):
         return found
-    if any(traits_of(m).clip is False for m in layer.modules()):
-        return "a part with clip = false: its levels have no end, so no number of bits holds them"
     return "" if found.coded_weight else "slot w is empty; codes of the input alone gain nothing"
 
 

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from bitwright.engine import aten_list, bitstrings
-from bitwright.engine.aten import Call, Lowered, known, lower, nothing
+from bitwright.engine.aten import CHECKS, PARTS, Call, Lowered, known, lower, nothing
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.integers import storable
 from bitwright.engine.packing import Packing, check_finite
@@ -25,8 +25,6 @@ from bitwright.nn import SlotLayer
 from bitwright.parts import moment
 
 MAX_CONSTANT = 1 << 24  # numbers of a constant that is worked out while tracing
-PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
-CHECKS = ("_assert_", "sym_constrain_range")  # how the names of calls begin that only check
 
 
 def user_line(text: str) -> str:
@@ -56,7 +54,7 @@ def name_of(n: FxNode) -> tuple[str, str]:
 # -- before: operators that are neither ours nor on the list are decomposed, writes into views become values ------------
 def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     calls = [n for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
-    foreign = {n.target for n in calls if n.target.namespace == "aten" and not _is_known(n)}
+    foreign = {n.target for n in calls if n.target.namespace == "aten" and not known(n)}
     table: dict[Any, Any] = {}
     if foreign:
         every = torch.export.default_decompositions()
@@ -66,11 +64,6 @@ def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             warnings.simplefilter("ignore")  # torch about its own insides
             program = program.run_decompositions(table)
     return program
-
-
-def _is_known(n: FxNode) -> bool:
-    name = name_of(n)[1]
-    return known(n) or name in PARTS or name.startswith((*CHECKS, "sym_"))
 
 
 def _writes_into_a_view(n: FxNode) -> bool:
@@ -106,7 +99,7 @@ class Lowering:
     ) -> None:
         self.program, self.layers, self.packings, self.inputs = program, layers, packings, inputs
         self.graph = Graph([], {})
-        self.taken = {"input", "output"}
+        self.taken = {"output"}
         self.names: dict[str, str] = {}  # fx name -> the name of our value
         self.constants: dict[str, Any] = {}
         self.several: dict[str, Call] = {}  # calls with several results, emitted where one is read
@@ -133,7 +126,7 @@ class Lowering:
     def emit(self, op: str, wish: str, inputs: list[str], attrs: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
         node = Node(op, self.name(wish), inputs, attrs)
         for role, value in tensors.items():
-            if op != "aten":
+            if op not in ("aten", "quantize"):  # a threshold may be infinite: a level never reached
                 check_finite(f"{node.owner or node.name}: its {role}", node.owner, value)
             self.graph.put(node, role, value)
         self.graph.nodes.append(node)
@@ -149,9 +142,7 @@ class Lowering:
         if any(not isinstance(s, int) for s in value.shape[1:]) or value.dtype not in aten_list.WORDS:
             raise InputError(f"convert: input {n.name} is {value.dtype} {list(value.shape)}", code="convert-inputs")
         attrs = {"shape": list(value.shape[1:]), "dtype": aten_list.WORDS[value.dtype]}
-        name = self.name(n.name) if self.names else "input"
-        self.graph.nodes.append(Node("input", name, [], attrs))
-        self.names[n.name] = name
+        self.names[n.name] = self.emit("input", n.name if self.names else "input", [], attrs, {})
 
     def _output(self, n: FxNode) -> None:
         specs = self.program.graph_signature.output_specs
@@ -265,10 +256,7 @@ class Lowering:
         if grid is None:
             return value
         attrs = {"last": last, "levels": grid.levels, "mult": grid.mult, "zero": list(grid.zero)}
-        node = self.name(f"{name}.x")
-        self.graph.nodes.append(Node("quantize", node, [value], {"shape": shape, "owner": f"{name}.x", **attrs}))
-        self.graph.put(self.graph.nodes[-1], "thresholds", grid.thresholds)  # may be infinite: a level never reached
-        value = node
+        value = emit("quantize", f"{name}.x", attrs, thresholds=grid.thresholds)
         if not packing.coded_weight:
             value = emit("decode", f"{name}.values", {"unit": grid.unit})
             if grid.units:  # one step per channel
