@@ -158,7 +158,6 @@ class Lowering:
         assert spec is not None
         structure = described(pytree.tree_unflatten(leaves, spec))
         attrs: dict[str, Any] = {} if structure == 0 else {"structure": structure}
-        attrs["shape"] = list(self.graph.node(found[0]).shape)
         self.graph.nodes.append(Node("output", "output", found, attrs))
 
     # -- calls
@@ -167,7 +166,7 @@ class Lowering:
         if n.name not in self.names:
             if not isinstance(self.constants.get(n.name), Tensor):
                 raise aten_list.Unlisted(f"{n.name} is not computed from the input")
-            attrs = {"call": "clone.default", "args": {"self": "c0"}, "shape": shape_of(n), "owner": ""}
+            attrs = {"call": "clone.default", "args": {"self": "c0"}, "owner": ""}
             self.names[n.name] = self.emit("aten", n.name, [], attrs, {"c0": self.constants[n.name].clone()})
         return self.names[n.name]
 
@@ -195,7 +194,7 @@ class Lowering:
         owner = owner_of(n)
         if op in LAYERS:  # a gate calls the layer's operator from inside
             owner = next((name for name in self.layers if name and owner.startswith(f"{name}.")), owner)
-        attrs = {**attrs, "shape": shape_of(n), "owner": owner}
+        attrs = {**attrs, "owner": owner}
         if frame := frame_of(n):
             attrs["frame"] = frame
         self.names[n.name] = self.emit(op, owner or n.name, inputs, attrs, tensors)
@@ -241,10 +240,9 @@ class Lowering:
         """A layer's input part: norms, then the quantizer, then (where the weight is not coded) back to numbers."""
         name, value = str(n.args[1]), self.value(_node(n.args[0]))
         packing, last = packings[name], isinstance(self.layers[name], nn.Linear)
-        shape = list(self.graph.node(value).shape)
 
         def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> str:
-            return self.emit(op, wish, [value], {"shape": shape, "owner": f"{name}.x", **attrs}, tensors)
+            return self.emit(op, wish, [value], {"owner": f"{name}.x", **attrs}, tensors)
 
         for i, link in enumerate(packing.before):
             if constants := moment(link, "constants"):
@@ -271,7 +269,7 @@ class Lowering:
         if any(not isinstance(s, int) for s in _node(n.args[0]).meta["val"].shape[1:]):
             raise aten_list.Unlisted("a size of its input depends on the batch")
         value, last = self._part(n, self.packings), isinstance(layer, nn.Linear)
-        attrs: dict[str, Any] = {"shape": shape_of(n), "owner": name, "frame": frame_of(n)}
+        attrs: dict[str, Any] = {"owner": name, "frame": frame_of(n)}
         if not last:
             keys = ("stride", "padding", "dilation", "groups")
             attrs |= {"rank": layer.weight.dim() - 2, **dict(zip(keys, map(_plain, n.args[3:7]), strict=True))}
@@ -319,17 +317,6 @@ def _node(value: object) -> FxNode:
 
 def _plain(value: Any) -> Any:
     return [int(v) for v in value] if isinstance(value, (list, tuple)) else int(value)
-
-
-def shape_of(n: FxNode) -> list[Any]:
-    """One sample of a value; sizes that depend on the batch as text."""
-    value = n.meta.get("val")
-    if not isinstance(value, Tensor):
-        return []
-    try:
-        return [aten_list.linear(s) for s in value.shape[1:]]
-    except aten_list.Unlisted:
-        return []
 
 
 def described(value: Any) -> Any:

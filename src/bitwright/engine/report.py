@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -69,9 +70,9 @@ class OutputProof:
 
     def count(self, classes: Tensor, target: Any) -> None:
         """Adds the trained net's classes of a batch, and how many of them its labels call right."""
-        _add(self.answers, classes)
+        self.answers = dict(Counter(self.answers) + Counter(classes.tolist()))
         if isinstance(target, Tensor) and target.shape == classes.shape and not target.is_floating_point():
-            _add(self.labels, target)
+            self.labels = dict(Counter(self.labels) + Counter(target.tolist()))
             self.right += int((target.cpu() == classes).sum())
 
     @property
@@ -93,11 +94,6 @@ class OutputProof:
 
 
 FEW = 16  # images below which the number of classes says nothing
-
-
-def _add(count: dict[int, int], values: Tensor) -> None:
-    for value, n in zip(*(t.tolist() for t in values.unique(return_counts=True)), strict=True):
-        count[int(value)] = count.get(int(value), 0) + n
 
 
 @dataclass

@@ -138,11 +138,11 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
                 refused[name] = found
             _float_run(name, layer, inputs)
     graph = Lowering(simplified(_export(work, batch)), layers, packings, inputs).run()
-    if any(n.op == "aten" for n in graph.nodes):  # it must work on the meta device, as it will when the file is read
-        try:
-            check(graph.copy(), folded=False)
-        except InputError as error:
-            raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+    try:
+        check(graph, folded=False)  # on the meta device, as when the file is read: this says the shapes of its values
+    except InputError as error:
+        raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+    graph.work = None
     return Traced(graph, refused)
 
 
