@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bitwright as bw
-from bitwright.engine.layer_form import sole_norms
-from bitwright.engine.packed_layer import PackedLayer, packed_layers
+from bitwright.engine.layer_form import PackedLayer, packed_layers, sole_norms
 from bitwright.errors import InputError
 
 B = bw.nn

@@ -13,9 +13,8 @@ from torch import nn
 from bitwright.engine import native
 from bitwright.engine.files import file_bytes, save
 from bitwright.engine.fold import fold
-from bitwright.engine.layer_form import layer_form
+from bitwright.engine.layer_form import layer_form, packed_layers
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.packing import check_finite
 from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow

@@ -11,9 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.engine.aten_list import DTYPES, WORDS
-from bitwright.engine.layer_form import sample
+from bitwright.engine.layer_form import KINDS, PackedLayer, packed_layers, sample
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import KINDS, PackedLayer, packed_layers
 from bitwright.engine.rules import LAYERS
 from bitwright.engine.store import check_runs, from_json, stored
 from bitwright.engine.trace import put

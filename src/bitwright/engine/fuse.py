@@ -23,12 +23,11 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.even import even_grid
 from bitwright.engine.forms import bytes_pay
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.operators import bounds, function, monotone
 from bitwright.engine.rules import CODED
-from bitwright.engine.thresholds import ENUMERATE, NotMonotone, float_thresholds, integer_thresholds
+from bitwright.engine.thresholds import ENUMERATE, NotMonotone, even_grid, float_thresholds, integer_thresholds
 
 LIMIT = float(1 << 20)  # of an input: beyond it, and for NaN, the folded graph itself runs
 MAX_SEARCH = 1 << 24  # numbers looked at in each step of all searches for float thresholds together

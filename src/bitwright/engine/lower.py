@@ -6,6 +6,7 @@ import operator
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,11 +15,10 @@ from torch.fx import Node as FxNode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from bitwright.engine import aten_list, bitstrings
+from bitwright.engine import aten_list, reference
 from bitwright.engine.aten import CHECKS, PARTS, Call, Lowered, known, lower, nothing
 from bitwright.engine.graph import Graph, Node, fresh
-from bitwright.engine.integers import storable
-from bitwright.engine.packing import Packing, check_finite
+from bitwright.engine.packing import Packing, check_finite, storable
 from bitwright.engine.rules import LAYERS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer
@@ -87,24 +87,22 @@ def _is_view(n: FxNode) -> bool:
     return any(a is not None and not a.is_write for a in aliases)
 
 
+@dataclass
 class Lowering:
-    """One program on its way to a graph."""
+    """One program on its way to a graph. inputs: the packings of layers whose input part alone enters the graph."""
 
-    def __init__(
-        self,
-        program: torch.export.ExportedProgram,
-        layers: dict[str, SlotLayer],
-        packings: dict[str, Packing],
-        inputs: dict[str, Packing],
-    ) -> None:
-        self.program, self.layers, self.packings, self.inputs = program, layers, packings, inputs
-        self.graph = Graph([], {})
-        self.taken = {"output"}
-        self.names: dict[str, str] = {}  # fx name -> the name of our value
-        self.constants: dict[str, Any] = {}
-        self.several: dict[str, Call] = {}  # calls with several results, emitted where one is read
-        state = {**program.state_dict, **program.constants}
-        for spec in program.graph_signature.input_specs:
+    program: torch.export.ExportedProgram
+    layers: dict[str, SlotLayer]
+    packings: dict[str, Packing]
+    inputs: dict[str, Packing]
+    graph: Graph = field(default_factory=lambda: Graph([], {}))
+    names: dict[str, str] = field(default_factory=dict)  # fx name -> the name of our value
+    constants: dict[str, Any] = field(default_factory=dict)
+    several: dict[str, Call] = field(default_factory=dict)  # calls with several results, emitted where one is read
+
+    def __post_init__(self) -> None:
+        state = {**self.program.state_dict, **self.program.constants}
+        for spec in self.program.graph_signature.input_specs:
             if spec.target in state and isinstance(state[spec.target], Tensor):
                 self.constants[getattr(spec.arg, "name", "")] = state[spec.target].detach()
 
@@ -118,13 +116,9 @@ class Lowering:
                     raise _no_form(n, reason) from None
         return self.graph
 
-    def name(self, wish: str) -> str:
-        name = fresh(wish or "node", self.taken)
-        self.taken.add(name)
-        return name
-
     def emit(self, op: str, wish: str, inputs: list[str], attrs: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
-        node = Node(op, self.name(wish), inputs, attrs)
+        taken = "output", *(n.name for n in self.graph.nodes)
+        node = Node(op, fresh(wish or "node", taken), inputs, attrs)
         for role, value in tensors.items():
             if op not in ("aten", "quantize"):  # a threshold may be infinite: a level never reached
                 check_finite(f"{node.owner or node.name}: its {role}", node.owner, value)
@@ -299,7 +293,7 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
     if packing.grid is not None:
         tensors = {"add": tensors.get("bias", torch.zeros(bit.shape[1], dtype=torch.float64))}
     scale = torch.stack([t.unit * unit for t in terms])
-    return {"weight": info}, {"bits": bitstrings.pack(bit), "scale": scale, **tensors}
+    return {"weight": info}, {"bits": reference.pack(bit), "scale": scale, **tensors}
 
 
 def _no_form(n: FxNode, reason: aten_list.Unlisted) -> InputError:

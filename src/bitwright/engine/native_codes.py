@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.even import Grid
 from bitwright.engine.native_library import PackStruct, PoolStruct, check, library, need, optional, pair, table, words
 from bitwright.engine.native_output import grid_struct
+from bitwright.engine.thresholds import Grid
 from bitwright.errors import InputError
 
 

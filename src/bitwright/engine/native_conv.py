@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.native_library import ConvStruct, check, generation, library, need, pair, table, words
 from bitwright.engine.native_output import Output
+from bitwright.engine.reference import border_classes, corrections, tap_sums
 from bitwright.errors import InputError
 
 

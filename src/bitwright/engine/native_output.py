@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.even import Grid
 from bitwright.engine.native_library import GridStruct, OutputStruct, optional, table, words
+from bitwright.engine.thresholds import Grid
 from bitwright.errors import InputError
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
 from typing import Any, ClassVar
 
@@ -104,7 +105,7 @@ class ConvertReport(Tabular):
            loses at most
     """
 
-    text: ClassVar[tuple[int, ...]] = (0, 1, 2, 8)  # columns of words
+    text: ClassVar[Collection[int]] = (0, 1, 2, 8)  # columns of words
 
     rows: list[ReportRow]
     status: str = REFUSE

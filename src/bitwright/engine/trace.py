@@ -10,9 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitwright.engine.graph import Graph
-from bitwright.engine.integers import NotInteger
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import HOOKS, Packing, grid_of, packing_of, split
+from bitwright.engine.packing import HOOKS, NotInteger, Packing, grid_of, packing_of, split
 from bitwright.engine.prepare import first_line, plain_weights
 from bitwright.engine.store import check
 from bitwright.errors import InputError

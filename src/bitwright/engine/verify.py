@@ -64,7 +64,7 @@ def batches_of(batches: Iterable[object], example: Any) -> Iterator[tuple[Call, 
         return structure == want and all(isinstance(f, Tensor) for f, x in pairs if isinstance(x, Tensor))
 
     for given in batches:
-        b = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
+        b: Any = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
         first = b[0] if isinstance(b, (tuple, list)) and b else b
         if like(b):
             yield Call.of(b), None

@@ -16,10 +16,9 @@ from torch.utils._pytree import keystr, tree_flatten_with_path
 
 from bitwright.engine import native, reference
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.integers import weight_terms
+from bitwright.engine.layer_form import packed_layers
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
-from bitwright.engine.packing import grid_of, split
+from bitwright.engine.packing import grid_of, split, weight_terms
 from bitwright.engine.prepare import plain_weights
 from bitwright.engine.rules import CODED
 from bitwright.nn import SlotLayer, is_slot_layer
@@ -69,13 +68,13 @@ class Watched:
             self._watch(name, self.model.get_submodule(name))
 
     def _watch(self, name: str, layer: nn.Module) -> None:
-        def forward(x: Tensor, *args: Any, was: Any = layer.forward, **kwargs: Any) -> Tensor:
+        def forward(input: Tensor, *args: Any, was: Any = layer.forward, **kwargs: Any) -> Tensor:
             calls, told, answers = self.inputs.setdefault(name, []), self.told.get(name, []), self.answers.get(name, [])
             k = len(calls)
-            calls.append(x.detach().clone())  # a later operator may write into it
-            if k < len(told) and told[k].shape == x.shape:
-                x = told[k]
-            y = answers[min(k, len(answers) - 1)].clone() if answers else was(x, *args, **kwargs)
+            calls.append(input.detach().clone())  # a later operator may write into it
+            if k < len(told) and told[k].shape == input.shape:
+                input = told[k]
+            y = answers[min(k, len(answers) - 1)].clone() if answers else was(input, *args, **kwargs)
             self.outputs.setdefault(name, []).append(y.detach().clone())
             return y
 

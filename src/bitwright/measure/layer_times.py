@@ -5,16 +5,16 @@ from __future__ import annotations
 import statistics
 import time
 from collections.abc import Callable
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitwright.engine.layer_form import packed_layers
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ConvertReport
+from bitwright.engine.verify_runs import Watched
 from bitwright.measure.timing import Timing, clock_for, interleave
 from bitwright.nn import is_slot_layer
 from bitwright.transforms.call import Call, as_pixels
@@ -59,7 +59,9 @@ def clock(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: 
 
 
 def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None:
-    inputs = _inputs(prepared)
+    watched = Watched(prepared.model, [n for n, m in prepared.model.named_modules() if isinstance(m, TIMED)])
+    watched.run(prepared.call)
+    inputs = {name: calls[0] for name, calls in watched.inputs.items()}
     spent: dict[str, float] = {}
     if isinstance(model, PackedModel):
         env = model.environment(*prepared.call.in_order(prepared.model).args)
@@ -119,26 +121,6 @@ def float_twin(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
     except Exception:  # x.view(x.size(0), -1) asks for plain order
         return twin, call
     return fast, last
-
-
-def _inputs(prepared: Prepared) -> dict[str, Tensor]:
-    """The first input of each layer in a run of the trained net."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                found.setdefault(name, args[0].detach().clone())
-
-        return hook
-
-    handles = [m.register_forward_pre_hook(keep(n)) for n, m in prepared.model.named_modules() if isinstance(m, TIMED)]
-    try:
-        prepared.call(prepared.model)
-    finally:
-        for h in handles:
-            h.remove()
-    return found
 
 
 def _float_call(layer: nn.Module | None, seen: Tensor | None) -> Callable[[], object] | None:
