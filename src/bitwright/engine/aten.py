@@ -53,17 +53,6 @@ class Call:
         return value.dim() if isinstance(value, Tensor) else 0
 
 
-OURS: dict[str, Callable[[Call], Lowered | None]] = {}  # None: a generic node after all
-
-
-def _ours(*targets: str) -> Callable[[Callable[[Call], Lowered | None]], Callable[[Call], Lowered | None]]:
-    def register(f: Callable[[Call], Lowered | None]) -> Callable[[Call], Lowered | None]:
-        OURS.update(dict.fromkeys(targets, f))
-        return f
-
-    return register
-
-
 def canonical(target: Any) -> str:
     """`name.overload` of the pure operator that a call is, views as reshapes: any memory layout will do."""
     name, which = str(target).split(".")[1:]
@@ -178,12 +167,6 @@ def _layer(c: Call, op: str, attrs: dict[str, Any]) -> Lowered | None:
     return op, [c.value("input")], attrs, {"weight": weight.detach().float(), **tensors}
 
 
-@_ours("linear")
-def _linear(c: Call) -> Lowered | None:
-    return _layer(c, "linear", {})
-
-
-@_ours("conv1d", "conv2d", "conv3d")
 def _conv(c: Call) -> Lowered | None:
     rank, padding, weight = int(c.base[-2]), c.given["padding"], c.constant("weight")
     if weight is None:
@@ -198,7 +181,6 @@ def _conv(c: Call) -> Lowered | None:
     return _layer(c, "conv", {"rank": rank, **steps, "groups": int(c.given["groups"])})
 
 
-@_ours("conv_transpose2d")
 def _conv_transpose(c: Call) -> Lowered | None:
     steps = {k: ints(c.given[k], 2) for k in ("stride", "padding", "output_padding", "dilation")}
     return _layer(c, "conv_transpose", {**steps, "groups": int(c.given["groups"])})
@@ -211,7 +193,6 @@ def _affine(c: Call, value: str, last: bool, scale: Tensor, add: Tensor) -> Lowe
     return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
 
 
-@_ours("batch_norm", "_native_batch_norm_legit_no_training")
 def _batch_norm(c: Call) -> Lowered | None:
     mean, var = c.constant("running_mean"), c.constant("running_var")
     weight, bias = c.constant("weight"), c.constant("bias")
@@ -224,7 +205,6 @@ def _batch_norm(c: Call) -> Lowered | None:
     return "affine", [c.value("input")], {"last": c.rank("input") == 2}, {"scale": rate, "add": add}
 
 
-@_ours("add", "sub", "rsub", "mul", "div")
 def _binary(c: Call) -> Lowered | None:
     """With a number or a constant; two computed values stay a call, but for the `add` of a residual."""
     if c.given.get("alpha", 1) != 1 or c.given.get("rounding_mode") is not None:
@@ -271,12 +251,6 @@ def _with_constant(c: Call, value: str, name: str) -> Lowered | None:
 
 
 # -- elementwise, and what moves values ----------------------------------------------------------------------------
-@_ours("relu")
-def _relu(c: Call) -> Lowered | None:
-    return "relu", [c.value("self")], {}, {}
-
-
-@_ours("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6")
 def _clamp(c: Call) -> Lowered | None:
     low, high = (0, 6) if c.base == "relu6" else (c.given.get(k, c.given.get(f"{k}_val")) for k in ("min", "max"))
     if isinstance(low, FxNode) or isinstance(high, FxNode):
@@ -285,13 +259,11 @@ def _clamp(c: Call) -> Lowered | None:
     return "clamp", [c.value("self")], ends, {}
 
 
-@_ours("prelu", "leaky_relu")
 def _prelu(c: Call) -> Lowered | None:
     slope = torch.tensor([float(c.given["negative_slope"])]) if c.base == "leaky_relu" else c.constant("weight")
     return None if slope is None else ("prelu", [c.value("self")], {}, {"slope": slope.detach().float()})
 
 
-@_ours("max_pool1d", "max_pool2d", "max_pool3d")
 def _max_pool(c: Call) -> Lowered | None:
     rank = int(c.base[-2])
     if c.rank("self") != rank + 2:
@@ -302,7 +274,6 @@ def _max_pool(c: Call) -> Lowered | None:
     return "max_pool", [c.value("self")], {"rank": rank, **sizes, "ceil": c.given["ceil_mode"]}, {}
 
 
-@_ours("adaptive_avg_pool1d", "adaptive_avg_pool2d")
 def _adaptive_avg_pool(c: Call) -> Lowered | None:
     rank, sizes = int(c.base[-2]), c.given["output_size"]
     if c.rank("self") != rank + 2 or not all(isinstance(s, int) for s in sizes):
@@ -310,7 +281,6 @@ def _adaptive_avg_pool(c: Call) -> Lowered | None:
     return "adaptive_avg_pool", [c.value("self")], {"rank": rank, "size": ints(sizes, rank)}, {}
 
 
-@_ours("flatten", "view", "reshape", "_unsafe_view")
 def _flatten(c: Call) -> Lowered | None:
     """Into rows. Any other reshape stays a call."""
     rank = c.rank("self")
@@ -319,7 +289,6 @@ def _flatten(c: Call) -> Lowered | None:
     return "flatten", [c.value("self")], {"start": 1, "end": rank - 1}, {}
 
 
-@_ours("slice")
 def _slice(c: Call) -> Lowered | None:
     dim, start, end = int(c.given["dim"]) % c.rank(), c.given["start"], c.given["end"]
     if dim == 0 or not all(v is None or isinstance(v, int) for v in (start, end)):
@@ -328,9 +297,25 @@ def _slice(c: Call) -> Lowered | None:
     return "slice", [c.value("self")], {"dim": dim, "start": start or 0, "end": last, "step": c.given["step"]}, {}
 
 
-@_ours("pad", "constant_pad_nd")
 def _pad(c: Call) -> Lowered | None:
     pads, mode, value = list(c.given["pad"]), c.given.get("mode", "constant"), c.given["value"]
     if len(pads) >= 2 * c.rank() or not all(isinstance(p, int) for p in pads):
         return None
     return "pad", [c.value("self")], {"pads": pads, "value": float(value or 0), "mode": mode}, {}
+
+
+OURS: dict[str, Callable[[Call], Lowered | None]] = {  # None: a generic node after all
+    "linear": lambda c: _layer(c, "linear", {}),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
+    "conv_transpose2d": _conv_transpose,
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
+    **dict.fromkeys(("add", "sub", "rsub", "mul", "div"), _binary),
+    "relu": lambda c: ("relu", [c.value("self")], {}, {}),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6"), _clamp),
+    **dict.fromkeys(("prelu", "leaky_relu"), _prelu),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), _adaptive_avg_pool),
+    **dict.fromkeys(("flatten", "view", "reshape", "_unsafe_view"), _flatten),
+    "slice": _slice,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+}

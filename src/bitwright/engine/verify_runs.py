@@ -155,10 +155,9 @@ def numbers_read(graph: Graph, node: Node, env: dict[str, Tensor]) -> Tensor:
     return reference.numbers(env[x.name], x.attrs["mult"], x.attrs["zero"], x.attrs["last"])
 
 
-def differing(packed: PackedModel, inputs: dict[str, Tensor]) -> list[str]:
+def differing(packed: PackedModel, mine: dict[str, Tensor], plain: dict[str, Tensor]) -> list[str]:
     """Layers whose codes or values on the kernels are not those of the folded graph in plain torch: fused thresholds,
     pooled bits, emitted codes, integers with their scales."""
-    mine, plain = packed.values(dict(inputs)), packed.values(dict(inputs), plain=True)
     runtime = {n.name: n for n, _, _ in packed.steps()}
     emitted = {str(n.attrs["extra"]): n for n in runtime.values() if "extra" in n.attrs}
     found: list[str] = []
@@ -222,9 +221,11 @@ class GraphSide:
         """(answers, what coding layers read, layers that differ in plain torch)."""
         call = call.in_order(self.model)
         self.answers = outputs_of(self.packed(*call.args))
-        finite = all(bool(t.isfinite().all()) for t in call.tensors)
-        wrong = differing(self.packed, self.packed.environment(*call.args)) if finite else []
-        return self.answers, self._walk(call, {})[1], wrong
+        plain, seen = self._walk(call, {})
+        if any(not bool(t.isfinite().all()) for t in call.tensors):
+            return self.answers, seen, []
+        mine = self.packed.values(self.packed.environment(*call.args))
+        return self.answers, seen, differing(self.packed, mine, plain)
 
     def told_run(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs, Inputs]:
         """(answers, what coding layers would have read, their whole numbers), after `free_run` of the same call."""
@@ -268,7 +269,8 @@ class LayerSide(Watched):
         answers, wrong = self.run(call), []
         for name, layer in packed_layers(self.model).items():
             for x in self.inputs.get(name, [])[:1]:
-                wrong += [name] if differing(layer.packed, layer.environment(x)) else []
+                runs = (layer.packed.values(layer.environment(x), plain) for plain in (False, True))
+                wrong += [name] if differing(layer.packed, *runs) else []
         return answers, self.inputs, wrong
 
     def told_run(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs, Inputs]:
