@@ -150,11 +150,8 @@ def _graph(prepared: Prepared) -> Traced:
     """Errors: `InputError` for what a graph would lose or cannot take."""
     for name, layer in prepared.layers.items():
         if name in prepared.own and (layer.w is not None or layer.x is not None):
-            raise InputError(
-                f'convert: {name or "the layer"}: {prepared.own[name]}; a graph has no place for it. form="layers" keeps it',
-                code="convert-hook",
-                layer=name,
-            )
+            text = f"convert: {name or 'the layer'}: {prepared.own[name]}; a graph has no place for it."
+            raise InputError(f'{text} form="layers" keeps it', code="convert-hook", layer=name)
     call = prepared.call.in_order(prepared.model)
     if call.kwargs:
         raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")

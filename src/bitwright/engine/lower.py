@@ -323,8 +323,6 @@ def described(value: Any) -> Any:
         return {"list": [described(v) for v in value]}
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {"dict": {k: described(v) for k, v in value.items()}}
-    raise InputError(
-        f"convert: the model returns a {type(value).__name__}; a graph holds tensors, tuples, lists and dicts of them",
-        code="convert-outputs",
-        given=type(value).__name__,
-    )
+    kind = type(value).__name__
+    text = f"convert: the model returns a {kind}; a graph holds tensors, tuples, lists and dicts of them"
+    raise InputError(text, code="convert-outputs", given=kind)

@@ -43,13 +43,9 @@ def check_finite(what: str, layer: str, value: Tensor) -> None:
     """Errors: `Negative`, with `what` and where: numbers that are nan or infinite have no codes."""
     if value.is_floating_point() and not bool(value.isfinite().all()):
         word = "nan" if bool(value.isnan().any()) else "inf"
-        raise Negative(
-            f"convert: {what} holds {word}, so there is nothing to pack. Its training went wrong; "
-            "train it again with a smaller learning rate, or clip=1.0",
-            code="weights-not-finite",
-            layer=layer,
-            given=word,
-        )
+        text = f"convert: {what} holds {word}, so there is nothing to pack. Its training went wrong; train it again"
+        text += " with a smaller learning rate, or clip=1.0"
+        raise Negative(text, code="weights-not-finite", layer=layer, given=word)
 
 
 # -- one weight -----------------------------------------------------------------------------------------------

@@ -171,11 +171,10 @@ def _check_ends(name: str, layer: SlotLayer) -> None:
     """A grid without ends has no finite set of codes, and no operator of the graph."""
     for slot, link in [("w", m) for m in links_of(layer.w)] + [("x", m) for m in links_of(layer.x)]:
         if traits_of(link).clip is False and moment(link, "encode") is None:
-            text = f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number of"
+            text = f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number"
+            text += " of bits holds them. Train with clip = true"
             more = {"given": "clip = false", "possible": "clip = true"}
-            raise InputError(
-                f"{text} bits holds them. Train with clip = true", code="convert-unbounded", layer=name, **more
-            )
+            raise InputError(text, code="convert-unbounded", layer=name, **more)
 
 
 def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -191,10 +190,6 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
             what = f": {line.removeprefix(' at ')} branches on a tensor value."
         else:
             what = f"{line}: {first_line(error)}"
-        raise InputError(
-            f"convert {type(work).__name__}: cannot trace forward{what} "
-            "Convert a part, bw.convert(model.body, x), or move the branch outside",
-            code="convert-trace",
-            given=line.removeprefix(" at ") or None,
-            remedy="bw.convert(model.body, x)",
-        ) from None
+        remedy, given = "bw.convert(model.body, x)", line.removeprefix(" at ") or None
+        text = f"convert {type(work).__name__}: cannot trace forward{what} Convert a part, {remedy}, or move the branch outside"
+        raise InputError(text, code="convert-trace", given=given, remedy=remedy) from None
