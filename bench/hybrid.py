@@ -29,9 +29,9 @@ import bitwright as bw
 from bitwright.cli.run import run as command
 from bitwright.experiment import Experiment
 from bitwright.measure.machine import machine
-from bitwright.measure.timing import clock_for, interleave
 from bitwright.runs import Run, dataset, example_of
 from bitwright.runs.build import normalized
+from bitwright.timing import clock_for, interleave
 from methods import read, write
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -18,11 +18,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bitwright import reporting
+from bitwright import numbers, reporting
 from bitwright.cli.run import run as command
 from bitwright.errors import InputError
-from bitwright.measure import numbers
-from bitwright.reporting import images, page, words
+from bitwright.reporting import images, page
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.page import commands, html
@@ -84,8 +83,8 @@ def test_tiles_table_csv_and_json_say_the_same(full: Run) -> None:
     for key, write in (
         ("bytes_after", numbers.kb),
         ("bytes_before", numbers.kb),
-        ("ms_after", words.ms),
-        ("ms_before", words.ms),
+        ("ms_after", numbers.ms),
+        ("ms_before", numbers.ms),
     ):
         total = sum(float(row[key]) for row in rows)
         assert totals[key] == pytest.approx(total, rel=1e-12)
@@ -96,7 +95,7 @@ def test_tiles_table_csv_and_json_say_the_same(full: Run) -> None:
     assert f"{numbers.percent(head['accuracy'])} %" in found.by_id["tile-accuracy"]
     assert head["file_bytes"] == full.read_json("convert.json")["file_bytes"]
     assert head["latency_ms"] == full.read_json("bench.json")["rows"][0]["latency_ms"]
-    for tile, text in (("tile-size", numbers.kb(head["file_bytes"])), ("tile-time", words.ms(head["latency_ms"]))):
+    for tile, text in (("tile-size", numbers.kb(head["file_bytes"])), ("tile-time", numbers.ms(head["latency_ms"]))):
         assert f" {text} " in found.by_id[tile]
         assert f" {text}" in found.by_id["total-net"]
     assert numbers.kb(totals["bytes_after"]) in found.by_id["tile-size"]

@@ -11,8 +11,8 @@ from typing import Any
 from torch import nn
 
 from bitwright.analysis.energy import EnergyTable, load_energy
-from bitwright.analysis.tabular import Tabular
-from bitwright.analysis.versus import REFERENCES, as_binary, as_float, bias_bytes, outside_bytes
+from bitwright.analysis.versus import REFERENCES, as_binary, bias_bytes, outside_bytes, without_parts
+from bitwright.tabular import Tabular
 from bitwright.transforms.plan import kb_text, macs_text
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import batch_of, walk
@@ -165,7 +165,7 @@ def cost(model: nn.Module, example: Any, energy: str | Path = "horowitz45") -> C
 
     biases = bias_bytes(model)
     references = {
-        "float": rows([as_float(info, biases.get(info.name, 0)) for info in infos]),
+        "float": rows([without_parts(info, biases.get(info.name, 0)) for info in infos]),
         "binary": rows([as_binary(info) for info in infos]),
     }
     return CostTable(rows(infos), table, outside_bytes(model), references)

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from bitwright.analysis.sweep_result import WeightSweep
     from bitwright.data import Images
     from bitwright.experiment import Experiment
-    from bitwright.measure.layout import Row
     from bitwright.runs import Run
+    from bitwright.tabular import Row
 
 TRAIN_IMAGES = 2000  # on which statistics are estimated anew, unless --images says otherwise
 SHOWN = (0, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 10, 100)  # of a long list; all are in the file
@@ -31,7 +31,7 @@ def analyze_sweep(
     from bitwright.analysis.sweep_result import NORMS
     from bitwright.analysis.sweep_words import findings
     from bitwright.runs.build import normalized
-    from bitwright.training.progress import Screen
+    from bitwright.training.display import Screen
     from bitwright.transforms.batch_norms import batch_norms
 
     modes = _modes(norm, NORMS, bool(batch_norms(net)))
@@ -162,8 +162,8 @@ def _shown(sweep: WeightSweep, everything: bool) -> list[float]:
 
 def _show(out: Output, sweeps: list[WeightSweep], no_norm: bool) -> None:
     """The modes one below the other: side by side they would need 100 columns."""
-    from bitwright.analysis.sweep_result import percent
     from bitwright.analysis.sweep_words import FROM
+    from bitwright.numbers import percent
 
     values = _shown(sweeps[0], out.verbose)
     rows: list[Row] = []

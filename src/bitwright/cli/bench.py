@@ -10,7 +10,7 @@ from bitwright.cli.complete import complete_model, complete_recipe, complete_run
 from bitwright.cli.output import Output
 from bitwright.cli.target import looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
-from bitwright.measure.numbers import kb, smaller
+from bitwright.numbers import kb, smaller
 
 if TYPE_CHECKING:
     from bitwright.measure.table import BenchTable
@@ -51,10 +51,10 @@ def bench(
         only_for_files("bench", target, {"--recipe": recipe, "--model": model, "--input": input, "--classes": classes})
     else:
         out.begin(f"bench {target}: loading")
-    from bitwright.measure.peers import PEERS, check
+    from bitwright.measure.peers import PEERS, check_peers
 
     peers = tuple(PEERS) if against is None else tuple(p.strip() for p in against.split(",") if p.strip())
-    check(peers)
+    check_peers(peers)
     if run:
         from bitwright.cli.bench_run import bench_run
 
@@ -102,7 +102,7 @@ def _net(
     rounds: int,
 ) -> BenchTable:
     import bitwright as bw
-    from bitwright.cli.resolve import example, make_model, parse_shape, try_input
+    from bitwright.cli.model_argument import example, make_model, parse_shape, try_input
     from bitwright.engine.packed import PackedModel
     from bitwright.measure.bench import bench as measure
 

@@ -173,7 +173,7 @@ def extras() -> Iterator[Check]:
 
 def data() -> Iterator[Check]:
     from bitwright import data
-    from bitwright.data.files import LAYOUTS, find, roots
+    from bitwright.data.known_files import LAYOUTS, find, roots
     from bitwright.errors import InputError
 
     places: dict[str, list[str]] = {}
@@ -196,7 +196,7 @@ def machine() -> Iterator[Check]:
     import torch
 
     from bitwright.measure.machine import load
-    from bitwright.measure.timing import interleave
+    from bitwright.timing import interleave
 
     cores, omp = os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS")
     yield Check("threads", "ok", f"torch uses {torch.get_num_threads()}" + (f" (OMP_NUM_THREADS={omp})" if omp else ""))

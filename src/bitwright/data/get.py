@@ -17,7 +17,7 @@ from typing import Protocol
 
 from bitwright.errors import InputError, nearest
 
-from .files import LAYOUTS, md5, roots
+from .known_files import LAYOUTS, md5, roots
 
 Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all (0: not told)
 TIMEOUT = 30  # seconds without a byte

@@ -110,10 +110,10 @@ def _packed(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
     from onnx import helper
 
     from bitwright.export.functions import protos
-    from bitwright.export.net import Net
+    from bitwright.export.net import FusedNet
 
     env = model.environment(*inputs)  # checks the example; a batch of 2, so that nothing is taken for constant
-    net = Net(model.runtime).eval()
+    net = FusedNet(model.runtime).eval()
     two = tuple(x.repeat(2, *[1] * (x.dim() - 1))[:2].contiguous() for x in env.values())
     proto = _exported(net, two)
     proto.functions.extend(protos(net.used))

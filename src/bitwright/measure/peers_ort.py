@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from bitwright.engine.packed import PackedModel
-from bitwright.measure.twin import FloatNet
+from bitwright.transforms.twin import FloatNet
 
 Call = Callable[[], object]
 

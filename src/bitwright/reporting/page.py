@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
-from bitwright.reporting import data, words
+from bitwright.reporting import data, filters
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.run_data import RunData
@@ -106,7 +106,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(words.FILTERS)
+    env.filters.update(filters.FILTERS)
     return env
 
 

@@ -8,10 +8,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bitwright.measure.numbers import at_chance
+from bitwright.numbers import at_chance
 from bitwright.runs.cells import Table
 from bitwright.runs.folder import Run
-from bitwright.runs.tables import Bench, Classes, Conversion, Epoch, Layer, Net, Prediction, Status
+from bitwright.runs.tables import Bench, Classes, Conversion, Epoch, Layer, NetResult, Prediction, Status
 
 T = TypeVar("T", bound=Table)
 
@@ -78,9 +78,9 @@ class RunData:
     def epochs(self) -> tuple[Epoch, ...]:
         return self.rows(Epoch)
 
-    def net(self, name: str) -> Net:
+    def net(self, name: str) -> NetResult:
         """A row of results.csv; with nothing known in it where there is none."""
-        return next((n for n in self.rows(Net) if n.name == name), Net())
+        return next((n for n in self.rows(NetResult) if n.name == name), NetResult())
 
     def total(self, column: str) -> float | None:
         """Sum of a column over the layers; None where no layer has a value."""

@@ -1,7 +1,7 @@
 """What the tables of a run hold: one class per CSV or JSON file.
 
 Here a file is declared, and nowhere else: `Run.write(Table, rows)` and `Run.read(Table)` go by the class, the list of files in
-`files.py` and the documentation by the first paragraph of its docstring. Accuracies are shares from 0 to 1; None is unknown.
+`file_list.py` and the documentation by the first paragraph of its docstring. Accuracies are shares from 0 to 1; None is unknown.
 """
 
 from __future__ import annotations
@@ -310,7 +310,7 @@ class Layer(Table):
         return self.ms_before / self.ms_after if self.ms_before is not None and self.ms_after else None
 
 
-class Disagreement(Row):
+class ChangedClass(Row):
     """An image whose class the packed net changed."""
 
     index: Whole = -1
@@ -320,7 +320,7 @@ class Disagreement(Row):
     first_layer: Text = ""
 
 
-class Beyond(Row):
+class UnexplainedValue(Row):
     """A value that rounding cannot explain: the first image it was seen on, its largest difference and the bound."""
 
     where: Text = ""
@@ -329,7 +329,7 @@ class Beyond(Row):
     image: Whole = None
 
 
-class Output(Row):
+class ComparedOutput(Row):
     """One output of the net, as the trained and the packed net gave it. kind: what was compared, "classes" or "values"."""
 
     name: Text = ""
@@ -360,9 +360,9 @@ class Conversion(Table):
     layers_exact: cells.Flag = False
     codes_checked: cells.Sum = 0
     largest_difference: Number = None
-    disagreements: Items[Disagreement] = ()
-    beyond: Items[Beyond] = ()
-    outputs: Items[Output] = ()
+    disagreements: Items[ChangedClass] = ()
+    beyond: Items[UnexplainedValue] = ()
+    outputs: Items[ComparedOutput] = ()
     classes: Whole = None
     blind: Text = ""
     untimed: Text = ""
@@ -421,7 +421,7 @@ class Bench(Table):
         return next((r for r in self.rows[1:] if r.precision == precision and r.best and r.ms is not None), None)
 
 
-class Net(Table):
+class NetResult(Table):
     """A row per net and peer: accuracy, bytes, time."""
 
     file, open = "results.csv", True

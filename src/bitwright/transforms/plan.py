@@ -16,7 +16,7 @@ from bitwright.nn.layers import SlotLayer
 from bitwright.parts.traits import traits_of
 from bitwright.transforms.apply import constant_input
 from bitwright.transforms.clips import clips_itself
-from bitwright.transforms.decide import Decision, build, check_any, check_skipped, check_tied, decide, slot_layers
+from bitwright.transforms.decide import Decision, build_layer, check_any, check_skipped, check_tied, decide, slot_layers
 from bitwright.transforms.facts import part_text
 from bitwright.transforms.flow import Flow
 from bitwright.transforms.norms import inherit, plan_norms
@@ -192,7 +192,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     resolved = decide(model, as_recipe(recipe), example, "plan")
     check_skipped(resolved, "plan")
     with torch.random.fork_rng(devices=[]):  # parts that draw their start values must not move the user's stream
-        shadows = {d.name: build(d, "plan", share=False) for d in resolved.decisions if d.replaces}
+        shadows = {d.name: build_layer(d, "plan", share=False) for d in resolved.decisions if d.replaces}
     built = [(d, shadows[d.name]) for d in resolved.decisions if d.name in shadows]
     for decision, new in built:
         if isinstance(old := decision.layer.module, SlotLayer):

@@ -58,11 +58,11 @@ def file(card: Card, root: str | os.PathLike[str] | None = None) -> Path:
             given=card.name,
             possible=VARIABLE,
         )
-    check(path, card)
+    check_file(path, card)
     return path
 
 
-def check(path: Path, card: Card) -> None:
+def check_file(path: Path, card: Card) -> None:
     """One line for a file that is not the card's."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()

@@ -5,13 +5,13 @@ from __future__ import annotations
 import math
 
 
-def ms(seconds: float | None) -> str:
+def ms(value: float | None) -> str:
     """Milliseconds with three significant digits, never another unit: they stand in columns.
 
-    >>> ms(48.6e-6), ms(1.53e-3), ms(12.2e-3), ms(3.2e-6), ms(None)
+    >>> ms(0.0486), ms(1.53), ms(12.2), ms(0.0032), ms(None)
     ('0.0486', '1.53', '12.2', '0.00320', '-')
     """
-    return "-" if seconds is None else significant(seconds * 1e3)
+    return "-" if value is None else significant(value)
 
 
 def significant(value: float) -> str:
@@ -92,10 +92,12 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
-def macs(count: int) -> str:
+def macs(count: float | None) -> str:
     """Multiply-accumulates: exact below 10,000, else in millions.
 
     >>> macs(640), macs(442_368), macs(40_550_000)
     ('640', '0.44 M', '40.55 M')
     """
-    return f"{count:,}" if count < 10_000 else f"{count / 1e6:,.2f} M"
+    if count is None:
+        return "-"
+    return f"{round(count):,}" if count < 10_000 else f"{count / 1e6:,.2f} M"

@@ -1,15 +1,10 @@
-"""How the page writes values: the functions of `measure.numbers`, with the unit where one stands alone."""
+"""How the page writes values: the functions of `numbers`, with the unit where one stands alone."""
 
 from __future__ import annotations
 
-from bitwright.measure import numbers
+from bitwright import numbers
 
 UNKNOWN = "-"
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds without the unit, for a column headed ms."""
-    return numbers.ms(None if value is None else value / 1e3)
 
 
 def ms_unit(value: float | None) -> str:
@@ -17,7 +12,7 @@ def ms_unit(value: float | None) -> str:
     >>> ms_unit(1.53), ms_unit(0.0032), ms_unit(None)
     ('1.53 ms', '0.00320 ms', '-')
     """
-    return UNKNOWN if value is None else f"{ms(value)} ms"
+    return UNKNOWN if value is None else f"{numbers.ms(value)} ms"
 
 
 def kb_unit(value: float | None) -> str:
@@ -50,10 +45,6 @@ def difference(value: float | None) -> str:
 
 def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
-
-
-def macs(value: float | None) -> str:
-    return UNKNOWN if value is None else numbers.macs(round(value))
 
 
 def loss(value: float | None) -> str:
@@ -101,7 +92,7 @@ def duration(seconds: float | None) -> str:
 FILTERS = {
     write.__name__: write
     for write in (
-        ms, ms_unit, kb_unit, percent_unit, points_unit, difference, count, macs, bits, bits_class, duration, general,
-        numbers.kb, numbers.percent, numbers.ratio,
+        ms_unit, kb_unit, percent_unit, points_unit, difference, count, bits, bits_class, duration, general,
+        numbers.kb, numbers.macs, numbers.ms, numbers.percent, numbers.ratio,
     )
 }  # fmt: skip

@@ -9,11 +9,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from bitwright.measure.tracing import trace
 from bitwright.nn.layers import KINDS, SlotLayer, is_slot_layer
 from bitwright.parts.registry import SLOTS
 from bitwright.parts.traits import traits_of
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.twin_trace import trace
 from bitwright.transforms.unwrap import unwrap
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {slot: plain for plain, slot in KINDS.items()}
