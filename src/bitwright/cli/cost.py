@@ -21,7 +21,7 @@ from bitwright.cli.target import (
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-DROP = ("kind", "activations", "bits", "density")
+DROP = ("kind", "activations, kB", "bits", "density")
 
 
 def cost(

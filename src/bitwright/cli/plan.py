@@ -132,7 +132,7 @@ def show_table(out: Output, table: Plan, limit: int | None, name: str) -> None:
     """The table; a plan that `apply` refuses ends the command with the same words."""
     head, *rows = table.cells(limit)
     assert not isinstance(head, str)
-    out.table(head, rows, right=(head.index("MACs"),), drop=DROP)
+    out.table(head, rows, right=(len(head) - 2,), drop=DROP)
     for line in table.summary():
         out.prose(line, 9)
     if table.refused is not None:

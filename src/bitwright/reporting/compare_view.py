@@ -35,7 +35,7 @@ def _points(
 
 
 def _size(groups: list[Group]) -> ScatterPlot | None:
-    points = _points(groups, lambda g: g.size.mean, filters.kb_unit, 1e3)
+    points = _points(groups, lambda g: g.size.mean, numbers.kb_unit, 1e3)
     return scatter("Accuracy against size", "size (kB, log; left is better)", points, "size", first="run")
 
 

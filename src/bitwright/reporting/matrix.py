@@ -38,8 +38,9 @@ class Matrix:
 
 def matrix(groups: list[Group]) -> Matrix:
     """Accuracy, size, time per machine, verdict, same answers, warnings, seeds."""
+    points = _nothing if groups[0].guesses else _points
     rows = [
-        _figures("accuracy, %", [g.accuracy for g in groups], numbers.percent, numbers.percent, _points, "max"),
+        _figures("accuracy, %", [g.accuracy for g in groups], numbers.percent, numbers.percent, points, "max"),
         _figures("size, kB", [g.size for g in groups], numbers.kb, numbers.kb, _smaller, "min"),
     ]
     places = list(dict.fromkeys(place for group in groups for place in group.places))
@@ -95,6 +96,10 @@ def _note(spread: Spread, reference: Spread, against: Callable[[float, float], s
 
 def _points(value: float, reference: float) -> str:
     return numbers.points(value - reference)
+
+
+def _nothing(value: float, reference: float) -> str:
+    return ""
 
 
 def _smaller(value: float, reference: float) -> str:

@@ -118,9 +118,10 @@ def render(template: str, values: Mapping[str, Any], plotly: str = "") -> str:
     # script_hashes stand between quotation marks of an attribute and hold nothing that needs escaping
     from markupsafe import Markup
 
-    return env.get_template(template).render(
+    page = env.get_template(template).render(
         **values, script=script, plotly=plotly, script_hashes=Markup(hashes), version=__version__
     )
+    return filters.unbroken(page)
 
 
 def _hash(text: str) -> str:

@@ -412,6 +412,21 @@ class Bench(Table):
         return self.rows[0] if self.rows and self.rows[0].ms is not None else None
 
     @property
+    def ran_in(self) -> str:
+        """The program that ran our net, where the faster of two is quoted: "torch", "onnxruntime"; else nothing."""
+        first = self.ours.note.partition(";")[0] if self.ours else ""
+        return first if first in ("torch", "onnxruntime") else ""
+
+    @property
+    def missing(self) -> dict[str, str]:
+        """What was not measured: each reason once, with the names it holds for."""
+        found: dict[str, list[str]] = {}
+        for row in self.rows:
+            if row.ms is None:
+                found.setdefault(row.note.removeprefix("unavailable: "), []).append(row.name)
+        return {why: ", ".join(names) for why, names in found.items()}
+
+    @property
     def fastest(self) -> Candidate | None:
         """The fastest measured peer of any precision."""
         return min((r for r in self.rows[1:] if r.ms is not None), key=lambda r: r.ms or 0.0, default=None)

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from bitwright import numbers
-from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Section
 from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, ChartTable, axes, table_of
@@ -144,7 +143,7 @@ def choices(bits: Components) -> ChartTable | None:
     names = {"pca": "PCA", "binary": "all binary", "kbit": f"all {bits.bits} bits"}
     columns = {
         "choice": ("name", lambda name: names.get(name, name)), "layers of more bits": ("layers", lambda names: str(len(names))),
-        "their weights %": ("share", numbers.percent), "storage": ("storage_bytes", filters.kb_unit),
+        "their weights %": ("share", numbers.percent), "storage": ("storage_bytes", numbers.kb_unit),
         "float / it": ("compression", _times), "energy: float / it": ("energy_efficiency", _times),
     }  # fmt: skip
     return table_of("Choices of layers", bits.choices, columns) if bits.choices else None

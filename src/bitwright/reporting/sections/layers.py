@@ -93,7 +93,7 @@ def strips(run: RunData) -> list[Strip]:
     """Packed time, packed bytes, float time; one is left out where no layer has a value."""
     made = (
         _strip(run, "Packed: time, layers alone", "ms_after", filters.ms_unit, True),
-        _strip(run, "Packed: bytes", "bytes_after", filters.kb_unit, True),
+        _strip(run, "Packed: bytes", "bytes_after", numbers.kb_unit, True),
         _strip(run, "Float: time, layers alone, for comparison", "ms_before", filters.ms_unit, False),
     )
     return [strip for strip in made if strip is not None]

@@ -18,7 +18,7 @@ class Speed(Section):
     tables = (Bench,)
 
     def view(self, run: RunData) -> dict[str, Any]:
-        return {"bars": bars(run), "missing_peers": [r for r in run.speed.rows if r.ms is None] if run.speed else []}
+        return {"bars": bars(run), "missing_peers": run.speed.missing if run.speed else {}}
 
     def json(self, run: RunData) -> dict[str, Any]:
         return {"speed": run.speed.model_dump() if run.speed else None}

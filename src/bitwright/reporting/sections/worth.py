@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from bitwright import numbers
 from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Gap, Section
@@ -29,7 +30,7 @@ class Worth(Section):
 
 def size_scatter(run: RunData) -> ScatterPlot | None:
     """Accuracy against bytes: the float net and the packed one."""
-    points = _nets(run, run.file_bytes, run.float_bytes, filters.kb_unit, 1e3)
+    points = _nets(run, run.file_bytes, run.float_bytes, numbers.kb_unit, 1e3)
     return scatter("Accuracy against size", "size (kB, log; left is better)", points, "size") if points else None
 
 
