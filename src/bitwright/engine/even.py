@@ -27,7 +27,7 @@ class EvenGrid:
     def codes(self, y: Tensor) -> Tensor:
         """int64 codes of float32 values; NaN becomes 0.
 
-        >>> Grid(2.0, "multiply", 1, 0, 3).codes(torch.tensor([-5.0, 0.0, 0.75, 9.0, torch.nan])).tolist()
+        >>> EvenGrid(2.0, "multiply", 1, 0, 3).codes(torch.tensor([-5.0, 0.0, 0.75, 9.0, torch.nan])).tolist()
         [0, 1, 3, 3, 0]
         """
         value = torch.tensor(self.value, dtype=torch.float32)
@@ -46,7 +46,7 @@ def even_grid(thresholds: Tensor) -> EvenGrid | None:
 
     >>> above = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))  # a half itself goes to 0, the even number
     >>> even_grid(torch.stack([above, torch.tensor(1.5)]))
-    Grid(value=1.0, kind='divide', base=0, low=0, high=2)
+    EvenGrid(value=1.0, kind='divide', base=0, low=0, high=2)
     """
     if thresholds.dim() != 1 or thresholds.isnan().any() or bool((thresholds == torch.inf).any()):
         return None

@@ -57,6 +57,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Recalibra
     errors    no batches; fewer than two values per channel; a model without such norms
     source    Ioffe, Szegedy 2015, arXiv 1502.03167, algorithm 2 (population statistics after training)
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), nn.BatchNorm1d(1))
     >>> net[0].weight.data.fill_(2.0).item()
     2.0

@@ -20,7 +20,6 @@ FILES = {
     "compute.safetensors": "nets with gates: the images of least and most work",
     "hybrid.toml": "from `analyze`: the recipe that follows, where no other place was given",
     "worst.safetensors": "the surest mistakes",
-    "procedures.json": "from stages with a `procedure`, and from `compress`: a row per layer, and the recipe that the net was left with",
     "compressed.safetensors": "from `compress`: the net that it left",
     "packed.safetensors": "from `convert`: the packed net",
     "report.html": "from `report`: the page",

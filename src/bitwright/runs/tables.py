@@ -375,6 +375,23 @@ class Conversion(Table):
     rows: Items[Layer] = ()
 
 
+class ProcedureDone(Row):
+    """What one procedure did. stage: None for the command line. rows: of its report, whose columns are its own."""
+
+    stage: Whole = None
+    procedure: Text = ""
+    samples: Whole = None
+    rows: Items[cells.Facts] = ()
+    recipe: Text = ""
+
+
+class Procedures(Table):
+    """From stages with a `procedure`, and from `compress`: a row per layer, and the recipe that the net was left with."""
+
+    file = "procedures.json"
+    procedures: Items[ProcedureDone] = ()
+
+
 class Candidate(Row):
     """A program that was measured. `ratio` is its time / ours: larger is better for us."""
 
