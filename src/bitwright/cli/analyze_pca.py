@@ -1,4 +1,4 @@
-"""The work of `bitwright analyze RUN --judge pca`."""
+"""The work of `bitwright analyze pca RUN`."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The work of `bitwright analyze RUN --judge weight_sweep` and `--judge connections`."""
+"""The work of `bitwright analyze sweep RUN` and `bitwright analyze connections RUN`."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ def analyze_connections(out: Output, target: str, data_root: str | None) -> None
     for name in found.all_off:
         out.warn(f"analyze: all weights of {name} are off: everything behind it, norms too, is constant")
     out.verdict(f"done  {found.on:,} of {found.weights:,} weights on ({_share(found.share)} %), {_alive(found)}")
-    out.next(f"bitwright analyze {quoted(run.path)} --judge weight_sweep", "accuracy over the weight value")
+    out.next(f"bitwright analyze sweep {quoted(run.path)}", "accuracy over the weight value")
 
 
 def _open(out: Output, target: str, data_root: str | None) -> tuple[Run, Experiment, Images, nn.Module, Tensor]:

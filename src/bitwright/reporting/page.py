@@ -84,8 +84,8 @@ def commands(run: RunData) -> list[str]:
         experiment, path = (shlex.quote(run.origin.path + end) for end in ("/experiment.toml", "-again"))
         lines.append(f"bitwright train {experiment} --out {path}")
         found = run.one(Components)
-        lines += [f"bitwright analyze {path} --images {found.images}"] if found and found.images else []
-        lines += [f"bitwright analyze {path} --judge weight_sweep"] if run.one(Sweeps) else []
+        lines += [f"bitwright analyze pca {path} --images {found.images}"] if found and found.images else []
+        lines += [f"bitwright analyze sweep {path}"] if run.one(Sweeps) else []
         lines += [f"bitwright convert {path}"] if run.conversion else []
         if run.speed:
             threads, batch = run.speed.machine.get("threads", 1), run.speed.batch

@@ -264,7 +264,7 @@ class Sweep(Row):
 
 
 class Sweeps(Table):
-    """From `analyze --judge weight_sweep`: accuracy over the weight value of a net with 0/1 weights, in up to three norm
+    """From `analyze sweep`: accuracy over the weight value of a net with 0/1 weights, in up to three norm
     modes."""
 
     file = "sweep.json"

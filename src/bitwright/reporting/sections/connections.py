@@ -89,7 +89,7 @@ class ConnectionsSection(Section):
     def gaps(self, run: RunData) -> Iterator[tuple[str, Gap]]:
         if run["selfprune"] is not None and not run["selfprune"].sweeps:
             why = "Accuracy over the weight value was not measured."
-            yield "sweep", Gap(why, "bitwright analyze {run} --judge weight_sweep")
+            yield "sweep", Gap(why, "bitwright analyze sweep {run}")
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
