@@ -13,6 +13,7 @@ ROOT = Path(bitwright.__file__).parent
 FLOORS = {
     "atomic": 0,
     "errors": 0,
+    "download": 0,
     "numbers": 0,
     "tabular": 0,
     "timing": 0,

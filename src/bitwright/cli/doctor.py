@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NEEDED = (
-    "torch", "numpy", "safetensors", "pydantic", "typer", "rich", "scikit-learn", "lightning", "torchmetrics",
+    "torch", "numpy", "safetensors", "pydantic", "pooch", "typer", "rich", "scikit-learn", "lightning", "torchmetrics",
     "tensorboard", "jinja2", "scipy", "onnx", "onnxscript", "onnxruntime",
 )  # fmt: skip
 EXTRAS = {
-    "data": ("pillow", "lmdb", "pooch"),
+    "data": ("pillow", "lmdb"),
     "interactive": ("plotly",),
     "openvino": ("openvino",),
     "docs": ("mkdocs", "mkdocs-material"),
