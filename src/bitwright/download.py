@@ -61,10 +61,11 @@ class _Loader:
     def __init__(self, part: Path, file: str, progress: Progress, room: Callable[[int], None]) -> None:
         self.part, self.file, self.progress, self.room, self.done = part, file, progress, room, False
 
-    def __call__(self, address: str, output: Any, pooch: Any) -> None:
+    def __call__(self, fname: str, action: Any, pooch: Any, *, check_only: bool | None = None) -> None:
+        """fname: the address; action: where pooch wants the bytes."""
         self.done = False
-        self.fetch(address)
-        os.replace(self.part, output)
+        self.fetch(fname)
+        os.replace(self.part, action)
         self.done = True
 
     def fetch(self, address: str) -> None:
