@@ -124,6 +124,11 @@ def test_a_class_name_means_one_thing() -> None:
     assert {name: files for name, files in homes.items() if len(files) > 1} == {}
 
 
+def test_no_file_is_long() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {str(path.relative_to(ROOT)): n for path, n in lines.items() if n > 450} == {}
+
+
 def test_training_and_reports_meet_in_the_files_of_a_run_alone() -> None:
     others = {"training": "reporting", "reporting": "training"}
     for path in FILES:

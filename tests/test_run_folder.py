@@ -19,7 +19,8 @@ from bitwright import experiment
 from bitwright.errors import InputError
 from bitwright.runs import Run, file_list
 from bitwright.runs.lock import locked
-from bitwright.runs.tables import Classes, Gate, Health, Sweeps
+from bitwright.runs.result_tables import Sweeps
+from bitwright.runs.tables import Classes, Gate, Health
 from bitwright.training import train
 from bitwright.training.probe import MEASURES
 

@@ -122,7 +122,7 @@ def accuracies(converted: Converted, labels: Tensor, batches: Any) -> tuple[floa
 
 def layer_rows(converted: Converted, x: Tensor) -> list[dict[str, Any]]:
     """The rows of layers.csv: what the report says of a layer, and what the trained net says."""
-    from bitwright.runs.tables import Layer
+    from bitwright.runs.result_tables import Layer
     from bitwright.transforms import walk
 
     facts = {

@@ -19,7 +19,7 @@ from bitwright.reporting.load import load_run
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections import SECTIONS
 from bitwright.reporting.verdict import findings, verdict
-from bitwright.runs.tables import Components, Sweeps
+from bitwright.runs.result_tables import Components, Sweeps
 from bitwright.version import __version__
 
 if TYPE_CHECKING:

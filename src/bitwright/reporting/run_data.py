@@ -10,7 +10,8 @@ from typing import Any, TypeVar
 from bitwright.numbers import at_chance
 from bitwright.runs.cells import Table
 from bitwright.runs.folder import Run
-from bitwright.runs.tables import Bench, Classes, Conversion, Epoch, Layer, NetResult, Prediction, Status
+from bitwright.runs.result_tables import Bench, Conversion, Layer, NetResult
+from bitwright.runs.tables import Classes, Epoch, Prediction, Status
 
 T = TypeVar("T", bound=Table)
 

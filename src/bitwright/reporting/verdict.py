@@ -9,7 +9,8 @@ from bitwright import numbers
 from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.runs.cells import last_epoch
-from bitwright.runs.tables import Health, Layer, Status
+from bitwright.runs.result_tables import Layer
+from bitwright.runs.tables import Health, Status
 
 SIGNS = {"PASS": "\u2713", "WARN": "!", "REFUSE": "\u2717"}
 NOT_CONVERTED = "NOT CONVERTED"

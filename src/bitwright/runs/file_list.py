@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from bitwright.runs import tables as tables  # declares them
+from bitwright.runs import result_tables as result_tables
+from bitwright.runs import tables as tables  # these two declare them
 from bitwright.runs.cells import TABLES
 
 LOCK = "train.lock"  # only while a training runs; see `lock.py`

@@ -15,7 +15,7 @@ from bitwright import trust
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
 from bitwright.runs.cells import Table, parsed
-from bitwright.runs.tables import NetResult
+from bitwright.runs.result_tables import NetResult
 from bitwright.usercode import KEPT, with_imports
 
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright import procedures
 from bitwright.engine.files import save
 from bitwright.errors import InputError
-from bitwright.runs.tables import Procedures
+from bitwright.runs.result_tables import Procedures
 from bitwright.transforms import Recipe, apply, recipe_of
 
 if TYPE_CHECKING:

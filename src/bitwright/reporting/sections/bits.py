@@ -11,7 +11,7 @@ from bitwright.reporting.sections.section import Section
 from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, ChartTable, axes, table_of
 from bitwright.reporting.svg.curves import Line
 from bitwright.reporting.svg.scales import Scale, tick_text
-from bitwright.runs.tables import Components, Dimension
+from bitwright.runs.result_tables import Components, Dimension
 
 MOST_POINTS = 160  # of one curve
 

@@ -18,7 +18,8 @@ from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, ChartTable,
 from bitwright.reporting.svg.curves import Curves, Line, layer_curves
 from bitwright.reporting.svg.scales import Scale
 from bitwright.runs.cells import last_epoch
-from bitwright.runs.tables import Connected, Sweep, Sweeps, Swept, WeightValue
+from bitwright.runs.result_tables import Sweep, Sweeps, WeightValue
+from bitwright.runs.tables import Connected, Swept
 
 STOPS = 30
 OF_MODE = {"running": "ours", "recalibrate": "int8", "batch": "fp32"}

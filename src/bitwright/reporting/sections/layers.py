@@ -10,7 +10,7 @@ from bitwright import numbers
 from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import REPORT, Gap, Section
-from bitwright.runs.tables import Conversion, Layer
+from bitwright.runs.result_tables import Conversion, Layer
 
 
 class Layers(Section):

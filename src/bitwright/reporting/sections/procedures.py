@@ -7,7 +7,7 @@ from typing import Any
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Section
 from bitwright.reporting.svg.charts import ChartTable
-from bitwright.runs.tables import ProcedureDone, Procedures
+from bitwright.runs.result_tables import ProcedureDone, Procedures
 
 
 class ProceduresSection(Section):

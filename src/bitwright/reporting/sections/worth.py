@@ -10,7 +10,7 @@ from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Gap, Section
 from bitwright.reporting.svg.charts import Mark, Point, ScatterPlot, scatter
-from bitwright.runs.tables import NetResult
+from bitwright.runs.result_tables import NetResult
 
 
 class Worth(Section):
