@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bitwright import data
 from bitwright.cli.run import run
-from bitwright.data.files import roots
+from bitwright.data.known_files import roots
 from bitwright.data.pack import pack
 from bitwright.errors import InputError
 from bitwright.experiment import Experiment
