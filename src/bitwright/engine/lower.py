@@ -16,7 +16,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from bitwright.engine import aten_list, reference
-from bitwright.engine.aten import CHECKS, PARTS, Call, Lowered, known, lower, nothing
+from bitwright.engine.aten import CHECKS, PARTS, AtenCall, Lowered, known, lower, nothing
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.packing import Packing, check_finite, storable
 from bitwright.engine.rules import LAYERS
@@ -45,7 +45,7 @@ def owner_of(n: FxNode) -> str:
     return str(entries[-1][0]) if entries else ""
 
 
-def name_of(n: FxNode) -> tuple[str, str]:
+def called_name(n: FxNode) -> tuple[str, str]:
     """(namespace.name, name) of what a node calls."""
     parts = str(n.target).split(".")
     return ".".join(parts[:2]), parts[1] if len(parts) > 1 else parts[0]
@@ -98,7 +98,7 @@ class Lowering:
     graph: Graph = field(default_factory=lambda: Graph([], {}))
     names: dict[str, str] = field(default_factory=dict)  # fx name -> the name of our value
     constants: dict[str, Any] = field(default_factory=dict)
-    several: dict[str, Call] = field(default_factory=dict)  # calls with several results, emitted where one is read
+    several: dict[str, AtenCall] = field(default_factory=dict)  # calls with several results, emitted where one is read
 
     def __post_init__(self) -> None:
         state = {**self.program.state_dict, **self.program.constants}
@@ -165,7 +165,7 @@ class Lowering:
         return self.names[n.name]
 
     def _call(self, n: FxNode) -> None:
-        value, (path, name) = n.meta.get("val"), name_of(n)
+        value, (path, name) = n.meta.get("val"), called_name(n)
         if n.target is operator.getitem:
             self._item(n)
         elif name.startswith(CHECKS) or not isinstance(value, (Tensor, tuple, list)):
@@ -173,7 +173,7 @@ class Lowering:
         elif path == "bitwright.marked_layer":
             self.names[n.name] = self._layer(n) if n.args[2] else self._part(n, self.inputs)
         elif not self._worked_out(n):
-            call = Call(n, self.names, self.constants)
+            call = AtenCall(n, self.names, self.constants)
             if not isinstance(value, Tensor):
                 self.several[n.name] = call
             elif nothing(call):
@@ -293,12 +293,12 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
     if packing.grid is not None:
         tensors = {"add": tensors.get("bias", torch.zeros(bit.shape[1], dtype=torch.float64))}
     scale = torch.stack([t.unit * unit for t in terms])
-    return {"weight": info}, {"bits": reference.pack(bit), "scale": scale, **tensors}
+    return {"weight": info}, {"bits": reference.pack_bits(bit), "scale": scale, **tensors}
 
 
 def _no_form(n: FxNode, reason: aten_list.Unlisted) -> InputError:
     n = _node(n.args[0]) if n.target is operator.getitem else n
-    where, frame, base = owner_of(n) or "the model", frame_of(n), name_of(n)[0]
+    where, frame, base = owner_of(n) or "the model", frame_of(n), called_name(n)[0]
     at = f" ({frame})" if frame else ""
     text = f"convert: {where} uses {base}{at}, which a packed graph cannot hold: {reason}"
     return InputError(text, code="convert-op", layer=where, given=base)

@@ -19,20 +19,20 @@ EXACT_FLOAT32 = 1 << 24  # integers below this are exact in float32, whatever th
 
 
 # -- bits on disk: one dense string per tensor, least significant bit first, padded only at its end ------------
-def pack(bit: Tensor) -> Tensor:
+def pack_bits(bit: Tensor) -> Tensor:
     """uint8 0/1 of any shape -> uint8 bytes; bit i of the flattened tensor is bit i % 8 of byte i // 8.
 
-    >>> pack(torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 1])).tolist()
+    >>> pack_bits(torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 1])).tolist()
     [129, 1]
     """
     flat = bit.detach().to(torch.uint8).cpu().reshape(-1).numpy()
     return torch.from_numpy(np.packbits(flat, bitorder="little"))
 
 
-def unpack(data: Tensor, shape: tuple[int, ...]) -> Tensor:
+def unpack_bits(data: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Back to 0/1 of `shape`.
 
-    >>> unpack(torch.tensor([129, 1], dtype=torch.uint8), (3, 3)).tolist()
+    >>> unpack_bits(torch.tensor([129, 1], dtype=torch.uint8), (3, 3)).tolist()
     [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
     """
     count = math.prod(shape)
@@ -81,7 +81,7 @@ def whole_numbers(bit: Tensor, planes: Sequence[int], mult: Sequence[int], zero:
 def weight_integers(graph: Graph, node: Node) -> list[Tensor]:
     """The whole numbers of each term of a stored weight: int32 [O, ...]."""
     info = node.attrs["weight"]
-    bit = unpack(graph.need(node, "bits"), (info["planes"], *info["shape"]))
+    bit = unpack_bits(graph.need(node, "bits"), (info["planes"], *info["shape"]))
     return [whole_numbers(bit, t["planes"], t["mult"], t["zero"]) for t in info["terms"]]
 
 

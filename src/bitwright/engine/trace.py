@@ -13,7 +13,7 @@ from bitwright.engine.graph import Graph
 from bitwright.engine.lower import Lowering, simplified, user_line
 from bitwright.engine.packing import HOOKS, NotInteger, Packing, grid_of, packing_of, split
 from bitwright.engine.prepare import first_line, plain_weights
-from bitwright.engine.store import check
+from bitwright.engine.store import check_graph
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
@@ -138,7 +138,9 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
             _float_run(name, layer, inputs)
     graph = Lowering(simplified(_export(work, batch)), layers, packings, inputs).run()
     try:
-        check(graph, folded=False)  # on the meta device, as when the file is read: this says the shapes of its values
+        check_graph(
+            graph, folded=False
+        )  # on the meta device, as when the file is read: this says the shapes of its values
     except InputError as error:
         raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
     graph.work = None

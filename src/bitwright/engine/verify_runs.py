@@ -54,7 +54,7 @@ def coding(model: nn.Module) -> list[str]:
     return [n for n, m in model.named_modules() if is_slot_layer(m) and m.x is not None]
 
 
-class Watched:
+class RecordedModel:
     """A copy of a model whose layers remember what they see and give, call by call; a run can tell them their inputs or
     answers."""
 
@@ -86,7 +86,7 @@ class Watched:
             return outputs_of(call(self.model))
 
 
-class Trained(Watched):
+class Trained(RecordedModel):
     """The trained net, which remembers what its coding layers see and give."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -100,7 +100,7 @@ class Trained(Watched):
         for name, layer in list(model.named_modules()):
             if is_slot_layer(layer) and name not in answers and layer.gate is None and layer.x is None:
                 plain_weights(layer)  # float inputs: the weight as it is used, in float64
-        watched = Watched(model.double(), answers)
+        watched = RecordedModel(model.double(), answers)
         try:
             found = watched.run(call.map(lambda t: t.double() if t.is_floating_point() else t), answers=answers)
         except (RuntimeError, TypeError, ValueError, IndexError):
@@ -182,7 +182,7 @@ def _plain_codes(value: Tensor, node: Node, groups: int) -> Tensor:
     """Codes of any backend as int64, in the order of the value's own axes [N, C, H, W] or [N, C]."""
     if value.dtype == torch.int64:
         return value
-    codes = value if value.dtype == torch.uint8 else native.unpack(value, node.channels, groups)
+    codes = value if value.dtype == torch.uint8 else native.unpack_codes(value, node.channels, groups)
     return (codes if node.last else codes.permute(0, 3, 1, 2)).long()
 
 
@@ -255,7 +255,7 @@ class GraphSide:
         return env, seen
 
 
-class LayerSide(Watched):
+class LayerSide(RecordedModel):
     """The layer form: the user's module with packed layers; a layer on the kernels equals itself in plain torch."""
 
     strict = True

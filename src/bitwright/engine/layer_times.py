@@ -14,9 +14,9 @@ from bitwright.engine.layer_form import packed_layers
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ConvertReport
-from bitwright.engine.verify_runs import Watched
-from bitwright.measure.timing import Timing, clock_for, interleave
+from bitwright.engine.verify_runs import RecordedModel
 from bitwright.nn import is_slot_layer
+from bitwright.timing import Timing, clock_for, interleave
 from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import quiet
@@ -40,7 +40,7 @@ def median_ms(f: Callable[[], object], rounds: int = 7, slice_s: float = 0.004) 
     return 1e3 * statistics.median(times)
 
 
-def clock(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int | None) -> None:
+def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int | None) -> None:
     """ms of each layer's float operator and of ours, and of both whole nets side by side, on the example's batch.
 
     One thread unless told otherwise: on a busy machine two wait for each other and the figures mean nothing. What cannot
@@ -59,9 +59,9 @@ def clock(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: 
 
 
 def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None:
-    watched = Watched(prepared.model, [n for n, m in prepared.model.named_modules() if isinstance(m, TIMED)])
-    watched.run(prepared.call)
-    inputs = {name: calls[0] for name, calls in watched.inputs.items()}
+    recorded = RecordedModel(prepared.model, [n for n, m in prepared.model.named_modules() if isinstance(m, TIMED)])
+    recorded.run(prepared.call)
+    inputs = {name: calls[0] for name, calls in recorded.inputs.items()}
     spent: dict[str, float] = {}
     if isinstance(model, PackedModel):
         env = model.environment(*prepared.call.in_order(prepared.model).args)
@@ -80,7 +80,7 @@ def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None
 
 
 def _whole(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int) -> None:
-    twin, call = float_twin(prepared.model, prepared.call.map(as_pixels))
+    twin, call = float_side(prepared.model, prepared.call.map(as_pixels))
     ours = prepared.call.in_order(prepared.model) if isinstance(model, PackedModel) else prepared.call
     both: dict[str, Callable[[], object]] = {"float": lambda: call(twin), "ours": lambda: ours(model)}
     times = interleave(both, rounds=9, slice_seconds=0.004, clock=clock_for(threads)[0])
@@ -108,7 +108,7 @@ def channels_last(model: nn.Module) -> nn.Module:
     return model
 
 
-def float_twin(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+def float_side(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
     """The same topology with empty slots, and its call, in channels_last where it runs so: what packed is compared with."""
     twin = copy_model(model).eval()
     for m in twin.modules():
