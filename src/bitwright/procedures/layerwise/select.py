@@ -40,6 +40,11 @@ class Unit:
         return only if len(found) == 1 and free and isinstance(only, nn.Parameter) else None
 
     @property
+    def latents(self) -> list[nn.Parameter]:
+        """What a procedure may change: the weight, and the bias that absorbs error."""
+        return [self.layer.weight] if self.bias is None else [self.layer.weight, self.bias]
+
+    @property
     def mask(self) -> Tensor | None:
         return mask_of(self.layer)
 
@@ -67,8 +72,8 @@ def compressible(
     for row in chosen:
         if reason := _reason(row, latent):
             exact = globs is not None and any(name in globs for name in row.names)
-            if exact or _is_quantized(row.module):
-                raise InputError(f"{who}: {row.name}: {reason}", code="layer-kind", layer=row.name)
+            if exact or _is_quantized(row.module) or not row.name:
+                raise InputError(f"{who}: {row.name or 'model'}: {reason}", code="layer-kind", layer=row.name)
             if not row.is_table:
                 left.append(f"{row.name} ({reason})")
             continue
@@ -126,6 +131,8 @@ def _matching(found: list[ComputeLayer], globs: list[str], who: str) -> list[Com
 
 def _reason(row: ComputeLayer, latent: bool) -> str:
     module = row.module
+    if not row.name:
+        return f"the model is one {row.kind}, which cannot be replaced in place; put it into nn.Sequential"
     if row.reason:
         return row.reason
     if not isinstance(module, KINDS):
