@@ -91,7 +91,7 @@ def test_gradients_by_hand() -> None:
     assert w.tolist() == [[2.0, -4.0], [1.0, 0.0]]
     part(w).backward(g)
     c = 1 / math.sqrt(2 * 2)  # two weights behind a scale, largest level 2
-    assert torch.equal(w.grad, g)
+    assert w.grad is not None and torch.equal(w.grad, g)
     assert part.scale.grad.tolist() == pytest.approx([c * (1 - 20), c * 6])
 
 
