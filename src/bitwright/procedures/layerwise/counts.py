@@ -34,9 +34,11 @@ def shares(model: nn.Module, who: str, keep: Any, sparsity: Any, pattern: str | 
     """
     if pattern is not None:
         if keep is not None or sparsity is not None:
-            raise InputError(f"{who}: pattern={pattern!r} says how much is kept; leave keep and sparsity out", code="option")
+            raise InputError(
+                f"{who}: pattern={pattern!r} says how much is kept; leave keep and sparsity out", code="option"
+            )
         kept, of = pattern_of(who, pattern)
-        return {unit.name: kept / of for unit in compressible(model, who)}
+        return {unit.name: kept / of for unit in compressible(model, who, listing=True)}
     if (keep is None) == (sparsity is None):
         word = "both keep and sparsity are" if keep is not None else "neither keep nor sparsity is"
         raise InputError(f"{who}: {word} given; give the share to keep, keep=0.5, or sparsity=0.5", code="option")

@@ -1,14 +1,14 @@
-"""Masks of a procedure become `mask` parts."""
+"""Results of procedures become parts: masks and codebooks."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer, is_slot_layer
+from bitwright.parts.codebook import Codebook
 from bitwright.parts.mask import Mask
 from bitwright.parts.traits import traits_of
 from bitwright.procedures.layerwise.select import Unit
@@ -54,7 +54,26 @@ def _with_mask(module: nn.Module, name: str, who: str) -> Any:
     return [*specs, "mask"]
 
 
-def zero_pruned(weight: Tensor, mask: Tensor) -> None:
-    """Exact zeros where the mask is 0, so that the weight on disk is what the layer computes with."""
-    with torch.no_grad():
-        weight.masked_fill_(~mask.bool().reshape(weight.shape), 0)
+def put_codebooks(
+    model: nn.Module, found: dict[str, tuple[Unit, str, int | None, dict[str, Tensor]]], who: str
+) -> None:
+    """Each unit's levels, group width, index and scale into `codebook` parts; a mask that is there stays beside it."""
+    names = {id(m): n for n, m in model.named_modules()}
+    rules = []
+    for unit, levels, group, _ in found.values():
+        spec: dict[str, Any] = {"part": "codebook", "levels": levels}
+        if group is not None:
+            spec["group"] = group
+        for module in unit.modules:
+            masked = _mask_part(module) is not None
+            rules.append({"match": exact_glob(names[id(module)]), "w": [spec, "mask"] if masked else spec})
+    before = {names[id(m)]: part.mask.clone() for u, *_ in found.values() for m in u.modules if (part := _mask_part(m))}
+    apply(model, rules)
+    for unit, _, _, tensors in found.values():
+        for name in (names[id(module)] for module in unit.modules):
+            layer: Any = model.get_submodule(name)
+            part = next(link for link in links_of(layer.w) if isinstance(link, Codebook))
+            part.hold(layer.weight, tensors["index"], tensors["scale"])
+            mask = _mask_part(layer)
+            if mask is not None:
+                mask.mask.copy_(before[name])

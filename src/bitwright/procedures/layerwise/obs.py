@@ -8,7 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-BYTES = 64 * 2**20
+from bitwright.procedures.layerwise.linalg import BYTES, solve_subsets
+
 STEP = 32  # removals between two updates of a whole inverse
 
 
@@ -21,39 +22,6 @@ def scores(w: Tensor, diagonal: Tensor, dead: Tensor, free: Tensor) -> Tensor:
     """
     value = torch.where(dead, torch.zeros_like(w), w.square() / diagonal)
     return torch.where(free, value, torch.full_like(value, torch.inf))
-
-
-def solve_subsets(
-    m: Tensor, group: Tensor, right: Tensor, chosen: Tensor, order: Tensor | None = None
-) -> Tensor:
-    """x [R, d], 0 outside of `chosen`, with M_CC x_C = right_C for each row and its own set C.
-
-    order   given: only the lower triangle of M_CC in the order of these numbers is solved, which is what updates done one
-            weight after another come to
-    """
-    out = torch.zeros_like(right)
-    sizes = chosen.sum(1)
-    place = (~chosen).to(torch.float64)  # chosen ones first; among them by order, else by index
-    if order is not None:
-        rank = order.argsort(1, stable=True).argsort(1)
-        place = place + rank / (2 * rank.shape[1])
-    place = place.argsort(1, stable=True)
-    for rows in _alike(sizes):
-        most = int(sizes[rows].max())
-        if not most:
-            continue
-        at, g = place[rows][:, :most], group[rows]
-        real = torch.arange(most, device=m.device) < sizes[rows].unsqueeze(1)
-        part = m[g[:, None, None], at.unsqueeze(2), at.unsqueeze(1)]
-        part.masked_fill_(~(real.unsqueeze(2) & real.unsqueeze(1)), 0)
-        part.diagonal(dim1=1, dim2=2)[~real] = 1.0
-        side = right[rows].gather(1, at).masked_fill_(~real, 0).unsqueeze(2)
-        if order is None:
-            found = torch.cholesky_solve(side, torch.linalg.cholesky(part))
-        else:
-            found = torch.linalg.solve_triangular(part.tril_(), side, upper=False)
-        out[rows] = torch.zeros_like(right[rows]).scatter(1, at, found.squeeze(2).masked_fill_(~real, 0))
-    return out
 
 
 def compensate(h: Tensor, inverse: Tensor | None, group: Tensor, w: Tensor, keep: Tensor) -> Tensor:
@@ -109,7 +77,7 @@ class Elimination:
         most = int(sizes.max()) if len(sizes) else 0
         if not most:
             return
-        q = (~removed).to(torch.uint8).argsort(1, stable=True)[:, :most]
+        q = (~removed).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
         real = torch.arange(most, device=q.device) < sizes.unsqueeze(1)
         a = self.inverse[self.group.unsqueeze(1), q]  # [R, b, d]
         for v in self.steps:
@@ -170,17 +138,3 @@ def _trace(a: Tensor, w: Tensor, dead: Tensor, free: Tensor, order: Tensor, loss
             free[row[going], q[going]] = False
             w[row[going], q[going]] = 0
         a.baddbmm_(v.mT, v, alpha=-1)
-
-
-def _alike(sizes: Tensor) -> list[Tensor]:
-    """Rows of like size together, as many as fit in 64 MB."""
-    order = sizes.argsort(stable=True)
-    out, start = [], 0
-    ordered = sizes[order].tolist()
-    while start < len(ordered):
-        end = start + 1
-        while end < len(ordered) and (end + 1 - start) * ordered[end] ** 2 * 8 <= BYTES:
-            end += 1
-        out.append(order[start:end])
-        start = end
-    return out

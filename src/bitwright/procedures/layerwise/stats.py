@@ -15,7 +15,15 @@ from bitwright.analysis.scatter import Scatter
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.procedures.layerwise.forwards import Forward, stops
-from bitwright.procedures.layerwise.geometry import CHUNK_BYTES, columns_of, from_rows, groups_of, places, rows_of, weight_rows
+from bitwright.procedures.layerwise.geometry import (
+    CHUNK_BYTES,
+    columns_of,
+    from_rows,
+    groups_of,
+    places,
+    rows_of,
+    weight_rows,
+)
 from bitwright.procedures.layerwise.progress import Meter
 from bitwright.procedures.layerwise.select import Unit
 from bitwright.transforms.call import Call
@@ -70,7 +78,7 @@ class LayerStats:
     energy: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.energy = self.error([torch.zeros_like(w) for w in self.w])
+        self.aim(self.w)
 
     @property
     def layer(self) -> Any:
@@ -96,6 +104,11 @@ class LayerStats:
     def relative(self, error: float) -> float:
         """E over what the layer puts out: tr(W H W^T)."""
         return error / self.energy if self.energy > 0 else 0.0
+
+    def aim(self, w: list[Tensor]) -> None:
+        """Takes other weights, as blocks, as those to come close to."""
+        self.w = w
+        self.energy = self.error([torch.zeros_like(one) for one in w])
 
     def current(self) -> list[Tensor]:
         """The weight as it is now, as blocks."""

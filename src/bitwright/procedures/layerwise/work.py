@@ -65,7 +65,7 @@ class LayerRow:
 class LayerReport(Report):
     """A row per layer, and how the layers of the net hang together (`error_bound` reads that)."""
 
-    rows: tuple[LayerRow, ...] = field(default=())
+    rows: tuple[LayerRow, ...] = ()
     net: tuple[Link, ...] = field(default=(), repr=False)
 
     @property
@@ -111,6 +111,8 @@ class Work:
         """Solves every unit, then `finish` puts masks and parts in. After an error the net is as it was."""
         model = unwrap(model)
         feed = list(batches)
+        if not self.units:  # every layer keeps all of its weights
+            return LayerReport(self.who, 0)
         before = [(p, p.detach().clone()) for unit in self.units for p in unit.latents]
         rows: dict[str, LayerRow] = {}
         found: dict[str, tuple[Unit, Solved]] = {}
