@@ -79,7 +79,7 @@ def from_json(text: str, tensors: dict[str, Tensor]) -> Graph:
             node.attrs = _spelled_out(i, node, tensors)
         nodes.append(node)
     graph = Graph(nodes, tensors)
-    check(graph)
+    check_graph(graph)
     return graph
 
 
@@ -92,7 +92,7 @@ def _spelled_out(i: int, node: Node, tensors: dict[str, Tensor]) -> dict[str, An
         attrs["tensors"] = roles = {str(r): f"{node.name}.{r}" for r in roles}
     if table is not None:
         key = f"{node.name}.thresholds"
-        numbers = isinstance(table, list) and 0 < len(table) <= INLINE and all(_threshold(t) for t in table)
+        numbers = listed(lambda v: type(v) in (int, float) and abs(v) < 1e39, 1, INLINE)(table)
         if not numbers or key in tensors or not isinstance(roles, dict):
             where = f"packed file: node {i} {node.name[:60]!r}"
             raise InputError(f"{where}: thresholds are not up to {INLINE} numbers", code="file-graph")
@@ -105,15 +105,11 @@ def _spelled_out(i: int, node: Node, tensors: dict[str, Tensor]) -> dict[str, An
     return attrs
 
 
-def _threshold(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e39
-
-
 # -- checks -------------------------------------------------------------------------------------------------
 SIZES = (2, 3)  # two batches on the meta device: a size that differs depends on the batch
 
 
-def check(graph: Graph, folded: bool = True) -> None:
+def check_graph(graph: Graph, folded: bool = True) -> None:
     """`InputError` naming the first node that is not as `docs/format.md` says. `folded`: its numbers are float32 by now."""
     seen: dict[str, Node] = {}
     values: dict[str, list[Tensor]] = {}

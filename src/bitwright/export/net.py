@@ -12,17 +12,17 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from bitwright.engine import reference
-from bitwright.engine.even import even_grid
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
 from bitwright.engine.rules import CODED
+from bitwright.engine.thresholds import even_grid
 from bitwright.export import coded
 from bitwright.export.pooling import pool_inside
 
 Values = dict[str, Tensor]
 
 
-class Net(nn.Module):
+class FusedNet(nn.Module):
     """Runs the fused graph inside `torch.onnx.export`, and nowhere else.
 
     Floats keep torch's order of axes; codes are uint8 [N, H, W, C], as the functions of the file have them.

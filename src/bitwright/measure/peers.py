@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bitwright.errors import InputError, nearest
+from bitwright.errors import unknown
 from bitwright.measure import peers_openvino, peers_ort, peers_torch
-from bitwright.measure.twin import FloatNet, one_line
 from bitwright.quiet import quiet
+from bitwright.transforms.twin import FloatNet, one_line
 
 Call = Callable[[], object]
 Builder = Callable[[FloatNet, int], dict[str, Call]]
@@ -34,19 +34,14 @@ class Peer:
     note: str = ""
 
 
-def check(against: tuple[str, ...]) -> None:
+def check_peers(against: tuple[str, ...]) -> None:
     """`InputError` for a peer that is not known."""
     for name in against:
         if name not in PEERS:
-            raise InputError(
-                f"bench: unknown peer {name!r}.{nearest(name, PEERS)} Known: {', '.join(PEERS)}",
-                code="peer-unknown",
-                given=name,
-                possible=", ".join(PEERS),
-            )
+            raise unknown(f"bench: unknown peer {name!r}", name, PEERS, code="peer-unknown")
 
 
-def build(name: str, net: FloatNet | str, threads: int) -> Peer:
+def build_peer(name: str, net: FloatNet | str, threads: int) -> Peer:
     """One peer of a float net, or the row that says why not (`net` is then the reason)."""
     precision, builder = PEERS[name]
     if isinstance(net, str):

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bitwright.measure import numbers
-from bitwright.measure.layout import fit, wrap
-from bitwright.measure.timing import NOISY, Timing, quality
+from bitwright import numbers
+from bitwright.tabular import csv_text, fit, markdown, wrap
+from bitwright.timing import NOISY, Timing, quality
 
 
 @dataclass(frozen=True)
@@ -129,12 +127,12 @@ class BenchTable:
     def _cells(self, row: BenchRow) -> list[str]:
         if row.median_ms is None:
             return [row.name, row.precision, "-", "-", "-", "-", "-", row.note]
-        quartiles = "-".join(numbers.ms(q / 1e3) for q in (row.q1_ms or 0.0, row.q3_ms or 0.0))
+        quartiles = "-".join(numbers.ms(q) for q in (row.q1_ms or 0.0, row.q3_ms or 0.0))
         rate = "-" if row.per_second is None else f"{row.per_second:,.0f}"
         best = f"best {row.precision}" if row.best_of_precision else ""
         note = "; ".join(text for text in (best, row.note) if text)
         return [
-            row.name, row.precision, numbers.ms(row.median_ms / 1e3), quartiles, numbers.ms((row.p95_ms or 0.0) / 1e3),
+            row.name, row.precision, numbers.ms(row.median_ms), quartiles, numbers.ms(row.p95_ms or 0.0),
             rate, numbers.ratio(row.ratio), note,
         ]  # fmt: skip
 
@@ -161,10 +159,8 @@ class BenchTable:
 
     def to_markdown(self) -> str:
         """A Markdown table, then the machine line and the sentence."""
-        head = [*self.HEADERS[:-1], "note"]
-        rows = ["| " + " | ".join(cells) + " |" for cells in ([*head], *self.cells())]
-        rule = "|---|---|" + "---:|" * 3 + "---|---|"
-        return "\n".join([rows[0], rule, *rows[1:], "", f"{self.head()}; {self.summary()}; {self.quality}"])
+        table = markdown([*self.HEADERS[:-1], "note"], self.cells(), range(2, 6))
+        return f"{table}\n\n{self.head()}; {self.summary()}; {self.quality}"
 
     def records(self) -> list[dict[str, Any]]:
         """One flat dict a row: raw values with the unit in the key, then the machine's columns."""
@@ -173,12 +169,7 @@ class BenchTable:
 
     def to_csv(self) -> str:
         """`records` as CSV text; empty where nothing was measured."""
-        text = io.StringIO()
-        records = self.records()
-        writer = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue()
+        return csv_text(self.records())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

@@ -15,7 +15,8 @@ from bitwright import trust
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
 from bitwright.runs.cells import Table, parsed
-from bitwright.runs.tables import Net
+from bitwright.runs.result_tables import NetResult
+from bitwright.tabular import csv_text
 from bitwright.usercode import KEPT, with_imports
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 
 
 class Run:
-    """A folder with the files that `files.FILES` lists; commands take it where they take a file."""
+    """A folder with the files that `file_list.FILES` lists; commands take it where they take a file."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -167,20 +168,14 @@ class Run:
 
     def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> Path:
         """All rows; the columns are `columns`, then those of all rows in order of appearance. None is an empty cell."""
-        rows = list(rows)
-        columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return self.write_text(name, text.getvalue())
+        return self.write_text(name, csv_text(list(rows), columns))
 
     def put_results(self, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Into results.csv: a row with the same `net` and `batch` is replaced, cell by cell.
 
         A row without `batch` says something of the net (its accuracy), not of a measurement: into all rows of the net.
         """
-        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv(Net.file, ("net",))]
+        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv(NetResult.file, ("net",))]
         for row in rows:
             batch = str(row.get("batch") or "")
             new = {key: str(value) if key == "batch" else value for key, value in row.items()}
@@ -190,4 +185,4 @@ class Run:
                 old.update(new)
             if not found:
                 kept.append(new)
-        return self.write(Net, kept)
+        return self.write(NetResult, kept)
