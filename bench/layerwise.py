@@ -42,11 +42,10 @@ Method = Callable[[nn.Module, list[Any]], Any]
 LENET: dict[str, Method] = {
     "magnitude": lambda n, f: P.magnitude(n, keep=0.07),
     "magnitude, global": lambda n, f: P.magnitude(n, keep=0.07, scope="global"),
-    "l_obs lobs, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", compensation="lobs"),
     "l_obs": lambda n, f: P.l_obs(n, f, keep=0.07),
     "l_obs, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global"),
     "l_obs 8 rounds, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", rounds=8),
-    "l_obs obc, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", rounds="obc", flop_budget=1e13),
+    "l_obs obc, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", rounds="obc"),
 }
 RESNET: dict[str, Method] = {
     "magnitude": lambda n, f: P.magnitude(n, keep=0.5),

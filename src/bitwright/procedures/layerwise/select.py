@@ -79,7 +79,7 @@ def compressible(
                 left.append(f"{row.name} ({reason})")
             continue
         units.setdefault(id(row.module.weight), []).append(row)
-    if left and not listing:
+    if left and units and not listing:
         more = f" and {len(left) - 1} more layers stay" if len(left) > 1 else " stays"
         warnings.warn(f"{who}: {left[0]}{more} as before", BitwrightWarning, stacklevel=3)
     if not units:
@@ -132,7 +132,7 @@ def _matching(found: list[ComputeLayer], globs: list[str], who: str) -> list[Com
 
 
 def _reason(row: ComputeLayer, latent: bool) -> str:
-    module = row.module
+    module: nn.Module = row.module
     if not row.name:
         return f"the model is one {row.kind}, which cannot be replaced in place; put it into nn.Sequential"
     if row.reason:
@@ -141,7 +141,7 @@ def _reason(row: ComputeLayer, latent: bool) -> str:
         return f"a {row.kind} is none of Linear, Conv1d, Conv2d, Conv3d"
     if isinstance(module, SlotLayer) and module.gate is not None:
         return f"its gate {title_of(module.gate)} decides what the weight is multiplied with"
-    if not latent and _is_quantized(module):
+    if not latent and isinstance(module, SlotLayer) and _is_quantized(module):
         titles = "+".join(title_of(m) for m in links_of(module.w) if not isinstance(m, Mask))
         return (
             f"its weight goes through {titles}; compress the float net, or say latent=True to work on the latent weight"
