@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.procedures.layerwise.select import compressible, per_layer
 
-Share = Annotated[float, Field()]
-Shares = Share | dict[str, Share]  # a number, or a mapping by layer glob
+Shares = float | dict[str, float]  # a number, or a mapping by layer glob
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 

@@ -93,10 +93,11 @@ def compressible(
 
 
 def per_layer(model: nn.Module, who: str, option: str, value: Any) -> dict[str, Any]:
-    """An option that is one value, or a mapping by layer glob of which the last match counts: name of a unit -> value.
+    """An option that is one value, or a mapping by layer glob: name of a unit -> value. A full name counts before globs, of
+    several globs the last one.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> per_layer(net, "l_obs", "keep", {"*": 0.5, "1": 0.8})
+    >>> per_layer(net, "l_obs", "keep", {"1": 0.8, "*": 0.5})
     {'0': 0.5, '1': 0.8}
     """
     table = value if isinstance(value, Mapping) else {"*": value}
@@ -105,7 +106,7 @@ def per_layer(model: nn.Module, who: str, option: str, value: Any) -> dict[str, 
     units = compressible(model, who, latent=True, listing=True)
     every = {u.name: [n for n, m in model.named_modules(remove_duplicate=False) if m in u.modules] for u in units}
     out: dict[str, Any] = {}
-    for glob, one in table.items():
+    for glob, one in sorted(table.items(), key=lambda item: any(item[0] in names for names in every.values())):
         hits = [name for name, also in every.items() if any(fnmatchcase(n, glob) for n in also)]
         if not hits:
             raise InputError(
