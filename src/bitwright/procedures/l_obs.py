@@ -49,7 +49,8 @@ def l_obs(
     score     w_q^2 / [H^-1]_qq, H = mean of x x^T over what the layer reads: by how much E, the mean squared change of the
               layer's output, rises if this weight alone goes and the others of its row make up for it
     keep      share of weights that stay, a number or a mapping by layer glob; a layer keeps exactly max(1, round(n keep)).
-              A full name counts before globs, of several globs the last. `sparsity` = 1 - keep, instead. Layers that no glob matches, and those with keep 1, are not touched
+              A full name counts before globs, of several globs the last. Layers that no glob matches, and those with
+              keep 1, are not touched. `sparsity` = 1 - keep, instead
     compensation   "exact": the best weights on the mask, H_SS w_S = (H w0)_S;   "lobs": as published, one update per
               weight with the inverse left as it is, which is one Gauss-Seidel sweep of that system
     rounds    scores are taken anew this often; 8 come close to "obc", one weight at a time (Optimal Brain Compression);
