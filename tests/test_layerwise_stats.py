@@ -146,7 +146,7 @@ def test_tied_weights_are_one_unit_and_sum_their_inputs() -> None:
     x = torch.randn(9, 3, dtype=torch.float64)
     found = stats_of(net, [x])
     rows = torch.cat([x, torch.tanh(a(x))]).detach()
-    assert list(found) == ["0"] and found["0"].calls == 2
+    assert list(found) == ["0"] and found["0"].positions == 2
     torch.testing.assert_close(found["0"].h[0][0], rows.T @ rows / 18)
 
 

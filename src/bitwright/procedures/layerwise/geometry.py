@@ -43,6 +43,19 @@ def windows(layer: Any, x: Tensor) -> Tensor:
     return x
 
 
+def places(layer: nn.Module, x: Tensor) -> int:
+    """Rows that this input gives, all of them: samples times positions.
+
+    >>> places(nn.Conv2d(1, 2, 3, stride=2), torch.zeros(4, 1, 7, 9)), places(nn.Linear(3, 2), torch.zeros(4, 5, 3))
+    (48, 20)
+    """
+    if isinstance(layer, nn.Linear):
+        return x.numel() // max(1, x.shape[-1])
+    if x.dim() == _weight_of(layer).dim() - 1:
+        x = x.unsqueeze(0)
+    return len(x) * windows(layer, x[:1]).shape[2 : x.dim()].numel()
+
+
 def rows_of(layer: nn.Module, x: Tensor, most: int | None = None, seed: int = 0) -> Iterator[Tensor]:
     """Rows [G, n, D] in pieces of at most 64 MB, columns in the order of `weight.flatten(1)`: channel, then taps.
 

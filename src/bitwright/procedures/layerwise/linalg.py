@@ -10,6 +10,7 @@ from torch import Tensor
 from bitwright.errors import InputError
 
 STRONGEST = 1.0  # of the mean diagonal; beyond it the diagonal alone is taken
+BYTES = 64 * 2**20  # of the matrices that are solved at once
 BASE = 256  # width below which a triangular inverse is one call
 
 
@@ -109,41 +110,34 @@ def invert_upper_(r: Tensor) -> Tensor:
     return r
 
 
-def solve_support(h: Tensor, w: Tensor, keep: Tensor) -> Tensor:
-    """The best weights on a support: minimizes (v - w) H (v - w)^T over v that are 0 where `keep` is False.
+def solve_subsets(m: Tensor, group: Tensor, right: Tensor, chosen: Tensor, order: Tensor | None = None) -> Tensor:
+    """x [R, d], 0 outside of `chosen`, with M_CC x_C = right_C for each row and its own set C.
 
-    value    H_SS v_S = (H w)_S for each row and its own S
-    shapes   h [D, D] positive definite, w [O, D], keep bool [O, D]
-
-    >>> h = torch.tensor([[4.0, 2.0], [2.0, 4.0]], dtype=torch.float64)
-    >>> solve_support(h, torch.ones(1, 2, dtype=torch.float64), torch.tensor([[True, False]])).tolist()
-    [[1.5, 0.0]]
+    order   given: only the lower triangle of M_CC in the order of these numbers is solved, which is what updates done one
+            weight after another come to
     """
-    out = torch.zeros_like(w)
-    right = w @ h
-    sizes = keep.sum(1)
-    order = sizes.argsort(stable=True)
-    start = 0
-    while start < len(order):
-        # rows of like size together: as many as fit in 64 MB
-        end = start + 1
-        while end < len(order) and (end + 1 - start) * int(sizes[order[end]]) ** 2 * 8 <= 64 * 2**20:
-            end += 1
-        rows = order[start:end]
-        most = int(sizes[rows[-1]])
-        if most:
-            place = (~keep[rows]).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-            real = torch.arange(most, device=w.device) < sizes[rows].unsqueeze(1)
-            part = h[place.unsqueeze(2), place.unsqueeze(1)]
-            part = torch.where(
-                real.unsqueeze(2) & real.unsqueeze(1), part, torch.zeros((), dtype=h.dtype, device=h.device)
-            )
-            part.diagonal(dim1=1, dim2=2)[~real] = 1.0
-            side = torch.where(real, right[rows].gather(1, place), torch.zeros((), dtype=h.dtype, device=h.device))
-            found = torch.cholesky_solve(side.unsqueeze(2), torch.linalg.cholesky(part)).squeeze(2)
-            values = torch.zeros_like(w[rows]).scatter(1, place, torch.where(real, found, torch.zeros_like(found)))
-            out[rows] = values
-        start = end
+    out = torch.zeros_like(right)
+    sizes = chosen.sum(1)
+    place = (~chosen).to(torch.float64)  # chosen ones first; among them by order, else by index
+    if order is not None:
+        rank = order.argsort(dim=1, stable=True).argsort(1)
+        place = place + rank / (2 * rank.shape[1])
+    place = place.argsort(dim=1, stable=True)
+    for rows in _alike(sizes):
+        most = int(sizes[rows].max())
+        if not most:
+            continue
+        at, g = place[rows][:, :most], group[rows]
+        real = torch.arange(most, device=m.device) < sizes[rows].unsqueeze(1)
+        part = m[g[:, None, None], at.unsqueeze(2), at.unsqueeze(1)]
+        part.masked_fill_(~(real.unsqueeze(2) & real.unsqueeze(1)), 0)
+        part.diagonal(dim1=1, dim2=2)[~real] = 1.0
+        side = right[rows].gather(1, at).masked_fill_(~real, 0).unsqueeze(2)
+        if order is None:
+            found = torch.cholesky_solve(side, torch.linalg.cholesky(part))
+        else:
+            found = torch.linalg.solve_triangular(part.tril_(), side, upper=False)
+        out[rows] = torch.zeros_like(right[rows]).scatter(1, at, found.squeeze(2).masked_fill_(~real, 0))
     return out
 
 
@@ -157,3 +151,17 @@ def woodbury_update(inverse: Tensor, rows: Tensor, count: int) -> Tensor:
     ax = inverse @ rows.mT
     inner = count * torch.eye(len(rows), dtype=inverse.dtype, device=inverse.device) + rows @ ax
     return inverse - ax @ torch.linalg.solve(inner, ax.mT)
+
+
+def _alike(sizes: Tensor) -> list[Tensor]:
+    """Rows of like size together, as many as fit in 64 MB."""
+    order = sizes.argsort(stable=True)
+    out, start = [], 0
+    ordered = sizes[order].tolist()
+    while start < len(ordered):
+        end = start + 1
+        while end < len(ordered) and (end + 1 - start) * ordered[end] ** 2 * 8 <= BYTES:
+            end += 1
+        out.append(order[start:end])
+        start = end
+    return out

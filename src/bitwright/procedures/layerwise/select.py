@@ -40,6 +40,11 @@ class Unit:
         return only if len(found) == 1 and free and isinstance(only, nn.Parameter) else None
 
     @property
+    def latents(self) -> list[nn.Parameter]:
+        """What a procedure may change: the weight, and the bias that absorbs error."""
+        return [self.layer.weight] if self.bias is None else [self.layer.weight, self.bias]
+
+    @property
     def mask(self) -> Tensor | None:
         return mask_of(self.layer)
 
@@ -51,12 +56,13 @@ def mask_of(layer: nn.Module) -> Tensor | None:
 
 
 def compressible(
-    model: nn.Module, who: str, layers: Iterable[str] | None = None, latent: bool = False, quiet: bool = False
+    model: nn.Module, who: str, layers: Iterable[str] | None = None, latent: bool = False, listing: bool = False
 ) -> list[Unit]:
     """The weights to work on, in order of definition.
 
     layers   globs of names; None: all layers of a kind that can
     latent   whether a weight that goes through a quantizer is taken by its latent values; else it is an error
+    listing  only to know which there are: no warning, and a weight may be shared
     errors   `InputError`: a glob that matches nothing, a layer that cannot, a weight shared with a lookup table
     """
     found = candidates(model)
@@ -67,13 +73,13 @@ def compressible(
     for row in chosen:
         if reason := _reason(row, latent):
             exact = globs is not None and any(name in globs for name in row.names)
-            if exact or _is_quantized(row.module):
-                raise InputError(f"{who}: {row.name}: {reason}", code="layer-kind", layer=row.name)
+            if exact or _is_quantized(row.module) or not row.name:
+                raise InputError(f"{who}: {row.name or 'model'}: {reason}", code="layer-kind", layer=row.name)
             if not row.is_table:
                 left.append(f"{row.name} ({reason})")
             continue
         units.setdefault(id(row.module.weight), []).append(row)
-    if left and not quiet:
+    if left and not listing:
         more = f" and {len(left) - 1} more layers stay" if len(left) > 1 else " stays"
         warnings.warn(f"{who}: {left[0]}{more} as before", BitwrightWarning, stacklevel=3)
     if not units:
@@ -81,7 +87,8 @@ def compressible(
             f"{who}: the model has no layer that it could work on; possible: Linear, Conv1d, Conv2d, Conv3d",
             code="recipe-nomatch",
         )
-    _check_shared(model, units, who)
+    if not listing:
+        _check_shared(model, units, who)
     return [Unit(rows[0].name, tuple(r.module for r in rows)) for rows in units.values()]
 
 
@@ -95,7 +102,7 @@ def per_layer(model: nn.Module, who: str, option: str, value: Any) -> dict[str, 
     table = value if isinstance(value, Mapping) else {"*": value}
     if not table:
         raise InputError(f"{who}: {option} is an empty mapping; give a number, or globs of layers", code="option")
-    units = compressible(model, who, latent=True, quiet=True)
+    units = compressible(model, who, latent=True, listing=True)
     every = {u.name: [n for n, m in model.named_modules(remove_duplicate=False) if m in u.modules] for u in units}
     out: dict[str, Any] = {}
     for glob, one in table.items():
@@ -126,6 +133,8 @@ def _matching(found: list[ComputeLayer], globs: list[str], who: str) -> list[Com
 
 def _reason(row: ComputeLayer, latent: bool) -> str:
     module = row.module
+    if not row.name:
+        return f"the model is one {row.kind}, which cannot be replaced in place; put it into nn.Sequential"
     if row.reason:
         return row.reason
     if not isinstance(module, KINDS):

@@ -15,7 +15,15 @@ from bitwright.analysis.scatter import Scatter
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.procedures.layerwise.forwards import Forward, stops
-from bitwright.procedures.layerwise.geometry import CHUNK_BYTES, columns_of, from_rows, groups_of, rows_of, weight_rows
+from bitwright.procedures.layerwise.geometry import (
+    CHUNK_BYTES,
+    columns_of,
+    from_rows,
+    groups_of,
+    places,
+    rows_of,
+    weight_rows,
+)
 from bitwright.procedures.layerwise.progress import Meter
 from bitwright.procedures.layerwise.select import Unit
 from bitwright.transforms.call import Call
@@ -56,7 +64,7 @@ class LayerStats:
            block unless the layer is wider than `Limits.dim`
     w      [G, O/G, d] per block, float64: the weight as it was, pruned entries 0. With `bias` the last column of the last
            block is the bias, and x there is 1
-    rows   samples times positions that were read;   calls   of the layer in one forward
+    rows   samples times positions that were read;   positions   outputs per channel and sample, all calls together
     """
 
     name: str
@@ -66,11 +74,11 @@ class LayerStats:
     bias: bool
     rows: int
     samples: int
-    calls: int
+    positions: float
     energy: float = field(init=False)
 
     def __post_init__(self) -> None:
-        self.energy = self.error([torch.zeros_like(w) for w in self.w])
+        self.aim(self.w)
 
     @property
     def layer(self) -> Any:
@@ -96,6 +104,11 @@ class LayerStats:
     def relative(self, error: float) -> float:
         """E over what the layer puts out: tr(W H W^T)."""
         return error / self.energy if self.energy > 0 else 0.0
+
+    def aim(self, w: list[Tensor]) -> None:
+        """Takes other weights, as blocks, as those to come close to."""
+        self.w = w
+        self.energy = self.error([torch.zeros_like(one) for one in w])
 
     def current(self) -> list[Tensor]:
         """The weight as it is now, as blocks."""
@@ -311,6 +324,7 @@ class _Walk:
         seed = hash((self.limits.seed, index, gram.calls)) & 0x7FFFFFFF
         most = max(1, self.limits.rows_for(columns_of(module)) // (self.samples * self.expected[unit.name]))
         gram.calls += 1
+        gram.places += places(module, x)
         for rows in rows_of(module, x, most, seed):
             gram.add(rows)
 
@@ -326,9 +340,8 @@ class _Walk:
         h = gram.finish()
         if rows < columns_of(unit.layer):
             self.few.append((unit.name, rows, columns_of(unit.layer)))
-        return LayerStats(
-            unit.name, unit, h, _blocks(unit, h, bias), bias, rows, self.samples, self.expected[unit.name]
-        )
+        weights = _blocks(unit, h, bias)
+        return LayerStats(unit.name, unit, h, weights, bias, rows, self.samples, gram.places / self.samples)
 
 
 class _Gram:
@@ -339,7 +352,7 @@ class _Gram:
         parts = -(-(columns + bias) // limits.dim)
         self.widths = [columns // parts + (i < columns % parts) for i in range(parts)]
         device = x.device if x.device.type in ("cpu", "cuda") else torch.device("cpu")  # where there are doubles
-        self.device, self.bias, self.calls = device, bias, 0
+        self.device, self.bias, self.calls, self.places = device, bias, 0, 0
         self.blocks = [Scatter(width, device, groups, product=None) for width in self.widths]
         self.waiting: list[Tensor] = []
         self.size = 0
