@@ -10,6 +10,7 @@ from bitwright.errors import InputError
 FORMS = "ternary, pow2:N (N odd, 3 to 15), uniform:N (N 3 to 256)"
 FINENESS = 8  # scales that a fit begins at, for each doubling
 ROUNDS = 10
+SEARCHED = 1 << 18  # weights at most that choose where to begin; all of them then refine
 
 
 def level_grid(levels: str) -> tuple[int, ...]:
@@ -33,6 +34,12 @@ def level_grid(levels: str) -> tuple[int, ...]:
     raise InputError(f"levels={levels!r}; possible: {FORMS}", code="levels", given=str(levels), possible=FORMS)
 
 
+def thresholds(grid: Tensor) -> Tensor:
+    """Halfway between neighbors of the sorted `grid`, so that `x >= threshold` means the upper one is taken."""
+    middle = (grid[1:] + grid[:-1]) / 2
+    return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
+
+
 def nearest_level(place: Tensor, grid: Tensor) -> Tensor:
     """Positions in the sorted `grid` of the levels nearest to `place`, int64; halfway between two: the one away from 0.
 
@@ -40,10 +47,7 @@ def nearest_level(place: Tensor, grid: Tensor) -> Tensor:
     >>> grid[nearest_level(torch.tensor([-1.5, -0.5, 0.49, 0.5, 9.0]), grid)].tolist()
     [-2.0, -1.0, 0.0, 1.0, 2.0]
     """
-    middle = ((grid[1:] + grid[:-1]) / 2).to(place.dtype)
-    place = place.contiguous()
-    below, above = middle[middle < 0], middle[middle >= 0]
-    return torch.bucketize(place, below) + torch.bucketize(place, above, right=True)
+    return torch.bucketize(place.contiguous(), thresholds(grid.to(place.dtype)), right=True)
 
 
 def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ PATIENCE = 2
 
 @dataclass
 class Cascade:
-    """Steps of Adam on the mean squared distance of the answers, over their variance, in evaluation mode.
+    """Steps of SGD with momentum on the mean squared distance of the answers, over their variance, in evaluation mode.
 
     pieces    what the net is given, at most 128 samples at once;   answers   of the net as it was
     epochs    at most so many passes over the pieces for one layer; ends earlier where two of them bring less than a
@@ -54,7 +54,7 @@ class Cascade:
         first = self.loss(model)
         if first == 0:
             return 0.0, 0.0
-        optimizer = torch.optim.Adam(learners, self.rate)
+        optimizer = torch.optim.SGD(learners, self.rate, momentum=0.9)
         rng = torch.Generator().manual_seed(self.seed * 100_003 + turn)
         best, waited = first, 0
         with torch.enable_grad(), _only(model, learners):
@@ -116,7 +116,7 @@ def _learners(model: nn.Module, done: set[int]) -> Iterator[nn.Parameter]:
     for module in model.modules():
         if isinstance(module, SlotLayer):
             for part in (module.w, module.b, module.x, module.g, module.gate):
-                left |= {id(p) for p in part.parameters()} if part is not None else set()
+                left |= {id(p) for p in part.parameters()} if isinstance(part, nn.Module) else set()
             if any(not isinstance(link, Mask) for link in links_of(module.w)):
                 left.add(id(module.weight))
     for parameter in model.parameters():

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from bitwright.fn.levels import fit_scale, nearest_level
+from bitwright.fn.levels import fit_scale, nearest_level, thresholds
 
 RHOS = (0.3, 1.0, 3.0)  # of the mean diagonal of H
 GAIN = 1e-6  # a smaller share of the error is no improvement
@@ -48,10 +48,15 @@ class Quadratic:
         self.keep = None if keep is None else keep.bool()
         self.zero = int((grid == 0).nonzero())
         self.hw = self.times(w)
+        self.energy = self.total((self.hw * w).sum(-1, keepdim=True))
+
+    def each(self, v: Tensor, matrices: Sequence[Tensor]) -> Tensor:
+        """V times a matrix for each block of inputs."""
+        return torch.cat([v[..., a:b] @ one for (a, b), one in zip(self.places, matrices, strict=True)], -1)
 
     def times(self, v: Tensor) -> Tensor:
         """V H."""
-        return torch.cat([v[..., a:b] @ h for (a, b), h in zip(self.places, self.h, strict=True)], -1)
+        return self.each(v, self.h)
 
     def total(self, per_row: Tensor) -> Tensor:
         """[G, R, 1] summed over the rows that share a scale, in the same shape."""
@@ -67,12 +72,22 @@ class Quadratic:
         found = nearest_level(place, self.grid)
         return found if self.keep is None else torch.where(self.keep, found, self.zero)
 
-    def refit(self, q: Tensor, scale: Tensor) -> Tensor:
-        """The scale of least E for levels q: <q, H w> / <q, H q>; the one before where that is not above 0."""
+    def refit(self, q: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+        """The scale of least E for levels q, <q, H w> / <q, H q>, or the one before where that is not above 0; and its E."""
         top = self.total((q * self.hw).sum(-1, keepdim=True))
         below = self.total((self.times(q) * q).sum(-1, keepdim=True))
         good = (top > 0) & (below > 0)
-        return torch.where(good, top / torch.where(good, below, 1.0), scale)
+        scale = torch.where(good, top / torch.where(good, below, 1.0), scale)
+        return scale, (self.energy + scale * (scale * below - 2 * top)).clamp_min(0)
+
+    @staticmethod
+    def inverses(h: Sequence[Tensor], r: Tensor) -> list[Tensor]:
+        """(H + r)^-1 for each block."""
+        out = []
+        for one in h:
+            step = r.reshape(-1, 1).clamp_min(1e-300).expand(one.shape[:2])
+            out.append(torch.cholesky_inverse(torch.linalg.cholesky(one + torch.diag_embed(step))))
+        return out
 
     def mean_diagonal(self) -> Tensor:
         """Over inputs that are not always 0, [G, 1, 1]."""
@@ -92,26 +107,23 @@ class Quadratic:
 
 
 def best_levels(problem: Quadratic, rhos: Sequence[float] = RHOS, iterations: int = 100, sweeps: int = 20) -> OnLevels:
-    """Levels and scales of small E: rounding and one run of ADMM for each rho, each polished, the best kept (for each scale).
+    """Levels and scales of small E: the best of rounding and of ADMM with each rho (for each scale), then polished.
 
     Never worse than rounding. Scaling what the layer reads changes nothing; permuting its inputs permutes the result. An
     input that is always 0 gets the nearest level of its weight.
     source   Chen et al. 2019 (AAAI); rho follows the mean of the diagonal, where the published code takes its first entry
     """
     start = problem.rounded()
-    if not bool((problem.mean_diagonal() > 0).any()):
+    if not (iterations or sweeps) or not bool((problem.mean_diagonal() > 0).any()):
         return start
-    start = _refitted(problem, start)
-    tried = [_polished(problem, start, sweeps)]
-    tried += [_polished(problem, admm(problem, start, rho, iterations), sweeps) for rho in rhos]
-    best = tried[0]
-    least = problem.error(problem.value(best))
-    for other in tried[1:]:
-        error = problem.error(problem.value(other))
+    best = start
+    least = problem.error(problem.value(start))
+    for rho in rhos:
+        found = admm(problem, start, rho, iterations)
+        error = problem.error(problem.value(found))
         better = error < least * (1 - GAIN)
-        best = _mixed(best, other, better)
-        least = torch.where(better, error, least)
-    return _with_dead(problem, best)
+        best, least = _mixed(best, found, better), torch.where(better, error, least)
+    return _with_dead(problem, _polished(problem, best, sweeps))
 
 
 def admm(problem: Quadratic, start: OnLevels, rho: float, iterations: int = 100) -> OnLevels:
@@ -121,24 +133,20 @@ def admm(problem: Quadratic, start: OnLevels, rho: float, iterations: int = 100)
     a millionth of its error, so neither the unit of the images nor that of the weights matters.
     """
     r = rho * problem.mean_diagonal()
-    lower = [_factor(h, r) for h in problem.h]
+    inverse = Quadratic.inverses(problem.h, r)
+    pulled = problem.each(problem.hw, inverse)
     best, least = start, problem.error(problem.value(start))
     scale, g, u, waited = start.scale, problem.value(start), torch.zeros_like(problem.w), 0
     for _ in range(iterations):
-        right = problem.hw + r * (g - u)
-        solved = [
-            torch.cholesky_solve(right[..., a:b].mT, factor).mT
-            for (a, b), factor in zip(problem.places, lower, strict=True)
-        ]
-        v = torch.cat(solved, -1) + u
+        v = pulled + r * problem.each(g - u, inverse) + u
         index, scale = _projected(problem, v, scale)
         q = problem.grid[index]
         g = scale * q
         u = v - g
-        found = OnLevels(index, problem.refit(q, scale), rho, 0)
-        error = problem.error(problem.value(found))
+        fit, error = problem.refit(q, scale)
         better = error < least * (1 - GAIN)
-        best, least = _mixed(best, found, better), torch.where(better, error, least)
+        best = _mixed(best, OnLevels(index, fit, rho, 0), better)
+        least = torch.where(better, error, least)
         waited = 0 if bool(better.any()) else waited + 1
         if waited >= PATIENCE:
             break
@@ -149,22 +157,22 @@ def descend(problem: Quadratic, found: OnLevels) -> tuple[OnLevels, bool]:
     """One sweep over the inputs, all rows at once: each weight moves to the level that is best while the others stay. E only
     falls. Also whether a level changed. Inputs with the largest diagonal come first, so that their order means nothing."""
     index = found.index.clone()
-    value = problem.grid[index] * found.scale
+    residual = problem.hw - problem.times(problem.value(found))
     changed = False
     for (a, b), h in zip(problem.places, problem.h, strict=True):
         for group, one in enumerate(h):
             order = one.diagonal().sort(descending=True, stable=True)[1]
             order = order[one.diagonal()[order] > 0]
-            keep = None if problem.keep is None else problem.keep[group, :, a:b]
+            keep = None if problem.keep is None else problem.keep[group, :, a:b].mT[order].contiguous()
             some, moved = _sweep(
                 one[order[:, None], order],
-                (problem.w - value)[group, :, a:b][:, order] @ one[order[:, None], order],
-                index[group, :, a:b][:, order],
-                found.scale[group],
+                (residual[group, :, a:b].mT)[order].contiguous(),
+                index[group, :, a:b].mT[order].contiguous(),
+                found.scale[group, :, 0],
                 problem.grid,
-                None if keep is None else keep[:, order],
+                keep,
             )
-            index[group, :, a + order] = some
+            index[group, :, a + order] = some.mT
             changed |= moved
     return OnLevels(index, found.scale, found.rho, found.sweeps + 1), changed
 
@@ -172,41 +180,37 @@ def descend(problem: Quadratic, found: OnLevels) -> tuple[OnLevels, bool]:
 def _sweep(
     h: Tensor, residual: Tensor, index: Tensor, scale: Tensor, grid: Tensor, keep: Tensor | None
 ) -> tuple[Tensor, bool]:
-    """residual   (w - value) H, [R, d]"""
-    changed = False
-    diagonal = h.diagonal()
+    """residual (w - value) H, index and keep [d, R], a row for each input;   scale [R]"""
+    changed, edges = False, thresholds(grid)
+    rest, inverse = residual / scale, h.diagonal().reciprocal()  # in units of the scale
     for start in range(0, h.shape[0], BLOCK):
         stop = min(start + BLOCK, h.shape[0])
-        near, moves = residual[:, start:stop].clone(), torch.zeros_like(residual[:, start:stop])
-        for j in range(start, stop):
-            old = grid[index[:, j]] * scale[:, 0]
-            new = nearest_level((old + near[:, j - start] / diagonal[j]) / scale[:, 0], grid)
+        near, moves = rest[start:stop], torch.zeros_like(rest[start:stop])
+        for i, j in enumerate(range(start, stop)):
+            old = grid[index[j]]
+            new = torch.bucketize(torch.add(old, near[i], alpha=float(inverse[j])), edges, right=True)
             if keep is not None:
-                new = torch.where(keep[:, j], new, index[:, j])
-            if torch.equal(new, index[:, j]):
+                new = torch.where(keep[j], new, index[j])
+            if torch.equal(new, index[j]):
                 continue
-            changed = True
-            move = grid[new] * scale[:, 0] - old
-            index[:, j] = new
-            moves[:, j - start] = move
-            near -= move[:, None] * h[j, start:stop]
-        if stop < h.shape[0]:
-            residual[:, stop:] -= moves @ h[start:stop, stop:]
+            changed, index[j] = True, new
+            moves[i] = grid[new] - old
+            near[i + 1 :] -= h[j, j + 1 : stop, None] * moves[i]
+        rest[stop:] -= h[stop:, start:stop] @ moves
     return index, changed
 
 
 def _polished(problem: Quadratic, found: OnLevels, sweeps: int) -> OnLevels:
     """Sweeps and refits of the scale by turns, while a level changes."""
     for _ in range(sweeps):
-        found, changed = descend(problem, found)
+        found, changed = descend(problem, _refitted(problem, found))
         if not changed:
             break
-        found = _refitted(problem, found)
-    return found
+    return _refitted(problem, found)
 
 
 def _refitted(problem: Quadratic, found: OnLevels) -> OnLevels:
-    return OnLevels(found.index, problem.refit(problem.grid[found.index], found.scale), found.rho, found.sweeps)
+    return OnLevels(found.index, problem.refit(problem.grid[found.index], found.scale)[0], found.rho, found.sweeps)
 
 
 def _projected(problem: Quadratic, v: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
@@ -222,10 +226,6 @@ def _projected(problem: Quadratic, v: Tensor, scale: Tensor) -> tuple[Tensor, Te
             break
         index = again
     return index, scale
-
-
-def _factor(h: Tensor, r: Tensor) -> Tensor:
-    return torch.linalg.cholesky(h + torch.diag_embed(r.reshape(-1, 1).clamp_min(1e-300).expand(h.shape[:2])))
 
 
 def _mixed(one: OnLevels, other: OnLevels, better: Tensor) -> OnLevels:

@@ -168,11 +168,7 @@ def visit_layers(
     """
     limits = limits or Limits()
     limits.check(who)
-    feed = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    feed = [one for one in feed if Call.of(one).images]
-    if not feed:
-        raise InputError(f"{who}: no images. Give at least one batch of inputs", code="batches-none")
-    _check_devices(model, feed, who)
+    feed = inputs_of(model, batches, who)
     runner = copy_model(model) if inputs == "original" else model
     names = {id(m): n for n, m in model.named_modules()}
     twins = dict(runner.named_modules())
@@ -193,6 +189,16 @@ def visit_layers(
             stacklevel=3,
         )
     return walk.samples
+
+
+def inputs_of(model: nn.Module, batches: Iterable[Any], who: str) -> list[Any]:
+    """The inputs of batches that have any: they may be (input, target) pairs. Errors: none at all; another device."""
+    feed = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    feed = [one for one in feed if Call.of(one).images]
+    if not feed:
+        raise InputError(f"{who}: no images. Give at least one batch of inputs", code="batches-none")
+    _check_devices(model, feed, who)
+    return feed
 
 
 class _Walk:

@@ -100,10 +100,9 @@ class Work:
     journal: str | os.PathLike[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     cost: Callable[[Unit], float] | None = None
-    after: Callable[[LayerStats, Solved], None] | None = None  # may change more of the net, once a layer is written
-    resumed: Callable[[dict[str, Solved]], None] | None = (
-        None  # what the journal had, before the first layer that is left
-    )
+    # may change more of the net, once a layer is written; and what the journal had, before the first layer that is left
+    after: Callable[[LayerStats, Solved], None] | None = None
+    resumed: Callable[[dict[str, tuple[Unit, Solved]]], None] | None = None
 
     def run(
         self,
@@ -142,7 +141,7 @@ class Work:
         try:
             left = self.units if journal is None else journal.resume(self.units, rows, found, LayerRow, Solved)
             if self.resumed is not None:
-                self.resumed({name: solved for name, (_, solved) in found.items()})
+                self.resumed(found)
             if left:
                 samples = visit_layers(
                     model, feed, left, visit, who=self.who, inputs=self.inputs, bias=self.bias, limits=self.limits,
