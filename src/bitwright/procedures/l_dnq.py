@@ -28,7 +28,7 @@ from bitwright.transforms.unwrap import unwrap
 Positive = Annotated[float, Field(gt=0)]
 
 
-@procedure("l_dnq")
+@procedure("l_dnq", verb="quantize")
 def l_dnq(
     model: nn.Module,
     batches: Iterable[Any],

@@ -392,6 +392,10 @@ class _Gram:
             block = self.blocks.pop(0)
             h, mean = block.scatter.div_(block.count), block.mean
             h.addcmul_(mean.unsqueeze(-1), mean.unsqueeze(-2))
+            for at in range(
+                0, h.shape[-1], 1024
+            ):  # products of floats are not quite symmetric; in strips, to save memory
+                h[..., at : at + 1024, at:] = h[..., at:, at : at + 1024].mT.clone()
             if self.bias and not self.blocks:
                 wide = h.new_ones(*h.shape[:-2], h.shape[-1] + 1, h.shape[-1] + 1)
                 wide[..., :-1, :-1] = h
