@@ -68,19 +68,22 @@ def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:
     reach = rows.abs().amax(1) / float(grid[-1])
     reach = torch.where(reach > 0, reach, torch.ones_like(reach))
     best, least = reach.clone(), torch.full_like(reach, torch.inf)
+    some = rows[:, :: -(-rows.numel() // SEARCHED)]
     for i in range(6 * FINENESS + 1):
-        scale = reach * 2.0 ** (1 - i / FINENESS)
-        for _ in range(ROUNDS):
-            q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
-            size = q.square().sum(1)
-            found = (rows * q).sum(1) / size.clamp_min(1)
-            found = torch.where(found > 0, found, scale)
-            if torch.equal(found, scale):
-                break
-            scale = found
-        error = (
-            (rows - grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype) * scale[:, None]).square().sum(1)
-        )
+        scale, error = _refined(some, grid, reach * 2.0 ** (1 - i / FINENESS))
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return best
+    return best if some.shape == rows.shape else _refined(rows, grid, best)[0]
+
+
+def _refined(rows: Tensor, grid: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, squared error that it leaves), [R] each: nearest levels and the best scale for them, by turns."""
+    for _ in range(ROUNDS):
+        q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
+        found = (rows * q).sum(1) / q.square().sum(1).clamp_min(1)
+        found = torch.where(found > 0, found, scale)
+        if torch.equal(found, scale):
+            break
+        scale = found
+    q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
+    return scale, (rows - q * scale[:, None]).square().sum(1)
