@@ -12,6 +12,7 @@ rows that are there are skipped.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import warnings
 from itertools import islice
@@ -60,8 +61,9 @@ def run_row(name: str, args: argparse.Namespace) -> dict[str, Any]:
     record |= {"accuracy": round(share(net, test), 4), "test_images": len(test), "file_bytes": "", "verdict": ""}
     if options is not None:
         packed = bw.convert(net, batches[0][0])
-        packed.save(args.work / "packed.safetensors")
-        record["file_bytes"] = (args.work / "packed.safetensors").stat().st_size
+        with tempfile.TemporaryDirectory() as folder:
+            packed.save(Path(folder) / "packed.safetensors")
+            record["file_bytes"] = (Path(folder) / "packed.safetensors").stat().st_size
         record["verdict"] = packed.report.status
     else:
         record["file_bytes"] = 4 * sum(p.numel() for p in net.parameters())
@@ -81,7 +83,6 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--images", type=int, default=0, help="test images, for a trial (default: all)")
-    parser.add_argument("--work", type=Path, default=Path("/tmp"), help="folder for the packed file")
     parser.add_argument("--out", type=Path, default=ROOT / "docs" / "results" / "l_dnq.csv")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
