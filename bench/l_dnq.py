@@ -33,11 +33,13 @@ PLAIN = {"iterations": 0, "sweeps": 0}
 ROWS: dict[str, dict[str, Any] | None] = {
     "float": None,
     "ternary rounded": {"levels": "ternary", "cascade": False, "norms": "keep", **PLAIN},
+    "ternary without H, layers alone": {"levels": "ternary", "cascade": False, **PLAIN},
     "ternary without H": {"levels": "ternary", **PLAIN},
     "ternary layers alone": {"levels": "ternary", "cascade": False},
     "ternary": {"levels": "ternary"},
     "ternary per channel": {"levels": "ternary", "per_channel": True},
     "pow2:7 rounded": {"levels": "pow2:7", "cascade": False, "norms": "keep", **PLAIN},
+    "pow2:7 without H, layers alone": {"levels": "pow2:7", "cascade": False, **PLAIN},
     "pow2:7 without H": {"levels": "pow2:7", **PLAIN},
     "pow2:7 layers alone": {"levels": "pow2:7", "cascade": False},
     "pow2:7": {"levels": "pow2:7"},
