@@ -11,6 +11,7 @@ from typing import Any
 import findings
 from results_claims import index
 from results_hybrid import hybrid
+from results_l_dnq import l_dnq
 from results_layerwise import layerwise
 from results_recipes import recipes
 from results_selfprune import selfprune
@@ -266,7 +267,7 @@ Rows of one topology start from the same float net of their seed; accuracy of th
 
 {methods()}
 
-{hybrid()}{gating()}{selfprune()}{layerwise()}## A shipped experiment, as README tells it
+{hybrid()}{gating()}{selfprune()}{layerwise()}{l_dnq()}## A shipped experiment, as README tells it
 
     python bench/newcomer.py --data DIR
 

@@ -48,6 +48,32 @@ def stranger_row(name: str, form: str = "graph", **more: Any) -> dict[str, Any]:
     return {"architecture": name, "recipe": "w1a1", "form": form} | blank | measured | MACHINE | more
 
 
+def test_few_levels(put: Any) -> None:
+    from results_l_dnq import l_dnq, sentences  # pyright: ignore[reportMissingImports]
+
+    assert l_dnq() == ""
+    facts = {
+        "options": "",
+        "images": 500,
+        "seed": 0,
+        "seconds": 3,
+        "worst_layer": "",
+        "test_images": 10000,
+        "file_bytes": 90_000,
+        "verdict": "WARN",
+    }
+    shares = {"float": 0.9097, "ternary rounded": 0.1393, "ternary without H": 0.8, "ternary": 0.8714, "pow2:7": 0.9}
+    put("l_dnq.csv", [{"row": name, "accuracy": share} | facts | MACHINE for name, share in shares.items()])
+    text = l_dnq()
+    assert "| ternary | - | 87.14 | - | 90.0 | WARN | 3 |" in text
+    assert (
+        "- ternary: 3.8 points below the float net; 73.2 points above ternary rounded; 7.1 points above ternary without H."
+        in text
+    )
+    assert "- pow2:7: 1.0 points below the float net." in text
+    assert sentences([]) == []
+
+
 def test_strangers(put: Any) -> None:
     from results_strangers import strangers  # pyright: ignore[reportMissingImports]
 

@@ -8,6 +8,7 @@ experiment, `procedure = { name = "name", ... }`, and `bitwright compress RUN --
 # replace the function in this namespace
 from bitwright.procedures.fold_batchnorm import fold_batchnorm
 from bitwright.procedures.gptq import gptq
+from bitwright.procedures.l_dnq import l_dnq
 from bitwright.procedures.l_obs import l_obs
 from bitwright.procedures.layerwise.bounds import error_bound
 from bitwright.procedures.layerwise.progress import Step, watching
@@ -34,6 +35,7 @@ __all__ = [
     "forget",
     "get",
     "gptq",
+    "l_dnq",
     "l_obs",
     "magnitude",
     "names",
