@@ -65,13 +65,15 @@ def main() -> None:
     parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "metaquant.csv"))
     args = parser.parse_args()
     path = Path(args.out)
-    for seed in args.seeds:
-        for optimizer in ("sgd", "adam"):
-            for gradient in GRADIENTS:
-                row = {"gradient": gradient, "optimizer": optimizer, "seed": str(seed)}
-                if not any(row.items() <= r.items() for r in read(path)):
-                    record = train(gradient, optimizer, seed, args)
-                    write(path, [*read(path), record])
+    # the pair of the paper for every seed first, so that a stop leaves a whole comparison
+    order = [
+        (g, o, s) for pair in (("STE", "FC-Grad"), ("MLP",)) for s in args.seeds for o in ("sgd", "adam") for g in pair
+    ]
+    for gradient, optimizer, seed in order:
+        row = {"gradient": gradient, "optimizer": optimizer, "seed": str(seed)}
+        if not any(row.items() <= r.items() for r in read(path)):
+            record = train(gradient, optimizer, seed, args)
+            write(path, [*read(path), record])
 
 
 if __name__ == "__main__":

@@ -65,6 +65,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"bits": 2, "compat": "seed"},
     ],
     "lsq": [{"bits": 1, "signed": False}, {"bits": 3, "per_channel": True}, {"bits": 8, "signed": True}],
+    "mask": [{"grow": True}],
     "metaquant": [
         {"quantizer": "bwn", "net": "mlp", "gate": True},
         {"quantizer": "bwn", "granularity": "filter", "net": "multi_fc", "refine": "sgd", "init": "random"},

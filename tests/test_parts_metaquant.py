@@ -84,6 +84,7 @@ def make(kind: str, net: nn.Module, lr: float) -> torch.optim.Optimizer:
 
 
 # -- the step -----------------------------------------------------------------------------------------------------------
+@pytest.mark.few(every=5)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("refine", ["sgd", "momentum", "adam"])
 @pytest.mark.parametrize("options", [{"bits": 1}, {"bits": 3}, {"quantizer": "bwn"}], ids=str)
@@ -107,7 +108,9 @@ def test_two_phases_are_the_one_graph_of_the_paper(net: str, refine: str, option
             torch.testing.assert_close(layer.weight.detach(), weight, rtol=1e-6, atol=1e-6)
     model(data()[0])  # the step of the meta net waits for the next forward
     got = part_of(model.conv).meta.phi
-    torch.testing.assert_close(got, torch.cat([p.detach().reshape(-1) for p in oracle.phi.values()]), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(
+        got, torch.cat([p.detach().reshape(-1) for p in oracle.phi.values()]), rtol=1e-6, atol=1e-6
+    )
     assert not torch.equal(got, meta_start(net, init)), "the meta net has not learned"
 
 
@@ -151,6 +154,7 @@ def test_the_gradient_of_the_meta_net_is_that_of_finite_differences(net: str, mo
     torch.testing.assert_close(meta.slope, wanted, rtol=2e-4, atol=1e-9)
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("net", NETS)
 @pytest.mark.parametrize("kind", ["sgd", "momentum", "adam", "adamw"])
 @pytest.mark.parametrize("quantizer", ["dorefa", "bwn"])
@@ -353,9 +357,9 @@ def test_a_removed_attachment_and_a_dead_optimizer_leave_straight_through() -> N
     handle = bw.attach(model, optimizer)
     other = bw.attach(model, make("sgd", model, 0.2))
     handle.remove()
-    assert part_of(model.conv).group() is not None, "the second attachment serves"
+    assert part_of(model.conv).settings() is not None, "the second attachment serves"
     other.remove()
-    assert part_of(model.conv).group() is None
+    assert part_of(model.conv).settings() is None
     x = torch.randn(1, 2, 4, 4, dtype=torch.float64)
     model.conv(x).sum().backward()
     grad, w = model.conv.weight.grad, model.conv.weight.detach()
@@ -367,7 +371,7 @@ def test_a_removed_attachment_and_a_dead_optimizer_leave_straight_through() -> N
     torch.testing.assert_close(grad, slope * patches)
     bw.attach(model, make("sgd", model, 0.1))
     gc.collect()
-    assert part_of(model.conv).group() is None
+    assert part_of(model.conv).settings() is None
 
 
 def test_masked_weights_stay_out_of_it() -> None:
@@ -385,7 +389,7 @@ def test_masked_weights_stay_out_of_it() -> None:
         optimizer.step()
     off = mask == 0
     assert torch.equal(layer.weight[off], start[off]) and not torch.equal(layer.weight[~off], start[~off])
-    assert not layer.eval().w(layer.weight)[off].any()
+    assert not layer.eval().quantized_weight()[off].any()
 
 
 # -- state --------------------------------------------------------------------------------------------------------------
@@ -412,7 +416,7 @@ def test_copies_are_attached_to_nothing() -> None:
     steps(model, optimizer, range(2))
     loss_of(model, 2).backward()
     twin = copy.deepcopy(model)
-    assert part_of(twin.conv).group() is None and part_of(twin.conv).move.value is None
+    assert part_of(twin.conv).settings() is None and part_of(twin.conv).move.value is None
     assert part_of(twin.conv).meta is part_of(twin.linear).meta, "copied once"
 
 

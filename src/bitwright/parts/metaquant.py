@@ -101,7 +101,9 @@ class MetaQuant(nn.Module):
         if quantizer == "bwn" and bits != 1:
             raise InputError(f"part metaquant: quantizer bwn has 1 bit, bits={bits}; use dorefa", code="bits")
         if quantizer == "dorefa" and granularity != "layer":
-            raise InputError("part metaquant: dorefa reads the whole layer; granularity=filter is for bwn", code="option")
+            raise InputError(
+                "part metaquant: dorefa reads the whole layer; granularity=filter is for bwn", code="option"
+            )
         self.refine = None if refine is None else check_word("metaquant", "refine", refine, ("sgd", "adam"))
         self.lr = None if lr is None else check_number("metaquant", "lr", lr, "0 or more", lambda v: v >= 0)
         check_number("metaquant", "meta_lr", meta_lr, "0 or more", lambda v: v >= 0)
@@ -138,7 +140,7 @@ class MetaQuant(nn.Module):
         return place, slope
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
-        group = self.group()
+        group = self.settings()
         if group is None or not self.training:
             fixed = w.detach()
             place, slope = self.before(fixed, keep)
@@ -177,15 +179,15 @@ class MetaQuant(nn.Module):
         if self.bound.value is not None and self.bound.value[0]() is optimizer:
             self.bound.value = self.move.value = None
 
-    def group(self) -> dict[str, Any] | None:
+    def settings(self) -> dict[str, Any] | None:
         """The parameter group of the weight, as it is now; None where no optimizer is attached."""
         if self.bound.value is None:
             return None
         optimizer = self.bound.value[0]()  # looked up each time: loading its state replaces the groups
         return None if optimizer is None else optimizer.param_groups[self.bound.value[1]]
 
-    @torch.compiler.disable
     @torch.no_grad()
+    @torch.compiler.disable
     def shifted(self, w: Tensor, keep: Tensor | None, group: dict[str, Any]) -> Tensor:
         """Where this step evaluates the latent; the same for every forward until the optimizer steps."""
         w = w.detach()
@@ -209,9 +211,9 @@ class MetaQuant(nn.Module):
         if self.refine == "adam" or (self.refine is None and "betas" in group):
             direction = self.adam(direction, move, group)
         elif group.get("momentum"):
-            before = torch.zeros_like(direction) if not self.mean.numel() else self.mean
-            move.mean = before * group["momentum"] + direction
-            direction = direction + group["momentum"] * move.mean if group.get("nesterov") else move.mean
+            before, momentum = self.mean if self.mean.numel() else torch.zeros_like(direction), float(group["momentum"])
+            move.mean = average = before * momentum + direction
+            direction = direction + momentum * average if group.get("nesterov") else average
         kept = w * (1 - move.rate * decay) if decay and apart else w
         move.to = (kept - move.rate * direction).to(w.dtype)
         return move
@@ -245,7 +247,9 @@ class MetaQuant(nn.Module):
         if move.slope is not None:
             place, slope = self.before(move.to, keep)
             pull = g * slope * (place.abs() <= 1)  # dLoss/dw_n, straight through
-            self.meta.collect(-move.rate * pull * move.slope, self.g, self.before(move.base, keep)[0], self.state(weight))
+            self.meta.collect(
+                -move.rate * pull * move.slope, self.g, self.before(move.base, keep)[0], self.state(weight)
+            )
             if move.mean is not None:
                 self.mean = move.mean
             if move.square is not None:
@@ -256,9 +260,20 @@ class MetaQuant(nn.Module):
         self.g = g.clone()
         self.count += 1
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
         for name in STATES:  # empty or as large as the weight: as the file has them
-            saved = state_dict.get(prefix + name)
-            if isinstance(saved, Tensor) and saved.shape != getattr(self, name).shape:
-                setattr(self, name, torch.empty_like(saved, device=getattr(self, name).device))
-        super()._load_from_state_dict(state_dict, prefix, *rest)
+            saved, own = state_dict.get(prefix + name), getattr(self, name)
+            if isinstance(saved, Tensor) and saved.shape != own.shape:
+                setattr(self, name, torch.empty_like(saved, device=own.device))
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )

@@ -78,7 +78,9 @@ def fold_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Folded:
         reason = _reason(model, row.module, row.reason, norm)
         size = None if norm.running_var is None else (norm.running_var.double() + norm.eps).rsqrt()
         gain = (
-            1.0 if size is None else float((size if norm.weight is None else size * norm.weight.detach().double()).abs().max())
+            1.0
+            if size is None
+            else float((size if norm.weight is None else size * norm.weight.detach().double()).abs().max())
         )
         if not reason:
             _fold(row.module, norm)
