@@ -145,9 +145,7 @@ def test_pruned_weights_learn_and_come_back() -> None:
     pruner = CoPrune(source, target, 1 / 3, alpha=0.0)
     optimizer = torch.optim.SGD(target.parameters(), 1.0)
     target(torch.tensor([[0.0, 0.0, -5.0]])).sum().backward()
-    assert weight_of(target, "0").grad is not None and gradient_of(target).tolist() == [[0.0, 0.0, -5.0]], (
-        "the dense gradient"
-    )
+    assert gradient_of(target).tolist() == [[0.0, 0.0, -5.0]], "the dense gradient"
     optimizer.step()
     assert pruner.step() == 1
     assert mask_of(target, "0").mask.tolist() == [[0, 0, 1]] and pruner.source_swaps == 0

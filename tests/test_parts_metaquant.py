@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+import warnings
 from collections.abc import Callable
 from typing import Any
 
@@ -333,6 +334,21 @@ def test_a_layer_that_a_step_does_not_use_stays() -> None:
     optimizer.step()
     for key, value in model.linear.state_dict().items():
         assert "meta" in key or torch.equal(value, before[key])
+
+
+@pytest.mark.slow
+def test_a_compiled_training_is_the_plain_one() -> None:
+    runs = []
+    for compiled in (False, True):
+        model = net_of(net="mlp", meta_lr=0.05)
+        optimizer = make("sgd", model, 0.05)
+        bw.attach(model, optimizer)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of the tracer about its own insides
+            ran: Any = torch.compile(model, backend="eager") if compiled else model
+            runs.append(steps(ran, optimizer, range(4)))
+    torch._dynamo.reset()
+    assert runs[0] == pytest.approx(runs[1], rel=1e-10)
 
 
 def test_the_schedule_and_a_rate_of_its_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import weakref
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -145,7 +146,7 @@ class MetaQuant(nn.Module):
             fixed = w.detach()
             place, slope = self.before(fixed, keep)
             return ste(w, self.value(fixed, keep), slope * (place.abs() <= 1))
-        return ste(w, self.value(self.shifted(w, keep, group), keep))
+        return ste(w, self.value(_OUTSIDE(self, w, keep, group), keep))
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         if self.scaled:
@@ -187,7 +188,6 @@ class MetaQuant(nn.Module):
         return None if optimizer is None else optimizer.param_groups[self.bound.value[1]]
 
     @torch.no_grad()
-    @torch.compiler.disable
     def shifted(self, w: Tensor, keep: Tensor | None, group: dict[str, Any]) -> Tensor:
         """Where this step evaluates the latent; the same for every forward until the optimizer steps."""
         w = w.detach()
@@ -277,3 +277,9 @@ class MetaQuant(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
+
+
+# a compiler runs it as it is: it reads the optimizer, and keeps what it finds
+_OUTSIDE: Callable[[MetaQuant, Tensor, Tensor | None, dict[str, Any]], Tensor] = torch.compiler.disable(
+    MetaQuant.shifted
+)
