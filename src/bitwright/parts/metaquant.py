@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -280,6 +279,6 @@ class MetaQuant(nn.Module):
 
 
 # a compiler runs it as it is: it reads the optimizer, and keeps what it finds
-_OUTSIDE: Callable[[MetaQuant, Tensor, Tensor | None, dict[str, Any]], Tensor] = torch.compiler.disable(
+_OUTSIDE: Any = torch.compiler.disable(
     MetaQuant.shifted
 )
