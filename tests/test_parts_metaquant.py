@@ -6,18 +6,23 @@ import copy
 import gc
 import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
+from bitwright.experiment import Experiment
 from bitwright.parts.meta_net import NETS, MetaNet
 from bitwright.parts.metaquant import MetaQuant
+from bitwright.training import Stopped
 from oracles.metaquant import Learner
+from stepping import stop_at
 
 SIZES = {"fc_grad": 5, "multi_fc": 5, "lstm_fc": 3, "mlp": 4}
 
@@ -423,6 +428,53 @@ def test_a_loaded_state_goes_on_with_the_last_gradient(net: str, kind: str) -> N
     second.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     bw.attach(other, second)
     assert steps(model, optimizer, range(4, 8)) == steps(other, second, range(4, 8))
+
+
+@pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")  # so few steps do not get far
+@pytest.mark.parametrize("step", [1, 6, 9])
+def test_a_resumed_run_is_the_unbroken_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: int) -> None:
+    """Of two stages, whose parts share one net: stopped in the first step, in the middle, and in the second stage."""
+    spec = {"part": "metaquant", "net": "mlp", "meta_lr": 0.01}
+    stage = {"rule": [{"match": "*", "w": spec}], "epochs": 1, "optimizer": {"name": "adam", "lr": 0.01}}
+    experiment = Experiment.model_validate(
+        {
+            "data": {"name": "digits", "batch": 32, "limit": 192},
+            "model": {"name": "mlp", "hidden": 16, "depth": 1},
+            "stage": [stage, {**stage, "optimizer": {"name": "sgd", "lr": 0.01, "momentum": 0.9}}],
+            "log": {"tensorboard": False, "histograms_every": 0},
+        }
+    )
+    bw.train(experiment, tmp_path / "whole")
+    stop_at(monkeypatch, step)
+    with pytest.raises(Stopped):
+        bw.train(experiment, tmp_path / "stopped")
+    monkeypatch.undo()
+    bw.train(experiment, tmp_path / "stopped", resume=True)
+    one, two = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "stopped"))
+    assert one.keys() == two.keys() and any(key.endswith(".w.g") for key in one)
+    for key, value in one.items():
+        assert torch.equal(value, two[key]), key
+
+
+def test_averages_of_another_kind_of_optimizer_begin_anew() -> None:
+    model, twin = net_of(meta_lr=0.0), net_of(meta_lr=0.0)
+    first = make("adam", model, 0.05)
+    with bw.attach(model, first):
+        steps(model, first, range(3))
+    twin.load_state_dict(copy.deepcopy(model.state_dict()))
+    for layer in (twin.conv, twin.linear):
+        for name in ("mean", "square"):
+            setattr(layer.w, name, torch.zeros(0))
+    runs = []
+    for each in (model, twin):
+        second = make("momentum", each, 0.05)
+        with bw.attach(each, second):
+            runs.append(steps(each, second, range(3, 7)))
+    assert runs[0] == runs[1]
+    third = make("adam", model, 0.05)
+    with bw.attach(model, third):
+        steps(model, third, range(2))
+    assert int(part_of(model.conv).steps) == 2, "bias correction begins with the averages"
 
 
 def test_copies_are_attached_to_nothing() -> None:

@@ -40,6 +40,7 @@ class Move:
     slope: Tensor | None = None
     mean: Tensor | None = None
     square: Tensor | None = None
+    steps: int = 0
     state: State = None
 
 
@@ -61,7 +62,7 @@ class MetaQuant(nn.Module):
               one of the optimizer. What the optimizer itself does to the latent is undone. lr: None, the optimizer's, with its
               schedule. init: "ste" begins as the straight-through estimator, "random" as published. gate: M(g, t) 1[|t| <= 1].
               hidden: units of the net; None: 100, of mlp 16
-    state     g, what pi keeps (Adam 8 bytes a weight), and for lstm_fc 4 bytes a unit for each weight, so 400 of them: give
+    state     g, what pi keeps (Adam 8 bytes a weight; it goes on where another optimizer of its kind takes over), and for lstm_fc 4 bytes a unit for each weight, so 400 of them: give
               `hidden` for a large net. Evaluation and packing read none of it
     several   forwards between two steps add up (accumulated gradients, a layer that is used twice), as w.grad does
     source    Chen et al. 2019, NeurIPS, MetaQuant: Learning to Quantize by Learning to Penetrate Non-differentiable Quantization
@@ -78,6 +79,7 @@ class MetaQuant(nn.Module):
     h: Tensor
     c: Tensor
     count: Tensor
+    steps: Tensor
     meta: MetaNet
     bits_range = "1-8"
 
@@ -118,6 +120,7 @@ class MetaQuant(nn.Module):
             kind = torch.bfloat16 if name in ("h", "c") else torch.float32
             self.register_buffer(name, torch.zeros(0, dtype=kind))
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # steps that left a gradient
+        self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of Adam
         self.bound = Remembered[tuple[Any, int]]()
         self.move = Remembered[Move]()
 
@@ -210,8 +213,9 @@ class MetaQuant(nn.Module):
         if self.refine == "adam" or (self.refine is None and "betas" in group):
             direction = self.adam(direction, move, group)
         elif group.get("momentum"):
-            before, momentum = self.mean if self.mean.numel() else torch.zeros_like(direction), float(group["momentum"])
-            move.mean = average = before * momentum + direction
+            begun, momentum = self.mean.numel() and not self.square.numel(), float(group["momentum"])
+            move.mean = average = (self.mean if begun else torch.zeros_like(direction)) * momentum + direction
+            move.square = self.square.new_empty(0)
             direction = direction + momentum * average if group.get("nesterov") else average
         kept = w * (1 - move.rate * decay) if decay and apart else w
         move.to = (kept - move.rate * direction).to(w.dtype)
@@ -220,11 +224,11 @@ class MetaQuant(nn.Module):
     def adam(self, gradient: Tensor, move: Move, group: dict[str, Any]) -> Tensor:
         """The direction of Adam; its averages wait in `move` until the step is made."""
         (one, two), eps = group.get("betas", (0.9, 0.999)), group.get("eps", 1e-8)
-        empty = not self.mean.numel()
-        mean = torch.zeros_like(gradient) if empty else self.mean.to(gradient.dtype)
-        square = torch.zeros_like(gradient) if empty else self.square.to(gradient.dtype)
+        begun = self.square.numel()  # else they are none of Adam's
+        mean = self.mean.to(gradient.dtype) if begun else torch.zeros_like(gradient)
+        square = self.square.to(gradient.dtype) if begun else torch.zeros_like(gradient)
         move.mean, move.square = mean.lerp(gradient, 1 - one), square * two + (1 - two) * gradient.square()
-        steps = int(self.count)
+        move.steps = steps = int(self.steps) + 1 if begun else 1
         return (move.mean / (1 - one**steps)) / ((move.square / (1 - two**steps)).sqrt() + eps)
 
     def state(self, w: Tensor) -> State:
@@ -253,6 +257,7 @@ class MetaQuant(nn.Module):
                 self.mean = move.mean
             if move.square is not None:
                 self.square = move.square
+            self.steps.fill_(move.steps)
             if move.state is not None:
                 self.h, self.c = move.state
         weight.copy_(move.to)
@@ -279,6 +284,4 @@ class MetaQuant(nn.Module):
 
 
 # a compiler runs it as it is: it reads the optimizer, and keeps what it finds
-_OUTSIDE: Any = torch.compiler.disable(
-    MetaQuant.shifted
-)
+_OUTSIDE: Any = torch.compiler.disable(MetaQuant.shifted)
