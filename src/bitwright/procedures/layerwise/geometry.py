@@ -99,13 +99,13 @@ def rows_of(layer: nn.Module, x: Tensor, most: int | None = None, seed: int = 0)
 
 
 def weight_rows(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A weight as [G, O/G, D] rows; float64.
+    """A weight as [G, O/G, D] rows; float64, a copy.
 
     >>> weight_rows(nn.Conv2d(4, 6, 3, groups=2), torch.zeros(6, 2, 3, 3)).shape
     torch.Size([2, 3, 18])
     """
     groups = groups_of(layer)
-    return weight.detach().double().reshape(groups, weight.shape[0] // groups, -1)
+    return weight.detach().to(torch.float64, copy=True).reshape(groups, weight.shape[0] // groups, -1)
 
 
 def from_rows(rows: Tensor, like: Tensor) -> Tensor:
