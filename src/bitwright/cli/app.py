@@ -57,9 +57,12 @@ _COMMANDS = (
 )
 for _function, _name, _line in _COMMANDS:
     app.command(_name, epilog=EPILOG, short_help=_line)(_function)
-app.command(
-    "compress", epilog=EPILOG, short_help="Run a procedure on a trained net.", context_settings=compress.SETTINGS
-)(compress.compress)
+for _function, _name, _line in (
+    (compress.prune, "prune", "Prune a trained net from a few images."),
+    (compress.quantize, "quantize", "Weights of a trained net on few levels."),
+    (compress.compress, "compress", "Run any procedure on a trained net."),
+):
+    app.command(_name, epilog=EPILOG, short_help=_line, context_settings=compress.SETTINGS)(_function)
 app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX, checked.")
 app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 

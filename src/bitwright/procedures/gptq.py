@@ -26,7 +26,7 @@ from bitwright.transforms.unwrap import unwrap
 Bits = Annotated[int, Field(ge=2, le=8)]
 
 
-@procedure("gptq")
+@procedure("gptq", verb="quantize")
 def gptq(
     model: nn.Module,
     batches: Iterable[Any],

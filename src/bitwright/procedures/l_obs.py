@@ -24,7 +24,7 @@ from bitwright.transforms.unwrap import unwrap
 FLOPS = 5e12
 
 
-@procedure("l_obs")
+@procedure("l_obs", verb="prune")
 def l_obs(
     model: nn.Module,
     batches: Iterable[Any],

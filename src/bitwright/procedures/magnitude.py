@@ -62,7 +62,7 @@ class PruneReport(Report):
         return super().to_dict() | {"kept": self.kept}
 
 
-@procedure("magnitude")
+@procedure("magnitude", verb="prune")
 def magnitude(
     model: nn.Module,
     *,

@@ -22,7 +22,7 @@ from bitwright.transforms.decide import exact_glob
 from bitwright.transforms.unwrap import unwrap
 
 
-@procedure("reconstruct")
+@procedure("reconstruct", verb="prune")
 def reconstruct(
     model: nn.Module,
     batches: Iterable[Any],

@@ -20,7 +20,7 @@ from bitwright.procedures.registry import procedure
 from bitwright.transforms.unwrap import unwrap
 
 
-@procedure("sparse_gpt")
+@procedure("sparse_gpt", verb="prune")
 def sparse_gpt(
     model: nn.Module,
     batches: Iterable[Any],

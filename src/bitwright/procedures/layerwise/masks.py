@@ -67,13 +67,9 @@ def put_codebooks(
         for module in unit.modules:
             masked = _mask_part(module) is not None
             rules.append({"match": exact_glob(names[id(module)]), "w": [spec, "mask"] if masked else spec})
-    before = {names[id(m)]: part.mask.clone() for u, *_ in found.values() for m in u.modules if (part := _mask_part(m))}
     apply(model, rules)
     for unit, _, _, tensors in found.values():
         for name in (names[id(module)] for module in unit.modules):
             layer: Any = model.get_submodule(name)
             part = next(link for link in links_of(layer.w) if isinstance(link, Codebook))
             part.hold(layer.weight, tensors["index"], tensors["scale"])
-            mask = _mask_part(layer)
-            if mask is not None:
-                mask.mask.copy_(before[name])
