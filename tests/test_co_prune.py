@@ -14,7 +14,7 @@ from torch import Tensor, nn
 import bitwright as bw
 from bitwright.errors import InputError, Negative
 from bitwright.parts.mask import Mask
-from bitwright.procedures import CoPrune, co_prune
+from bitwright.procedures import CoPrune, co_prune, watching
 
 
 def net_of(seed: int, classes: int = 3) -> nn.Sequential:
@@ -306,7 +306,10 @@ def test_the_next_stage_begins_at_the_best_epoch() -> None:
 
 
 def test_one_shot_batches_serve_every_epoch() -> None:
-    report = co_prune(net_of(1), net_of(2), iter(images(3)), iter(images(4)), 0.5, alpha=(0.5,), epochs=3)
+    told: list[str] = []
+    with watching(lambda step: told.append(f"{step.done}/{step.total} {step.layer}")):
+        report = co_prune(net_of(1), net_of(2), iter(images(3)), iter(images(4)), 0.5, alpha=(0.5,), epochs=3)
+    assert told == ["0/1 stage 0, alpha 0.5", "1/1 "]
     assert report.stages[0].epochs == 3 and report.samples == 24
 
 

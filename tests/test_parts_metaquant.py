@@ -303,6 +303,16 @@ def test_a_layer_used_twice_gets_the_gradient_of_both_uses() -> None:
         torch.testing.assert_close(layer.weight.detach(), weights[0], rtol=1e-9, atol=1e-12)
 
 
+def test_one_weight_in_two_layers_is_refused() -> None:
+    spec = {"part": "metaquant", "quantizer": "bwn"}
+    model = nn.Sequential(bw.nn.Linear(4, 4, w=spec), bw.nn.Linear(4, 4, w=spec))
+    model[1].weight = model[0].weight
+    model(torch.ones(1, 4)).sum().backward()  # straight through serves
+    bw.attach(model, torch.optim.SGD(model.parameters(), 0.1))
+    with pytest.raises(InputError, match="one weight in two layers"):
+        model(torch.ones(1, 4))
+
+
 @pytest.mark.parametrize("groups", [1, 2, 4])
 @pytest.mark.parametrize("kind", ["conv", "transposed"])
 def test_grouped_depthwise_and_transposed_convolutions(groups: int, kind: str) -> None:

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import weakref
 from collections.abc import Iterator
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.parts.remembered import Remembered
 
 State: TypeAlias = "tuple[Tensor, Tensor] | None"  # (h, c) of an LSTM, each [weights, hidden]
 
@@ -54,8 +58,24 @@ class MetaNet(nn.Module):
         self.register_buffer("phi", _start(kind, hidden, init))
         for name in ("slope", "mean", "square"):  # the gradient of phi, and what Adam keeps of it
             self.register_buffer(name, torch.zeros_like(self.phi))
+        self.owners = Remembered[dict[int, Any]]()  # which part moves a weight, by its id
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("waiting", torch.zeros((), dtype=torch.int64))  # 1: `slope` holds layers of the last step
+
+    def claim(self, w: Tensor, part: nn.Module) -> None:
+        """Errors: `InputError` where another part moves this weight already: one of the two would miss its steps."""
+        if not isinstance(w, nn.Parameter):
+            return
+        owners = self.owners.value = self.owners.value or {}
+        owner = owners.get(id(w))
+        if owner is not None and owner() not in (None, part):
+            raise InputError(
+                "part metaquant: one weight in two layers, and each would keep a gradient of its own. Possible: one layer that is "
+                "used twice, two weights, or another part",
+                code="weight-shared",
+                possible="one layer that is used twice, two weights, or another part",
+            )
+        owners[id(w)] = weakref.ref(part)
 
     def run(self, phi: Tensor, g: Tensor, t: Tensor, size: Tensor, state: State = None) -> tuple[Tensor, State]:
         """(M(g, t), the next state) of weights in a row, differentiable in `phi`; size: r of the docstring."""

@@ -62,12 +62,13 @@ class MetaQuant(nn.Module):
               one of the optimizer. What the optimizer itself does to the latent is undone. lr: None, the optimizer's, with its
               schedule. init: "ste" begins as the straight-through estimator, "random" as published. gate: M(g, t) 1[|t| <= 1].
               hidden: units of the net; None: 100, of mlp 16
-    state     g, what pi keeps (Adam 8 bytes a weight; it goes on where another optimizer of its kind takes over), and for lstm_fc 4 bytes a unit for each weight, so 400 of them: give
-              `hidden` for a large net. Evaluation and packing read none of it
+    state     g; what pi keeps, of Adam 8 bytes a weight, which goes on where another optimizer of its kind takes over; for
+              lstm_fc 4 bytes a unit of each weight, so 400: give `hidden` for a large net. Evaluation and packing read none of it
     several   forwards between two steps add up (accumulated gradients, a layer that is used twice), as w.grad does
     source    Chen et al. 2019, NeurIPS, MetaQuant: Learning to Quantize by Learning to Penetrate Non-differentiable Quantization
     differs   the public code's forward is one old step ahead of the weight that it then stores; here they are the same. It takes
               BatchNorms and biases through the custom optimizer, here they are the optimizer's own. sign(0) = +1
+    errors    `InputError`: an optimizer that is neither SGD nor Adam, without `refine`; one weight in two layers
 
     >>> MetaQuant()(torch.tensor([0.3, -2.0])).tolist(), MetaQuant("bwn")(torch.tensor([[1.0, -3.0]])).tolist()
     ([1.0, -1.0], [[2.0, -2.0]])
@@ -114,7 +115,7 @@ class MetaQuant(nn.Module):
         self.gate = gate
         self.grid = DorefaW(bits)
         self.meta = MetaNet(
-            check_word("metaquant", "net", net, NETS), units, check_word("metaquant", "init", init, INITS), meta_lr
+            check_word("metaquant", "net", net, NETS), int(units), check_word("metaquant", "init", init, INITS), meta_lr
         )
         for name in STATES:
             kind = torch.bfloat16 if name in ("h", "c") else torch.float32
@@ -192,6 +193,7 @@ class MetaQuant(nn.Module):
     @torch.no_grad()
     def shifted(self, w: Tensor, keep: Tensor | None, group: dict[str, Any]) -> Tensor:
         """Where this step evaluates the latent; the same for every forward until the optimizer steps."""
+        self.meta.claim(w, self)
         w = w.detach()
         move = self.move.value
         if move is None or not torch.equal(move.base, w):

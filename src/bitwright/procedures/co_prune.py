@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from bitwright.errors import InputError, Negative
 from bitwright.procedures.layerwise.cooperation import CoPrune, CoPrunedRow, Normalize, Score
 from bitwright.procedures.layerwise.counts import Shares
+from bitwright.procedures.layerwise.progress import Meter
 from bitwright.procedures.report import Report
 from bitwright.transforms import attach, param_groups, penalty
 from bitwright.transforms.unwrap import unwrap
@@ -86,6 +87,7 @@ def co_prune(
               `min_lr`, or after `epochs`
     best      the epoch with the highest accuracy of the target on `val`, (inputs, labels) pairs that are no test images; without
               it, with the lowest training loss of the target
+    watching  `bw.procedures.watching` is told each stage
     others    as in `CoPrune`; freeze_after counts steps over all stages. Both nets are left pruned, in the modes they had
     errors    no batches, batches without labels, a loss that is not finite (`Negative`), and those of `CoPrune`
     source    Chen et al. 2019, IJCAI, and its public code
@@ -110,13 +112,18 @@ def co_prune(
     nets = (unwrap(source), unwrap(target))
     modes = [net.training for net in nets]
     stages, samples = [], 0
-    for share in alpha:
+    names = [f"stage {i}, alpha {share:g}" for i, share in enumerate(alpha)]
+    meter = Meter("co_prune", dict.fromkeys(names, 1.0))
+    for name, share in zip(names, alpha, strict=True):
+        meter.begin(name)
         pruner.alpha = share
         if not pruner.frozen:
             pruner.draw()
         stage, seen = _stage(pruner, nets, feeds, tests, epochs, lr, min_lr, patience)
         stages.append(stage)
         samples = max(samples, seen)
+        meter.end(name)
+    meter.finish()
     pruner.finish()
     for net, mode in zip(nets, modes, strict=True):
         net.train(mode)
