@@ -19,25 +19,27 @@ def metaquant() -> str:
             mean, spread = findings.mean_and_spread([100 * float(r["accuracy"]) for r in own.values()])
             cells = [percent(own[s]["accuracy"]) if s in own else "" for s in seeds]
             seconds = min(float(r["seconds"]) for r in own.values())
-            rows.append(
-                [
-                    optimizer,
-                    gradient,
-                    *cells,
-                    f"{mean:.2f}",
-                    "" if spread is None else f"{spread:.2f}",
-                    number(str(seconds)),
-                ]
-            )
+            factors = ", ".join(number(r["factor"]) for r in own.values() if r["factor"])
+            deviation = "" if spread is None else f"{spread:.2f}"
+            rows.append([optimizer, gradient, *cells, f"{mean:.2f}", deviation, factors, number(str(seconds))])
     first, ours = found[0], ", MLP ours" if any(r["gradient"] == "MLP" for r in found) else ""
-    head = ["optimizer", "gradient", *(f"seed {s}, test %" for s in seeds), "mean", "deviation", "least s"]
+    head = [
+        "optimizer",
+        "gradient",
+        *(f"seed {s}, test %" for s in seeds),
+        "mean",
+        "deviation",
+        "learned factor",
+        "least s",
+    ]
     return f"""## Learned gradients
 
     python bench/metaquant.py --data DIR
 
 MetaQuant beside the straight-through estimator (STE), ResNet-20, every layer 1 bit, from the float net of the zoo:
 {first["epochs"]} epochs on {int(first["images"]):,} images of CIFAR-10, rate {float(first["lr"]):g}, no decay, the same for all rows. Accuracy of the last
-epoch on all {int(first["test_images"]):,} test images: far from what the published 100 epochs reach. FC-Grad is the net of the paper{ours}. The
+epoch on all {int(first["test_images"]):,} test images: far from what the published 100 epochs reach. FC-Grad is the net of the paper{ours}: it
+multiplies every gradient by one number, which begins at 1; a rate that is too small is made larger. The
 machine had other work, so that seconds say little. {machine("metaquant.csv")}.
 
 {table(head, rows)}

@@ -71,18 +71,19 @@ def test_metaquant(put: Any) -> None:
 
     assert metaquant() == ""
     facts = {"epochs": 2, "images": 12800, "lr": 0.001, "test_images": 10000, "seconds": 300} | MACHINE
+    factor = {"STE": "", "FC-Grad": 25.5}
     values = {
         ("STE", "sgd"): (0.5, 0.52),
         ("FC-Grad", "sgd"): (0.7, 0.74),
         ("STE", "adam"): (0.8,),
         ("FC-Grad", "adam"): (0.79,),
     }
-    put("metaquant.csv", [{"gradient": g, "optimizer": o, "seed": i, "accuracy": v, **facts}
+    put("metaquant.csv", [{"gradient": g, "optimizer": o, "seed": i, "accuracy": v, "factor": factor[g], **facts}
                           for (g, o), each in values.items() for i, v in enumerate(each)])  # fmt: skip
     text = metaquant()
     assert (
-        "| sgd | FC-Grad | 70.00 | 74.00 | 72.00 | 2.83 | 300 |" in text
-        and "| adam | STE | 80.00 | - | 80.00 | - | 300 |" in text
+        "| sgd | FC-Grad | 70.00 | 74.00 | 72.00 | 2.83 | 25.5, 25.5 | 300 |" in text
+        and "| adam | STE | 80.00 | - | 80.00 | - | - | 300 |" in text
     )
     assert (
         "- SGD: FC-Grad is 21.00 points above the straight-through estimator (+20.00 to +22.00 over 2 seeds)." in text
