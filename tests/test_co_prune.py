@@ -168,6 +168,10 @@ def test_refreshing_and_freezing() -> None:
         changed.append(pruner.step() > 0)
     assert changed == [False, False, True, False, False, True, True, False, False]
     assert pruner.frozen and int(pruner.count) == 7
+    again = CoPrune(source, target, 0.3, freeze_after=7)
+    assert mask_of(target, "0").grow
+    again.load_state_dict(pruner.state_dict())
+    assert again.frozen and again.step() == 0 and not mask_of(target, "0").grow, "a loaded state is as final as it was"
 
 
 # -- second-order scores --------------------------------------------------------------------------------------------------

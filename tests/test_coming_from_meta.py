@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import shlex
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -64,10 +65,10 @@ def test_all_that_the_page_says_to_type_is_an_override() -> None:
     for typed in keys:
         load(NAME, [typed])
     for line in re.findall(rf"bitwright train {NAME}([^`\n]*)", META):
-        load(NAME, line.split())
+        load(NAME, shlex.split(line))
 
 
-@pytest.mark.parametrize("spec", re.findall(r"w=(\{part=\"[^`]*\})", META))
+@pytest.mark.parametrize("spec", re.findall(r"w=(\{part=\"[^`']*\})", META))
 def test_the_parts_on_the_page_fit_a_net(spec: str) -> None:
     model = bw.models.create("resnet20", width=0.25)
     experiment = load(NAME, [f"{W}={spec}"])

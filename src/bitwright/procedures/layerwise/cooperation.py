@@ -48,7 +48,7 @@ class CoPrune(nn.Module):
               pruned weights learn no more (None: until `finish`). latent: take weights behind a quantizer by their latents
               source_batches, target_batches: images for "obs", whose H is taken once, from the nets as they come (`measure`
               takes it again)
-    state     `count` and `alpha` are its state dict; the masks are in the `mask` parts of the nets, saved with them
+    state     its state dict holds the count of steps, alpha, and whether the masks are final; the masks are in the `mask` parts of the nets, saved with them
     errors    layers of other shapes or missing in the source; a keep, an alpha outside of their range; "obs" without images
     source    Chen et al. 2019, IJCAI, Cooperative Pruning in Cross-Domain Deep Neural Network Compression, and its code
     differs   exactly k weights stay (the public code keeps k - 1, and none where all are equal); the target is its own net, not
@@ -64,6 +64,7 @@ class CoPrune(nn.Module):
 
     count: Tensor
     share: Tensor
+    finished: Tensor
 
     def __init__(
         self,
@@ -95,6 +96,8 @@ class CoPrune(nn.Module):
         self._nets = (unwrap(source), unwrap(target))  # a tuple: they are no children, their state is their own
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
+        self.register_buffer("finished", torch.zeros((), dtype=torch.int64))
+        self.register_load_state_dict_post_hook(_follow)
         self.alpha = alpha
         keeps = {n: k for n, k in shares(self._nets[1], "co_prune", keep, None).items() if k < 1}
         if not keeps:
@@ -110,7 +113,7 @@ class CoPrune(nn.Module):
             put_masks(net, full, "co_prune")
         # `put_masks` may have replaced the layers
         self._pairs = pairs(*self._nets, list(keeps), "co_prune", latent)
-        self._grow(True)
+        self._grow()
         self.draw()
 
     @property
@@ -130,7 +133,7 @@ class CoPrune(nn.Module):
 
     @property
     def frozen(self) -> bool:
-        return not _mask(self._pairs[0][1].layer).grow
+        return bool(self.finished)
 
     def measure(self, source_batches: Iterable[Any] | None, target_batches: Iterable[Any] | None) -> None:
         """H of both nets as they are now, for score="obs": inputs, or (input, target) pairs."""
@@ -170,7 +173,8 @@ class CoPrune(nn.Module):
 
     def finish(self) -> None:
         """The masks stay as they are: pruned weights learn no more, and both nets are like any pruned net."""
-        self._grow(False)
+        self.finished.fill_(1)
+        self._grow()
 
     def rows(self) -> tuple[CoPrunedRow, ...]:
         """Weights, those that stay, and those that stay in both nets, per layer."""
@@ -180,11 +184,11 @@ class CoPrune(nn.Module):
             found.append(CoPrunedRow(theirs.name, two.numel(), int(two.sum()), int((one & two).sum())))
         return tuple(found)
 
-    def _grow(self, on: bool) -> None:
+    def _grow(self) -> None:
         for pair in self._pairs:
             for unit in pair:
                 for module in unit.modules:
-                    _mask(module).grow = on
+                    _mask(module).grow = not self.frozen
 
     def _scored(self, unit: Unit, net: int) -> Tensor:
         w: Tensor = unit.layer.weight.detach().float()
@@ -222,6 +226,11 @@ def normalized(score: Tensor, how: str) -> Tensor:
 def _or_one(size: Tensor) -> Tensor:
     """A layer of zeros divides by 1."""
     return torch.where(size > 0, size, torch.ones_like(size))
+
+
+def _follow(pruner: CoPrune, keys: Any) -> None:
+    """Behind a loaded state: masks that were final are."""
+    pruner._grow()
 
 
 def _mask(layer: Any) -> Mask:
