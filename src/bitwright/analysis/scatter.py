@@ -39,8 +39,11 @@ class Scatter:
         """More rows, [n, C] or [G, n, C]."""
         if rows.shape[-2]:
             rows = rows.detach() if self.product is None else rows.detach().to(self.product)
-            mean = rows.mean(-2, dtype=torch.float64)
-            centered = rows - mean.to(rows.dtype).unsqueeze(-2)
+            # twice, as a product: the second pass takes what float32 lost in the first, and both are fast
+            ones = rows.new_full((1, rows.shape[-2]), 1 / rows.shape[-2])
+            about = ones @ rows
+            centered = rows - about
+            mean = (about.double() + (ones @ centered).double()).squeeze(-2)
             self._merge(rows.shape[-2], mean, centered.mT @ centered)
 
     def merged(self, other: Scatter) -> Scatter:

@@ -85,7 +85,7 @@ def run_method(
     if before is not None:
         after = _accuracy(subject, test)
         assert after is not None
-        from bitwright.measure.numbers import percent
+        from bitwright.numbers import percent
 
         images = min(test, len(subject.test))
         out.result(f"top-1 of {images:,} test images: {percent(before)} % before, {percent(after)} % after")
@@ -140,8 +140,8 @@ def _call(out: Output, found: Procedure, subject: Subject, batches: int, options
     """With progress; finished layers lie beside the output until the end, so the same command after a kill goes on."""
     from itertools import islice
 
+    from bitwright.training.display import Screen
     from bitwright.training.procedures import showing
-    from bitwright.training.progress import Screen
 
     own = "journal" in found.options.model_fields and "journal" not in options
     folder = subject.output.with_name(f"{subject.output.name}.journal")

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.native_codes import pack
+from bitwright.engine.native_codes import pack_codes
 from bitwright.engine.native_conv import ConvPlan
-from bitwright.engine.native_library import generation, words
+from bitwright.engine.native_library import generation, word_count
 
 _ops = torch.library.Library("bitwright", "DEF")
 _ops.define("pack_bits(Tensor x, Tensor thresholds, int planes) -> Tensor")
@@ -45,7 +45,7 @@ def _plan(w_bits: Tensor, w_mult: list[int], w_zero: int, x_mult: list[int], x_z
 
 
 def _pack_op(x: Tensor, thresholds: Tensor, planes: int) -> Tensor:
-    return pack(x, thresholds, planes)
+    return pack_codes(x, thresholds, planes)
 
 
 def _conv_op(x_words: Tensor, w_bits: Tensor, *rest: Any) -> Tensor:
@@ -59,7 +59,7 @@ def _linear_op(x_words: Tensor, w_bits: Tensor, *rest: Any) -> Tensor:
 def _pack_fake(x: Tensor, thresholds: Tensor, planes: int) -> Tensor:
     n, c, *rest = x.shape
     h, w = (1, 1) if not rest else (1, rest[0]) if len(rest) == 1 else rest
-    return x.new_empty((n, h, w, planes, words(c)), dtype=torch.int32)
+    return x.new_empty((n, h, w, planes, word_count(c)), dtype=torch.int32)
 
 
 def _conv_fake(x_words: Tensor, w_bits: Tensor, *rest: Any) -> Tensor:

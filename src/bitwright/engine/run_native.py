@@ -54,7 +54,7 @@ def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     if a["x_form"] == "bytes":
         weights = [w.reshape(shape) for w in reference.weight_integers(graph, node)]
         return [native.ConvPlan.bytes(w, x_mult=int(x["mult"]), **geometry) for w in weights]
-    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *shape))
+    bit = bitstrings.unpack_bits(graph.need(node, "bits"), (info["planes"], *shape))
     x_mult = [int(x["mult"]) << p for p in range(code_planes(x["levels"]))]
     return [
         native.ConvPlan.bits(bit[t["planes"]], w_mult=t["mult"], w_zero=int(t["zero"]), x_mult=x_mult, **geometry)
@@ -81,7 +81,7 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
     if "emit" in a:
         e, flip = a["emit"], graph.tensor(node, "int_flip")
         if "grid" in e:
-            output: native.Output = native.GridOutput(scale[0], add, e["grid"])
+            output: native.KernelOutput = native.GridOutput(scale[0], add, e["grid"])
         else:
             output = native.CodeOutput(
                 graph.need(node, "int_thresholds"),
@@ -92,7 +92,7 @@ def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
             )
         return of_one(node, lambda x: plan.run(x, output, None, threads))
     if len(plans) > 1:
-        sums = native.Output()
+        sums = native.KernelOutput()
         return of_one(
             node, lambda x: out(reference.epilogue([p.run(x, sums, None, threads) for p in plans], scale, add, False))
         )

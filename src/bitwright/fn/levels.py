@@ -40,6 +40,10 @@ def nearest_level(place: Tensor, grid: Tensor) -> Tensor:
     >>> grid[nearest_level(torch.tensor([-1.5, -0.5, 0.49, 0.5, 9.0]), grid)].tolist()
     [-2.0, -1.0, 0.0, 1.0, 2.0]
     """
+    if int(grid[-1] - grid[0]) == len(grid) - 1:  # whole numbers without a gap: no search
+        whole = place.trunc()
+        number = torch.where((place - whole).abs() >= 0.5, whole + place.sign(), whole)
+        return (number - grid[0].to(place.dtype)).nan_to_num_(0.0).clamp_(0, len(grid) - 1).long()
     middle = ((grid[1:] + grid[:-1]) / 2).to(place.dtype)
     place = place.contiguous()
     below, above = middle[middle < 0], middle[middle >= 0]

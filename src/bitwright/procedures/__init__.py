@@ -15,11 +15,12 @@ from bitwright.procedures.layerwise.progress import Step, watching
 from bitwright.procedures.layerwise.work import LayerReport, LayerRow
 from bitwright.procedures.magnitude import magnitude
 from bitwright.procedures.pca_hybrid import pca_hybrid
-from bitwright.procedures.recalibrate_batchnorm import RecalibratedNorm, Recalibration, recalibrate_batchnorm
+from bitwright.procedures.recalibrate_batchnorm import Recalibration, recalibrate_batchnorm
 from bitwright.procedures.reconstruct import reconstruct
 from bitwright.procedures.registry import Procedure, forget, get, names, procedure
 from bitwright.procedures.report import Report
 from bitwright.procedures.sparse_gpt import sparse_gpt
+from bitwright.transforms.norm_statistics import RecalibratedNorm
 
 __all__ = [
     "CoPrune",

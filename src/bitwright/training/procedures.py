@@ -10,7 +10,8 @@ from bitwright import procedures
 from bitwright.engine.files import save
 from bitwright.errors import InputError
 from bitwright.runs.build import recipe_of_stage
-from bitwright.training.progress import Screen, clock
+from bitwright.runs.result_tables import Procedures
+from bitwright.training.display import Screen, clock
 from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.decide import is_float
 
@@ -21,8 +22,6 @@ if TYPE_CHECKING:
     from bitwright.runs import Run
     from bitwright.training.job import Job
     from bitwright.transforms.recipe import Rule
-
-FILE = "procedures.json"
 
 
 def check_procedures(experiment: Experiment) -> None:
@@ -116,7 +115,7 @@ def follow(net: nn.Module, recipe: Recipe, example: Any) -> None:
 
 def done(run: Run) -> list[dict[str, Any]]:
     """What the procedures of a run did, in order."""
-    return run.read_json(FILE)["procedures"] if run.has(FILE) else []
+    return run.read_json(Procedures.file).get("procedures", [])
 
 
 def record(run: Run, name: str, result: procedures.Report | Recipe, net: nn.Module, stage: int | None) -> None:
@@ -124,4 +123,4 @@ def record(run: Run, name: str, result: procedures.Report | Recipe, net: nn.Modu
     table = {} if isinstance(result, Recipe) else result.to_dict()
     row = {"stage": stage, "procedure": name, **table, "recipe": recipe_of(net).to_toml()}
     before = [r for r in done(run) if stage is None or r["stage"] != stage]
-    run.write_json(FILE, {"procedures": [*before, row]})
+    run.write(Procedures, [{"procedures": [*before, row]}])

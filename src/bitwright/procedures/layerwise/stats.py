@@ -384,6 +384,7 @@ class _Gram:
             block = self.blocks.pop(0)
             h, mean = block.scatter.div_(block.count), block.mean
             h.addcmul_(mean.unsqueeze(-1), mean.unsqueeze(-2))
+            _mirror(h)
             if self.bias and not self.blocks:
                 wide = h.new_ones(*h.shape[:-2], h.shape[-1] + 1, h.shape[-1] + 1)
                 wide[..., :-1, :-1] = h
@@ -391,6 +392,15 @@ class _Gram:
                 h = wide
             out.append(h)
         return out
+
+
+def _mirror(h: Tensor, strip: int = 1024) -> None:
+    """The lower triangle becomes the upper one, in place: products of floats are not quite symmetric."""
+    for at in range(0, h.shape[-1], strip):
+        end = at + strip
+        corner = h[..., at:end, at:end]
+        corner.copy_(corner.tril() + corner.tril(-1).mT)
+        h[..., at:end, end:] = h[..., end:, at:end].mT
 
 
 def _blocks(unit: Unit, h: list[Tensor], bias: bool) -> list[Tensor]:

@@ -15,9 +15,9 @@ from bitwright.procedures.layerwise.bounds import Link, links_of_net
 from bitwright.procedures.layerwise.journal import Journal
 from bitwright.procedures.layerwise.select import Unit
 from bitwright.procedures.layerwise.stats import LayerStats, Limits, visit_layers
-from bitwright.procedures.recalibrate_batchnorm import estimate
 from bitwright.procedures.report import Report
 from bitwright.transforms.batch_norms import batch_norms
+from bitwright.transforms.norm_statistics import estimate
 from bitwright.transforms.unwrap import unwrap
 
 
