@@ -27,7 +27,7 @@ STATES = ("g", "mean", "square", "h", "c")  # of each weight; empty until traini
 
 
 @dataclass
-class Move:
+class Shift:
     """Where a step of training stands between its first forward and `after_step`.
 
     base, to   the latent as stored, and where this step evaluates it
@@ -123,7 +123,7 @@ class MetaQuant(nn.Module):
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))  # steps that left a gradient
         self.register_buffer("steps", torch.zeros((), dtype=torch.int64))  # of Adam
         self.bound = Remembered[tuple[Any, int]]()
-        self.move = Remembered[Move]()
+        self.move = Remembered[Shift]()
 
     # -- the quantizer --------------------------------------------------------------------------------------------------
     @property
@@ -198,16 +198,16 @@ class MetaQuant(nn.Module):
         move = self.move.value
         if move is None or not torch.equal(move.base, w):
             self.meta.step()
-            move = Move(w.clone(), w.clone()) if not self.count else self.moved(w, keep, group)
+            move = Shift(w.clone(), w.clone()) if not self.count else self.moved(w, keep, group)
             self.move.value = move
         return move.to
 
-    def moved(self, w: Tensor, keep: Tensor | None, group: dict[str, Any]) -> Move:
+    def moved(self, w: Tensor, keep: Tensor | None, group: dict[str, Any]) -> Shift:
         """The latent one step on, by what the net makes of the gradient that the last step left."""
         place, slope = self.before(w, keep)
         learned, state = self.meta.gradient(self.g, place, self.state(w))
         slope = slope * (place.abs() <= 1) if self.gate else slope
-        move = Move(w.clone(), w, float(group["lr"] if self.lr is None else self.lr), slope, state=state)
+        move = Shift(w.clone(), w, float(group["lr"] if self.lr is None else self.lr), slope, state=state)
         direction, decay = wide(learned * slope), float(group.get("weight_decay", 0.0))
         apart = bool(group.get("decoupled_weight_decay", False))
         if decay and not apart:
@@ -223,7 +223,7 @@ class MetaQuant(nn.Module):
         move.to = (kept - move.rate * direction).to(w.dtype)
         return move
 
-    def adam(self, gradient: Tensor, move: Move, group: dict[str, Any]) -> Tensor:
+    def adam(self, gradient: Tensor, move: Shift, group: dict[str, Any]) -> Tensor:
         """The direction of Adam; its averages wait in `move` until the step is made."""
         (one, two), eps = group.get("betas", (0.9, 0.999)), group.get("eps", 1e-8)
         begun = self.square.numel()  # else they are none of Adam's
