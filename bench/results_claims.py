@@ -56,7 +56,6 @@ def claims() -> list[Claim]:
         *_training(),
         *_gates(),
         *_selfprune(),
-        *_metaquant(),
         *_strangers(),
     ]
 
@@ -243,18 +242,6 @@ def _selfprune() -> Iterator[Claim]:
             numbers = f"{percent(r['accuracy'], 1)} %, {percent(r['on_share'])} %"
             yield Claim(f"784-4000x3-10 that prunes itself, {r['row']}: test accuracy, weights on", numbers,
                         "Nets that prune themselves", "selfprune.py")  # fmt: skip
-
-
-def _metaquant() -> Iterator[Claim]:
-    found = read("metaquant.csv")
-    for optimizer, word in (("sgd", "SGD"), ("adam", "Adam")):
-        means = []
-        for gradient in ("FC-Grad", "STE"):
-            own = [float(r["accuracy"]) for r in found if (r["gradient"], r["optimizer"]) == (gradient, optimizer)]
-            means += [percent(str(sum(own) / len(own)), 1)] if own else []
-        if len(means) == 2:
-            yield Claim(f"`metaquant` beside the straight-through estimator, {word}, a short schedule: test accuracy",
-                        f"{means[0]} % to {means[1]} %", "Learned gradients", "metaquant.py")  # fmt: skip
 
 
 def _strangers() -> Iterator[Claim]:
