@@ -68,7 +68,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
     "mask": [{"grow": True}],
     "metaquant": [
         {"quantizer": "bwn", "net": "mlp", "gate": True},
-        {"quantizer": "bwn", "granularity": "filter", "net": "multi_fc", "refine": "sgd", "init": "random"},
+        {"quantizer": "bwn", "granularity": "filter", "net": "multi_fc"},
         {"bits": 3, "net": "lstm_fc", "hidden": 4, "refine": "adam", "lr": 0.01},
     ],
     "pact": [{"bits": 1, "alpha": 1.0}, {"bits": 8, "alpha": 0.7}, {"compat": "seed"}],
