@@ -141,14 +141,7 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
         if channels * levels > MAX_TABLE or work > budget[0]:
             continue
         budget[0] -= work
-        steps = [function(n, graph) for n in reversed(chain)]
-        old_flip = graph.tensor(q, "flip")
-
-        def code(x: Tensor, steps: Any = steps, old: Tensor = old, old_flip: Any = old_flip) -> Tensor:
-            for f in steps:
-                x = f(x)
-            return reference.quantize(x, old, old_flip, True)
-
+        code = _through([function(n, graph) for n in reversed(chain)], old, graph.tensor(q, "flip"))
         found, flip = float_thresholds(code, levels, channels)
         if bound[source.name] == math.inf and not (_tame(code, channels) and not bool(flip.any())):
             q.attrs["apart"] = True
@@ -166,6 +159,17 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
         done = True
     graph.prune()
     return done
+
+
+def _through(steps: list[Callable[[Tensor], Tensor]], old: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The quantizer as a function of what the first of `steps` reads."""
+
+    def code(x: Tensor) -> Tensor:
+        for step in steps:
+            x = step(x)
+        return reference.quantize(x, old, flip, True)
+
+    return code
 
 
 def _tame(code: Callable[[Tensor], Tensor], channels: int) -> bool:
