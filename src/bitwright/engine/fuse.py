@@ -121,6 +121,17 @@ def _there_anyway(graph: Graph, source: Node) -> bool:
     return source.op not in CODED
 
 
+def _code_after(steps: list[Any], table: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The code of what the steps make of x."""
+
+    def code(x: Tensor) -> Tensor:
+        for f in steps:
+            x = f(x)
+        return reference.quantize(x, table, flip, True)
+
+    return code
+
+
 def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     by_name = graph.by_name()
     done = False
@@ -141,14 +152,7 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
         if channels * levels > MAX_TABLE or work > budget[0]:
             continue
         budget[0] -= work
-        steps = [function(n, graph) for n in reversed(chain)]
-        old_flip = graph.tensor(q, "flip")
-
-        def code(x: Tensor, steps: Any = steps, old: Tensor = old, old_flip: Any = old_flip) -> Tensor:
-            for f in steps:
-                x = f(x)
-            return reference.quantize(x, old, old_flip, True)
-
+        code = _code_after([function(n, graph) for n in reversed(chain)], old, graph.tensor(q, "flip"))
         found, flip = float_thresholds(code, levels, channels)
         if bound[source.name] == math.inf and not (_tame(code, channels) and not bool(flip.any())):
             q.attrs["apart"] = True
