@@ -62,6 +62,40 @@ class Small(nn.Module):
         return self.d(torch.relu(self.c(x.flatten(1))))
 
 
+class Pooled(nn.Module):
+    """A stem whose floats are pooled before a layer and a shortcut read them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.norm = nn.Conv2d(3, 16, 5, stride=2, padding=2), nn.BatchNorm2d(16)
+        self.a, self.d = nn.Conv2d(16, 16, 3, padding=1), nn.Linear(16, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.max_pool2d(torch.relu(self.norm(self.stem(x))), 3, 2, 1)
+        return self.d((x + self.a(x)).mean((2, 3)))
+
+
+@pytest.mark.parametrize(
+    "name, operator", [("one bit", "ConvCutPool"), ("bytes", "ConvRoundPool"), ("none", "ConvPool")]
+)
+def test_a_stem_pools_its_floats_itself(name: str, operator: str, tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    x = torch.rand(3, 3, 21, 18)
+    recipe: list[Any] = [{"match": "stem", "w": {"part": "uniform", "bits": 8}, "x": "input8"}]
+    if name == "bytes":
+        recipe.append({"match": "a", **dict.fromkeys("wx", {"part": "uniform", "bits": 8})})
+    elif name != "none":
+        recipe.append({"match": "a", **CODES[name]})
+    net = packed(Pooled(), recipe, x)
+    report = write(net, x, tmp_path / "net.onnx")
+    assert f"bitwright::{operator}" in report.operators and report.differ == 0
+    want = net(x)
+    assert torch.allclose(answers(tmp_path / "net.onnx", x), want, rtol=1e-5, atol=1e-5)
+    ours = bw.ort.session(tmp_path / "net.onnx")
+    got = torch.from_numpy(np.asarray(ours.run(None, {ours.get_inputs()[0].name: x.numpy()})[0]))
+    assert torch.allclose(got, want, rtol=1e-5, atol=1e-5)
+
+
 CODES = {
     "one bit": {"w": "bwn", "x": ["norm", "sign"]},
     "two bits": {"w": {"part": "dorefa_w", "bits": 2}, "x": {"part": "dorefa_a", "bits": 2}},

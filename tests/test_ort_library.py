@@ -206,6 +206,13 @@ def check_convolutions(case: Case, threads: int = 1) -> None:
     grid, given = (GRID, GRID_INPUT) if case.pick.random() < 0.5 else (DIVIDE, DIVIDE_INPUT)
     y, code = run("ConvRound", [*inputs, given], "float codes", fed, **attrs)
     assert same(y, want) and same(code, grid.codes(want).to(torch.uint8))
+    if not residual and min(want.shape[1:3]) > 2:
+        most = F.max_pool2d(want.permute(0, 3, 1, 2), 3, 2, 1).permute(0, 2, 3, 1)
+        window = {"pool_kernel": [3, 3], "pool_strides": [2, 2], "pool_pads": [1, 1, 1, 1]}
+        (y,) = run("ConvPool", inputs, "float", fed, **window, **attrs)
+        assert same(y, most)
+        y, code = run("ConvRoundPool", [*inputs, given], "float codes", fed, **window, **attrs)
+        assert same(y, most) and same(code, grid.codes(most).to(torch.uint8))
     (code,) = run("ConvRoundCodes", [*case.inputs(), case.scale, case.add, given], "codes", **attrs)
     assert same(code, grid.codes(case.floats()).to(torch.uint8))
 

@@ -121,6 +121,17 @@ def _there_anyway(graph: Graph, source: Node) -> bool:
     return source.op not in CODED
 
 
+def _code_after(steps: list[Any], table: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The code of what the steps make of x."""
+
+    def code(x: Tensor) -> Tensor:
+        for f in steps:
+            x = f(x)
+        return reference.quantize(x, table, flip, True)
+
+    return code
+
+
 def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     by_name = graph.by_name()
     done = False
@@ -141,7 +152,7 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
         if channels * levels > MAX_TABLE or work > budget[0]:
             continue
         budget[0] -= work
-        code = _through([function(n, graph) for n in reversed(chain)], old, graph.tensor(q, "flip"))
+        code = _code_after([function(n, graph) for n in reversed(chain)], old, graph.tensor(q, "flip"))
         found, flip = float_thresholds(code, levels, channels)
         if bound[source.name] == math.inf and not (_tame(code, channels) and not bool(flip.any())):
             q.attrs["apart"] = True
@@ -159,17 +170,6 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
         done = True
     graph.prune()
     return done
-
-
-def _through(steps: list[Callable[[Tensor], Tensor]], old: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The quantizer as a function of what the first of `steps` reads."""
-
-    def code(x: Tensor) -> Tensor:
-        for step in steps:
-            x = step(x)
-        return reference.quantize(x, old, flip, True)
-
-    return code
 
 
 def _tame(code: Callable[[Tensor], Tensor], channels: int) -> bool:
