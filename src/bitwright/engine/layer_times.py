@@ -19,7 +19,7 @@ from bitwright.nn import is_slot_layer
 from bitwright.timing import Timing, clock_for, interleave
 from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.forward import quiet
+from bitwright.transforms.forward import reproducible
 
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
@@ -49,7 +49,7 @@ def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, thr
     before = torch.get_num_threads()
     torch.set_num_threads(threads or 1)
     try:
-        with quiet():
+        with reproducible():
             _layers(report, prepared, model)
             _whole(report, prepared, model, threads or 1)
     except Exception as error:  # whatever the user's code does in another memory layout, or called many times

@@ -22,7 +22,7 @@ from bitwright.engine.verify_layers import LayerCheck, plain_codes
 from bitwright.nn import is_slot_layer
 from bitwright.transforms.call import Call, as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.forward import quiet
+from bitwright.transforms.forward import reproducible
 
 Inputs = dict[str, list[Tensor]]  # of a layer, one for each of its calls
 Outputs = dict[str, Tensor]  # by their place in what the model returns; "" where that is one tensor
@@ -37,7 +37,7 @@ def as_float(model: nn.Module, call: Call) -> nn.Module:
     """A copy in float32, if it runs so: half and double precision are compared in float32, in which packed nets compute."""
     copied = copy_model(model).eval().float()
     try:
-        with quiet():
+        with reproducible():
             call.map(as_floats)(copied)
         return copied
     except (RuntimeError, TypeError, ValueError):
@@ -71,7 +71,7 @@ class RecordedModel:
 
     def run(self, call: Call, told: Inputs | None = None, answers: Inputs | None = None) -> Outputs:
         self.inputs, self.outputs, self.told, self.answers = {}, {}, told or {}, answers or {}
-        with quiet():
+        with reproducible():
             return outputs_of(call(self.model))
 
 
