@@ -101,17 +101,21 @@ def test_a_narrow_table_loses_p95_then_quartiles_then_rate():
     assert "img/s" not in head and "ours faster by" in head
 
 
-STEPS = [why.Step("stem", "int8", 3, 0.5), why.Step("a", "bits", 16, 0.1), why.Step("b", "bits", 16, 0.1)]
+STEPS = [
+    why.TimedStep("stem", "int8", 3, 0.5),
+    why.TimedStep("a", "bits", 16, 0.1),
+    why.TimedStep("b", "bits", 16, 0.1),
+]
 
 
 def test_why_it_is_not_faster_by_hand():
-    assert why.explain([*STEPS, why.Step("", "", 0, 0.3)], 1.0, 1) == (
+    assert why.explain([*STEPS, why.TimedStep("", "", 0, 0.3)], 1.0, 1) == (
         "stem takes 50 % (3 input channels, runs as int8)",
         "a and 1 more bits layers have 16 channels, less than a word of 32 per tap, and take 20 %",
         "what lies between the layers (adds, pooling, norms, activations) takes 30 %",
         "more gain: wider layers or --batch 32",
     )
-    wide = [why.Step("a", "bits", 64, 1.0)]
+    wide = [why.TimedStep("a", "bits", 64, 1.0)]
     assert why.explain(wide, 1.0, 1) == ("no single reason: the largest layer, a, takes 100 %",)
     (tiny, more) = why.explain(wide, 0.003, 1)
     assert tiny.startswith("the net is tiny: 0.00300 ms per layer") and more.startswith("more gain")
@@ -132,13 +136,13 @@ def test_why_a_depthwise_layer_is_not_faster():
     packed: Any = bw.convert(net.eval(), x, verify=False).model
     steps = {s.name: s for s in why.steps_of(packed, [x])}
     assert {n: s.window for n, s in steps.items()} == {"0": 0, "1": 9, "2": 25, "3": 0, "": 0}
-    one = [why.Step("a", "bits", 64, 0.8), why.Step("dw", "int8", 1, 0.2, 9)]
+    one = [why.TimedStep("a", "bits", 64, 0.8), why.TimedStep("dw", "int8", 1, 0.2, 9)]
     (said,) = why.explain(one, 1.0, 32)
     assert said == (
         "dw takes 20 % (depthwise, run as int8): a window of 9 products is too little work for bits; a rule with "
         'kind = "depthwise" leaves such layers float or gives them 8 bits'
     )
-    (said,) = why.explain([*one, why.Step("dw2", "float", 1, 0.4, 25)], 1.0, 32)
+    (said,) = why.explain([*one, why.TimedStep("dw2", "float", 1, 0.4, 25)], 1.0, 32)
     assert said.startswith("dw2 and 1 more depthwise layers take 60 % (depthwise, run as float/int8): a window of 25")
 
 

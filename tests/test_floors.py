@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -70,6 +71,7 @@ def imported(tree: ast.AST, package: str) -> set[str]:
     return {n.removeprefix("bitwright").removeprefix(".").split(".")[0] for n in own}
 
 
+@cache
 def imports_of(path: Path) -> set[str]:
     package = ".".join(["bitwright", *path.relative_to(ROOT).parent.parts])
     return imported(ast.parse(path.read_text(encoding="utf-8")), package)

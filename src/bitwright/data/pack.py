@@ -25,7 +25,7 @@ from .imagenet import SIDECAR, FolderSource, find_root, open_streamed, part_of, 
 from .index import Names
 from .lmdb_read import close, environment, module
 from .streamed import Streamed
-from .transform import Item, parse, quiet
+from .transform import Item, parse, quiet_pillow
 
 CHECK = "squash1-crop1"  # the transform that decodes and does little else
 BATCH = 256  # records of one transaction: what a kill costs
@@ -100,7 +100,7 @@ def pack(
     form = Form(size, quality, raw)
     form.check()
     module()
-    quiet()
+    quiet_pillow()
     named = str(source) == "imagenet" and not Path(source).is_dir()
     base = find_root("imagenet" if named else "folder", None if named else source, "folder")
     done = []

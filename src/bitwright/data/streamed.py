@@ -15,7 +15,7 @@ from bitwright.errors import InputError
 from .augment import crop_flip
 from .images import Images, Place
 from .pictures import bad_pictures
-from .transform import Item, Transform, quiet
+from .transform import Item, Transform, quiet_pillow
 
 AHEAD = 2  # batches being decoded while one is used
 _TASK = 8  # pictures of one task of a worker
@@ -114,7 +114,7 @@ class Streamed(Images):
                 return text.removeprefix("is damaged: ").removeprefix("cannot be read: ")
             return ""
 
-        quiet()
+        quiet_pillow()
         with ThreadPoolExecutor(max(1, self.workers), "bitwright-decode") as pool:
             return list(pool.map(why, self.rows[:most].tolist()))
 
@@ -134,7 +134,7 @@ class Streamed(Images):
 
     def stream(self, places: Sequence[Tensor], augment: bool, key: int) -> Iterator[Tensor]:
         chance = key if augment else None
-        quiet()
+        quiet_pillow()
 
         def fill(out: np.ndarray, index: list[int], rows: list[int]) -> None:
             for k, (place, row) in enumerate(zip(index, rows, strict=True)):

@@ -126,7 +126,7 @@ def parse(name: str) -> Transform:
     return Transform(name, kind, first, side)
 
 
-def quiet() -> None:
+def quiet_pillow() -> None:
     """No warnings of Pillow on odd EXIF data, of which ImageNet has some. For the whole process, since its threads share
     one list of filters: called before a pass, not for each picture."""
     warnings.filterwarnings("ignore", message="(Possibly c|C)orrupt EXIF", category=UserWarning)

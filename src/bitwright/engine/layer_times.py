@@ -17,7 +17,7 @@ from bitwright.engine.verify_runs import RecordedModel
 from bitwright.timing import Timing, clock_for, interleave
 from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.forward import quiet
+from bitwright.transforms.forward import reproducible
 from bitwright.transforms.twin import float_twin
 
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -36,7 +36,7 @@ def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, thr
     before = torch.get_num_threads()
     torch.set_num_threads(threads or 1)
     try:
-        with quiet():
+        with reproducible():
             _layers(report, prepared, model)
             _whole(report, prepared, model, threads or 1)
     except Exception as error:  # whatever the user's code does in another memory layout, or called many times

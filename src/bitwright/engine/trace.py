@@ -19,10 +19,10 @@ from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
 from bitwright.parts.scale import width_of
 from bitwright.parts.traits import traits_of
-from bitwright.quiet import quiet as silent
+from bitwright.quiet import quiet
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.facts import folds, links_of, part_text
-from bitwright.transforms.forward import quiet
+from bitwright.transforms.forward import reproducible
 from bitwright.transforms.geometry import crop_of, padding_of
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
@@ -184,7 +184,7 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
         batch = tuple(x.expand(2, *x.shape[1:]).contiguous() for x in batch)
     size = torch.export.Dim("batch", min=1)
     try:
-        with quiet(), silent():  # of a failed export, the reason is in the exception
+        with reproducible(), quiet():  # of a failed export, the reason is in the exception
             return torch.export.export(work, batch, dynamic_shapes=[{0: size}] * len(batch))
     except Exception as error:
         line = f" at {found}" if (found := user_line(str(error))) else ""

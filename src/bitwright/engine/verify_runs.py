@@ -26,7 +26,7 @@ from bitwright.parts import moment
 from bitwright.parts.scale import width_of
 from bitwright.transforms.call import Call, as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.forward import quiet
+from bitwright.transforms.forward import reproducible
 from bitwright.types import Coded
 
 Inputs = dict[str, list[Tensor]]  # of a layer, one for each of its calls
@@ -42,7 +42,7 @@ def as_float(model: nn.Module, call: Call) -> nn.Module:
     """A copy in float32, if it runs so: half and double precision are compared in float32, in which packed nets compute."""
     copied = copy_model(model).eval().float()
     try:
-        with quiet():
+        with reproducible():
             call.map(as_floats)(copied)
         return copied
     except (RuntimeError, TypeError, ValueError):
@@ -82,7 +82,7 @@ class RecordedModel:
 
     def run(self, call: Call, told: Inputs | None = None, answers: Inputs | None = None) -> Outputs:
         self.inputs, self.outputs, self.told, self.answers = {}, {}, told or {}, answers or {}
-        with quiet():
+        with reproducible():
             return outputs_of(call(self.model))
 
 

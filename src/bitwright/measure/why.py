@@ -24,7 +24,7 @@ LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
 
 
 @dataclass(frozen=True)
-class Step:
+class TimedStep:
     """A layer of the packed net, or all that lies between the layers (name "").
 
     channels   input channels (features) of one group; 0 where there are none
@@ -47,10 +47,10 @@ def reasons(table: BenchTable, packed: PackedModel, x: Sequence[Tensor]) -> tupl
     return explain(steps_of(packed, x), table.ours.median_ms, table.batch)
 
 
-def explain(steps: Sequence[Step], median_ms: float | None, batch: int) -> tuple[str, ...]:
+def explain(steps: Sequence[TimedStep], median_ms: float | None, batch: int) -> tuple[str, ...]:
     """The sentences; the last one says what would help, where that is known.
 
-    >>> explain([Step("conv1", "int8", 3, 0.4), Step("conv2", "bits", 64, 0.6)], 1.0, 1)
+    >>> explain([TimedStep("conv1", "int8", 3, 0.4), TimedStep("conv2", "bits", 64, 0.6)], 1.0, 1)
     ('conv1 takes 40 % (3 input channels, runs as int8)',)
     """
     layers = [s for s in steps if s.name]
@@ -78,7 +78,7 @@ def explain(steps: Sequence[Step], median_ms: float | None, batch: int) -> tuple
     return tuple(said)
 
 
-def _not_bits(layers: Sequence[Step]) -> list[str]:
+def _not_bits(layers: Sequence[TimedStep]) -> list[str]:
     """The two slowest layers that do not run on bits, and the rest of their kind in one number."""
     slow = sorted((s for s in layers if s.runs_as != "bits" and s.share >= SHARE), key=lambda s: -s.share)
     said = [
@@ -93,7 +93,7 @@ def _not_bits(layers: Sequence[Step]) -> list[str]:
     return said
 
 
-def _depthwise(layers: Sequence[Step]) -> str:
+def _depthwise(layers: Sequence[TimedStep]) -> str:
     top = max(layers, key=lambda s: s.share)
     names = top.name if len(layers) == 1 else f"{top.name} and {len(layers) - 1} more depthwise layers"
     verb, share = "takes" if len(layers) == 1 else "take", sum(s.share for s in layers) * 100
@@ -104,7 +104,7 @@ def _depthwise(layers: Sequence[Step]) -> str:
     )
 
 
-def _narrow(layers: Sequence[Step]) -> str:
+def _narrow(layers: Sequence[TimedStep]) -> str:
     low, high = min(s.channels for s in layers), max(s.channels for s in layers)
     width = f"{low}" if low == high else f"{low} to {high}"
     names = layers[0].name if len(layers) == 1 else f"{layers[0].name} and {len(layers) - 1} more bits layers"
@@ -113,7 +113,7 @@ def _narrow(layers: Sequence[Step]) -> str:
     return f"{names} {verb} {width} channels, less than a word of {WORD} per tap, and take{'s' if verb == 'has' else ''} {share:.0f} %"
 
 
-def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
+def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[TimedStep]:
     """Each layer with its input's quantizer, timed on the inputs `x`; then everything else as one step."""
     from bitwright.engine.layer_times import median_ms
 
@@ -139,8 +139,8 @@ def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
             if node.op.endswith("conv") and node.attrs["groups"] > 1 and shape[1] == 1:
                 windows[owner] = math.prod(shape[2:])
     found = [
-        Step(name or "(net)", kind, widths.get(name, 0), spent[name] / total, windows.get(name, 0))
+        TimedStep(name or "(net)", kind, widths.get(name, 0), spent[name] / total, windows.get(name, 0))
         for name, kind in runs.items()
     ]
     rest = sum(ms for name, ms in spent.items() if name not in runs)
-    return [*found, Step("", "", 0, rest / total)]
+    return [*found, TimedStep("", "", 0, rest / total)]

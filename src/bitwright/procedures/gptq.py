@@ -18,7 +18,7 @@ from bitwright.procedures.layerwise.masks import put_codebooks
 from bitwright.procedures.layerwise.select import Unit, compressible, per_layer
 from bitwright.procedures.layerwise.stats import WIDEST, LayerStats, Limits
 from bitwright.procedures.layerwise.sweep import BLOCK, sweep
-from bitwright.procedures.layerwise.work import LayerReport, Solved, Work
+from bitwright.procedures.layerwise.work import LayerReport, LayerwiseRun, Solved
 from bitwright.procedures.registry import procedure
 from bitwright.transforms.decide import exact_glob
 from bitwright.transforms.unwrap import unwrap
@@ -83,7 +83,7 @@ def gptq(
         "inputs": inputs,
         "limits": str(limits),
     }
-    work = Work("gptq", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
+    work = LayerwiseRun("gptq", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
 
     def finish(net: nn.Module, found: dict[str, tuple[Unit, Solved]]) -> None:
         put_codebooks(

@@ -18,7 +18,7 @@ from bitwright.procedures.layerwise.masks import put_codebooks
 from bitwright.procedures.layerwise.on_levels import RHOS, Quadratic, best_levels
 from bitwright.procedures.layerwise.select import Unit, compressible, per_layer
 from bitwright.procedures.layerwise.stats import WIDEST, LayerStats, Limits, inputs_of
-from bitwright.procedures.layerwise.work import LayerReport, Solved, Work
+from bitwright.procedures.layerwise.work import LayerReport, LayerwiseRun, Solved
 from bitwright.procedures.recalibrate_batchnorm import estimate
 from bitwright.procedures.registry import procedure
 from bitwright.transforms.batch_norms import batch_norms
@@ -87,7 +87,7 @@ def l_dnq(
         "levels": table, "per_channel": per_channel, "rhos": rhos, "iterations": iterations, "sweeps": sweeps,
         "cascade": [epochs, lr] if cascade else None, "norms": norms, "limits": str(limits),
     }  # fmt: skip
-    work = Work("l_dnq", units, "compressed", limits, True, norms, tokens, journal, options, cost_of)
+    work = LayerwiseRun("l_dnq", units, "compressed", limits, True, norms, tokens, journal, options, cost_of)
 
     def solve(stats: LayerStats) -> Solved:
         return _solve(stats, grids[stats.name], per_channel, rhos, iterations, sweeps)

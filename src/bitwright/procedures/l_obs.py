@@ -15,7 +15,7 @@ from bitwright.procedures.layerwise.masks import put_masks
 from bitwright.procedures.layerwise.prune import Surgery
 from bitwright.procedures.layerwise.select import Unit, compressible
 from bitwright.procedures.layerwise.stats import WIDEST, LayerStats, Limits, visit_layers
-from bitwright.procedures.layerwise.work import LayerReport, Solved, Work
+from bitwright.procedures.layerwise.work import LayerReport, LayerwiseRun, Solved
 from bitwright.procedures.registry import procedure
 from bitwright.transforms.decide import exact_glob
 from bitwright.transforms.unwrap import unwrap
@@ -87,7 +87,7 @@ def l_obs(
         counts = allocate(_curves(model, feed, units, damping, flop_budget, limits, tokens), max(total, len(units)))
     surgery = Surgery(compensation, rounds, "row" if scope == "row" else "layer", damping, flop_budget)
     options = {"counts": counts, "surgery": str(surgery), "inputs": inputs, "limits": str(limits)}
-    work = Work("l_obs", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
+    work = LayerwiseRun("l_obs", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
     return work.run(model, feed, lambda stats: surgery.prune(stats, counts[stats.name]), put_found)
 
 

@@ -16,7 +16,7 @@ from bitwright.procedures.layerwise.linalg import check_damping
 from bitwright.procedures.layerwise.prune import Surgery
 from bitwright.procedures.layerwise.select import compressible
 from bitwright.procedures.layerwise.stats import WIDEST, LayerStats, Limits
-from bitwright.procedures.layerwise.work import LayerReport, Solved, Work
+from bitwright.procedures.layerwise.work import LayerReport, LayerwiseRun, Solved
 from bitwright.procedures.registry import procedure
 from bitwright.transforms.decide import exact_glob
 from bitwright.transforms.unwrap import unwrap
@@ -65,7 +65,7 @@ def reconstruct(
     before = {u.name: _dense_rows(u.name, u.layer, u.mask, dense) for u in units}
     surgery = Surgery("exact", 1, "layer", damping, flop_budget)
     options = {"surgery": str(surgery), "inputs": inputs, "limits": str(limits)}
-    work = Work("reconstruct", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
+    work = LayerwiseRun("reconstruct", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
 
     def solve(stats: LayerStats) -> Solved:
         weight, bias = before[stats.name]

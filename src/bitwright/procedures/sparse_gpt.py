@@ -15,7 +15,7 @@ from bitwright.procedures.layerwise.counts import Shares, count_of, pattern_of, 
 from bitwright.procedures.layerwise.linalg import check_damping, inverse_factor
 from bitwright.procedures.layerwise.stats import WIDEST, LayerStats, Limits
 from bitwright.procedures.layerwise.sweep import BLOCK, Prune, PrunePattern, sweep
-from bitwright.procedures.layerwise.work import LayerReport, Solved, Work
+from bitwright.procedures.layerwise.work import LayerReport, LayerwiseRun, Solved
 from bitwright.procedures.registry import procedure
 from bitwright.transforms.unwrap import unwrap
 
@@ -60,7 +60,7 @@ def sparse_gpt(
     units = units_below_one(model, "sparse_gpt", keeps, latent)
     counts = {u.name: count_of(u.layer.weight.numel(), keeps[u.name]) for u in units}
     options = {"counts": counts, "pattern": pattern, "damping": damping, "inputs": inputs, "limits": str(limits)}
-    work = Work("sparse_gpt", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
+    work = LayerwiseRun("sparse_gpt", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
 
     def solve(stats: LayerStats) -> Solved:
         return _prune(

@@ -54,7 +54,7 @@ def evaluating(model: nn.Module, leave: Collection[nn.Module] = ()) -> Iterator[
 
 
 @contextmanager
-def quiet() -> Iterator[None]:
+def reproducible() -> Iterator[None]:
     """No gradients; the same random numbers in every run, for a forward that draws some."""
     fused = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)  # its kernels read weights past the layers

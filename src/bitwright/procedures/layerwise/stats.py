@@ -443,10 +443,6 @@ def _check_devices(model: nn.Module, feed: list[Any], who: str) -> None:
     if "meta" in devices:
         raise InputError(f"{who}: the net has no weights yet (device meta); load them first", code="device")
     if devices and not given <= devices:
-        raise InputError(
-            f"{who}: the images are on {', '.join(sorted(given))}, the net is on {', '.join(sorted(devices))}; move one of "
-            "them",
-            code="device",
-            given=", ".join(sorted(given)),
-            possible=", ".join(sorted(devices)),
-        )
+        here, there = ", ".join(sorted(given)), ", ".join(sorted(devices))
+        text = f"{who}: the images are on {here}, the net is on {there}; move one of them"
+        raise InputError(text, code="device", given=here, possible=there)

@@ -87,7 +87,7 @@ class LayerReport(Report):
 
 
 @dataclass
-class Work:
+class LayerwiseRun:
     """The settings that all layer-wise procedures share."""
 
     who: str
