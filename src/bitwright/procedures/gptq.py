@@ -36,7 +36,7 @@ def gptq(
     group: Annotated[int, Field(ge=1)] | None = None,
     damping: float = 0.01,
     inputs: Literal["compressed", "original"] = "compressed",
-    norms: Literal["recalibrate", "keep"] = "recalibrate",
+    norms: Literal["keep", "recalibrate"] = "keep",
     max_rows: int | None = None,
     max_dim: int = WIDEST,
     seed: int = 0,
