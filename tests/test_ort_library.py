@@ -455,7 +455,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
     "strides": (lambda: conv(strides=[1]), "ConvInt: needs the attribute strides, 2 integers"),
     "group": (lambda: conv(group=0), "ConvInt: shape, strides, dilations and group must be positive"),
     "odd group": (lambda: conv(group=3), "multiples of groups"),
-    "x_planes": (lambda: conv(x_planes=9), r"ConvInt: x_planes must be 0 \(bytes\) to 8"),
+    "x_planes": (lambda: conv(x_planes=9), r"ConvInt: x_planes must be -8 \(bytes of so many bits\) to 8"),
     "byte weights": (lambda: conv({4: np.array([300], np.int32)}, x_planes=0), "outside -255..255"),
     "scale": (lambda: conv({9: ones(7)}, "Conv"), "Conv: scale has 7 elements, it needs 8"),
     "floor": (lambda: conv({11: np.float32(1)}, "Conv"), r"Conv: floor must be 0 \(relu\) or -inf \(none\)"),

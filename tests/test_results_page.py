@@ -48,6 +48,32 @@ def stranger_row(name: str, form: str = "graph", **more: Any) -> dict[str, Any]:
     return {"architecture": name, "recipe": "w1a1", "form": form} | blank | measured | MACHINE | more
 
 
+def test_few_levels(put: Any) -> None:
+    from results_l_dnq import l_dnq, sentences  # pyright: ignore[reportMissingImports]
+
+    assert l_dnq() == ""
+    facts = {
+        "options": "",
+        "images": 500,
+        "seed": 0,
+        "seconds": 3,
+        "worst_layer": "",
+        "test_images": 10000,
+        "file_bytes": 90_000,
+        "verdict": "WARN",
+    }
+    shares = {"float": 0.9097, "ternary rounded": 0.1393, "ternary without H": 0.8, "ternary": 0.8714, "pow2:7": 0.9}
+    put("l_dnq.csv", [{"row": name, "accuracy": share} | facts | MACHINE for name, share in shares.items()])
+    text = l_dnq()
+    assert "| ternary | - | 87.14 | - | 90.0 | WARN | 3 |" in text
+    assert (
+        "- ternary: 3.8 points below the float net; 73.2 points above ternary rounded; 7.1 points above ternary without H."
+        in text
+    )
+    assert "- pow2:7: 1.0 points below the float net." in text
+    assert sentences([]) == []
+
+
 def test_strangers(put: Any) -> None:
     from results_strangers import strangers  # pyright: ignore[reportMissingImports]
 
@@ -64,6 +90,32 @@ def test_strangers(put: Any) -> None:
     )
     assert "| swin | `w1a1` | layers | 9 | 6 | 0 | 1 |" in text and "| - | - | ort-int8 unavailable |" in text
     assert "| crnn | `w1a1` | - |" in text and "convert: refused |" in text
+
+
+def test_metaquant(put: Any) -> None:
+    from results_metaquant import metaquant  # pyright: ignore[reportMissingImports]
+
+    assert metaquant() == ""
+    facts = {"epochs": 2, "images": 12800, "lr": 0.001, "test_images": 10000, "seconds": 300} | MACHINE
+    factor = {"STE": "", "FC-Grad": 25.5}
+    values = {
+        ("STE", "sgd"): (0.5, 0.52),
+        ("FC-Grad", "sgd"): (0.7, 0.74),
+        ("STE", "adam"): (0.8,),
+        ("FC-Grad", "adam"): (0.79,),
+    }
+    put("metaquant.csv", [{"gradient": g, "optimizer": o, "seed": i, "accuracy": v, "factor": factor[g], **facts}
+                          for (g, o), each in values.items() for i, v in enumerate(each)])  # fmt: skip
+    text = metaquant()
+    assert (
+        "| sgd | FC-Grad | 70.00 | 74.00 | 72.00 | 2.83 | 25.5, 25.5 | 300 |" in text
+        and "| adam | STE | 80.00 | - | 80.00 | - | - | 300 |" in text
+    )
+    assert (
+        "- SGD: FC-Grad is 21.00 points above the straight-through estimator (+20.00 to +22.00 over 2 seeds)." in text
+    )
+    assert "- Adam: FC-Grad is 1.00 points below the straight-through estimator (-1.00 to -1.00 over 1 seed)." in text
+    assert "2 epochs on 12,800 images of CIFAR-10" in text
 
 
 def test_hybrid(put: Any) -> None:

@@ -43,7 +43,7 @@ def prune(
 def quantize(
     ctx: typer.Context,
     run: Target,
-    method: Annotated[str, typer.Option(help="gptq, ...; its options follow.")] = "gptq",
+    method: Annotated[str, typer.Option(help="gptq, l_dnq; its options follow.")] = "gptq",
     batches: Batches = 4,
     output: Output = None,
     data_root: Root = None,

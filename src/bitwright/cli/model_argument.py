@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 Shape = tuple[int, ...]
-LIMIT = 1 << 28  # values in one example; more is a slip of the keyboard
+LIMIT = 1 << 28  # values in one example; more is surely a typing error
 
 
 def parse_shape(text: str | None, command: str) -> Shape | None:

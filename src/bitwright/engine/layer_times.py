@@ -23,7 +23,7 @@ from bitwright.transforms.twin import float_twin
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-def _ms(call: Callable[[], object]) -> float:
+def median_ms(call: Callable[[], object]) -> float:
     return 1e3 * interleave({"": call}, rounds=3, slice_seconds=0.001)[""].median
 
 
@@ -54,16 +54,16 @@ def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None
         env = model.environment(*prepared.call.in_order(prepared.model).args)
         for node, step, _ in model.steps():
             owner = node.owner.removesuffix(".x")
-            spent[owner] = spent.get(owner, 0.0) + _ms(lambda step=step: step(env))
+            spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env))
     for name, layer in packed_layers(model).items():
         if name in inputs:
-            spent[name] = _ms(lambda layer=layer, x=inputs[name]: type(layer).forward(layer, x))
+            spent[name] = median_ms(lambda layer=layer, x=inputs[name]: type(layer).forward(layer, x))
     modules = dict(prepared.model.named_modules())
     for row in report.rows:
         name = "" if row.layer == "(net)" else row.layer
         row.ms_after = spent.get(name)
         run = _float_call(modules.get(name), inputs.get(name))
-        row.ms_before = None if run is None else _ms(run)
+        row.ms_before = None if run is None else median_ms(run)
 
 
 def _whole(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int) -> None:

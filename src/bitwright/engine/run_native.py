@@ -53,7 +53,8 @@ def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
         geometry["groups"] = int(a["groups"])
     if a["x_form"] == "bytes":
         weights = [w.reshape(shape) for w in reference.weight_integers(graph, node)]
-        return [native.ConvPlan.bytes(w, x_mult=int(x["mult"]), **geometry) for w in weights]
+        known = {"x_mult": int(x["mult"]), "x_bits": code_planes(x["levels"])}
+        return [native.ConvPlan.bytes(w, **known, **geometry) for w in weights]
     bit = reference.unpack_bits(graph.need(node, "bits"), (info["planes"], *shape))
     x_mult = [int(x["mult"]) << p for p in range(code_planes(x["levels"]))]
     return [

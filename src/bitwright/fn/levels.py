@@ -10,6 +10,7 @@ from bitwright.errors import InputError
 FORMS = "ternary, pow2:N (N odd, 3 to 15), uniform:N (N 3 to 256)"
 FINENESS = 8  # scales that a fit begins at, for each doubling
 ROUNDS = 10
+SEARCHED = 1 << 18  # weights at most that choose where to begin; all of them then refine
 
 
 def level_grid(levels: str) -> tuple[int, ...]:
@@ -33,6 +34,12 @@ def level_grid(levels: str) -> tuple[int, ...]:
     raise InputError(f"levels={levels!r}; possible: {FORMS}", code="levels", given=str(levels), possible=FORMS)
 
 
+def thresholds(grid: Tensor) -> Tensor:
+    """Halfway between neighbors of the sorted `grid`, so that `x >= threshold` means the upper one is taken."""
+    middle = (grid[1:] + grid[:-1]) / 2
+    return torch.where(middle < 0, torch.nextafter(middle, torch.zeros_like(middle)), middle)
+
+
 def nearest_level(place: Tensor, grid: Tensor) -> Tensor:
     """Positions in the sorted `grid` of the levels nearest to `place`, int64; halfway between two: the one away from 0.
 
@@ -44,10 +51,7 @@ def nearest_level(place: Tensor, grid: Tensor) -> Tensor:
         whole = place.trunc()
         number = torch.where((place - whole).abs() >= 0.5, whole + place.sign(), whole)
         return (number - grid[0].to(place.dtype)).nan_to_num_(0.0).clamp_(0, len(grid) - 1).long()
-    middle = ((grid[1:] + grid[:-1]) / 2).to(place.dtype)
-    place = place.contiguous()
-    below, above = middle[middle < 0], middle[middle >= 0]
-    return torch.bucketize(place, below) + torch.bucketize(place, above, right=True)
+    return torch.bucketize(place.contiguous(), thresholds(grid.to(place.dtype)), right=True)
 
 
 def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:
@@ -64,19 +68,22 @@ def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:
     reach = rows.abs().amax(1) / float(grid[-1])
     reach = torch.where(reach > 0, reach, torch.ones_like(reach))
     best, least = reach.clone(), torch.full_like(reach, torch.inf)
+    some = rows[:, :: -(-rows.numel() // SEARCHED)]
     for i in range(6 * FINENESS + 1):
-        scale = reach * 2.0 ** (1 - i / FINENESS)
-        for _ in range(ROUNDS):
-            q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
-            size = q.square().sum(1)
-            found = (rows * q).sum(1) / size.clamp_min(1)
-            found = torch.where(found > 0, found, scale)
-            if torch.equal(found, scale):
-                break
-            scale = found
-        error = (
-            (rows - grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype) * scale[:, None]).square().sum(1)
-        )
+        scale, error = _refined(some, grid, reach * 2.0 ** (1 - i / FINENESS))
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
-    return best
+    return best if some.shape == rows.shape else _refined(rows, grid, best)[0]
+
+
+def _refined(rows: Tensor, grid: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+    """(scale, squared error that it leaves), [R] each: nearest levels and the best scale for them, by turns."""
+    for _ in range(ROUNDS):
+        q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
+        found = (rows * q).sum(1) / q.square().sum(1).clamp_min(1)
+        found = torch.where(found > 0, found, scale)
+        if torch.equal(found, scale):
+            break
+        scale = found
+    q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
+    return scale, (rows - q * scale[:, None]).square().sum(1)

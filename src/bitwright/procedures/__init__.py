@@ -6,8 +6,10 @@ experiment, `procedure = { name = "name", ... }`, and `bitwright compress RUN --
 
 # imported at once, not at first use: each file has the name of its function, and a module that is imported later would
 # replace the function in this namespace
+from bitwright.procedures.co_prune import CoPrune, CoPruneReport, co_prune
 from bitwright.procedures.fold_batchnorm import fold_batchnorm
 from bitwright.procedures.gptq import gptq
+from bitwright.procedures.l_dnq import l_dnq
 from bitwright.procedures.l_obs import l_obs
 from bitwright.procedures.layerwise.bounds import error_bound
 from bitwright.procedures.layerwise.progress import Step, watching
@@ -22,6 +24,8 @@ from bitwright.procedures.sparse_gpt import sparse_gpt
 from bitwright.transforms.norm_statistics import RecalibratedNorm
 
 __all__ = [
+    "CoPrune",
+    "CoPruneReport",
     "LayerReport",
     "LayerRow",
     "Procedure",
@@ -29,11 +33,13 @@ __all__ = [
     "Recalibration",
     "Report",
     "Step",
+    "co_prune",
     "error_bound",
     "fold_batchnorm",
     "forget",
     "get",
     "gptq",
+    "l_dnq",
     "l_obs",
     "magnitude",
     "names",

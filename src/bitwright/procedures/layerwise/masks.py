@@ -55,7 +55,10 @@ def _with_mask(module: nn.Module, name: str, who: str) -> Any:
 
 
 def put_codebooks(
-    model: nn.Module, found: dict[str, tuple[Unit, str, int | None, dict[str, Tensor]]], who: str
+    model: nn.Module,
+    found: dict[str, tuple[Unit, str, int | None, dict[str, Tensor]]],
+    who: str,
+    granularity: str = "filter",
 ) -> None:
     """Each unit's levels, group width, index and scale into `codebook` parts; a mask that is there stays beside it."""
     names = {id(m): n for n, m in model.named_modules()}
@@ -64,6 +67,8 @@ def put_codebooks(
         spec: dict[str, Any] = {"part": "codebook", "levels": levels}
         if group is not None:
             spec["group"] = group
+        if granularity != "filter":
+            spec["granularity"] = granularity
         for module in unit.modules:
             masked = _mask_part(module) is not None
             rules.append({"match": exact_glob(names[id(module)]), "w": [spec, "mask"] if masked else spec})

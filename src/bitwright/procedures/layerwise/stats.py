@@ -149,6 +149,7 @@ def visit_layers(
     limits: Limits | None = None,
     tokens: str | None = None,
     cost: Callable[[Unit], float] | None = None,
+    fresh: bool = False,
 ) -> int:
     """Calls `visit` with the statistics of each unit, in the order in which the layers run; returns the samples seen.
 
@@ -161,16 +162,13 @@ def visit_layers(
     bias      fold the bias in as a constant input
     tokens    name of the model's keyword argument, bool [N, T], that says which tokens are no padding; linear layers
               read only those
+    fresh     each layer's inputs come from a forward of its own: for a `visit` that changes more than its layer
     several calls   all are counted; the layer is visited before its last one
     errors    no images; NaN or infinite inputs; a layer that is never called
     """
     limits = limits or Limits()
     limits.check(who)
-    feed = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    feed = [one for one in feed if Call.of(one).images]
-    if not feed:
-        raise InputError(f"{who}: no images. Give at least one batch of inputs", code="batches-none")
-    _check_devices(model, feed, who)
+    feed = inputs_of(model, batches, who)
     runner = copy_model(model) if inputs == "original" else model
     names = {id(m): n for n, m in model.named_modules()}
     twins = dict(runner.named_modules())
@@ -180,7 +178,7 @@ def visit_layers(
             walk.enter(twins[names[id(module)]], unit)
     meter = Meter(who, {u.name: 1.0 if cost is None else cost(u) for u in units})
     with evaluating(runner):
-        walk.run(runner, visit, meter)
+        walk.run(runner, visit, meter, fresh)
     if walk.few:
         name, rows, columns = walk.few[0]
         more = f", and {len(walk.few) - 1} more layers too" if len(walk.few) > 1 else ""
@@ -191,6 +189,16 @@ def visit_layers(
             stacklevel=3,
         )
     return walk.samples
+
+
+def inputs_of(model: nn.Module, batches: Iterable[Any], who: str) -> list[Any]:
+    """The inputs of batches that have any: they may be (input, target) pairs. Errors: none at all; another device."""
+    feed = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
+    feed = [one for one in feed if Call.of(one).images]
+    if not feed:
+        raise InputError(f"{who}: no images. Give at least one batch of inputs", code="batches-none")
+    _check_devices(model, feed, who)
+    return feed
 
 
 class _Walk:
@@ -215,10 +223,10 @@ class _Walk:
         unit = self.unit_of[module]
         return unit.name not in self.finished and (self.current is None or unit is self.current)
 
-    def run(self, model: nn.Module, visit: Callable[[LayerStats], None], meter: Meter) -> None:
+    def run(self, model: nn.Module, visit: Callable[[LayerStats], None], meter: Meter, fresh: bool) -> None:
         order = self.order(model)
         with stops(self.unit_of.keys(), self.wanted):
-            apart = not self.can_wait(model)
+            apart = fresh or not self.can_wait(model)
             self.finished.clear()
             forwards = [Forward(model, one) for one in self.feed]
             counts: list[dict[str, int]] = [{} for _ in forwards]

@@ -100,6 +100,9 @@ class Work:
     journal: str | os.PathLike[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     cost: Callable[[Unit], float] | None = None
+    # may change more of the net, once a layer is written; and what the journal had, before the first layer that is left
+    after: Callable[[LayerStats, Solved], None] | None = None
+    resumed: Callable[[dict[str, tuple[Unit, Solved]]], None] | None = None
 
     def run(
         self,
@@ -129,16 +132,20 @@ class Work:
                 _zero(stats.layer.weight, solved.keep)
             rows[stats.name] = _row(stats, solved, time.perf_counter() - start)
             solved.new = []  # its memory; the net has it
+            if self.after is not None:
+                self.after(stats, solved)
             found[stats.name] = (stats.unit, solved)
             if journal is not None:
                 journal.write(stats.name, stats.unit, solved, rows[stats.name])
 
         try:
             left = self.units if journal is None else journal.resume(self.units, rows, found, LayerRow, Solved)
+            if self.resumed is not None:
+                self.resumed(found)
             if left:
                 samples = visit_layers(
                     model, feed, left, visit, who=self.who, inputs=self.inputs, bias=self.bias, limits=self.limits,
-                    tokens=self.tokens, cost=self.cost,
+                    tokens=self.tokens, cost=self.cost, fresh=self.after is not None,
                 )  # fmt: skip
             net = net or Net(model, feed)
             finish(model, found)
