@@ -5,6 +5,7 @@ python -m doctest bench/findings.py
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Iterator
 
 Rows = list[dict[str, str]]
@@ -205,3 +206,29 @@ def sparsity(found: Rows) -> list[str]:
                 f"Batch {batch}: the connections alone (CSR) take {1 / max(both):.2f} to {1 / min(both):.2f} times as long as bits do."
             )
     return texts
+
+
+# -- learned gradients ------------------------------------------------------------------------------------------------------
+def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
+    """Mean and standard deviation, None of a single value.
+
+    >>> mean_and_spread([1.0, 2.0, 3.0]), mean_and_spread([5.0])
+    ((2.0, 1.0), (5.0, None))
+    """
+    return statistics.mean(values), statistics.stdev(values) if len(values) > 1 else None
+
+
+def metaquant(found: Rows) -> list[str]:
+    """Each learned gradient beside the straight-through estimator, over the seeds that both have."""
+    sentences = []
+    for optimizer in dict.fromkeys(r["optimizer"] for r in found):
+        own = {(r["gradient"], r["seed"]): points(r) for r in found if r["optimizer"] == optimizer}
+        for gradient in dict.fromkeys(g for g, _ in own if g != "STE"):
+            gaps = [own[gradient, s] - own["STE", s] for g, s in own if g == "STE" and (gradient, s) in own]
+            if gaps:
+                mean, _ = mean_and_spread(gaps)
+                sentences.append(
+                    f"{optimizer.upper() if optimizer == 'sgd' else optimizer.capitalize()}: {gradient} is {beside(mean)} the "
+                    f"straight-through estimator ({min(gaps):+.2f} to {max(gaps):+.2f} over {len(gaps)} seed{'s' * (len(gaps) > 1)})."
+                )
+    return sentences

@@ -3,7 +3,8 @@
     python bench/forms.py [--isa avx2]
 
 One image, one thread, float output, medians of CPU time in turn. The limits of bitwright/engine/forms.py are read off these rows,
-which go to docs/results/forms.csv: a ratio below 1 means that bits are faster.
+which go to docs/results/forms.csv: a ratio below 1 means that bits are faster, than bytes of any size and than bytes that are known
+to be small (codes below 8, weights of -7..7), for which a kernel may need fewer products.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ ROUNDS = 15
 
 
 def plans(channels: int, side: int) -> dict[Any, Any]:
-    """Calls by their key: "bytes", or (input planes, weight planes, balanced)."""
+    """Calls by their key: "bytes", "small", or (input planes, weight planes, balanced)."""
     weight = torch.randint(-7, 8, (channels, channels, 3, 3))
     codes = torch.randint(0, 8, (1, side, side, channels), dtype=torch.uint8)
     output = native.FloatOutput(torch.ones(channels), torch.zeros(channels))
-    found: dict[Any, Any] = {"bytes": partial(native.ConvPlan.bytes(weight, padding=1).run, codes, output, None, 1)}
+    found: dict[Any, Any] = {
+        name: partial(native.ConvPlan.bytes(weight, x_bits=bits, padding=1).run, codes, output, None, 1)
+        for name, bits in (("bytes", 8), ("small", 3))
+    }
     for x, w in PLANES:
         words = native.to_words(codes % 2**x, x)
         for balanced in (True, False):
@@ -56,17 +60,18 @@ def main() -> None:
     kept = [r for r in read(path) if (r["cpu"], r["kernels"]) != (facts["cpu"], facts["kernels"])]
     for channels, side in SHAPES:
         found = interleave(plans(channels, side), rounds=ROUNDS, clock=clock_for(1)[0])
-        base = found.pop("bytes")
+        base, small = found.pop("bytes"), found.pop("small")
         for (x, w, balanced), time in found.items():
             kept.append(
                 {
                     "channels": channels, "side": side, "x_planes": x, "w_planes": w, "balanced": balanced,
                     "bytes_us": round(1e6 * base.median, 2), "bits_us": round(1e6 * time.median, 2),
                     "ratio": round(time.median / base.median, 3), "ratio_q1": round(time.q1 / base.q3, 3),
-                    "ratio_q3": round(time.q3 / base.q1, 3), "runs": time.runs, **facts,
+                    "ratio_q3": round(time.q3 / base.q1, 3), "small_us": round(1e6 * small.median, 2),
+                    "ratio_small": round(time.median / small.median, 3), "runs": time.runs, **facts,
                 }
             )  # fmt: skip
-        print(f"{channels}x{side}: bytes {1e6 * base.median:.1f} us", flush=True)
+        print(f"{channels}x{side}: bytes {1e6 * base.median:.1f} us, small {1e6 * small.median:.1f} us", flush=True)
     write(path, kept)
 
 

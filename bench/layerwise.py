@@ -42,25 +42,24 @@ Method = Callable[[nn.Module, list[Any]], Any]
 LENET: dict[str, Method] = {
     "magnitude": lambda n, f: P.magnitude(n, keep=0.07),
     "magnitude, global": lambda n, f: P.magnitude(n, keep=0.07, scope="global"),
-    "l_obs lobs, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", compensation="lobs"),
     "l_obs": lambda n, f: P.l_obs(n, f, keep=0.07),
     "l_obs, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global"),
     "l_obs 8 rounds, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", rounds=8),
-    "l_obs obc, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", rounds="obc", flop_budget=1e13),
+    "l_obs obc, global": lambda n, f: P.l_obs(n, f, keep=0.07, scope="global", rounds="obc"),
 }
 RESNET: dict[str, Method] = {
     "magnitude": lambda n, f: P.magnitude(n, keep=0.5),
-    "magnitude + reconstruct": lambda n, f: (P.magnitude(n, keep=0.5), P.reconstruct(n, f)),
-    "l_obs lobs": lambda n, f: P.l_obs(n, f, keep=0.5, compensation="lobs"),
     "l_obs": lambda n, f: P.l_obs(n, f, keep=0.5),
-    "l_obs 8 rounds": lambda n, f: P.l_obs(n, f, keep=0.5, rounds=8),
-    "l_obs obc": lambda n, f: P.l_obs(n, f, keep=0.5, rounds="obc"),
-    "sparse_gpt": lambda n, f: P.sparse_gpt(n, f, keep=0.5),
+    "gptq 4 bits": lambda n, f: P.gptq(n, f, bits=4),
+    "l_obs, then gptq 4 bits": lambda n, f: (P.l_obs(n, f, keep=0.5), P.gptq(n, f, bits=4)),
     "magnitude 2:4": lambda n, f: P.magnitude(n, pattern="2:4"),
     "sparse_gpt 2:4": lambda n, f: P.sparse_gpt(n, f, pattern="2:4"),
-    "gptq 4 bits": lambda n, f: P.gptq(n, f, bits=4),
+    "sparse_gpt": lambda n, f: P.sparse_gpt(n, f, keep=0.5),
+    "l_obs lobs": lambda n, f: P.l_obs(n, f, keep=0.5, compensation="lobs"),
+    "l_obs 8 rounds": lambda n, f: P.l_obs(n, f, keep=0.5, rounds=8),
+    "magnitude + reconstruct": lambda n, f: (P.magnitude(n, keep=0.5), P.reconstruct(n, f)),
     "gptq 3 bits": lambda n, f: P.gptq(n, f, bits=3),
-    "l_obs, then gptq 4 bits": lambda n, f: (P.l_obs(n, f, keep=0.5), P.gptq(n, f, bits=4)),
+    "l_obs obc": lambda n, f: P.l_obs(n, f, keep=0.5, rounds="obc"),
 }
 SPEED = (
     "resnet20 l_obs",

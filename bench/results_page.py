@@ -12,6 +12,8 @@ import findings
 from results_claims import index
 from results_hybrid import hybrid
 from results_l_dnq import l_dnq
+from results_layerwise import layerwise
+from results_metaquant import metaquant
 from results_recipes import recipes
 from results_selfprune import selfprune
 from results_strangers import strangers
@@ -266,7 +268,7 @@ Rows of one topology start from the same float net of their seed; accuracy of th
 
 {methods()}
 
-{hybrid()}{l_dnq()}{gating()}{selfprune()}## A shipped experiment, as README tells it
+{hybrid()}{gating()}{selfprune()}{layerwise()}{l_dnq()}{metaquant()}## A shipped experiment, as README tells it
 
     python bench/newcomer.py --data DIR
 

@@ -352,7 +352,7 @@ def test_pack_says_what_does_not_fit(folders: Path, tmp_path: Path):
     pack(folders, out)
     with pytest.raises(InputError) as caught:
         pack(folders, out, size=36)
-    one_line(caught, "was begun differently (size None -> 36)")
+    one_line(caught, "was started with other options (size None -> 36)")
     (folders / "train" / "a" / "a_0.JPEG").rename(folders / "train" / "a" / "z.JPEG")
     with pytest.raises(InputError) as caught:
         pack(folders, out)

@@ -65,6 +65,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"bits": 2, "compat": "seed"},
     ],
     "lsq": [{"bits": 1, "signed": False}, {"bits": 3, "per_channel": True}, {"bits": 8, "signed": True}],
+    "mask": [{"grow": True}],
+    "metaquant": [
+        {"quantizer": "bwn", "net": "mlp", "gate": True},
+        {"quantizer": "bwn", "granularity": "filter", "net": "multi_fc"},
+        {"bits": 3, "net": "lstm_fc", "hidden": 4, "refine": "adam", "lr": 0.01},
+    ],
     "pact": [{"bits": 1, "alpha": 1.0}, {"bits": 8, "alpha": 0.7}, {"compat": "seed"}],
     "precision_gate": [
         {"bits": 3, "top": 1, "unit": "normalized", "penalty": "sq"},

@@ -335,7 +335,7 @@ def test_scores_of_a_pruned_layer_are_those_of_what_is_left() -> None:
     net, x = problem()
     twice = copy.deepcopy(net)
     l_obs(net, [x], keep=0.5, rounds=2)
-    l_obs(twice, [x], keep=0.75)
+    l_obs(twice, [x], keep=362 / 512)  # the square root of a half
     l_obs(twice, [x], keep=0.5)
     assert torch.equal(mask_of(net[0]), mask_of(twice[0]))
 
@@ -346,9 +346,9 @@ def test_global_scope_spreads_by_what_layers_lose() -> None:
     with torch.no_grad():
         net[0].weight[:12] *= 1e-3  # half of the first layer does next to nothing
     x = torch.randn(300, 16)
-    report = l_obs(net, [x], keep=0.5, scope="global")
+    report = l_obs(net, [x], keep=0.6, scope="global")
     kept = {row.layer: row.kept for row in report.rows}
-    assert sum(kept.values()) == round(0.5 * (384 + 192)) and kept["0"] < 192 < kept["0"] + 100 and kept["2"] > 96
+    assert sum(kept.values()) == round(0.6 * (384 + 192)) and kept["0"] < 0.6 * 384 and kept["2"] > 0.6 * 192
     report = magnitude(nn.Sequential(nn.Linear(16, 24), nn.Linear(24, 8)), keep=0.01, scope="global")
     assert sum(r.kept for r in report.rows) == 6 and all(r.kept >= 1 for r in report.rows)
 
@@ -370,6 +370,10 @@ def test_masks_and_weights_live_on_like_any_part(tmp_path: Any) -> None:
     plain = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Flatten(), nn.Linear(8 * 36, 4))
     assert torch.equal(bw.load(tmp_path / "pruned.safetensors", plain).eval()(x), y)
     assert bw.cost(net, x[:1]).rows[0].density == pytest.approx(0.25, abs=0.01)
+    text = str(bw.convert(net, x[:2], verify=[x]).report)  # says what is not faster
+    assert (
+        "75 % of its weights are pruned, but zeros among floats save no time; put the weights on few bits too" in text
+    )
     optimizer = torch.optim.SGD(net.train().parameters(), 0.1)
     with bw.attach(net, optimizer):
         net(x).square().mean().backward()

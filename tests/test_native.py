@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitwright.engine import native, native_library
-from bitwright.engine.even import EvenGrid
-from bitwright.engine.thresholds import float_thresholds
+from bitwright.engine.thresholds import EvenGrid, float_thresholds
 from bitwright.errors import InputError
 
 # The AMX table leaves small maps to AVX-512; here it must take every shape it can.
@@ -392,6 +391,82 @@ def test_one_bit_beside_the_floats(isa: str, o: int) -> None:
     assert torch.equal(as_words[0], y) and torch.equal(as_bytes[0], y)
     assert torch.equal(as_words[1], words_oracle(bit, 1, 1))
     assert torch.equal(as_bytes[1].long(), bit.permute(0, 2, 3, 1))
+
+
+@pytest.mark.few(every=3)
+@pytest.mark.parametrize("c", [31, 32, 65, 130])
+@pytest.mark.parametrize("o", [15, 16, 33, 130])
+@pytest.mark.parametrize("bits", [1, 4, 6])
+def test_small_codes_and_weights(isa: str, c: int, o: int, bits: int) -> None:
+    """3x3 convolutions that a kernel may do in fewer products: odd and even sizes, borders, the largest codes and weights."""
+    g = torch.Generator().manual_seed(c * o + bits)
+    most = 14
+    for size, padding, n in (((7, 6), 1, 2), ((3, 3), 0, 1), ((6, 17), 2, 1), ((1, 1), 1, 3), ((16, 18), 1, 1)):
+        code = torch.randint(0, 2**bits, (n, *size, c), generator=g, dtype=torch.uint8)
+        weight = torch.randint(-most, most + 1, (o, c, 3, 3), generator=g)
+        if bits == 6:  # sums as far out as they come
+            code, weight = torch.where(code > 20, 63, 0).to(torch.uint8), torch.where(weight > 0, most, -most)
+            weight[: o // 2] = most
+        bias = torch.randint(-99, 99, (o,), generator=g)
+        plan = native.ConvPlan.bytes(weight, x_bits=bits, x_zero=-1, bias=bias, padding=padding)
+        x = code.permute(0, 3, 1, 2).long() - 1
+        want = conv_oracle(x, weight, bias, 1, padding, 1, 1)
+        for threads in (1, 3):
+            assert torch.equal(plan.run_int(code, threads).long(), want)
+
+
+@pytest.mark.few(every=3)
+@pytest.mark.parametrize("kernel, stride, padding", [(3, 2, 1), (2, 2, 0), (3, 1, 1), (5, 4, 2), (1, 1, 0)])
+@pytest.mark.parametrize("o, size", [(1, (6, 5)), (16, (9, 8)), (70, (12, 7))])
+def test_floats_that_are_pooled(
+    isa: str, o: int, size: tuple[int, int], kernel: int, stride: int, padding: int
+) -> None:
+    """Pooled floats, and codes of these beside them, of bytes (which pool row by row) and of bits."""
+    g = torch.Generator().manual_seed(o + kernel)
+    codes = torch.randint(0, 256, (2, *size, 5), generator=g, dtype=torch.uint8)
+    weight = torch.randint(-128, 128, (o, 5, 3, 3), generator=g)
+    plan = native.ConvPlan.bytes(weight, padding=1)
+    scale, add = torch.randn(o, generator=g) / 99, torch.randn(o, generator=g)
+    column = (1, -1, 1, 1)
+    plain = conv_oracle(codes.permute(0, 3, 1, 2), weight, torch.zeros(o), 1, 1, 1, 1).float() * scale.view(
+        column
+    ) + add.view(column)
+    grid, pool = EvenGrid(0.05, "divide", 3, 0, 200), (kernel, stride, padding)
+    cuts, flip = torch.randn(o, generator=g), torch.randint(0, 2, (o,), generator=g)
+    for threads in (1, 3):
+        for relu in (False, True):
+            clipped = plain.relu() if relu else plain
+            want = torch.nn.functional.max_pool2d(clipped, kernel, stride, padding)
+            y = plan.run(codes, native.FloatOutput(scale, add, relu=relu, pool=pool), None, threads)
+            assert torch.equal(y, want)
+            y, found = plan.run(codes, native.FloatOutput(scale, add, relu=relu, grid=grid, pool=pool), None, threads)
+            assert torch.equal(y, want)
+            assert torch.equal(found.long(), grid_oracle(want, grid).permute(0, 2, 3, 1))
+        want = torch.nn.functional.max_pool2d(plain, kernel, stride, padding)
+        bit = (want >= cuts.view(column)).long() ^ flip.view(column)
+        as_words = plan.run(codes, native.FloatOutput(scale, add, cuts=cuts, flip=flip, pool=pool), None, threads)
+        as_bytes = plan.run(
+            codes, native.FloatOutput(scale, add, cuts=cuts, flip=flip, bytes=True, pool=pool), None, threads
+        )
+        assert torch.equal(as_words[0], want) and torch.equal(as_bytes[0], want)
+        assert torch.equal(as_words[1], words_oracle(bit, 1, 1))
+        assert torch.equal(as_bytes[1].long(), bit.permute(0, 2, 3, 1))
+    case = Case(o, 2, 40, o, size, (3, 3), padding=1)
+    want = torch.nn.functional.max_pool2d(
+        case.want.float() * scale.view(column) + add.view(column), kernel, stride, padding
+    )
+    assert torch.equal(case.plan.run(case.words, native.FloatOutput(scale, add, pool=pool)), want)
+
+
+@pytest.mark.parametrize("value", [0.37, 0.0123, 1 / 255, 3.1e-5, 911.0])
+def test_quotients_at_their_thresholds(isa: str, value: float) -> None:
+    """The form of a division without one gives the right code on both sides of every change, and far outside."""
+    grid = EvenGrid(float(torch.tensor(value)), "divide", 3, 0, 255)
+    ladder = even_ladder(grid)
+    y = torch.cat([ladder, torch.nextafter(ladder, torch.tensor(-torch.inf)), torch.tensor([-3e38, 3e38, -0.0])])
+    y = y[None, :, None, None]
+    packed = native.PackPlan(ladder, bytes=True, grid=grid).run(y)
+    assert torch.equal(packed.long(), grid_oracle(y, grid).permute(0, 2, 3, 1))
 
 
 @pytest.mark.few(every=3)

@@ -92,6 +92,32 @@ def test_strangers(put: Any) -> None:
     assert "| crnn | `w1a1` | - |" in text and "convert: refused |" in text
 
 
+def test_metaquant(put: Any) -> None:
+    from results_metaquant import metaquant  # pyright: ignore[reportMissingImports]
+
+    assert metaquant() == ""
+    facts = {"epochs": 2, "images": 12800, "lr": 0.001, "test_images": 10000, "seconds": 300} | MACHINE
+    factor = {"STE": "", "FC-Grad": 25.5}
+    values = {
+        ("STE", "sgd"): (0.5, 0.52),
+        ("FC-Grad", "sgd"): (0.7, 0.74),
+        ("STE", "adam"): (0.8,),
+        ("FC-Grad", "adam"): (0.79,),
+    }
+    put("metaquant.csv", [{"gradient": g, "optimizer": o, "seed": i, "accuracy": v, "factor": factor[g], **facts}
+                          for (g, o), each in values.items() for i, v in enumerate(each)])  # fmt: skip
+    text = metaquant()
+    assert (
+        "| sgd | FC-Grad | 70.00 | 74.00 | 72.00 | 2.83 | 25.5, 25.5 | 300 |" in text
+        and "| adam | STE | 80.00 | - | 80.00 | - | - | 300 |" in text
+    )
+    assert (
+        "- SGD: FC-Grad is 21.00 points above the straight-through estimator (+20.00 to +22.00 over 2 seeds)." in text
+    )
+    assert "- Adam: FC-Grad is 1.00 points below the straight-through estimator (-1.00 to -1.00 over 1 seed)." in text
+    assert "2 epochs on 12,800 images of CIFAR-10" in text
+
+
 def test_hybrid(put: Any) -> None:
     from results_hybrid import hybrid  # pyright: ignore[reportMissingImports]
 

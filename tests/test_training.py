@@ -205,7 +205,7 @@ def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path: Path) -> 
     from bitwright.training.display import Screen
 
     train(experiment(stage=[{"epochs": 1}]), run.path, resume=True, screen=Screen(note=notes.append))
-    assert "begins at the beginning" in notes[0] and not (run.path / ".bitwright-left").exists()
+    assert "starts from the beginning" in notes[0] and not (run.path / ".bitwright-left").exists()
 
 
 def test_resume_with_another_experiment_is_refused(unbroken: Path) -> None:

@@ -15,9 +15,7 @@ from bitwright.experiment import Experiment, to_toml
 from bitwright.experiment import parse as parse_experiment
 from bitwright.runs import Run, example_of
 from bitwright.runs.build import dataset
-from bitwright.runs.tables import Epoch, Gate, Swept
 from bitwright.training import Stopped, train
-from bitwright.training.state import State
 from selfprune import experiment
 from stepping import stop_at
 
@@ -176,15 +174,6 @@ def test_rows_later_than_the_checkpoint_go(tmp_path: Path, trained: tuple[Path, 
     opened.write_csv("sweep.csv", [*opened.read_csv("sweep.csv"), {"stage": 9, "norm": "running"}])
     train(swept(), run, resume=True)
     assert rows(run, "sweep.csv") == rows(trained[0], "sweep.csv")
-
-
-def test_a_checkpoint_of_before_loads() -> None:
-    """It had a key for each table; those that came later are missing in older ones."""
-    saved = State().to_dict()
-    del saved["tables"]
-    row, gate = {"stage": 0, "epoch": 0, "test_top1": 0.5}, {"stage": 0, "epoch": 0, "layer": "a"}
-    state = State.from_dict({**saved, "rows": [row], "health_rows": [], "gate_rows": [gate]})
-    assert (state.rows(Epoch), state.rows(Gate), state.rows(Swept)) == ([row], [gate], [])
 
 
 def test_sweeps_may_be_switched_on_while_resuming(tmp_path: Path) -> None:

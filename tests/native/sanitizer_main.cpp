@@ -103,12 +103,19 @@ void convolution(bool bits) {
   conv.h = pick(1, 8) + conv.dil_h * (conv.kh - 1), conv.w = pick(1, 8) + conv.dil_w * (conv.kw - 1);
   if (!pick(0, 5)) conv.h += pick(0, 30), conv.w += pick(0, 30);  // more tiles than one task takes
   if (!pick(0, 3)) conv.pad_h = conv.pad_w = 0, conv.dil_h = conv.dil_w = 1, conv.h = conv.kh, conv.w = conv.kw;
+  const bool small = !bits && !pick(0, 2);  // what Winograd's kernel takes
+  if (small) {
+    conv.groups = 1, conv.c = pick(30, 140), conv.o = pick(15, 100), conv.kh = conv.kw = 3, conv.stride_h = conv.stride_w = 1;
+    conv.dil_h = conv.dil_w = 1, conv.h = pick(3, 20), conv.w = pick(3, 20);
+  }
   conv.oh = (conv.h + 2 * conv.pad_h - conv.dil_h * (conv.kh - 1) - 1) / conv.stride_h + 1;
   conv.ow = (conv.w + 2 * conv.pad_w - conv.dil_w * (conv.kw - 1) - 1) / conv.stride_w + 1;
-  conv.x_planes = pick(1, 3), conv.w_planes = pick(1, 3), conv.w_zero = pick(-3, 3);
+  conv.x_planes = small ? pick(1, 6) : pick(1, 3), conv.w_planes = pick(1, 3), conv.w_zero = pick(-3, 3);
+  if (!bits && pick(0, 1)) conv.x_planes = 0;
   int32_t x_mult[3], w_mult[3];
   for (int i = 0; i < 3; i++) x_mult[i] = pick(-5, 5), w_mult[i] = pick(-5, 5);
   if (pick(0, 1)) conv.w_planes = 1, w_mult[0] = 2, conv.w_zero = -1;
+  if (pick(0, 1)) x_mult[0] = pick(1, 2), x_mult[1] = 2 * x_mult[0], x_mult[2] = 4 * x_mult[0];
   conv.x_mult = x_mult, conv.w_mult = w_mult;
   conv.row_classes = 2, conv.col_classes = 3;
   std::vector<int32_t> rows((size_t)conv.oh), cols((size_t)conv.ow), corr((size_t)(6 * conv.o));
@@ -123,30 +130,40 @@ void convolution(bool bits) {
   std::vector<int32_t> thresholds;
   std::vector<uint8_t> flips, codes((size_t)(in_pixels * conv.c));
   bw_output output = random_output(conv.o, floats, thresholds, flips);
-  const bw_grid grid = {(float)pick(1, 9) / 4, pick(0, 2), pick(-9, 9), 0, pick(1, 255)};
+  bw_grid grid = {(float)pick(1, 9) / 4, pick(0, 2), pick(-9, 9), 0, pick(1, 255), 0, 0, 0, 0};
+  if (pick(0, 1)) check(bw_grid_prepare(&grid), "grid");
   std::vector<float> cuts((size_t)conv.o);
   for (float& v : cuts) v = (float)pick(-9, 9);
   output.relu = pick(0, 1), output.extra_bytes = pick(0, 1);
   if (pick(0, 1)) output.cuts = cuts.data();
   if (pick(0, 1) && output.mode != BW_WORDS) output.grid = &grid;
-  for (uint8_t& v : codes) v = (uint8_t)(bits ? pick(0, (1 << conv.x_planes) - 1) : pick(0, 255));
+  for (uint8_t& v : codes) v = (uint8_t)pick(0, conv.x_planes ? (1 << conv.x_planes) - 1 : 255);
   Memory x(bits ? (size_t)(in_pixels * conv.x_planes * words(conv.c, conv.groups)) * 4 : codes.size());
   if (bits) check(bw_bytes_to_bits(codes.data(), in_pixels, conv.x_planes, conv.c, conv.groups, (uint32_t*)x.data), "to bits");
   else memcpy(x.data, codes.data(), codes.size());
   std::vector<uint8_t> weight_bits((size_t)(weights * conv.w_planes));
   std::vector<int16_t> weight_values((size_t)weights);
-  const int limit = pick(0, 1) ? 127 : 255;
+  const int limit = small ? 14 : pick(0, 1) ? 127 : 255;
   for (uint8_t& v : weight_bits) v = (uint8_t)pick(0, 1);
   for (int16_t& v : weight_values) v = (int16_t)pick(-limit, limit);
   std::vector<float> residual((size_t)(pixels * conv.o));
   for (float& v : residual) v = (float)pick(-9, 9);
-  const bool with_residual = pick(0, 1), with_extra = pick(0, 1);
+  int64_t results = pixels;
+  if (output.mode == BW_FLOAT32 && pick(0, 1)) {
+    const int64_t kernel = pick(1, 4), stride = pick(1, 3), pad = pick(0, (int)kernel - 1);
+    const int64_t high = conv.oh + 2 * pad - kernel, wide = conv.ow + 2 * pad - kernel;
+    if (high >= 0 && wide >= 0) {
+      output.pool_kernel = kernel, output.pool_stride = stride, output.pool_pad = pad;
+      results = conv.n * (high / stride + 1) * (wide / stride + 1);
+    }
+  }
+  const bool with_residual = !output.pool_kernel && pick(0, 1), with_extra = pick(0, 1);
 
   same_everywhere(bits ? "conv_bits" : "conv_bytes", [&](int threads) {
     const int64_t size = bits ? bw_weights_size(&conv) : bw_byte_weights_size(&conv);
-    Memory packed((size_t)size), out(output_bytes(output, pixels, conv.o));
+    Memory packed((size_t)size), out(output_bytes(output, results, conv.o));
     const bool bytes = output.grid || output.extra_bytes;
-    Memory extra((size_t)(bytes ? pixels * conv.o : pixels * words(conv.o, 1) * 4));
+    Memory extra((size_t)(bytes ? results * conv.o : results * words(conv.o, 1) * 4));
     check(bits ? bw_weights_pack(&conv, weight_bits.data(), packed.data)
                : bw_byte_weights_pack(&conv, weight_values.data(), packed.data), "weights");
     const float* add = with_residual ? residual.data() : nullptr;

@@ -90,7 +90,7 @@ def pca(
         found = components(curve, threshold, count)
         if float(curve[-1]) == 0:
             warnings.warn(
-                f"pca: {name} gives the same output for every input: no variance, 0 components. Its training has died",
+                f"pca: {name} gives the same output for every input: no variance, 0 components. The layer is dead",
                 BitwrightWarning,
                 stacklevel=2,
             )

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.cli.output import Output
 from bitwright.cli.target import at_root, open_run, quoted, trained_net
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -118,12 +118,7 @@ def _modes(norm: str, known: tuple[str, ...], has_norms: bool) -> tuple[str, ...
     modes = tuple(dict.fromkeys(piece.strip() for piece in norm.split(",")))
     wrong = next((m for m in modes if m not in known), None)
     if wrong is not None:
-        raise InputError(
-            f"analyze: --norm {wrong!r}.{nearest(wrong, known)} Possible: all, {', '.join(known)}",
-            code="option",
-            given=wrong,
-            possible=f"all, {', '.join(known)}",
-        )
+        raise unknown(f"analyze: --norm {wrong!r}", wrong, ("all", *known), code="option", word="Possible")
     return modes
 
 

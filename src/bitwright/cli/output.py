@@ -16,7 +16,7 @@ from bitwright.tabular import Row, fit, shorten, wrap
 __all__ = ["Output", "clip", "in_ascii", "shorten"]
 
 SCHEMA = "bitwright/1"
-PIPE, NARROW, WIDE = 100, 40, 120  # characters: where nobody is looking, at least, at most
+PIPE, NARROW, WIDE = 100, 40, 120  # characters a line: into a file or pipe, at least, at most
 _STYLES = {"PASS": "32", "WARN": "33", "REFUSE": "31", "error": "31", "warn": "33", "bold": "1", "dim": "2"}
 
 

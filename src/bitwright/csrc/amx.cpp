@@ -80,5 +80,5 @@ const bw_train_table* train() { return otherwise.train(); }
 extern const bw_kernel_table bw_table_amx = {
     "amx",         bw_cpu_has_amx, bits_layout, bits_size, bits_weights, bytes_layout, bytes_size,
     bytes_weights, conv_bits,      conv_bytes,  pack_bits, pack_bytes,   maxpool_bits, maxpool_bytes,
-    train,
+    train,         0,
 };

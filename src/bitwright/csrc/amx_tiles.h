@@ -127,8 +127,8 @@ inline bool make_tile_cuts(const bw_conv& conv, const bw_sink& sink, Cuts* resul
   return true;
 }
 
-inline void emit_tile(const bw_conv& conv, const bw_sink& sink, const Cuts& cuts, const TileRow* rows, int64_t count,
-                      const TileSums& sums, int64_t block) {
+inline void emit_tile(const bw_conv& conv, const bw_sink& sink, const Cuts& cuts, EmitTile emit, const TileRow* rows,
+                      int64_t count, const TileSums& sums, int64_t block) {
   if (cuts.cuts) {
     const int64_t lanes = bw_ceil_div(conv.o, 16) * 16, words = bw_ceil_div(conv.o, 32);
     const bool clear = block % 2 == 0 && (block + 1) * 16 >= conv.o;  // the unused half of the last word is ours
@@ -141,9 +141,8 @@ inline void emit_tile(const bw_conv& conv, const bw_sink& sink, const Cuts& cuts
     return;
   }
   for (int64_t i = 0; i < count; i++) {
-    const int32_t* corr = conv.corr + rows[i].border * conv.o + block * 16;
-    const __m512i constant = _mm512_maskz_loadu_epi32(lanes_of(conv.o, block), corr);
-    emit_16(sink, conv.o, rows[i].pixel, block, _mm512_add_epi32(_mm512_load_si512(sums[rows[i].at]), constant));
+    const int32_t* corr = conv.corr + rows[i].border * conv.o;
+    emit(sink, conv.o, {rows[i].pixel, block, 1, 1, &corr, (const __m512i*)sums[rows[i].at]});
   }
 }
 
@@ -155,6 +154,7 @@ template <class Weights>
 int run_amx(const bw_conv& conv, const Window<uint8_t>& window, const bw_sink& sink, const Weights& weights,
             int threads) {
   const Lines lines = choose_lines(conv, window);
+  const EmitTile emit = emitter_of(sink);
   const int64_t tiles = lines.tiles(), blocks = bw_ceil_div(conv.o, 16);
   Cuts cuts;
   if (!make_tile_cuts(conv, sink, &cuts)) return bw_fail(BW_NO_MEMORY, "out of memory for the thresholds");
@@ -187,7 +187,7 @@ int run_amx(const bw_conv& conv, const Window<uint8_t>& window, const bw_sink& s
         if (pass == 0) multiply_any(to - from, window, spots + from, lines.step, source.panel, sums, source);
         else multiply_any(to - from, window, spots + from, lines.step, source.panel, sums, NoSource{});
         for (int64_t t = from; t < to; t++)
-          emit_tile(conv, sink, cuts, rows + t * 16, spots[t].count, sums[t - from], block);
+          emit_tile(conv, sink, cuts, emit, rows + t * 16, spots[t].count, sums[t - from], block);
       }
     }
   });

@@ -1,4 +1,7 @@
 // The C entry points: check the arguments, then call the active table. Nothing below this file checks again.
+#include <float.h>
+#include <math.h>
+
 #include "generic_emit.h"
 
 namespace {
@@ -66,17 +69,28 @@ int check_grid(const bw_grid* grid) {
   BW_REQUIRE(grid->kind == BW_GRID_STEP || (grid->value > 0 && grid->value < 1e30f), "a grid's value must be positive");
   BW_REQUIRE(grid->low >= 0 && grid->low <= grid->high && grid->high <= 255, "a grid's codes lie in 0..255");
   BW_REQUIRE(grid->base >= -255 && grid->base <= 255, "a grid's base lies in -255..255");
+  BW_REQUIRE(grid->quick >= 0, "a grid's quick must not be negative");
   return BW_OK;
+}
+
+int64_t pooled_size(int64_t size, const bw_output& output) {
+  return bw_windows(size, output.pool_kernel, output.pool_stride, output.pool_pad, 1);
 }
 
 int check_output(const bw_conv& conv, const bw_output* output, const void* out) {
   BW_REQUIRE(output, "output is null");
+  BW_REQUIRE(!output->pool_kernel || output->mode == BW_FLOAT32, "only floats are pooled");
   BW_REQUIRE(out || conv.n == 0, "out is null");
   switch (output->mode) {
     case BW_INT32:
       return BW_OK;
     case BW_FLOAT32:
       BW_REQUIRE(output->scale && output->add, "scale or add is null");
+      BW_REQUIRE(output->pool_kernel >= 0 && output->pool_kernel <= BW_MAX_POOL, "pool_kernel must be 0..%d", BW_MAX_POOL);
+      BW_REQUIRE(!output->pool_kernel || (output->pool_stride > 0 && output->pool_stride < LIMIT && output->pool_pad >= 0 &&
+                                          output->pool_pad < output->pool_kernel && pooled_size(conv.oh, *output) &&
+                                          pooled_size(conv.ow, *output)),
+                 "pool_stride must be positive, pool_pad smaller than the window, and a window fit");
       return check_grid(output->grid);
     case BW_WORDS:
       BW_REQUIRE(output->out_groups > 0 && conv.o % output->out_groups == 0, "o = %lld is not a multiple of out_groups = %lld",
@@ -144,7 +158,60 @@ int check_header(const bw_conv& conv, const void* weights, int64_t w_planes, int
   return BW_OK;
 }
 
+// The codes of a grid that divides, and of its quick form.
+int divided(const bw_grid& grid, float y) {
+  const float place = y / grid.value, low = (float)(grid.low - grid.base), high = (float)(grid.high - grid.base);
+  return (int)nearbyintf(place < low ? low : place > high ? high : place) + grid.base;
+}
+
+int quickly(const bw_grid& grid, float y) {
+  const float inside = y < grid.bottom ? grid.bottom : y > grid.top ? grid.top : y;
+  return (int)nearbyintf(fmaf(inside, grid.quick, inside * grid.rest)) + grid.base;
+}
+
+// The smallest float whose code is at least `code`; the codes never fall as y rises.
+float first_of(const bw_grid& grid, int code) {
+  float low = -FLT_MAX, high = FLT_MAX;
+  for (;;) {
+    int32_t a, b;
+    memcpy(&a, &low, 4), memcpy(&b, &high, 4);
+    a = a < 0 ? INT32_MIN - a : a, b = b < 0 ? INT32_MIN - b : b;  // in the order of the floats
+    int32_t middle = (int32_t)(((int64_t)a + b) >> 1);
+    if (middle == a) return high;
+    middle = middle < 0 ? INT32_MIN - middle : middle;
+    float y;
+    memcpy(&y, &middle, 4);
+    (divided(grid, y) >= code ? high : low) = y;
+  }
+}
+
 const uint8_t* body_of(const void* weights) { return (const uint8_t*)weights + sizeof(bw_weights_header); }
+
+// Where the kernel does not pool: run(sink) writes all floats of the convolution, and these are pooled.
+template <class Run>
+int pool_after(const bw_conv& conv, const bw_sink& sink, const Run& run) {
+  float* all = (float*)bw_scratch(BW_SCRATCH_POOL, (size_t)(conv.n * conv.oh * conv.ow * conv.o) * sizeof(float));
+  uint8_t* codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);
+  if (!all || !codes) return bw_fail(BW_NO_MEMORY, "out of memory for floats that are pooled");
+  bw_sink plain = sink;
+  plain.out = all, plain.extra = nullptr, plain.pool_kernel = 0;
+  if (int error = run(plain)) return error;
+  codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);  // the kernel may have grown it
+  const int64_t height = pooled_size(conv.oh, sink), width = pooled_size(conv.ow, sink);
+  for (int64_t pixel = 0; pixel < conv.n * height * width; pixel++) {
+    const int64_t n = pixel / (height * width), top = pixel / width % height * sink.pool_stride - sink.pool_pad;
+    const int64_t left = pixel % width * sink.pool_stride - sink.pool_pad;
+    float* most = (float*)sink.out + pixel * conv.o;
+    for (int64_t o = 0; o < conv.o; o++) most[o] = -INFINITY;
+    for (int64_t y = top < 0 ? 0 : top; y < top + sink.pool_kernel && y < conv.oh; y++)
+      for (int64_t x = left < 0 ? 0 : left; x < left + sink.pool_kernel && x < conv.ow; x++) {
+        const float* next = all + ((n * conv.oh + y) * conv.ow + x) * conv.o;
+        for (int64_t o = 0; o < conv.o; o++) most[o] = most[o] > next[o] ? most[o] : next[o];
+      }
+    if (sink.extra) emit_beside(sink, conv.o, pixel, most, codes);
+  }
+  return BW_OK;
+}
 
 }  // namespace
 
@@ -153,6 +220,24 @@ const uint8_t* body_of(const void* weights) { return (const uint8_t*)weights + s
   if (!table) return failure
 
 extern "C" {
+
+int bw_grid_prepare(bw_grid* grid) {
+  BW_REQUIRE(grid, "grid is null");
+  grid->quick = grid->rest = grid->bottom = grid->top = 0;
+  if (int error = check_grid(grid)) return error;
+  if (grid->kind != BW_GRID_DIVIDE || grid->low == grid->high) return BW_OK;
+  bw_grid tried = *grid;
+  tried.quick = 1.0f / grid->value;
+  tried.rest = (float)((1.0 - (double)tried.quick * grid->value) / grid->value);
+  tried.bottom = nextafterf(first_of(*grid, grid->low + 1), -FLT_MAX), tried.top = first_of(*grid, grid->high);
+  if (!(fabsf(tried.bottom) < 1e30f && fabsf(tried.top) < 1e30f && tried.quick < 1e30f)) return BW_OK;
+  for (int code = grid->low + 1; code <= grid->high; code++) {
+    const float first = first_of(*grid, code), before = nextafterf(first, -FLT_MAX);
+    if (quickly(tried, first) != code || quickly(tried, before) != code - 1) return BW_OK;
+  }
+  *grid = tried;
+  return BW_OK;
+}
 
 int64_t bw_weights_size(const bw_conv* conv) {
   if (check_shape(conv, true)) return -1;
@@ -197,8 +282,11 @@ int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, co
   if (int error = check_header(*conv, weights, conv->w_planes, &layout)) return error;
   if (conv->n == 0) return BW_OK;
   BW_REQUIRE(x, "x is null");
+  BW_REQUIRE(!output->pool_kernel || !residual, "floats that are pooled take no residual");
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
-  return table->conv_bits(*conv, x, layout, body_of(weights), {*output, out, residual, extra}, threads);
+  const auto run = [&](const bw_sink& sink) { return table->conv_bits(*conv, x, layout, body_of(weights), sink, threads); };
+  const bw_sink sink = {*output, out, residual, extra};
+  return output->pool_kernel ? pool_after(*conv, sink, run) : run(sink);
 }
 
 int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, const bw_output* output, void* out,
@@ -210,8 +298,12 @@ int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, co
   if (int error = check_header(*conv, weights, 0, &layout)) return error;
   if (conv->n == 0) return BW_OK;
   BW_REQUIRE(x, "x is null");
+  BW_REQUIRE(!output->pool_kernel || !residual, "floats that are pooled take no residual");
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
-  return table->conv_bytes(*conv, x, layout, body_of(weights), {*output, out, residual, extra}, threads);
+  const auto run = [&](const bw_sink& sink) { return table->conv_bytes(*conv, x, layout, body_of(weights), sink, threads); };
+  const bw_sink sink = {*output, out, residual, extra};
+  const bool pools = table->pooling_layout && (layout & ~3) == table->pooling_layout;  // not by Winograd's
+  return output->pool_kernel && !pools ? pool_after(*conv, sink, run) : run(sink);
 }
 
 int bw_pack_bits(const bw_pack* pack, const float* x, uint32_t* out, int threads) {

@@ -33,8 +33,10 @@ int conv_bits(const bw_conv& conv, const uint32_t* x, int32_t layout, const void
 
 int conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void* body, const bw_sink& sink,
                int threads) {
-  if ((layout & ~3) != BW_LAYOUT_LANES_BYTES || !takes_bytes(conv))
+  if ((layout & ~7) != BW_LAYOUT_LANES_BYTES || !takes_bytes(conv))
     return table_conv_bytes(conv, x, layout, body, sink, threads);
+  if (layout & BYTES_WINOGRAD && (conv.stride_h != 1 || conv.stride_w != 1 || conv.dil_h != 1 || conv.dil_w != 1))
+    return bw_fail(BW_BAD_LAYOUT, "weights were packed for a stride and dilation of 1; pack them again");
   if (((layout & BYTES_TAPS) != 0) != (conv.dil_w != 1 && conv.kw > 1))
     return bw_fail(BW_BAD_LAYOUT, "weights were packed for another dilation; pack them again");
   return lanes_conv_bytes(conv, x, layout, body, sink, threads);
@@ -45,5 +47,5 @@ int conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void
 extern const bw_kernel_table bw_table_avx512 = {
     "avx512",        bw_cpu_has_avx512, bits_layout, bits_size,  bits_weights,    bytes_layout,     bytes_size,
     bytes_weights,   conv_bits,         conv_bytes,  lanes_pack_bits, lanes_pack_bytes,
-    generic_maxpool_bits, generic_maxpool_bytes, train_table,
+    generic_maxpool_bits, generic_maxpool_bytes, train_table, BW_LAYOUT_LANES_BYTES,
 };

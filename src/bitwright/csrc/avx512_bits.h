@@ -8,7 +8,6 @@
 // are symmetric about zero (sign, ternary, odd levels) have spare = 0: then popcount(x) is never needed, and XOR
 // allows the carry-save form below.
 #pragma once
-#include "avx512_emit.h"
 #include "avx512_tiles.h"
 
 namespace {
@@ -61,9 +60,10 @@ constexpr int carry_table() {
 
 template <int P, int C>
 BW_INLINE void xor_counts(const Window<uint32_t>& window, const uint32_t* const (&x)[P], const uint32_t* w,
-                          int64_t w_step, __m512i (&count)[P][C]) {
-  BW_UNROLL for (int p = 0; p < P; p++)
-    BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_setzero_si512();
+                          int64_t w_step, __m512i (&count)[P][C], bool first = true) {
+  if (first)
+    BW_UNROLL for (int p = 0; p < P; p++)
+      BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_setzero_si512();
   for (int64_t ry = 0; ry < window.runs_y; ry++)
     for (int64_t rx = 0; rx < window.runs_x; rx++) {
       const int64_t at = ry * window.run_y + rx * window.run_x;
@@ -145,6 +145,8 @@ struct BitsJob {
   int64_t spare;
   const int32_t* cuts;    // see make_cuts; null: the general epilogue
   const uint16_t* flips;
+  EmitTile emit;
+  int shift;              // of half a product of the lowest planes, see doubling_tile; -1: the general sum
   template <int P, int C, bool CARRY>
   BW_INLINE void tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const;
 };
@@ -202,10 +204,46 @@ BW_INLINE void sign_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel
   }
 }
 
+// One plane of weights, and planes of the input each worth twice the one before: their counts are added by Horner's rule, and the
+// sum is (2^planes - 1) all - count, shifted.
+template <int P, int C, bool CARRY>
+BW_INLINE void doubling_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel, int64_t block) {
+  const int64_t k = lanes_k(job.conv), planes = job.conv.x_planes, plane_words = bw_ceil_div(job.conv.c, 32);
+  const uint32_t* x[P];
+  const int32_t* corr[P];
+  BW_UNROLL for (int p = 0; p < P; p++)
+    x[p] = walk.address() + (planes - 1) * plane_words, corr[p] = walk.corr(), walk.next();
+  __m512i count[P][C];
+  const uint32_t* w = job.words + block * k * 16;
+  if (CARRY) xor_counts_carry<P, C>(job.window, x, w, k * 16, count);
+  else xor_counts<P, C>(job.window, x, w, k * 16, count);
+  for (int64_t plane = planes - 1; plane > 0; plane--) {
+    BW_UNROLL for (int p = 0; p < P; p++) x[p] -= plane_words;
+    BW_UNROLL for (int p = 0; p < P; p++)
+      BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_slli_epi32(count[p][c], 1);
+    if (CARRY) {
+      __m512i more[P][C];
+      xor_counts_carry<P, C>(job.window, x, w, k * 16, more);
+      BW_UNROLL for (int p = 0; p < P; p++)
+        BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_add_epi32(count[p][c], more[p][c]);
+    } else {
+      xor_counts<P, C>(job.window, x, w, k * 16, count, false);
+    }
+  }
+  const __m128i shift = _mm_cvtsi32_si128(job.shift), doubled = _mm_cvtsi64_si128(planes);
+  BW_UNROLL for (int c = 0; c < C; c++) {
+    const __m512i one = _mm512_loadu_si512(job.counts + (block + c) * 16);
+    const __m512i all = _mm512_sub_epi32(_mm512_sll_epi32(one, doubled), one);
+    BW_UNROLL for (int p = 0; p < P; p++) count[p][c] = _mm512_sll_epi32(_mm512_sub_epi32(all, count[p][c]), shift);
+  }
+  emit_sums<P, C>(job.emit, job.sink, job.conv.o, pixel, block, corr, count);
+}
+
 template <int P, int C, bool CARRY>
 BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const {
   const int64_t k = lanes_k(conv), w_step = conv.w_planes * k * 16, plane_words = bw_ceil_div(conv.c, 32);
   if (cuts) return sign_tile<P, C, CARRY>(*this, walk, pixel, block);
+  if (shift >= 0) return doubling_tile<P, C, CARRY>(*this, walk, pixel, block);
   const uint32_t* x[P];
   const int32_t* corr[P];
   BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), corr[p] = walk.corr(), walk.next();
@@ -233,20 +271,25 @@ BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block)
       for (int64_t a = 0; a < conv.x_planes; a++)
         extra += conv.x_mult[a] * window_popcount(window, x[p] + a * plane_words);
     const __m512i shared = _mm512_set1_epi32((int)(extra * spare));
-    BW_UNROLL for (int c = 0; c < C; c++) {
-      const __m512i twice = _mm512_add_epi32(total[p][c], shared);
-      const __m512i constant = _mm512_maskz_loadu_epi32(lanes_of(conv.o, block + c), corr[p] + (block + c) * 16);
-      emit_16(sink, conv.o, pixel + p, block + c, _mm512_add_epi32(_mm512_srai_epi32(twice, 1), constant));
-    }
+    BW_UNROLL for (int c = 0; c < C; c++) total[p][c] = _mm512_srai_epi32(_mm512_add_epi32(total[p][c], shared), 1);
   }
+  emit_sums<P, C>(emit, sink, conv.o, pixel, block, corr, total);
 }
 
-// Measured (engine.md 2, and on Sapphire Rapids): Zen counts bits on two ports and is best with the plain 4 x 4
+// Measured, here and on Sapphire Rapids: Zen counts bits on two ports and is best with the plain 4 x 4
 // tile; Intel has one such port and wins with carry-save, which takes a second register per accumulator.
 inline TileChoice<BitsJob> choose_tile(int64_t pixels) {
-  if (pixels < 4) return {strip<BitsJob, 1, 4, false>, strip<BitsJob, 1, 1, false>, 4, 1};
-  if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 1, false>, 4, 4};
-  return {strip<BitsJob, 4, 2, true>, strip<BitsJob, 7, 1, true>, 2, 4};
+  if (pixels < 4) return {strip<BitsJob, 1, 4, false>, nullptr, strip<BitsJob, 1, 1, false>, 4, 1};
+  if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 2, false>, strip<BitsJob, 7, 1, false>, 4, 4};
+  return {strip<BitsJob, 4, 2, true>, nullptr, strip<BitsJob, 7, 1, true>, 2, 4};
+}
+
+inline int doubling_shift(const bw_conv& conv, int64_t spare) {
+  if (conv.w_planes != 1 || spare) return -1;
+  for (int64_t a = 1; a < conv.x_planes; a++)
+    if (conv.x_mult[a] != conv.x_mult[a - 1] * 2) return -1;
+  const int64_t factor = (int64_t)conv.x_mult[0] * conv.w_mult[0];
+  return factor < 2 || (factor & (factor - 1)) ? -1 : __builtin_ctzll((uint64_t)factor) - 1;
 }
 
 inline int lanes_conv_bits(const bw_conv& conv, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
@@ -259,9 +302,10 @@ inline int lanes_conv_bits(const bw_conv& conv, const uint32_t* x, const void* b
   const int32_t* counts = (const int32_t*)body;
   const uint32_t* packed = (const uint32_t*)body + lanes_blocks(conv) * conv.w_planes * 16;
   const auto run = [&](const bw_sink& to, int nt) {
-    BitsJob job = {conv, to, window, counts, packed, spare, nullptr, nullptr};
+    BitsJob job = {conv, to, window, counts, packed, spare, nullptr, nullptr, emitter_of(to), doubling_shift(conv, spare)};
     if (!make_cuts(job)) return bw_fail(BW_NO_MEMORY, "out of memory for the thresholds");
-    run_tiles(job, choose_tile(conv.n * conv.oh * conv.ow), nt);
+    const int64_t pixels = conv.n * conv.oh * conv.ow;
+    run_tiles(job, choose_tile(pixels), nt, 0, pixels);
     return (int)BW_OK;
   };
   if (!plain_words(sink, conv.o)) return emit_in_two_steps(conv, sink, threads, run);

@@ -38,6 +38,22 @@ inline void pack_pixel(const bw_pack& pack, const float* x, uint32_t* out) {
   }
 }
 
+// Three shared thresholds, two planes: the masks of the comparisons are the bits, as in emit_planes.
+inline void pack_pairs(const bw_pack& pack, const float* x, uint32_t* out) {
+  const __m512 one = _mm512_set1_ps(pack.thresholds[0]), two = _mm512_set1_ps(pack.thresholds[1]);
+  const __m512 three = _mm512_set1_ps(pack.thresholds[2]);
+  const int64_t words = bw_ceil_div(pack.c, 32);
+  for (int64_t block = 0; block * 16 < pack.c; block++) {
+    const __mmask16 lanes = lanes_of(pack.c, block);
+    const __m512 value = _mm512_maskz_loadu_ps(lanes, x + block * 16);
+    const __mmask16 middle = _mm512_mask_cmp_ps_mask(lanes, value, two, _CMP_GE_OQ);
+    const __mmask16 outer = _mm512_mask_cmp_ps_mask(lanes, value, one, _CMP_GE_OQ) ^
+                            _mm512_mask_cmp_ps_mask(lanes, value, three, _CMP_GE_OQ);
+    store_half_word(out, pack.c, block, outer ^ middle);
+    store_half_word(out + words, pack.c, block, middle);
+  }
+}
+
 // One shared threshold, whole words: nothing but compare and store.
 inline void pack_signs(const float* x, int64_t words, float threshold, uint32_t* out) {
   const __m512 t = _mm512_set1_ps(threshold);
@@ -87,6 +103,7 @@ inline int lanes_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, i
   const int64_t area = pack.h * pack.w, words = bw_ceil_div(pack.c, 32), pixel = pack.planes * words;
   const int64_t block = 64, blocks = bw_ceil_div(area, block);
   const bool signs = pack.levels == 1 && !pack.per_channel && !pack.flip && pack.planes == 1 && pack.c % 32 == 0;
+  const bool pairs = pack.levels == 3 && !pack.per_channel && !pack.flip && pack.planes == 2;
   for_tasks(threads, pack.n * blocks, [&](int64_t task) {
     const int64_t n = task / blocks, first = task % blocks * block;
     const int64_t count = area - first < block ? area - first : block;
@@ -97,6 +114,8 @@ inline int lanes_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, i
         pack_planes(pack, image, first + i, count - i < 16 ? count - i : 16, to + i * pixel);
     else if (signs)
       pack_signs(image + first * pack.c, count * words, pack.thresholds[0], to);
+    else if (pairs)
+      for (int64_t i = 0; i < count; i++) pack_pairs(pack, image + (first + i) * pack.c, to + i * pixel);
     else
       for (int64_t i = 0; i < count; i++) pack_pixel(pack, image + (first + i) * pack.c, to + i * pixel);
   });
@@ -121,13 +140,7 @@ inline __m512i climb(__m512 value, __m512i code, const float* ladder, int64_t le
 }
 
 inline void pack_elements(const bw_pack& pack, const float* x, int64_t count, uint8_t* out) {
-  if (pack.grid) {
-    for (int64_t i = 0; i < count; i += 16) {
-      const __mmask16 lanes = lanes_of(count, i / 16);
-      _mm512_mask_cvtepi32_storeu_epi8(out + i, lanes, grid_codes_16(*pack.grid, _mm512_maskz_loadu_ps(lanes, x + i)));
-    }
-    return;
-  }
+  if (pack.grid) return grid_bytes(*pack.grid, x, count, out);
   const float* ladder = pack.thresholds;
   int64_t first = 0, end = pack.levels - 1;  // the guess is by the spacing of the finite thresholds
   while (first < end && ladder[first] < -1e30f) first++;

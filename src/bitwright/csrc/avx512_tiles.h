@@ -1,13 +1,25 @@
 // AVX-512: how a convolution is cut into register tiles, strips and tasks. A Job has `conv`, `window` and
 // tile<P, C, CARRY>(walk, pixel, block), which does P pixels x 16 C channels from pixel and block on.
 #pragma once
+#include "avx512_emit.h"
 #include "avx512_window.h"
 #include "generic_emit.h"
 
 namespace {
 
-#define BW_UNROLL _Pragma("GCC unroll 16")
-#define BW_INLINE inline __attribute__((always_inline))
+// A number of its own for each call, for what a thread keeps from one task to the next.
+uint64_t calls = 0;
+inline uint64_t next_call() { return __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED); }
+
+// The sums of a tile leave their registers here, not in the loop before.
+template <int P, int C>
+BW_INLINE void emit_sums(EmitTile emit, const bw_sink& sink, int64_t channels, int64_t pixel, int64_t block,
+                         const int32_t* const (&corr)[P], const __m512i (&sums)[P][C]) {
+  __m512i stored[P * C];
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) stored[p * C + c] = sums[p][c];
+  emit(sink, channels, {pixel, block, P, C, corr, stored});
+}
 
 // All pixels first..last-1 of C channel blocks, P pixels at a time, the rest by narrower tiles.
 template <class Job, int P, int C, bool CARRY>
@@ -22,16 +34,16 @@ void strip(const Job& job, int64_t first, int64_t last, int64_t block) {
 
 template <class Job>
 struct TileChoice {
-  void (*wide)(const Job&, int64_t first, int64_t last, int64_t block);    // takes `blocks` channel blocks
-  void (*narrow)(const Job&, int64_t first, int64_t last, int64_t block);  // takes one
-  int64_t blocks, pixels;                                                  // of the wide tile
+  typedef void (*Strip)(const Job&, int64_t first, int64_t last, int64_t block);
+  Strip wide, pair, narrow;  // take `blocks`, two and one channel blocks; pair null: two are taken one by one
+  int64_t blocks, pixels;    // of the wide tile
 };
 
 template <class Job>
-inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads) {
+inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads, int64_t from, int64_t to) {
   const bw_conv& conv = job.conv;
-  const int64_t pixels = conv.n * conv.oh * conv.ow, blocks = bw_ceil_div(conv.o, 16);
-  const int64_t wide = blocks / choice.blocks, strips = wide + blocks % choice.blocks;
+  const int64_t pixels = to - from, wide = bw_ceil_div(conv.o, 16) / choice.blocks, rest = bw_ceil_div(conv.o, 16) % choice.blocks;
+  const int64_t pairs = choice.pair ? rest / 2 : 0, strips = wide + rest - pairs;
   // A strip's weights stay in L1 while it walks over a chunk of pixels; a chunk's input stays in L2. With
   // threads: about eight tasks for each, in whole tiles.
   int64_t chunk = 1024;
@@ -40,10 +52,11 @@ inline void run_tiles(const Job& job, const TileChoice<Job>& choice, int threads
     if (share < chunk) chunk = bw_ceil_div(share, choice.pixels) * choice.pixels;
   }
   for_tasks(threads, strips * bw_ceil_div(pixels, chunk), [&](int64_t task) {
-    const int64_t first = task / strips * chunk, at = task % strips;
-    const int64_t last = first + chunk < pixels ? first + chunk : pixels;
+    const int64_t first = from + task / strips * chunk, at = task % strips, block = wide * choice.blocks;
+    const int64_t last = first + chunk < to ? first + chunk : to;
     if (at < wide) choice.wide(job, first, last, at * choice.blocks);
-    else choice.narrow(job, first, last, wide * choice.blocks + at - wide);
+    else if (at < wide + pairs) choice.pair(job, first, last, block + (at - wide) * 2);
+    else choice.narrow(job, first, last, block + at - wide + pairs);
   });
 }
 

@@ -24,8 +24,9 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 5
+#define BW_ABI_VERSION 6
 #define BW_MAX_PLANES 8
+#define BW_MAX_POOL 8  // of pool_kernel
 
 enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
 
@@ -34,8 +35,8 @@ typedef struct bw_conv {
   int64_t n, h, w, c, o;
   int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w;
   int64_t groups, oh, ow;
-  int64_t x_planes, w_planes;   // both ignored by the byte convolution
-  int64_t w_zero;               // ditto
+  int64_t x_planes, w_planes;   // bytes: codes are below 2^x_planes (0: any byte), w_planes is ignored
+  int64_t w_zero;               // ignored by the byte convolution
   const int32_t* x_mult;        // [x_planes]
   const int32_t* w_mult;        // [w_planes]
   int64_t row_classes, col_classes;
@@ -48,10 +49,13 @@ enum bw_mode { BW_INT32 = 0, BW_FLOAT32 = 1, BW_WORDS = 2, BW_BYTES = 3 };
 
 // An even ladder: code = rint(y * value) + base or rint(y / value) + base, kept in low..high; halves go to the even number.
 // Or one step: code = y >= value ? high : low. NaN has the code 0. The caller has proven that this is the code for every y.
+// A division takes long: bw_grid_prepare looks for numbers with rint(fma(z, quick, z * rest)) + base, z = y kept in
+// bottom..top, the same code for every y, and proves them at each change of the code. quick = 0: none, or not prepared.
 enum bw_grid_kind { BW_GRID_MULTIPLY = 0, BW_GRID_DIVIDE = 1, BW_GRID_STEP = 2 };
 typedef struct bw_grid {
   float value;
   int32_t kind, base, low, high;
+  float quick, rest, bottom, top;
 } bw_grid;
 
 // What becomes of I. All tensors are channels last. The structs hold nothing that changes from call to call, so
@@ -61,6 +65,7 @@ typedef struct bw_grid {
 //               max(out, 0) with relu; `extra`, if given, gets codes of out: by `grid` one uint8 per element; else
 //               out >= cuts[o] (0 without cuts), the other way round where flip[o], as one uint8 per element with
 //               extra_bytes, else as one plane of words, [N][OH*OW][1][ceil(O/32)]
+//               With pool_kernel the floats are those of a max-pooling (square windows) of the convolution, without residual
 //   BW_WORDS    code = #{l : I >= thresholds[l][o]} (ascending in l), levels - code where flip[o];
 //               out gets its out_planes binary digits as words with out_groups groups
 //   BW_BYTES    the same code, one uint8 per element; with `grid` instead of thresholds the code of
@@ -75,6 +80,7 @@ typedef struct bw_output {
   int64_t relu, extra_bytes;
   const bw_grid* grid;          // or null
   const float* cuts;            // [o] or null
+  int64_t pool_kernel, pool_stride, pool_pad;  // 0: no pooling
 } bw_output;
 
 // float -> code. thresholds [levels], or [c][levels] if per_channel; NaN counts no level; flip as above. Bytes of a
@@ -103,11 +109,14 @@ BW_API int bw_force_isa(const char* name);     // "" returns to the best one. We
 
 // Prepared weights: a header that says which kernel layout follows, then that layout. 64-byte aligned dst.
 // `bits` is uint8 0/1 [w_planes][o][c/groups][kh][kw]; `values` is int16 [o][kh][kw][c/groups], -255..255.
-// The blob depends on c, o, kernel, dilation, groups, planes and multipliers, never on n, h, w, stride or padding.
+// The blob depends on c, o, kernel, dilation, groups, planes and multipliers, of bytes also on the stride; never on n, h, w or
+// padding.
 BW_API int64_t bw_weights_size(const bw_conv* conv);           // bytes, or -1
 BW_API int bw_weights_pack(const bw_conv* conv, const uint8_t* bits, void* dst);
 BW_API int64_t bw_byte_weights_size(const bw_conv* conv);      // bytes, or -1
 BW_API int bw_byte_weights_pack(const bw_conv* conv, const int16_t* values, void* dst);
+
+BW_API int bw_grid_prepare(bw_grid* grid);
 
 BW_API int bw_conv_bits(const bw_conv* conv, const uint32_t* x, const void* weights, const bw_output* output,
                         void* out, const float* residual, void* extra, int threads);

@@ -87,6 +87,20 @@ inline void grid_codes(const bw_grid& grid, const float* y, int64_t count, uint8
   }
 }
 
+// The codes beside the floats y of a pixel.
+inline void emit_beside(const bw_sink& output, int64_t channels, int64_t pixel, const float* y, uint8_t* codes) {
+  if (output.extra && output.grid) {
+    grid_codes(*output.grid, y, channels, (uint8_t*)output.extra + pixel * channels);
+  } else if (output.extra) {
+    uint8_t* bits = output.extra_bytes ? (uint8_t*)output.extra + pixel * channels : codes;
+    for (int64_t i = 0; i < channels; i++) bits[i] = y[i] >= (output.cuts ? output.cuts[i] : 0.0f);
+    if (output.flip)
+      for (int64_t i = 0; i < channels; i++) bits[i] ^= output.flip[i] != 0;
+    if (!output.extra_bytes)
+      codes_to_words(codes, channels, 1, 1, (uint32_t*)output.extra + pixel * bw_words(channels, 1));
+  }
+}
+
 // Write pixel number `pixel` (over n, oy, ox) whose integers are `values` [channels]; `codes` is work space.
 inline void emit_pixel(const bw_sink& output, int64_t channels, int64_t pixel, const int32_t* values,
                        uint8_t* codes) {
@@ -99,16 +113,7 @@ inline void emit_pixel(const bw_sink& output, int64_t channels, int64_t pixel, c
       for (int64_t i = 0; i < channels; i++) y[i] += output.residual[pixel * channels + i];
     if (output.relu)
       for (int64_t i = 0; i < channels; i++) y[i] = y[i] < 0.0f ? 0.0f : y[i];  // NaN stays
-    if (output.extra && output.grid) {
-      grid_codes(*output.grid, y, channels, (uint8_t*)output.extra + pixel * channels);
-    } else if (output.extra) {
-      uint8_t* bits = output.extra_bytes ? (uint8_t*)output.extra + pixel * channels : codes;
-      for (int64_t i = 0; i < channels; i++) bits[i] = y[i] >= (output.cuts ? output.cuts[i] : 0.0f);
-      if (output.flip)
-        for (int64_t i = 0; i < channels; i++) bits[i] ^= output.flip[i] != 0;
-      if (!output.extra_bytes)
-        codes_to_words(codes, channels, 1, 1, (uint32_t*)output.extra + pixel * bw_words(channels, 1));
-    }
+    emit_beside(output, channels, pixel, y, codes);
   } else if (output.mode == BW_WORDS) {
     count_levels_row(values, channels, output.thresholds, output.levels, output.flip, codes);
     const int64_t words = bw_words(channels, output.out_groups) * output.out_planes;

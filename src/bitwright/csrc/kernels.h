@@ -13,7 +13,7 @@ enum bw_layout : int32_t {
   BW_LAYOUT_GENERIC_BITS = 1,
   BW_LAYOUT_GENERIC_BYTES = 2,
   BW_LAYOUT_LANES_BITS = 3,
-  BW_LAYOUT_LANES_BYTES = 16,  // 16..19, see avx512_bytes.h
+  BW_LAYOUT_LANES_BYTES = 16,  // 16..20, see avx512_bytes.h
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
 };
 
@@ -76,6 +76,7 @@ struct bw_kernel_table {
   int (*maxpool_bits)(const bw_pool&, const uint32_t*, uint32_t*, int threads);
   int (*maxpool_bytes)(const bw_pool&, const uint8_t*, uint8_t*, int threads);
   const bw_train_table* (*train)();
+  int32_t pooling_layout;  // of weights of bytes whose convolution does the pooling of its sink itself; 0: none
 };
 
 extern const bw_kernel_table bw_table_portable;
@@ -97,6 +98,7 @@ int bw_fail(int code, const char* format, ...);             // sets the text of 
 // Per-thread scratch that only grows; 64-byte aligned; null when memory is short. Slots are independent.
 enum bw_scratch_slot {
   BW_SCRATCH_IMAGE, BW_SCRATCH_PATCH, BW_SCRATCH_ROW, BW_SCRATCH_CUTS, BW_SCRATCH_PANEL, BW_SCRATCH_ROWS, BW_SCRATCH_SUMS,
+  BW_SCRATCH_POOL, BW_SCRATCH_RING, BW_SCRATCH_PLACES,
   BW_SCRATCH_SLOTS
 };
 void* bw_scratch(bw_scratch_slot slot, size_t bytes);

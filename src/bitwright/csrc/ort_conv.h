@@ -45,8 +45,10 @@ struct Convolution : Kernel {
       if (size < 1 || size >= (int64_t)1 << 31) return node.fail("shape, strides, dilations and group must be positive");
     for (int64_t pad : {conv.pad_h, conv.pad_w})
       if (pad < 0 || pad >= (int64_t)1 << 31) return node.fail("pads must not be negative");
-    if (conv.x_planes < 0 || conv.x_planes > BW_MAX_PLANES) return node.fail("x_planes must be 0 (bytes) to %d", BW_MAX_PLANES);
-    bytes = conv.x_planes == 0;
+    if (conv.x_planes < -BW_MAX_PLANES || conv.x_planes > BW_MAX_PLANES)
+      return node.fail("x_planes must be -%d (bytes of so many bits) to %d", BW_MAX_PLANES, BW_MAX_PLANES);
+    bytes = conv.x_planes <= 0;
+    if (bytes) conv.x_planes = -conv.x_planes;
     conv.c = shape.data[2] * conv.groups;
     return nullptr;
   }
@@ -163,15 +165,16 @@ struct ConvInt : Convolution {
   }
 };
 
-// Floats, and beside them codes for the next layer: none, one bit by a cut, or bytes by a grid.
+// Floats, and beside them codes for the next layer: none, one bit by a cut, or bytes by a grid. They may be pooled first.
 struct ConvFloat : Convolution {
   enum Beside { NOTHING, CUT, ROUND } beside;
+  const bool pools;
   bool has_residual = false;
   int64_t out_bytes = 1;
   bw_grid grid;
   Array<float> scale, add, cuts;
   Array<uint8_t> flip;
-  explicit ConvFloat(Beside beside) : beside(beside) {}
+  explicit ConvFloat(Beside beside, bool pools = false) : beside(beside), pools(pools) {}
 
   ort::Status* create_output(const Node& node) override {
     output.mode = BW_FLOAT32;
@@ -183,6 +186,7 @@ struct ConvFloat : Convolution {
     output.relu = floor.data[0] == 0.0f;
     if (!output.relu && floor.data[0] != -INFINITY) return node.fail("floor must be 0 (relu) or -inf (none)");
     BW_TRY(residual_at(node, COMMON + 3));
+    if (pools) BW_TRY(pooling(node));
     if (beside == CUT) {
       BW_TRY(node.constant_of(COMMON + 4, "cuts", conv.o, &cuts));
       BW_TRY(node.constant_or_none(COMMON + 5, "flip", conv.o, &flip));
@@ -193,6 +197,25 @@ struct ConvFloat : Convolution {
       output.grid = &grid;
     }
     return nullptr;
+  }
+
+  ort::Status* pooling(const Node& node) {
+    int64_t kernel[2], stride[2], pads[4];
+    BW_TRY(node.attributes("pool_kernel", kernel, 2));
+    BW_TRY(node.attributes("pool_strides", stride, 2));
+    BW_TRY(node.attributes("pool_pads", pads, 4));
+    if (kernel[0] != kernel[1] || stride[0] != stride[1] || pads[0] != pads[1] || pads[0] != pads[2] || pads[0] != pads[3])
+      return node.fail("pooling windows must be square");
+    if (has_residual) return node.fail("floats that are pooled take no residual");
+    output.pool_kernel = kernel[0], output.pool_stride = stride[0], output.pool_pad = pads[0];
+    if (kernel[0] < 1 || kernel[0] > BW_MAX_POOL || stride[0] < 1 || stride[0] > BW_MAX_POOL || pads[0] < 0 ||
+        pads[0] >= kernel[0])
+      return node.fail("pool_kernel and pool_strides must be 1 to %d, pool_pads smaller than the window", BW_MAX_POOL);
+    return nullptr;
+  }
+
+  int64_t pooled(int64_t size) const {
+    return pools ? bw_windows(size, output.pool_kernel, output.pool_stride, output.pool_pad, 1) : size;
   }
 
   // A constant 0 says that there is none.
@@ -222,9 +245,11 @@ struct ConvFloat : Convolution {
                          (long long)now.ow, (long long)now.o);
     }
     void *out, *extra = nullptr;
-    BW_TRY(call.image_out(0, now.n, now.oh, now.ow, now.o, &out));
+    const int64_t oh = pooled(now.oh), ow = pooled(now.ow);
+    if (oh < 1 || ow < 1) return call.fail("the result of %lldx%lld is smaller than a pooling window", (long long)now.oh, (long long)now.ow);
+    BW_TRY(call.image_out(0, now.n, oh, ow, now.o, &out));
     const int64_t width = out_bytes ? now.o : 4 * bw_words(now.o, 1);
-    if (beside != NOTHING) BW_TRY(call.image_out(1, now.n, now.oh, now.ow, width, &extra));
+    if (beside != NOTHING) BW_TRY(call.image_out(1, now.n, oh, ow, width, &extra));
     return execute(call, now, x, out, (const float*)residual.data, extra);
   }
 };

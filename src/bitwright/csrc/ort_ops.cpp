@@ -20,11 +20,12 @@
 //   Conv            common, scale [O], add [O], floor, residual   float [N, OH, OW, O]
 //   ConvCut         as Conv, cuts [O], flip [0] or [O]            float, codes; out_bytes
 //   ConvRound       as Conv, grid [5]                             float, codes
+//   ConvPool, ConvCutPool, ConvRoundPool: the same three of floats that were pooled; pool_kernel, pool_strides, pool_pads
 //   ConvCodes       common, thresholds [L, O], flip [0] or [O]    codes; out_bytes, out_planes, out_groups
 //   ConvRoundCodes  common, scale [O], add [O], grid [5]          codes
 //
 // common: x (codes), bits, shape [planes, O, C / group, kh, kw], mult [planes], zero [1], x_mult [1],
-//         corr [rows, cols, O], row_class [OH], col_class [OW], and the attributes x_planes (0: bytes), strides, pads,
+//         corr [rows, cols, O], row_class [OH], col_class [OW], and the attributes x_planes (-b: bytes below 2^b), strides, pads,
 //         dilations, group. Bit i of the flattened weight is bit i % 8 of byte i / 8 of `bits`; a weight is
 //         zero + sum of mult[q] * bit_q, X = zero_c + x_mult * code; what zero_c adds is in corr.
 // grid:   multiply, divide (one of them 1), base, low, high: code = clip(rint(y / divide * multiply) + base, low, high)
@@ -116,6 +117,9 @@ const Description operators[] = {
     BW_ORT_OPERATOR("Conv", BW_TYPES(BW_FLOATS), BW_TYPES(F), ConvFloat(ConvFloat::NOTHING)),
     BW_ORT_OPERATOR("ConvCut", BW_TYPES(BW_FLOATS, F, U), BW_TYPES(F, U), ConvFloat(ConvFloat::CUT)),
     BW_ORT_OPERATOR("ConvRound", BW_TYPES(BW_FLOATS, F), BW_TYPES(F, U), ConvFloat(ConvFloat::ROUND)),
+    BW_ORT_OPERATOR("ConvPool", BW_TYPES(BW_FLOATS), BW_TYPES(F), ConvFloat(ConvFloat::NOTHING, true)),
+    BW_ORT_OPERATOR("ConvCutPool", BW_TYPES(BW_FLOATS, F, U), BW_TYPES(F, U), ConvFloat(ConvFloat::CUT, true)),
+    BW_ORT_OPERATOR("ConvRoundPool", BW_TYPES(BW_FLOATS, F), BW_TYPES(F, U), ConvFloat(ConvFloat::ROUND, true)),
     BW_ORT_OPERATOR("ConvCodes", BW_TYPES(BW_COMMON, I, U), BW_TYPES(U), ConvCodes(ConvCodes::THRESHOLDS)),
     BW_ORT_OPERATOR("ConvRoundCodes", BW_TYPES(BW_COMMON, F, F, F), BW_TYPES(U), ConvCodes(ConvCodes::ROUND)),
 };

@@ -147,10 +147,10 @@ struct Node : Place {
     }
     const bool divides = divide != 1.0f;
     *to = {divides ? divide : multiply, divides ? BW_GRID_DIVIDE : BW_GRID_MULTIPLY, (int)values.data[2], (int)values.data[3],
-           (int)values.data[4]};
+           (int)values.data[4], 0, 0, 0, 0};
     if (!(to->value > 0 && to->value < 1e30f)) return fail("grid's multiply and divide must be positive");
     if (to->low < 0 || to->low > to->high) return fail("grid's low and high must be codes, low not above high");
-    return nullptr;
+    return core(bw_grid_prepare(to));
   }
 };
 

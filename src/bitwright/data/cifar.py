@@ -116,7 +116,7 @@ def read_pickle(path: Path) -> dict[bytes, Any]:
         found = _Reader(content).load()
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or error}") from None
-    except Exception as error:  # a damaged pickle raises nearly anything
+    except Exception as error:  # a damaged pickle can raise almost any error
         reason = " ".join(str(error).split()) or type(error).__name__
         raise InputError(f"{path} is damaged or unsafe: {reason:.200}; nothing in it was run") from None
     if not isinstance(found, dict):

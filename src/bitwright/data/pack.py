@@ -157,7 +157,7 @@ def _same(target: Path, plan: dict[str, Any]) -> dict[str, Any]:
             says = {"classes": "the classes", "files": "the files of the source"}.get(key)
             what = f"{says} changed" if says else f"{key} {before.get(key)} -> {plan[key]}"
             raise InputError(
-                f"data pack: {target} was begun differently ({what}). Delete it, or give another OUT",
+                f"data pack: {target} was started with other options ({what}). Delete it, or give another OUT",
                 code="file-exists",
                 given=str(target),
             )

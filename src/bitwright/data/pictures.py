@@ -45,7 +45,7 @@ def read_picture(path: Path, size: int) -> np.ndarray:
             with opener.open(path) as image:
                 image.draft(None, (size, size))  # a large JPEG is decoded at a half, quarter or eighth
                 return _fit(image, size)
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise almost any error
         reason = " ".join(str(error).replace(str(path), "it").split()) or type(error).__name__
         raise InputError(f"data: {path} is damaged: {reason:.160}", code="data-damaged", given=str(path)) from None
 
@@ -96,7 +96,7 @@ def bad_pictures(where: str, bad: Sequence[tuple[str, str]], looked: str = "") -
     names = ", ".join(f"{name} ({why})" for name, why in bad)
     many = "1 picture" if len(bad) == 1 else f"{len(bad):,} pictures"
     return InputError(
-        f"{where}: {many}{looked} cannot be read: {names}. Mend or remove them, or go on without them: --skip-bad "
+        f"{where}: {many}{looked} cannot be read: {names}. Repair or remove them, or go on without them: --skip-bad "
         "(data.skip_bad = true)",
         code="data-damaged",
         given=bad[0][0],

@@ -39,7 +39,7 @@ def _read(path: Path) -> tuple[Tensor, Tensor]:
         raise InputError(f"{path} is damaged: {error}") from None
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror or _line(error)}") from None
-    except (Exception, MemoryError) as error:  # a damaged file raises nearly anything; nothing in it is run
+    except (Exception, MemoryError) as error:  # a damaged file can raise almost any error; nothing in it is run
         raise InputError(f"{path} is damaged: {_line(error)}") from None
     if pixels.dtype != np.uint8 or pixels.shape != (32, 32, 3, count) or digits.shape != (count,):
         raise InputError(f"{path} is damaged: its arrays are not those that its header promises")

@@ -69,7 +69,7 @@ class Transform:
             return np.asarray(image)
         except InputError:
             raise
-        except Exception as error:  # a damaged file raises nearly anything
+        except Exception as error:  # a damaged file can raise almost any error
             reason = re.sub(r"<\S+ object at \w+>", "it", " ".join(str(error).split())) or type(error).__name__
             raise InputError(f"data: {where} is damaged: {reason:.160}", code="data-damaged", given=where) from None
 

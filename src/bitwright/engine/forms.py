@@ -17,6 +17,7 @@ from bitwright.engine.graph import Node
 LIMITS = {
     "avx512": ((256, 4), (128, 3), (64, 2), (32, 1)),
     "avx512 balanced": ((64, 4), (32, 3), (0, 1)),
+    "avx512 winograd": ((128, 2), (0, 3)),  # against bytes that take 16 products for 36
     "amx": ((0, 16),),  # whose kernel expands bits into the tiles that bytes use
     "": ((256, 2), (64, 1)),
 }
@@ -35,4 +36,21 @@ def bytes_pay(layer: Node, x_planes: int) -> bool:
     limits = LIMITS.get(f"{isa} balanced" if balanced else isa) or LIMITS.get(isa) or LIMITS[""]
     if int(layer.attrs.get("groups", 1)) > 1:
         limits = LIMITS["amx"]
-    return pairs > next((most for channels, most in limits if shape[1] >= channels), 0)
+    most = _most(limits, shape[1])
+    if isa == "avx512" and _winograd(layer, x_planes):
+        most = min(most, _most(LIMITS["avx512 winograd"], shape[1]))
+    return pairs > most
+
+
+def _most(limits: tuple[tuple[int, int], ...], channels: int) -> int:
+    return next((most for least, most in limits if channels >= least), 0)
+
+
+def _winograd(layer: Node, x_planes: int) -> bool:
+    """Whether csrc/avx512_winograd.h takes this layer as bytes, whatever its weights."""
+    a = layer.attrs
+    if layer.op != "coded_conv" or int(a["rank"]) != 2 or x_planes > 6 or int(a.get("groups", 1)) > 1:
+        return False
+    outputs, channels, *kernel = a["weight"]["shape"]
+    plain = kernel == [3, 3] and set(a["stride"]) == {1} and set(a["dilation"]) == {1}
+    return plain and channels >= 32 and outputs >= 16 and int(a["weight"]["planes"]) <= 3

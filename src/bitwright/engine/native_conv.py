@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.native_library import (
     ConvStruct,
     check_code,
@@ -21,6 +20,7 @@ from bitwright.engine.native_library import (
     word_count,
 )
 from bitwright.engine.native_output import KernelOutput
+from bitwright.engine.reference import border_classes, corrections, tap_sums
 from bitwright.errors import InputError
 
 
@@ -54,7 +54,7 @@ class ConvPlan:
     def __init__(
         self, kind: str, weight: Tensor, values: Tensor, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int],
         x_zero: int | Tensor = 0, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1,
+        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1, x_bits: int = 0,
     ) -> None:  # fmt: skip
         lib = library()
         self.kind, self.groups, self.generation = kind, groups, generation()
@@ -69,7 +69,8 @@ class ConvPlan:
         self.struct = ConvStruct(
             c=self.in_channels, o=self.out_channels, kh=self.kernel[0], kw=self.kernel[1],
             stride_h=self.stride[0], stride_w=self.stride[1], pad_h=self.padding[0], pad_w=self.padding[1],
-            dil_h=self.dilation[0], dil_w=self.dilation[1], groups=groups, x_planes=len(x_mult),
+            dil_h=self.dilation[0], dil_w=self.dilation[1], groups=groups,
+            x_planes=len(x_mult) if kind == "bits" else x_bits,
             w_planes=len(w_mult), w_zero=w_zero,
             x_mult=self.keep[0].data_ptr(), w_mult=self.keep[1].data_ptr(),
         )  # fmt: skip
@@ -107,16 +108,16 @@ class ConvPlan:
         return cls("bits", weight, values, w_mult, w_zero, x_mult, **place)
 
     @classmethod
-    def bytes(cls, weight: Tensor, *, x_mult: int = 1, **place: Any) -> ConvPlan:
+    def bytes(cls, weight: Tensor, *, x_mult: int = 1, x_bits: int = 8, **place: Any) -> ConvPlan:
         """`weight` integers `[O, C/groups, kh, kw]`, times x_mult in -255..255; X = x_zero + x_mult * code, of uint8
-        `[N, H, W, C]`."""
+        `[N, H, W, C]` below 2^x_bits: larger ones give wrong sums."""
         if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) * x_mult > 255):
             raise InputError(
                 f"native core: byte weights [O, C, kh, kw] times x_mult must lie in -255..255, got {list(weight.shape)}"
             )
         values = weight.detach().to(torch.int16)
         taps_first = (values * x_mult).permute(0, 2, 3, 1).contiguous()
-        return cls("bytes", taps_first, values, [1], 0, [1], **place)
+        return cls("bytes", taps_first, values, [1], 0, [1], x_bits=x_bits, **place)
 
     def run(self, x: Tensor, output: KernelOutput, residual: Tensor | None = None, threads: int | None = None) -> Any:
         """The result `output` describes; with something `extra` the pair (y, extra). `residual` is like y."""

@@ -29,7 +29,9 @@ ConvStruct = _struct(
     "*x_mult *w_mult row_classes col_classes *row_class *col_class *corr",
 )
 OutputStruct = _struct(
-    "bw_output", "mode levels out_planes out_groups *scale *add *thresholds *flip relu extra_bytes *grid *cuts"
+    "bw_output",
+    "mode levels out_planes out_groups *scale *add *thresholds *flip relu extra_bytes *grid *cuts "
+    "pool_kernel pool_stride pool_pad",
 )
 PackStruct = _struct("bw_pack", "n h w c nchw levels per_channel planes groups *thresholds *flip *grid")
 PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow")
@@ -38,13 +40,17 @@ PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w p
 class GridStruct(ctypes.Structure):
     """bw_grid."""
 
-    _fields_ = [("value", c_float), ("kind", c_int), ("base", c_int), ("low", c_int), ("high", c_int)]
+    _fields_ = [
+        ("value", c_float), ("kind", c_int), ("base", c_int), ("low", c_int), ("high", c_int),
+        ("quick", c_float), ("rest", c_float), ("bottom", c_float), ("top", c_float),
+    ]  # fmt: skip
 
 
 POINTER, _I = c_void_p, c_int64
 SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_available_isas": (ctypes.c_char_p, []),
     "bw_force_isa": (c_int, [ctypes.c_char_p]),
+    "bw_grid_prepare": (c_int, [POINTER]),
     "bw_weights_size": (c_int64, [POINTER]),
     "bw_weights_pack": (c_int, [POINTER, POINTER, POINTER]),
     "bw_byte_weights_size": (c_int64, [POINTER]),

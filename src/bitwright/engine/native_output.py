@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.even import EvenGrid
-from bitwright.engine.native_library import GridStruct, OutputStruct, kernel_table, optional, word_count
+from bitwright.engine.native_library import GridStruct, OutputStruct, check, kernel_table, library, optional, word_count
+from bitwright.engine.thresholds import EvenGrid
 from bitwright.errors import InputError
 
 
@@ -46,7 +46,9 @@ def grid_struct(grid: EvenGrid | None) -> GridStruct | None:
     """The struct of an even ladder."""
     if grid is None:
         return None
-    return GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
+    made = GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
+    check(library().bw_grid_prepare(ctypes.addressof(made)))
+    return made
 
 
 class FloatOutput(KernelOutput):
@@ -55,25 +57,40 @@ class FloatOutput(KernelOutput):
     What a call gives besides y, if anything, for a next layer that reads codes:
     grid          codes of y as bytes, by an even ladder
     cuts, flip    float [O], uint8 [O]: one bit `y >= cuts[o]`, the other one where flip[o]; as words, or with `bytes` as bytes
+
+    pool          (kernel, stride, padding) of a max-pooling by square windows that y goes through first
     """
 
     mode = 1
 
     def __init__(
         self, scale: Tensor, add: Tensor, *, relu: bool = False, grid: EvenGrid | None = None, cuts: Tensor | None = None,
-        flip: Tensor | None = None, bytes: bool = False,
+        flip: Tensor | None = None, bytes: bool = False, pool: tuple[int, int, int] = (0, 0, 0),
     ) -> None:  # fmt: skip
-        o = scale.numel()
+        o, self.pool = scale.numel(), pool
         for name, value in (("add", add), ("cuts", cuts), ("flip", flip)):
             if value is not None and value.numel() != o:
                 raise InputError(f"native core: scale has {o} entries, {name} {value.numel()}")
         super().__init__(
             scale=kernel_table(scale, torch.float32), add=kernel_table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
             cuts=optional(cuts, torch.float32), extra_bytes=int(bytes), flip=optional(flip, torch.uint8),
+            pool_kernel=pool[0], pool_stride=pool[1], pool_pad=pool[2],
         )  # fmt: skip
         self.channels = o
         if grid is not None or cuts is not None:
             self.extra = "bytes" if grid is not None or bytes else "words"
+
+    def _pooled(self, oh: int, ow: int) -> tuple[int, int]:
+        kernel, stride, padding = self.pool
+        if not kernel:
+            return oh, ow
+        return (oh + 2 * padding - kernel) // stride + 1, (ow + 2 * padding - kernel) // stride + 1
+
+    def empty(self, n: int, oh: int, ow: int, o: int) -> Tensor:
+        return super().empty(n, *self._pooled(oh, ow), o)
+
+    def empty_extra(self, n: int, oh: int, ow: int, o: int) -> Tensor:
+        return super().empty_extra(n, *self._pooled(oh, ow), o)
 
 
 class GridOutput(KernelOutput):

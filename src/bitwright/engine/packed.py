@@ -94,7 +94,7 @@ class PackedModel(nn.Module):
             self._steps = self._laid_out(built)
         return self._steps
 
-    def _careful(self) -> Steps:
+    def folded_steps(self) -> Steps:
         """The folded graph, nothing fused: for numbers beyond `LIMIT`, whose sums may be infinite or NaN inside."""
         if self._plain is None:
             self._plain = self._laid_out(run_reference.build(self._graph))
@@ -115,39 +115,35 @@ class PackedModel(nn.Module):
             remedy = ". Resize, or convert again with this example"
             if tuple(x.shape) == node.shape:
                 remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
-            raise InputError(
-                f"packed model: {node.name} is {'x'.join(str(s) for s in x.shape)}, the model was converted for {want} "
-                f"(any batch){remedy}",
-                code="input-shape",
-                given=str(list(x.shape)),
-                possible=want,
-            )
+            given = "x".join(str(s) for s in x.shape)
+            text = f"packed model: {node.name} is {given}, the model was converted for {want} (any batch){remedy}"
+            raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=want)
         if x.is_floating_point() and not dtype.is_floating_point:
             kind = str(node.attrs["dtype"])
             text = f"packed model: {node.name} holds {kind}, got {x.dtype}"
             raise InputError(text, code="input-dtype", given=str(x.dtype), possible=kind)
-        pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
-        x = x.to(dtype) / 255 if pixels else x.to(dtype)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+        return laid_out(x, dtype)
 
     def environment(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The inputs under their nodes' names, checked."""
         if len(inputs) != len(self.inputs):
             names = ", ".join(n.name for n in self.inputs)
-            raise InputError(
-                f"packed model: takes {len(self.inputs)} inputs ({names}), got {len(inputs)}", code="input-count"
-            )
+            text = f"packed model: takes {len(self.inputs)} inputs ({names}), got {len(inputs)}"
+            raise InputError(text, code="input-count")
         env = {node.name: self.prepare(x, node) for node, x in zip(self.inputs, inputs, strict=True)}
         if len({x.shape[0] for x in env.values()}) > 1:
             raise InputError("packed model: its inputs differ in the size of the batch, axis 0", code="input-shape")
         return env
 
-    @torch.no_grad()
     def forward(self, *inputs: Tensor) -> Any:
-        env = self.environment(*inputs)
+        return self.run(self.environment(*inputs))
+
+    @torch.no_grad()
+    def run(self, env: dict[str, Tensor]) -> Any:
+        """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes."""
         far = [x for x in env.values() if x.is_floating_point() and not _near(x)]
         broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
-        for _, step, forget in self._careful() if far else self.steps():
+        for _, step, forget in self.folded_steps() if far else self.steps():
             step(env)
             for name in forget:
                 del env[name]
@@ -157,19 +153,15 @@ class PackedModel(nn.Module):
         return env[self.outputs[0]] if self.structure == 0 else _filled(self.structure, [env[o] for o in self.outputs])
 
     @torch.no_grad()
-    def values(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Every value of one run, for checks."""
-        env = self.environment(*inputs)
-        for _, step, _ in self.steps():
+    def values(self, env: dict[str, Tensor], plain: bool = False) -> dict[str, Tensor]:
+        """Every value of one run, for checks. plain: of the folded graph in plain torch."""
+        for _, step, _ in self.folded_steps() if plain else self.steps():
             step(env)
         return env
 
     def __getstate__(self) -> dict[str, Any]:
         # kernel plans hold raw pointers: they are made again
         return {**self.__dict__, "_steps": None, "_plain": None, "_runtime": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedModel:
-        return PackedModel(self._graph.copy(), self.backend, self.threads)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -185,6 +177,13 @@ class PackedModel(nn.Module):
         ops = [n.op for n in self._graph.nodes]
         coded = sum(op.startswith("coded") for op in ops)
         return f"{len(ops)} nodes, {coded} coded layers, backend={self.backend}"
+
+
+def laid_out(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An input as the operators read it; pixels as k / 255."""
+    pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
+    x = x.to(dtype) / 255 if pixels else x.to(dtype)
+    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
 
 
 def _near(x: Tensor) -> bool:

@@ -8,12 +8,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bitwright.engine import bitstrings, reference
-from bitwright.engine.borders import border_classes, corrections, tap_sums
-from bitwright.engine.even import EvenGrid
+from bitwright.engine import reference
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node, ints
-from bitwright.engine.operators import function
+from bitwright.engine.reference import border_classes, corrections, tap_sums
+from bitwright.engine.thresholds import EvenGrid
 
 if TYPE_CHECKING:
     from bitwright.export.net import FusedNet
@@ -97,11 +96,18 @@ def _window(
     }  # fmt: skip
 
 
-def pool_floats(net: FusedNet, node: Node, window: tuple[str, dict[str, Any]]) -> Callable[[Values], None]:
+def whole_window(graph: Graph, node: Node) -> tuple[str, dict[str, Any]]:
+    """The average over a whole image."""
+    size = list(graph.node(node.inputs[0]).shape[-2:])
+    return "AveragePoolFloats", _window(size, size, [0], [1], False)
+
+
+def pool_floats(
+    net: FusedNet, node: Node, window: tuple[str, dict[str, Any]], torch_pool: Callable[[Tensor], Tensor]
+) -> Callable[[Values], None]:
     """Where the floats have their channels last already; torch's operator elsewhere."""
     name, source, (op, attrs) = node.name, node.inputs[0], window
     channels, height, width = (int(s) for s in node.shape)
-    torch_pool = function(node, net.graph)
 
     def run(values: Values) -> None:
         x = net.channels_last.get(source)
@@ -118,7 +124,8 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
     a, graph, name, source = node.attrs, net.graph, node.name, node.inputs[0]
     info, x = a["weight"], a["x"]
     place = _Place(node, _image_size(graph, source))
-    attrs = {"x_planes": 0 if a["x_form"] == "bytes" else code_planes(int(x["levels"])), **place.attrs}
+    planes = code_planes(int(x["levels"]))
+    attrs = {"x_planes": -planes if a["x_form"] == "bytes" else planes, **place.attrs}
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
     outputs, count = int(info["shape"][0]), len(info["terms"])
     size = (place.out[0], place.out[1], outputs)
@@ -157,6 +164,9 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
     constants = convolutions[0]
     tail, more, op, codes_too = _outcome(net, node, outputs)
     step = _step_table(net, node, outputs)
+    floats = op in ("Conv", "ConvCut", "ConvRound")
+    if "pool" in a:
+        op, more, size = f"{op}Pool", {**more, **a["pool"]}, (*(int(s) for s in node.shape[1:]), outputs)
     residual = node.inputs[1] if len(node.inputs) == 2 else None
     beside = a.get("extra")
 
@@ -167,7 +177,6 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
             other = net.channels_last.get(residual)
             given[len(constants) + 4] = images(values[residual], False).permute(0, 2, 3, 1) if other is None else other
         shape = (codes.shape[0], *size)
-        floats = op in ("Conv", "ConvCut", "ConvRound")
         kinds = [(torch.float32 if floats else torch.uint8, shape)]
         kinds += [(torch.uint8, shape)] if codes_too else []
         made = net.call(op, given, {**attrs, **more}, *kinds)
@@ -263,12 +272,12 @@ def _convolutions(node: Node, values: list[Tensor]) -> list[tuple[dict[str, Any]
 def _weight(net: FusedNet, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
     """The names of bits, shape, mult, zero of one term of a weight, or of several alike, their outputs side by side."""
     info, count = node.attrs["weight"], int(term.get("count", 1))
-    bit = bitstrings.unpack_bits(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
+    bit = reference.unpack_bits(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
     planes = len(term["planes"]) // count
     bit = bit.reshape(count, planes, *info["shape"]).transpose(0, 1)
     shape = [planes, count * info["shape"][0], info["shape"][1], *kernel]
     return [
-        net.keep(node, f"bits{number}", bitstrings.pack_bits(bit), torch.uint8),
+        net.keep(node, f"bits{number}", reference.pack_bits(bit), torch.uint8),
         net.keep(node, f"shape{number}", shape, torch.int64),
         net.keep(node, f"mult{number}", term["mult"], torch.int32),
         net.keep(node, f"zero{number}", [int(term["zero"])], torch.int32),

@@ -200,6 +200,52 @@ def ConvRound(
 
 
 @script(own, default_opset=op)
+def ConvPool(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+    pool_kernel: Sequence[int], pool_strides: Sequence[int], pool_pads: Sequence[int],
+):  # fmt: skip
+    """Conv's floats, the largest of each window."""
+    y = Conv(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return MaxPoolFloats(
+        y, kernel_shape=pool_kernel, strides=pool_strides, pads=pool_pads, dilations=[1, 1], ceil_mode=0
+    )
+
+
+@script(own, default_opset=op)
+def ConvCutPool(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, cuts, flip,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int, out_bytes: int,
+    pool_kernel: Sequence[int], pool_strides: Sequence[int], pool_pads: Sequence[int],
+):  # fmt: skip
+    """ConvCut of floats that were pooled."""
+    y = ConvPool(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+        pool_kernel=pool_kernel, pool_strides=pool_strides, pool_pads=pool_pads,
+    )  # fmt: skip
+    return y, op.Cast(op.Xor(y >= cuts, op.Cast(flip, to=9)), to=2)
+
+
+@script(own, default_opset=op)
+def ConvRoundPool(
+    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, grid,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+    pool_kernel: Sequence[int], pool_strides: Sequence[int], pool_pads: Sequence[int],
+):  # fmt: skip
+    """ConvRound of floats that were pooled."""
+    y = ConvPool(
+        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+        pool_kernel=pool_kernel, pool_strides=pool_strides, pool_pads=pool_pads,
+    )  # fmt: skip
+    return y, Rounded(y, grid)
+
+
+@script(own, default_opset=op)
 def ConvCodes(
     x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, thresholds, flip,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
@@ -239,6 +285,9 @@ OPERATORS = (
     Conv,
     ConvCut,
     ConvRound,
+    ConvPool,
+    ConvCutPool,
+    ConvRoundPool,
     ConvCodes,
     ConvRoundCodes,
 )

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from bitwright.engine import reference
-from bitwright.engine.even import even_grid
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
 from bitwright.engine.rules import CODED
+from bitwright.engine.thresholds import even_grid
 from bitwright.export import coded
+from bitwright.export.pooling import pool_inside
 
 Values = dict[str, Tensor]
 
@@ -29,7 +30,7 @@ class FusedNet(nn.Module):
 
     def __init__(self, graph: Graph) -> None:
         super().__init__()
-        self.graph = graph
+        self.graph = graph = pool_inside(graph)
         self.sources = graph.inputs()
         self.outputs = list(graph.nodes[-1].inputs)
         self.steps: list[Callable[[Values], None]] = []
@@ -75,7 +76,7 @@ class FusedNet(nn.Module):
         if node.op in CODED:
             return coded.coded(self, node)
         if (window := coded.pool_window(node)) is not None:
-            return coded.pool_floats(self, node, window)
+            return coded.pool_floats(self, node, window, function(node, self.graph))
         if node.op == "decode":
             x = node.attrs.get("x") or self.graph.node(node.inputs[0]).attrs
             last, unit = bool(self.graph.node(node.inputs[0]).attrs["last"]), float(node.attrs["unit"])
@@ -94,12 +95,25 @@ class FusedNet(nn.Module):
             def averaged(x: Tensor) -> Tensor:
                 return x.mean(axes, keepdim=True)
 
+            if len(axes) == 2:
+                return coded.pool_floats(self, node, coded.whole_window(self.graph, node), averaged)
             f = averaged
 
         else:
             f = function(node, self.graph)
         name, inputs = node.name, list(node.inputs)
+        if node.op in ("add", "relu"):
+            return functools.partial(self._elementwise, name, inputs, f)
         return lambda values: values.__setitem__(name, f(*[values[i] for i in inputs]))
+
+    def _elementwise(self, name: str, inputs: list[str], f: Callable[..., Tensor], values: Values) -> None:
+        """The order of axes that layers with bits write is kept, where all inputs have it."""
+        found = [self.channels_last[i] for i in inputs if i in self.channels_last]
+        if len(found) < len(inputs) or any(x.shape != found[0].shape for x in found):
+            values[name] = f(*[values[i] for i in inputs])
+            return
+        self.channels_last[name] = y = f(*found)
+        values[name] = y.permute(0, 3, 1, 2)
 
     def _plain(self, node: Node) -> Callable[[Values], None]:
         """Codes that torch's own operators read: int64, in torch's order of axes."""

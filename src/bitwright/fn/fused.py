@@ -272,7 +272,7 @@ class LearnedStep(torch.autograd.Function):
             if channels != step.numel():
                 to_step = to_step.view(step.numel(), -1).sum(1)
         to_step = to_step.to(step.dtype).reshape(step.shape)
-        if bool((step < 0).any()):  # hardly ever: a step begins positive
+        if bool((step < 0).any()):  # rare: a step is positive at first
             to_step = torch.where(step < 0, -to_step, to_step)
         return to_x, to_step, None, None, None, None
 

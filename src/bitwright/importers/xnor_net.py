@@ -24,7 +24,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from bitwright import models
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 from bitwright.importers.mapping import Imported, Move, carry_out
 from bitwright.importers.xnor_moves import ALEXNET, EPS, NIN, Values, alexnet_moves, lenet5_moves, nin_moves
 from bitwright.runs.pth import Checkpoint
@@ -98,11 +98,8 @@ def _check_zeros(tensors: dict[str, Tensor], values: Values, where: str) -> None
 def _known(name: str, where: str, tensors: dict[str, Tensor]) -> str:
     """The given name, if it is one of theirs and the keys do not say that it is another one."""
     if name not in NETS:
-        raise InputError(
-            f"import {where}: xnor-net has no model {name!r}.{nearest(name, NETS)} Its models: {', '.join(NETS)}",
-            code="model-unknown",
-            given=name,
-            possible=", ".join(NETS),
+        raise unknown(
+            f"import {where}: xnor-net has no model {name!r}", name, NETS, code="model-unknown", word="Its models"
         )
     share = _share(tensors)
     other = max(share, key=lambda net: share[net])

@@ -80,7 +80,7 @@ def bound(model: Any, feeds: Feeds, threads: int, precision: str) -> Call:
         "INFERENCE_NUM_THREADS": threads,
         "INFERENCE_PRECISION_HINT": precision,
         "ENABLE_HYPER_THREADING": True,  # a thread is a logical processor, as it is for the other peers
-        "ENABLE_CPU_PINNING": False,  # nobody else is tied to a core that another job may be using
+        "ENABLE_CPU_PINNING": False,  # the other programs are not tied to one core either
     }
     core = ov.Core()
     try:

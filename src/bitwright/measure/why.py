@@ -123,7 +123,7 @@ def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
     runs: dict[str, str] = {}
     for node, step, _ in packed.steps():
         owner = node.owner.removesuffix(".x")
-        spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
+        spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env))
         if node.op in LAYERS:
             coded = node.op.startswith("coded")
             runs[owner] = ("int8" if node.attrs.get("x_form") == "bytes" else "bits") if coded else "float"

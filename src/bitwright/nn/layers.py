@@ -64,7 +64,11 @@ class SlotLayer(nn.Module):
 
     def slot_weight(self) -> Tensor:
         """The weight as parts see it: axis 0 is the output channel."""
-        return self.weight
+        return self.to_slot(self.weight)
+
+    def to_slot(self, w: Tensor) -> Tensor:
+        """From the operator's layout of a weight to that of the parts, outputs first."""
+        return w
 
     def from_slot(self, w: Tensor) -> Tensor:
         """Back from the parts' layout to the operator's."""
@@ -77,6 +81,8 @@ class SlotLayer(nn.Module):
         if run is None or latent is None:
             return
         seen = latent if slot == "b" else self.slot_weight()
+        if seen is not latent and latent.grad is not None:
+            seen.grad = self.to_slot(latent.grad)
         run(seen)
         if seen is not latent:  # a transposed convolution shows its parts a rearranged copy
             latent.copy_(self.from_slot(seen))
@@ -229,10 +235,10 @@ class ConvTranspose2d(SlotLayer, nn.ConvTranspose2d):
         extra = list(self.output_padding) if output_padding is None else output_padding
         return F.conv_transpose2d(x, w, b, self.stride, _ints(self.padding), extra, self.groups, self.dilation)
 
-    def slot_weight(self) -> Tensor:
-        i, o, kh, kw = self.weight.shape
+    def to_slot(self, w: Tensor) -> Tensor:
+        i, o, kh, kw = w.shape
         g = self.groups
-        return self.weight.reshape(g, i // g, o, kh, kw).transpose(1, 2).reshape(g * o, i // g, kh, kw)
+        return w.reshape(g, i // g, o, kh, kw).transpose(1, 2).reshape(g * o, i // g, kh, kw)
 
     def from_slot(self, w: Tensor) -> Tensor:
         o, i, kh, kw = w.shape

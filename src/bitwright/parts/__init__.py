@@ -24,6 +24,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     kbit,
     lsq,
     mask,
+    metaquant,
     norm,
     pact,
     precision_gate,

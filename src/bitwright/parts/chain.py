@@ -191,3 +191,9 @@ class Chain(nn.Module):
             found = moment(link, "bind")
             if found is not None:
                 found(optimizer, group)
+
+    def release(self, optimizer: torch.optim.Optimizer) -> None:
+        for link in self.links:
+            found = moment(link, "release")
+            if found is not None:
+                found(optimizer)

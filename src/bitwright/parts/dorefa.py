@@ -42,7 +42,7 @@ class DorefaW(nn.Module):
         self.bits = self.planes = self.storage_bits = check_bits("dorefa_w", bits)
         self.top = 2**bits - 1
 
-    def _unit(self, w: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
+    def unit(self, w: Tensor, keep: Tensor | None) -> tuple[Tensor, Tensor, Tensor]:
         """(position on [0, 1], slope, alive): alive is 0 for a layer of zeros, whose value is then exactly 0."""
         t = torch.tanh(wide(w.detach()))
         seen = kept_only(t, keep)
@@ -58,20 +58,20 @@ class DorefaW(nn.Module):
                 return fast
         if self.scaled_sign:
             return ste(w, mean_abs(w.detach(), "layer", keep) * sign(w.detach()))
-        unit, slope, alive = self._unit(w, keep)
+        unit, slope, alive = self.unit(w, keep)
         return ste(w, ((unit * self.top).round() * (2 / self.top) - 1) * alive, slope)
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         if self.scaled_sign:
             return sign_code(w, mean_abs(w.detach(), "layer", keep))
-        unit, _, alive = self._unit(w, keep)
+        unit, _, alive = self.unit(w, keep)
         code = uint_code((unit * self.top).round(), self.bits, (2 / self.top) * alive, -alive)
         return Coded(code.bit, code.coef.to(w.dtype), code.offset.to(w.dtype))
 
     def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         if self.scaled_sign:
             return sign(w.detach()), mean_abs(w.detach(), "layer", keep)
-        unit, _, alive = self._unit(w, keep)
+        unit, _, alive = self.unit(w, keep)
         return ((unit * self.top).round() * 2 - self.top).to(w.dtype), (alive / self.top).to(w.dtype)
 
 

@@ -16,24 +16,12 @@ from bitwright.parts.gate_call import GateCall
 from bitwright.parts.gate_norm import FreeNorm, autocast_off
 from bitwright.parts.options import check_compat, check_number
 from bitwright.parts.registry import part
+from bitwright.parts.remembered import Remembered
 from bitwright.parts.scale import wide
 from bitwright.parts.split_gate import Watched, channels_to_gate, spent_of
 from bitwright.types import Site, Spent
 
 LEAST = 1e-4  # smaller gains count as this one, because the shift is divided by the gain
-
-
-class Remembered:
-    """A tensor of the last forward that copies and checkpoints do not take along."""
-
-    def __init__(self) -> None:
-        self.value: Tensor | None = None
-
-    def __deepcopy__(self, memo: Any) -> Remembered:
-        return Remembered()
-
-    def __reduce__(self) -> Any:
-        return (Remembered, ())
 
 
 class _MeanSize(torch.autograd.Function):
@@ -123,7 +111,7 @@ class FBS(Watched):
         self.block = channel_block
         self.seed = check_compat("fbs", compat)
         self.owns_norm = not self.seed
-        self.saliency = Remembered()
+        self.saliency = Remembered[Tensor]()
         self.watchers = ()
 
     @classmethod

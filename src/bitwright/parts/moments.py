@@ -10,7 +10,8 @@ from torch import nn
 # encode    the value as bits and tables (`Coded`)                     whole     the value as (whole numbers, one unit)
 # after_step  moves the latent weight, after every optimizer step       penalty  a term of the loss
 # observe     data that calibration shows it      density  share of the work done at most
-# bind        is told which optimizer moves its weight       constants  (scale, add) of evaluation: a norm in front of a quantizer
+# bind        is told which optimizer moves its weight       release  and that the steps of that optimizer are followed no longer
+# constants  (scale, add) of evaluation: a norm in front of a quantizer
 # start     first latents in place of the weights of a float layer, drawn once, by `apply` or a layer's constructor
 # succeed   take over from a part of the same kind that sat here before          spent   work of one call of a gate
 # saliencies  how important a gate finds each channel      deviation, set_keep  what a budget measures and moves a gate by

@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 
 from torch import nn
 
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, nearest, unknown
 from bitwright.parts.traits import traits_of
 from bitwright.types import PartInfo
 
@@ -53,13 +53,8 @@ def forget(name: str) -> None:
 def part_class(name: str) -> type[nn.Module]:
     """The class behind a name; `InputError` naming the nearest one."""
     if name not in _PARTS:
-        raise InputError(
-            f"unknown part {name!r}.{nearest(name, _PARTS)} Known: {', '.join(sorted(_PARTS))}",
-            code="part-unknown",
-            given=name,
-            possible=", ".join(sorted(_PARTS)),
-            remedy="bitwright methods",
-        )
+        said = f"unknown part {name!r}"
+        raise unknown(said, name, sorted(_PARTS), code="part-unknown", remedy="bitwright methods")
     return _PARTS[name]
 
 

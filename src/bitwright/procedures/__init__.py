@@ -6,6 +6,7 @@ experiment, `procedure = { name = "name", ... }`, and `bitwright compress RUN --
 
 # imported at once, not at first use: each file has the name of its function, and a module that is imported later would
 # replace the function in this namespace
+from bitwright.procedures.co_prune import CoPrune, CoPruneReport, co_prune
 from bitwright.procedures.fold_batchnorm import fold_batchnorm
 from bitwright.procedures.gptq import gptq
 from bitwright.procedures.l_dnq import l_dnq
@@ -23,6 +24,8 @@ from bitwright.procedures.sparse_gpt import sparse_gpt
 from bitwright.transforms.norm_statistics import RecalibratedNorm
 
 __all__ = [
+    "CoPrune",
+    "CoPruneReport",
     "LayerReport",
     "LayerRow",
     "Procedure",
@@ -30,6 +33,7 @@ __all__ = [
     "Recalibration",
     "Report",
     "Step",
+    "co_prune",
     "error_bound",
     "fold_batchnorm",
     "forget",

@@ -6,12 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import nn
 
-from bitwright.procedures.layerwise.counts import Shares, count_of, shares, spread_counts
-from bitwright.procedures.layerwise.linalg import check_damping, inverse_factor
+from bitwright.procedures.layerwise.counts import SHARES, Shares, allocate, count_of, shares
+from bitwright.procedures.layerwise.linalg import check_damping
 from bitwright.procedures.layerwise.masks import put_masks
 from bitwright.procedures.layerwise.prune import Surgery
 from bitwright.procedures.layerwise.select import Unit, compressible
@@ -50,13 +49,15 @@ def l_obs(
     score     w_q^2 / [H^-1]_qq, H = mean of x x^T over what the layer reads: by how much E, the mean squared change of the
               layer's output, rises if this weight alone goes and the others of its row make up for it
     keep      share of weights that stay, a number or a mapping by layer glob; a layer keeps exactly max(1, round(n keep)).
-              `sparsity` = 1 - keep, instead. Layers that no glob matches, and those with keep 1, are not touched
+              A full name counts before globs, of several globs the last. Layers that no glob matches, and those with
+              keep 1, are not touched. `sparsity` = 1 - keep, instead
     compensation   "exact": the best weights on the mask, H_SS w_S = (H w0)_S;   "lobs": as published, one update per
               weight with the inverse left as it is, which is one Gauss-Seidel sweep of that system
     rounds    scores are taken anew this often; 8 come close to "obc", one weight at a time (Optimal Brain Compression);
               "auto": the best that `flop_budget` allows for each layer
-    scope     where scores compete: "layer", "row" (each output unit keeps the same number), "global" (all layers, E
-              relative to what a layer puts out; `keep` is then the share of them together)
+    scope     where weights compete: "layer", "row" (each output unit keeps the same number), "global" (all layers: first
+              each is pruned to a dozen shares on trial, then those are taken with the least sum of relative E; `keep` is the
+              share of all together)
     damping   added to H, a share of its mean diagonal; rises tenfold where H cannot be factored
     inputs    H of what a layer reads behind the layers pruned so far ("compressed"), or in the net as it was ("original")
     norms     estimate the statistics of batch norms again at the end, from the same images
@@ -70,6 +71,7 @@ def l_obs(
     differs   columns in the order of the kernel (the public code mixes two), damping by the ladder, exact counts; the bias
               is folded in but kept
 
+    >>> import torch
     >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> report = l_obs(net, [torch.randn(64, 8)], keep={"*": 0.5, "2": 0.25})
     >>> [(row.layer, row.kept) for row in report.rows], net[0].w.density()
@@ -81,7 +83,8 @@ def l_obs(
     units = units_below_one(model, "l_obs", keeps, latent)
     counts = {u.name: count_of(u.layer.weight.numel(), keeps[u.name]) for u in units}
     if scope == "global" and units:
-        counts = spread_counts(_scores(model, feed, units, damping, limits, tokens), {n: keeps[n] for n in counts})
+        total = round(sum(u.layer.weight.numel() * keeps[u.name] for u in units))
+        counts = allocate(_curves(model, feed, units, damping, flop_budget, limits, tokens), max(total, len(units)))
     surgery = Surgery(compensation, rounds, "row" if scope == "row" else "layer", damping, flop_budget)
     options = {"counts": counts, "surgery": str(surgery), "inputs": inputs, "limits": str(limits)}
     work = Work("l_obs", units, inputs, limits, True, norms, tokens, journal, options, cost_of)
@@ -105,19 +108,27 @@ def put_found(model: nn.Module, found: dict[str, tuple[Unit, Solved]]) -> None:
     put_masks(model, {n: (u, s.keep) for n, (u, s) in found.items() if s.keep is not None}, "l_obs")
 
 
-def _scores(
-    model: nn.Module, feed: list[Any], units: list[Unit], damping: float, limits: Limits, tokens: str | None
-) -> dict[str, Tensor]:
-    """Of every weight, by how much E rises over what its layer puts out; the net is not changed."""
-    found: dict[str, Tensor] = {}
+def _curves(
+    model: nn.Module,
+    feed: list[Any],
+    units: list[Unit],
+    damping: float,
+    flop_budget: float,
+    limits: Limits,
+    tokens: str | None,
+) -> dict[str, list[tuple[int, float]]]:
+    """(weights kept, relative E) of every layer at a few shares, in one round each; the net is not changed."""
+    found: dict[str, list[tuple[int, float]]] = {}
+    once = Surgery("exact", 1, "layer", damping, flop_budget)
 
     def visit(stats: LayerStats) -> None:
-        pieces = []
-        for h, w, dead in zip(stats.h, stats.w, stats.dead(), strict=True):
-            diagonal = inverse_factor(h, damping).upper.square().sum(-2).unsqueeze(1)
-            pieces.append(torch.where(dead.unsqueeze(1), torch.zeros_like(w), w.square() / diagonal))
-        flat = torch.cat(pieces, -1)[..., : stats.columns]
-        found[stats.name] = (flat.reshape(stats.layer.weight.shape) / max(stats.energy, 1e-300)).float()
+        size = stats.layer.weight.numel()
+        start = size if stats.unit.mask is None else int(stats.unit.mask.sum())
+        counts = sorted(
+            {count_of(size, share) for share in SHARES if count_of(size, share) < start} | {1}, reverse=True
+        )
+        solved = [(count, stats.relative(stats.error(once.prune(stats, count).new))) for count in counts]
+        found[stats.name] = [(start, 0.0), *solved]
 
     visit_layers(model, feed, units, visit, who="l_obs", limits=limits, tokens=tokens)
     return found

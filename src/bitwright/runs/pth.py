@@ -85,7 +85,7 @@ def _load(target: Path, who: str) -> Any:
         ) from None
     except MemoryError:
         raise _damaged(who, target, "asks for more memory than there is") from None
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise almost any error
         if "legacy .tar format" in str(error):
             raise InputError(
                 f"{who} {target}: a .tar file of torch before 0.1.10, which cannot be read without running it. {AGAIN}",

@@ -46,7 +46,7 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         raise InputError(f"resume {path}: no such file", code="file-missing", given=str(path))
     try:
         found = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged file raises nearly anything
+    except Exception as error:  # a damaged file can raise almost any error
         raise damaged(path, error) from None
     if not isinstance(found, dict) or not {"bitwright", "state_dict", "optimizer_states"} <= set(found):
         raise InputError(f"resume {path}: not a checkpoint of bitwright", code="file-foreign", given=str(path))

@@ -94,7 +94,7 @@ def run_procedure(job: Job, index: int, again: bool) -> None:
     found = procedures.get(stage.procedure.name)
     job.screen.line(f"stage {index}  procedure {found.name}, {stage.procedure.batches} batches")
     options = stage.procedure.options
-    if "journal" in found.options.model_fields:  # a killed run goes on behind the layers that are done
+    if job.main and "journal" in found.options.model_fields:  # a killed run goes on behind the layers that are done
         options = {"journal": job.run.file(f"journal-{index}"), **options}
     with showing(job.screen, found.name):
         result = found(job.net, job.first_batches(stage.procedure.batches), **options)

@@ -11,11 +11,6 @@ from bitwright.runs.cells import Table
 from bitwright.runs.tables import Epoch
 from bitwright.training.schedules import Plateau
 
-EARLIER = {  # checkpoints before 0.2 had a key for each table
-    "rows": "metrics.csv", "health_rows": "health.csv", "gate_rows": "gates.csv", "connection_rows": "connections.csv",
-    "sweep_rows": "sweep.csv",
-}  # fmt: skip
-
 
 @dataclass
 class Sums:
@@ -66,8 +61,6 @@ class State:
     def from_dict(cls, saved: dict[str, Any]) -> State:
         """Errors: `ValueError` where a value has not the type of its field, or counts below zero."""
         known = {f.name for f in fields(cls)}
-        if "tables" not in saved:
-            saved = {**saved, "tables": {file: saved.get(key) or [] for key, file in EARLIER.items()}}
         state = TypeAdapter(cls).validate_python({k: v for k, v in saved.items() if k in known})
         if min(state.stage, state.epoch, state.step, state.batch) < 0:
             raise ValueError("a place below zero")

@@ -52,7 +52,7 @@ def train(
     """Trains all stages and leaves the files of a run in `out`.
 
     resume    go on from `out`/last.ckpt: final weights are bit by bit those of an unbroken run, on the same machine
-              with the same number of threads and processes. Without a checkpoint it begins at the beginning
+              with the same number of threads and processes. Without a checkpoint it starts from the beginning
     force     remove the run that is there
     command   what is written into command.txt
     echo      takes the lines of the log. [default: nobody];  screen   the same and more, for the command line
@@ -80,7 +80,7 @@ def train(
             raise Stopped(f"{signals.wanted} stopped before the first step; nothing to save") from None
         except InputError:
             if main and not resume and not run.has("last.ckpt"):
-                discard(run.path)  # nothing is learned: the command, put right, shall find no run in its way
+                discard(run.path)  # nothing was trained: the corrected command must not meet a run that exists
             raise
         except OSError as error:
             name = f"{error.filename}: " if error.filename else ""
@@ -142,7 +142,7 @@ def _begin(
         if saved is None:
             job.write_status("training")
             if resume:
-                screen.note("resume: no checkpoint there yet, so it begins at the beginning")
+                screen.note("resume: no checkpoint there yet, so it starts from the beginning")
     if saved is None:
         begin_stage(job, 0)
         state.begin_stage(0)

@@ -32,6 +32,7 @@ class Handle:
         """Takes the hooks off; a second call does nothing."""
         for hook in self._hooks:
             hook.remove()
+        release(self._model, steppers(self._optimizer))
         attached = _ATTACHED.get(self._model)
         if attached is not None and attached.get(self._optimizer) is self._hooks:
             del attached[self._optimizer]
@@ -135,6 +136,15 @@ def bind(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
                 tell(optimizer, group)
             except InputError as error:
                 raise error.reworded(f"{name}: {error}", layer=name.removesuffix(f".{slot}")) from None
+
+
+def release(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
+    """Tells parts that ask for it that nothing runs after the steps of these optimizers any more."""
+    for _, _, _, part in parts_of(model):
+        tell = moment(part, "release")
+        if tell is not None:
+            for optimizer in optimizers:
+                tell(optimizer)
 
 
 def _decay_of(part: nn.Module, parameter: nn.Parameter) -> float:

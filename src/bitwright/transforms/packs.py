@@ -8,8 +8,9 @@ from torch import nn
 
 from bitwright.nn.layers import KINDS, Conv1d, Conv2d, Linear, SlotLayer
 from bitwright.parts.chain import Chain
+from bitwright.parts.mask import Mask
 from bitwright.parts.moments import moment
-from bitwright.transforms.facts import bit_facts, folds, links_of, part_text
+from bitwright.transforms.facts import bit_facts, density_of, folds, links_of, part_text
 
 PACKED = (Linear, Conv1d, Conv2d)
 MAX_PLANES = 8  # of a weight or an input, in the kernels
@@ -72,6 +73,9 @@ def no_codes(layer: SlotLayer) -> str:
         return f"slot b holds {part_text(layer.b)}; biases stay float"
     if getattr(layer, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
+    if layer.w is not None and all(isinstance(link, Mask) for link in links_of(layer.w)):
+        zeros = 100 - 100 * density_of(layer)
+        return f"{zeros:.0f} % of its weights are pruned, but zeros among floats save no time; put the weights on few bits too"
     if layer.w is not None and moment(layer.w, "encode") is None:
         return f"slot w holds {part_text(layer.w)}, which has no integer codes"
     links = links_of(layer.x)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Any
 
 import torch
-from pydantic import Field
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.procedures.layerwise.select import compressible, per_layer
 
-Share = Annotated[float, Field()]
-Shares = Share | dict[str, Share]  # a number, or a mapping by layer glob
+Shares = float | dict[str, float]  # a number, or a mapping by layer glob
 
 PATTERNS = {"2:4": (2, 4), "4:8": (4, 8)}
 
@@ -93,6 +91,9 @@ def by_pattern(score: Tensor, kept: int, of: int) -> Tensor:
     return out.transpose(1, 2).reshape(score.shape)
 
 
+SHARES = (0.85, 0.7, 0.5, 0.35, 0.25, 0.18, 0.12, 0.08, 0.05, 0.03, 0.015)  # where the error of a layer is looked at
+
+
 def spread_counts(scores: dict[str, Tensor], keep: dict[str, float]) -> dict[str, int]:
     """How many each layer keeps where one threshold holds for all: scores of every weight, the highest stay.
 
@@ -119,3 +120,38 @@ def spread_counts(scores: dict[str, Tensor], keep: dict[str, float]) -> dict[str
         out[n] = int(chosen[start:end].sum())
         start = end
     return out
+
+
+def allocate(curves: dict[str, list[tuple[int, float]]], total: int) -> dict[str, int]:
+    """How many weights each layer keeps so that the sum of their errors is small: always from the layer where the next piece
+    of its curve costs least per weight, until `total` are left.
+
+    curves   of each layer: (weights kept, error), from all of them down to one
+
+    >>> allocate({"a": [(10, 0.0), (5, 1.0), (1, 9.0)], "b": [(10, 0.0), (5, 0.1), (1, 2.0)]}, 11)
+    {'a': 6, 'b': 5}
+    """
+    at = dict.fromkeys(curves, 0)
+    left = {name: curve[0][0] for name, curve in curves.items()}
+    while sum(left.values()) > total:
+        steps = {}
+        for name, curve in curves.items():
+            # the flattest way down from here, over one piece or several: curves need not be convex
+            ways = [
+                ((error - curve[at[name]][1]) / (left[name] - count), i)
+                for i, (count, error) in enumerate(curve)
+                if i > at[name] and count < left[name]
+            ]
+            if ways:
+                steps[name] = min(ways)
+        if not steps:
+            break
+        name = min(steps, key=steps.__getitem__)
+        _, i = steps[name]
+        most = sum(left.values()) - total
+        count = curves[name][i][0]
+        if left[name] - count > most:
+            left[name] -= most
+            break
+        left[name], at[name] = count, i
+    return left

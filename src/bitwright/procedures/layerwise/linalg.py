@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -110,20 +111,30 @@ def invert_upper_(r: Tensor) -> Tensor:
     return r
 
 
-def solve_subsets(m: Tensor, group: Tensor, right: Tensor, chosen: Tensor, order: Tensor | None = None) -> Tensor:
-    """x [R, d], 0 outside of `chosen`, with M_CC x_C = right_C for each row and its own set C.
+@dataclass(frozen=True)
+class Subsets:
+    """M_CC of some rows of like size. rows [n];   at [n, b], the columns C of each;   real [n, b], False where it is filled up
+    to the size of the largest;   matrix [n, b, b], there that of the identity"""
 
-    order   given: only the lower triangle of M_CC in the order of these numbers is solved, which is what updates done one
-            weight after another come to
+    rows: Tensor
+    at: Tensor
+    real: Tensor
+    matrix: Tensor
+
+
+def subsets(m: Tensor, group: Tensor, chosen: Tensor, order: Tensor | None = None, extra: int = 0) -> Iterator[Subsets]:
+    """M_CC for each row and its own set C, in pieces of at most 64 MB; rows with an empty set are left out.
+
+    m        [G, d, d], of which `group` [R] names each row's own;   chosen   bool [R, d]
+    order    C sorted by these numbers; else by index;   extra   columns of other matrices that a piece must have room for
     """
-    out = torch.zeros_like(right)
     sizes = chosen.sum(1)
     place = (~chosen).to(torch.float64)  # chosen ones first; among them by order, else by index
     if order is not None:
-        rank = order.argsort(dim=1, stable=True).argsort(1)
+        rank = order.argsort(dim=1, stable=True).argsort(dim=1)
         place = place + rank / (2 * rank.shape[1])
     place = place.argsort(dim=1, stable=True)
-    for rows in _alike(sizes):
+    for rows in _alike(sizes, extra):
         most = int(sizes[rows].max())
         if not most:
             continue
@@ -132,12 +143,24 @@ def solve_subsets(m: Tensor, group: Tensor, right: Tensor, chosen: Tensor, order
         part = m[g[:, None, None], at.unsqueeze(2), at.unsqueeze(1)]
         part.masked_fill_(~(real.unsqueeze(2) & real.unsqueeze(1)), 0)
         part.diagonal(dim1=1, dim2=2)[~real] = 1.0
-        side = right[rows].gather(1, at).masked_fill_(~real, 0).unsqueeze(2)
+        yield Subsets(rows, at, real, part)
+
+
+def solve_subsets(m: Tensor, group: Tensor, right: Tensor, chosen: Tensor, order: Tensor | None = None) -> Tensor:
+    """x [R, d], 0 outside of `chosen`, with M_CC x_C = right_C for each row and its own set C.
+
+    order   given: only the lower triangle of M_CC in the order of these numbers is solved, which is what updates done one
+            weight after another come to
+    """
+    out = torch.zeros_like(right)
+    for part in subsets(m, group, chosen, order):
+        side = right[part.rows].gather(1, part.at).masked_fill_(~part.real, 0).unsqueeze(2)
         if order is None:
-            found = torch.cholesky_solve(side, torch.linalg.cholesky(part))
+            found = torch.cholesky_solve(side, torch.linalg.cholesky(part.matrix))
         else:
-            found = torch.linalg.solve_triangular(part.tril_(), side, upper=False)
-        out[rows] = torch.zeros_like(right[rows]).scatter(1, at, found.squeeze(2).masked_fill_(~real, 0))
+            found = torch.linalg.solve_triangular(part.matrix.tril(), side, upper=False)
+        values = found.squeeze(2).masked_fill_(~part.real, 0)
+        out[part.rows] = torch.zeros_like(right[part.rows]).scatter(1, part.at, values)
     return out
 
 
@@ -153,14 +176,14 @@ def woodbury_update(inverse: Tensor, rows: Tensor, count: int) -> Tensor:
     return inverse - ax @ torch.linalg.solve(inner, ax.mT)
 
 
-def _alike(sizes: Tensor) -> list[Tensor]:
+def _alike(sizes: Tensor, extra: int = 0) -> list[Tensor]:
     """Rows of like size together, as many as fit in 64 MB."""
     order = sizes.argsort(stable=True)
     out, start = [], 0
     ordered = sizes[order].tolist()
     while start < len(ordered):
         end = start + 1
-        while end < len(ordered) and (end + 1 - start) * ordered[end] ** 2 * 8 <= BYTES:
+        while end < len(ordered) and (end + 1 - start) * ordered[end] * (ordered[end] + extra) * 8 <= BYTES:
             end += 1
         out.append(order[start:end])
         start = end

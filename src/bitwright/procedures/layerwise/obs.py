@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from bitwright.procedures.layerwise.linalg import BYTES, solve_subsets
+from bitwright.procedures.layerwise.linalg import BYTES, solve_subsets, subsets
 
 STEP = 32  # removals between two updates of a whole inverse
 
@@ -54,47 +54,24 @@ def times(rows: Tensor, m: Tensor, group: Tensor) -> Tensor:
     return (rows.reshape(len(m), -1, rows.shape[1]) @ m).reshape(rows.shape)
 
 
-class Elimination:
-    """Rows from which weights are removed in steps, the inverse on the rest kept up to date.
+def refreshed(h: Tensor, inverse: Tensor, group: Tensor, w: Tensor, keep: Tensor) -> tuple[Tensor, Tensor]:
+    """The best weights on the support `keep`, and the diagonal of the inverse on it: [R, d] each.
 
-    Removing the set Q:  V = L^-1 A[Q, :] with A_QQ = L L^T;  w -= V^T L^-1 w_Q,  diag A -= sum V^2,  A -= V^T V,
-    A the inverse as it is by then. Only the V are kept, A follows from them.
-
-    w          [R, d], the best weights on what is left;   diagonal   of the inverse on what is left
-    loss       [R], by how much E has risen (of the damped H)
+    value   diag (H_SS)^-1;   or diag H^-1 - sum V^2, V = L^-1 H^-1[P, :], [H^-1]_PP = L L^T: whichever is less work
     """
-
-    def __init__(self, inverse: Tensor, group: Tensor, w: Tensor) -> None:
-        self.inverse, self.group = inverse, group
-        self.w = w.clone()
-        self.diagonal = inverse.diagonal(dim1=-2, dim2=-1)[group].clone()
-        self.loss = torch.zeros(len(w), dtype=w.dtype, device=w.device)
-        self.steps: list[Tensor] = []
-
-    def remove(self, removed: Tensor) -> None:
-        """`removed` bool [R, d], none of which has gone before; each row may lose another number of weights."""
-        sizes = removed.sum(1)
-        most = int(sizes.max()) if len(sizes) else 0
-        if not most:
-            return
-        q = (~removed).to(torch.uint8).argsort(dim=1, stable=True)[:, :most]
-        real = torch.arange(most, device=q.device) < sizes.unsqueeze(1)
-        a = self.inverse[self.group.unsqueeze(1), q]  # [R, b, d]
-        for v in self.steps:
-            a -= v.gather(2, q.unsqueeze(1).expand(-1, v.shape[1], -1)).mT @ v
-        a.masked_fill_(~real.unsqueeze(2), 0)
-        pivot = a.gather(2, q.unsqueeze(1).expand(-1, most, -1)).masked_fill_(~real.unsqueeze(1), 0)
-        pivot.diagonal(dim1=1, dim2=2)[~real] = 1.0
-        lower = torch.linalg.cholesky(pivot)
-        v = torch.linalg.solve_triangular(lower, a, upper=False)
-        side = self.w.gather(1, q).masked_fill_(~real, 0).unsqueeze(2)
-        c = torch.linalg.solve_triangular(lower, side, upper=False)
-        self.w -= (v.mT @ c).squeeze(2)
-        self.w.masked_fill_(removed, 0)
-        self.diagonal -= v.square().sum(1)
-        self.diagonal.clamp_min_(torch.finfo(self.w.dtype).tiny)
-        self.loss += c.square().sum((1, 2))
-        self.steps.append(v)
+    new = compensate(h, inverse, group, w, keep)
+    kept, removed = keep.sum(1).double(), (~keep).sum(1).double()
+    diagonal = inverse.diagonal(dim1=-2, dim2=-1)[group].clone()
+    if float((removed.square() * keep.shape[1]).sum()) < float((kept**3).sum()):
+        for part in subsets(inverse, group, ~keep, extra=keep.shape[1]):
+            side = inverse[group[part.rows].unsqueeze(1), part.at].masked_fill_(~part.real.unsqueeze(2), 0)
+            v = torch.linalg.solve_triangular(torch.linalg.cholesky(part.matrix), side, upper=False)
+            diagonal[part.rows] -= v.square().sum(1)
+    else:
+        for part in subsets(h, group, keep):
+            found = torch.cholesky_inverse(torch.linalg.cholesky(part.matrix)).diagonal(dim1=1, dim2=2)
+            diagonal[part.rows] = diagonal[part.rows].scatter(1, part.at, found)
+    return new, diagonal.clamp_min_(torch.finfo(w.dtype).tiny)
 
 
 def trace(inverse: Tensor, group: Tensor, w: Tensor, dead: Tensor, free: Tensor) -> tuple[Tensor, Tensor]:

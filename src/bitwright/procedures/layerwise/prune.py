@@ -10,13 +10,12 @@ from torch import Tensor
 
 from bitwright.procedures.layerwise.counts import lowest
 from bitwright.procedures.layerwise.linalg import damped, inverse_factor
-from bitwright.procedures.layerwise.obs import Elimination, compensate, one_after_another, scores, trace
+from bitwright.procedures.layerwise.obs import compensate, one_after_another, refreshed, scores, trace
 from bitwright.procedures.layerwise.stats import LayerStats
 from bitwright.procedures.layerwise.sweep import Fixed, sweep
 from bitwright.procedures.layerwise.work import Solved
 
 MANY = 8  # rounds that come close to one removal at a time
-STEPS_BYTES = 2**31  # of the steps that a removal in rounds keeps
 Rounds = int | Literal["obc", "auto"]
 
 
@@ -98,22 +97,19 @@ class Surgery:
 
     # -- the ways -------------------------------------------------------------------------------------------------
     def _rounds(self, blocks: list[Block], count: int, rounds: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Removed in equal parts; after each one the others make up and scores are taken anew."""
-        steps = [Elimination(_dense(b), b.group, b.w) for b in blocks]
-        before = [~b.free & _prunable(b) for b in blocks]
-        for step, gone in zip(steps, before, strict=True):
-            step.remove(gone)
-        total = sum(int(_prunable(b).sum()) for b in blocks)
-        start = sum(int(g.sum()) for g in before)
-        keep = [~g for g in before]
-        for r in range(1, rounds + 1):
-            left = total - start - round((total - count - start) * r / rounds)
-            now = [s.w for s in steps], [s.diagonal for s in steps]
-            fresh = self._remaining(blocks, left, now[1], now[0], keep)
-            for step, old, new in zip(steps, keep, fresh, strict=True):
-                step.remove(old & ~new)
-            keep = fresh
-        return [s.w for s in steps], keep
+        """Each round keeps the same share of what the one before has kept; then the others make up, and scores are taken anew."""
+        keep = [b.free | ~_prunable(b) for b in blocks]
+        w, diagonals = [b.w for b in blocks], [_diagonal(b) for b in blocks]
+        start = sum(int((k & _prunable(b)).sum()) for k, b in zip(keep, blocks, strict=True))
+        for r in range(rounds):
+            if r or not all(bool(b.free[:, : b.columns].all()) for b in blocks):
+                found = [
+                    refreshed(damped(b.raw, b.damping), _dense(b), b.group, b.w, k)
+                    for b, k in zip(blocks, keep, strict=True)
+                ]
+                w, diagonals = [f[0] for f in found], [f[1] for f in found]
+            keep = self._remaining(blocks, _left(start, count, r + 1, rounds), diagonals, w, keep)
+        return [b.exact(k) for b, k in zip(blocks, keep, strict=True)], keep
 
     def _lobs(self, blocks: list[Block], count: int, rounds: int) -> tuple[list[Tensor], list[Tensor]]:
         """As published: the inverse is never brought up to date."""
@@ -122,8 +118,7 @@ class Surgery:
         w = [b.w for b in blocks]
         start = sum(int((k & _prunable(b)).sum()) for k, b in zip(keep, blocks, strict=True))
         for r in range(1, rounds + 1):
-            left = start - round((start - count) * r / rounds)
-            fresh = self._remaining(blocks, left, diagonals, w, keep)
+            fresh = self._remaining(blocks, _left(start, count, r, rounds), diagonals, w, keep)
             order = [
                 scores(v, d, b.dead, torch.ones_like(b.free)).masked_fill(~old, -1.0)
                 for v, d, b, old in zip(w, diagonals, blocks, keep, strict=True)
@@ -197,30 +192,38 @@ class Surgery:
         return Solved(shaped, mask.reshape(weight.shape).to(weight.device), word, damping)
 
 
+def _left(start: int, count: int, r: int, rounds: int) -> int:
+    """Weights after `r` of `rounds` on the way from `start` to `count`, by the same factor each time.
+
+    >>> [_left(1000, 10, r, 2) for r in (1, 2)]
+    [100, 10]
+    """
+    return count if r == rounds else max(count, round(start * (count / max(1, start)) ** (r / rounds)))
+
+
 def choose(rounds: Rounds, compensation: str, blocks: list[Block], removed: int, budget: float) -> str:
     """The first that fits: what was asked for, fewer rounds, one round, a sweep, no compensation.
 
-    "auto" asks for OBC. Operations: factor and inverse 2 D^3 per matrix; OBC 2 D^3 per row; rounds p^2 D per row, and the
-    memory of the steps; one round 2/3 min(p, s)^3 per row, and what gathering the matrices costs; a sweep 2 D^2 per row
+    "auto" asks for OBC. Operations: factor and inverse 2 D^3 per matrix; OBC 2 D^3 per row; a round p^2 D per row or less, the
+    last 2/3 min(p, s)^3 per row, and what gathering the matrices costs; a sweep 2 D^2 per row
     """
     share = removed / max(1, sum(b.w.shape[0] * b.columns for b in blocks))
     gone = [share * b.columns for b in blocks]  # of each row, on the mean
     matrix = sum(2.0 * len(b.raw) * b.size**3 for b in blocks)
     obc = sum(2.0 * len(b.w) * b.size**3 for b in blocks)
-    several = sum(2.0 * len(b.w) * p**2 * b.size for b, p in zip(blocks, gone, strict=True))
-    memory = sum(8.0 * len(b.w) * p * b.size for b, p in zip(blocks, gone, strict=True))
+    wanted = rounds if isinstance(rounds, int) else MANY
+    # early rounds have removed less: a third of the last one, on the mean
+    last = [min(p**2 * b.size, (b.size - p) ** 3 + p**3) for b, p in zip(blocks, gone, strict=True)]
+    several = sum(wanted / 3 * len(b.w) * each for b, each in zip(blocks, last, strict=True))
     smaller = [p if compensation == "lobs" else min(p, b.columns - p) for b, p in zip(blocks, gone, strict=True)]
     cubic = 2 / 3 if compensation == "exact" else 0.0
     once = sum(len(b.w) * (8 * p**2 + cubic * p**3) for b, p in zip(blocks, smaller, strict=True))
     swept = sum(2.0 * len(b.w) * b.size**2 for b in blocks)
-    if rounds in ("obc", "auto") and compensation == "exact":
-        if matrix + obc + once <= budget:
-            return "obc"
-        rounds = MANY
-    wanted = rounds if isinstance(rounds, int) else MANY
+    if rounds in ("obc", "auto") and compensation == "exact" and matrix + obc + once <= budget:
+        return "obc"
     if wanted > 1 and compensation == "lobs" and matrix + wanted * once <= budget:
         return str(wanted)
-    if wanted > 1 and compensation == "exact" and matrix + several <= budget and memory <= STEPS_BYTES:
+    if wanted > 1 and compensation == "exact" and matrix + several + once <= budget:
         return str(wanted)
     if matrix + once <= budget:
         return "1"

@@ -79,7 +79,7 @@ def compressible(
                 left.append(f"{row.name} ({reason})")
             continue
         units.setdefault(id(row.module.weight), []).append(row)
-    if left and not listing:
+    if left and units and not listing:
         more = f" and {len(left) - 1} more layers stay" if len(left) > 1 else " stays"
         warnings.warn(f"{who}: {left[0]}{more} as before", BitwrightWarning, stacklevel=3)
     if not units:
@@ -93,10 +93,11 @@ def compressible(
 
 
 def per_layer(model: nn.Module, who: str, option: str, value: Any) -> dict[str, Any]:
-    """An option that is one value, or a mapping by layer glob of which the last match counts: name of a unit -> value.
+    """An option that is one value, or a mapping by layer glob: name of a unit -> value. A full name counts before globs, of
+    several globs the last one.
 
     >>> net = nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2))
-    >>> per_layer(net, "l_obs", "keep", {"*": 0.5, "1": 0.8})
+    >>> per_layer(net, "l_obs", "keep", {"1": 0.8, "*": 0.5})
     {'0': 0.5, '1': 0.8}
     """
     table = value if isinstance(value, Mapping) else {"*": value}
@@ -105,7 +106,7 @@ def per_layer(model: nn.Module, who: str, option: str, value: Any) -> dict[str, 
     units = compressible(model, who, latent=True, listing=True)
     every = {u.name: [n for n, m in model.named_modules(remove_duplicate=False) if m in u.modules] for u in units}
     out: dict[str, Any] = {}
-    for glob, one in table.items():
+    for glob, one in sorted(table.items(), key=lambda item: any(item[0] in names for names in every.values())):
         hits = [name for name, also in every.items() if any(fnmatchcase(n, glob) for n in also)]
         if not hits:
             raise InputError(
@@ -132,7 +133,7 @@ def _matching(found: list[ComputeLayer], globs: list[str], who: str) -> list[Com
 
 
 def _reason(row: ComputeLayer, latent: bool) -> str:
-    module = row.module
+    module: nn.Module = row.module
     if not row.name:
         return f"the model is one {row.kind}, which cannot be replaced in place; put it into nn.Sequential"
     if row.reason:
@@ -141,7 +142,7 @@ def _reason(row: ComputeLayer, latent: bool) -> str:
         return f"a {row.kind} is none of Linear, Conv1d, Conv2d, Conv3d"
     if isinstance(module, SlotLayer) and module.gate is not None:
         return f"its gate {title_of(module.gate)} decides what the weight is multiplied with"
-    if not latent and _is_quantized(module):
+    if not latent and isinstance(module, SlotLayer) and _is_quantized(module):
         titles = "+".join(title_of(m) for m in links_of(module.w) if not isinstance(m, Mask))
         return (
             f"its weight goes through {titles}; compress the float net, or say latent=True to work on the latent weight"
