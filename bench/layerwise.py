@@ -58,6 +58,8 @@ RESNET: dict[str, Method] = {
     "l_obs lobs": lambda n, f: P.l_obs(n, f, keep=0.5, compensation="lobs"),
     "l_obs 8 rounds": lambda n, f: P.l_obs(n, f, keep=0.5, rounds=8),
     "magnitude + reconstruct": lambda n, f: (P.magnitude(n, keep=0.5), P.reconstruct(n, f)),
+    "magnitude, norms again": lambda n, f: (P.magnitude(n, keep=0.5), P.recalibrate_batchnorm(n, f))[0],
+    "l_obs, norms again": lambda n, f: P.l_obs(n, f, keep=0.5, norms="recalibrate"),
     "gptq 3 bits": lambda n, f: P.gptq(n, f, bits=3),
     "l_obs obc": lambda n, f: P.l_obs(n, f, keep=0.5, rounds="obc"),
 }
@@ -103,8 +105,9 @@ def resnet20() -> tuple[nn.Module, Images, list[Any]]:
     return net, bw.data.load("cifar10", split="test"), batches(bw.data.load("cifar10", split="train"), 4)
 
 
-def quality(case: str, methods: dict[str, Method], load: Callable[[], Any], done: list[Row]) -> None:
-    left = {name: m for name, m in methods.items() if (case, name) not in {(r["case"], r["method"]) for r in done}}
+def quality(case: str, methods: dict[str, Method], load: Callable[[], Any], done: list[Row], wanted: list[str]) -> None:
+    there = {(r["case"], r["method"]) for r in done}
+    left = {n: m for n, m in methods.items() if (case, n) not in there and (not wanted or n in wanted)}
     if not left:
         return
     net, test, feed = load()
@@ -168,6 +171,7 @@ def main() -> None:
     global OUT
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--only", nargs="*", default=["lenet", "resnet20", "speed"])
+    parser.add_argument("--methods", nargs="*", default=[], help="only these rows")
     parser.add_argument("--out", type=Path, default=OUT)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--one", help="one row of speed, as JSON: what the process of that row runs")
@@ -179,9 +183,9 @@ def main() -> None:
     OUT = given.out
     done: list[Row] = list(read(OUT))
     if "lenet" in given.only:
-        quality("lenet300 mnist", LENET, lenet, done)
+        quality("lenet300 mnist", LENET, lenet, done, given.methods)
     if "resnet20" in given.only:
-        quality("resnet20 cifar10", RESNET, resnet20, done)
+        quality("resnet20 cifar10", RESNET, resnet20, done, given.methods)
     for name in SPEED if "speed" in given.only else ():
         if ("speed", name) not in {(r["case"], r["method"]) for r in done}:
             words = [sys.executable, __file__, "--one", name, "--threads", str(given.threads)]

@@ -35,7 +35,7 @@ def layerwise() -> str:
 
     python bench/layerwise.py
 
-No label is seen and nothing is trained after the procedure; batch norms are estimated again from the same images. One net each, one seed. CPU seconds are
+No label is seen and nothing is trained after the procedure; batch norms keep their statistics, unless a row says otherwise. One net each, one seed. CPU seconds are
 those of the process, all threads together; wall seconds were taken beside other work (column `load` of the CSV). {machine("layerwise.csv")}.
 
 {tables}

@@ -390,13 +390,13 @@ def test_a_quantizer_stays_beside_the_mask() -> None:
     assert net[0].w.part_name == "bwn+mask" and int(mask_of(net[0]).sum()) == 16
 
 
-def test_norms_are_estimated_again_unless_kept() -> None:
+def test_norms_are_estimated_again_where_asked() -> None:
     torch.manual_seed(0)
     net, x = nn.Sequential(nn.Linear(8, 8), nn.BatchNorm1d(8)), torch.randn(200, 8)
     before = net[1].running_mean.clone()
     kept = copy.deepcopy(net)
-    l_obs(kept, [x], keep=0.5, norms="keep")
-    l_obs(net, [x], keep=0.5)
+    l_obs(kept, [x], keep=0.5)
+    l_obs(net, [x], keep=0.5, norms="recalibrate")
     assert torch.equal(kept[1].running_mean, before)
     torch.testing.assert_close(net[1].running_mean, net[0](x).mean(0).detach())
 

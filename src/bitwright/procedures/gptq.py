@@ -36,7 +36,7 @@ def gptq(
     group: Annotated[int, Field(ge=1)] | None = None,
     damping: float = 0.01,
     inputs: Literal["compressed", "original"] = "compressed",
-    norms: Literal["recalibrate", "keep"] = "recalibrate",
+    norms: Literal["keep", "recalibrate"] = "keep",
     max_rows: int | None = None,
     max_dim: int = WIDEST,
     seed: int = 0,
@@ -52,7 +52,7 @@ def gptq(
                still make up for it
     group      one scale for each so many weights of a row; with act_order fitted before the pass, else when the pass gets
                to the group
-    scale      of least squared rounding error
+    scale      of least squared rounding error; without groups fitted again to the least E when all numbers are chosen
     mask       a pruned layer keeps its mask, exact zeros
     bias       absorbs error as a constant input, stays float
     others     damping, inputs, norms, limits, journal, errors: those of `l_obs`
@@ -129,6 +129,8 @@ def _quantize(stats: LayerStats, bits: int, act_order: bool, group: int | None, 
         new.append(swept[..., back])
         chosen.append(fix.index[..., back[:columns]])
         start += columns
+    if group is None and len(new) == 1:
+        new[0] = _refit(stats.h[0], stats.w[0], grid[chosen[0].long()], scale, stats.bias)
     index = torch.cat(chosen, -1).reshape(weight.shape).to(weight.device)
     tensors = {"index": index, "scale": scale.reshape(weight.shape[0], -1).to(weight.device)}
     return Solved(new, None if mask is None else kept, f"{bits} bits", used, tensors)
@@ -139,6 +141,26 @@ def _scales(w: Tensor, width: int, grid: Tensor) -> Tensor:
     short = -w.shape[-1] % width
     pieces = nn.functional.pad(w, (0, short)).reshape(-1, width)  # zeros change no fit
     return fit_scale(pieces, grid).reshape(*w.shape[:2], -1)
+
+
+def _refit(h: Tensor, w: Tensor, q: Tensor, scale: Tensor, bias: bool) -> Tensor:
+    """The scales (in place) and biases of least E for numbers that are chosen: s = q H w / q H q, or the two by two system with
+    the bias. A scale that would not stay positive keeps its old value."""
+    if bias:
+        q = torch.cat([q, torch.zeros_like(q[..., :1])], -1)
+    qh, wh = q @ h, w @ h
+    qq, qw = (qh * q).sum(-1), (qh * w).sum(-1)
+    if bias:
+        qb, bb, wb = qh[..., -1], h[:, -1:, -1], wh[..., -1]
+        best = (qw * bb - qb * wb) / (qq * bb - qb * qb)
+    else:
+        best = qw / qq
+    good = torch.isfinite(best) & (best > 0)
+    scale[..., 0] = torch.where(good, best, scale[..., 0])
+    new = q * scale
+    if bias:
+        new[..., -1] = (wb - qb * scale[..., 0]) / bb
+    return new
 
 
 class _Round:

@@ -35,7 +35,7 @@ def l_obs(
     scope: Literal["layer", "row", "global"] = "layer",
     damping: float = 0.01,
     inputs: Literal["compressed", "original"] = "compressed",
-    norms: Literal["recalibrate", "keep"] = "recalibrate",
+    norms: Literal["keep", "recalibrate"] = "keep",
     flop_budget: float = FLOPS,
     max_rows: int | None = None,
     max_dim: int = WIDEST,
@@ -60,7 +60,8 @@ def l_obs(
               share of all together)
     damping   added to H, a share of its mean diagonal; rises tenfold where H cannot be factored
     inputs    H of what a layer reads behind the layers pruned so far ("compressed"), or in the net as it was ("original")
-    norms     estimate the statistics of batch norms again at the end, from the same images
+    norms     "recalibrate": estimate the statistics of batch norms again at the end, from the same images. It pays with
+              thousands of images; from a few hundred the new statistics are worse than the old ones, since outputs have hardly moved
     bias      absorbs error as a constant input, is never pruned
     limits    flop_budget: operations per layer, beyond it a cheaper way is taken (the report names it); max_rows,
               max_dim, seed: see `Limits`; tokens: argument of the model with the mask of real tokens

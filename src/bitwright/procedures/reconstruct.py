@@ -30,7 +30,7 @@ def reconstruct(
     dense: nn.Module | None = None,
     damping: float = 0.01,
     inputs: Literal["compressed", "original"] = "compressed",
-    norms: Literal["recalibrate", "keep"] = "recalibrate",
+    norms: Literal["keep", "recalibrate"] = "keep",
     flop_budget: float = FLOPS,
     max_rows: int | None = None,
     max_dim: int = WIDEST,

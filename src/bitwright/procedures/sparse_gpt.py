@@ -30,7 +30,7 @@ def sparse_gpt(
     pattern: Literal["2:4", "4:8"] | None = None,
     damping: float = 0.01,
     inputs: Literal["compressed", "original"] = "compressed",
-    norms: Literal["recalibrate", "keep"] = "recalibrate",
+    norms: Literal["keep", "recalibrate"] = "keep",
     max_rows: int | None = None,
     max_dim: int = WIDEST,
     seed: int = 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import weakref
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -34,29 +35,42 @@ class Link:
     norm: float
 
 
-def links_of_net(model: nn.Module, feed: list[Any]) -> tuple[Link, ...]:
-    """The layers in the order in which they run; none where the model cannot be followed, or a norm stands elsewhere than
-    right behind a layer."""
-    if not feed:
-        return ()
-    call = Call.of(feed[0]).map(lambda t: t[:2] if t.dim() else t)
-    try:
-        flow = trace_flow(model, call.kwargs or call.args)
-    except Exception:  # a model may insist on the size of its batch; the bound is an extra
-        return ()
-    norms = batch_norms(model)
-    if not norms.keys() <= set(flow.reader.values()):
-        return ()
-    modules = {row.name: row.module for row in candidates(model)}
-    found = []
-    for name in flow.order:
-        norm: Any = norms.get(flow.reader.get(name, ""))
-        stretch = 1.0
-        if norm is not None:
-            size = (norm.running_var.double() + norm.eps).rsqrt()
-            stretch = float((size if norm.weight is None else size * norm.weight.detach().double()).abs().max())
-        found.append(Link(name, flow.inputs[name], stretch * _gain(modules[name]), stretch))
-    return tuple(found)
+class Net:
+    """The net that a report is of, as far as the bound needs it: how far each layer can stretch a change, taken at once since
+    weights change, and how the layers hang together, found when somebody asks. It does not keep the model alive."""
+
+    def __init__(self, model: nn.Module, feed: list[Any]) -> None:
+        self._model = weakref.ref(model)
+        first = feed[0] if feed else None
+        first = first[0] if isinstance(first, (tuple, list)) and first else first  # (inputs, targets)
+        self._call = None if first is None else Call.of(first).map(lambda t: t[:2] if t.dim() else t)
+        self.gains = {row.name: _gain(row.module) for row in candidates(model)}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(None), ()  # a report from a file knows its rows alone
+
+    def links(self) -> tuple[Link, ...]:
+        """The layers in the order in which they run; none where the model is gone or cannot be followed, or a norm stands
+        elsewhere than right behind a layer."""
+        model = self._model()
+        if model is None or self._call is None:
+            return ()
+        try:
+            flow = trace_flow(model, self._call.kwargs or self._call.args)
+        except Exception:  # a model may insist on the size of its batch
+            return ()
+        norms = batch_norms(model)
+        if not norms.keys() <= set(flow.reader.values()):
+            return ()
+        found = []
+        for name in flow.order:
+            norm: Any = norms.get(flow.reader.get(name, ""))
+            stretch = 1.0
+            if norm is not None:
+                size = (norm.running_var.double() + norm.eps).rsqrt()
+                stretch = float((size if norm.weight is None else size * norm.weight.detach().double()).abs().max())
+            found.append(Link(name, flow.inputs[name], stretch * self.gains.get(name, math.nan), stretch))
+        return tuple(found)
 
 
 def error_bound(report: LayerReport) -> float:
@@ -66,7 +80,7 @@ def error_bound(report: LayerReport) -> float:
              gain_l = norm_l |W_l|, |W| the largest singular value, times the square root of how often a kernel reads an
              input; norm_l = max |gamma / sigma| of the batch norm behind it. In a plain chain:
              sum_k (prod_{l > k} gain_l) sqrt(E_k P_k)
-    holds    for the images the report was made from, all rows read, norms kept, and nothing between layers that
+    holds    for the images the report was made from, while the model is there and its norms are kept, all rows read, and nothing between layers that
              stretches a change: ReLU, adds, mean pooling
     use      it is loose by orders of magnitude: it ranks layers, it does not predict accuracy
     errors   `InputError` where the net could not be followed, or has a layer without a known gain
@@ -78,7 +92,8 @@ def error_bound(report: LayerReport) -> float:
     >>> error_bound(report) > 0
     True
     """
-    if not report.net:
+    links = report.net.links() if report.net else ()
+    if not links:
         raise InputError(
             f"error_bound: the report of {report.procedure} does not say how the layers hang together: its net could not be "
             "followed, or has a norm that is not right behind a layer",
@@ -86,7 +101,7 @@ def error_bound(report: LayerReport) -> float:
         )
     lost = {row.layer: math.sqrt(row.error * row.positions) for row in report.rows}
     moved: dict[str, float] = {}
-    for link in report.net:
+    for link in links:
         change = sum(moved[name] for name in link.inputs if name in moved)
         if math.isnan(link.gain) and change:
             raise InputError(
@@ -95,7 +110,7 @@ def error_bound(report: LayerReport) -> float:
                 layer=link.layer,
             )
         moved[link.layer] = (link.gain * change if change else 0.0) + link.norm * lost.get(link.layer, 0.0)
-    read = {name for link in report.net for name in link.inputs}
+    read = {name for link in links for name in link.inputs}
     return sum(value for name, value in moved.items() if name not in read)
 
 
@@ -112,10 +127,9 @@ def _gain(layer: nn.Module) -> float:
 
 
 def _largest(rows: Tensor) -> float:
-    """At least the largest singular value; equal to it unless the matrix is very large."""
+    """The largest singular value; of a very large matrix the root of the sum of all squared, which is more."""
     small = rows if rows.shape[1] <= rows.shape[2] else rows.mT
     if small.shape[1] <= EXACT:
         small = small.double()
         return math.sqrt(max(0.0, float(torch.linalg.eigvalsh(small @ small.mT).max())))
-    gram = small @ small.mT
-    return float(torch.linalg.matrix_norm(gram).max()) ** 0.5
+    return float(torch.linalg.matrix_norm(rows.float()).max())

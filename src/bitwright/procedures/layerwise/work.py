@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from bitwright.procedures.layerwise.bounds import Link, links_of_net
+from bitwright.procedures.layerwise.bounds import Net
 from bitwright.procedures.layerwise.journal import Journal
 from bitwright.procedures.layerwise.select import Unit
 from bitwright.procedures.layerwise.stats import LayerStats, Limits, visit_layers
@@ -66,7 +66,7 @@ class LayerReport(Report):
     """A row per layer, and how the layers of the net hang together (`error_bound` reads that)."""
 
     rows: tuple[LayerRow, ...] = ()
-    net: tuple[Link, ...] = field(default=(), repr=False)
+    net: Net | None = field(default=None, repr=False, compare=False)
 
     @property
     def kept(self) -> float:
@@ -122,7 +122,7 @@ class Work:
         journal = None if self.journal is None else Journal(self.journal, self.who, self.options, before)
         samples = 0
         # E of inputs behind compressed layers goes with the gain of the old weights, E of the old inputs with that of the new
-        net = links_of_net(model, feed) if self.inputs == "compressed" else ()
+        net = Net(model, feed) if self.inputs == "compressed" else None
 
         def visit(stats: LayerStats) -> None:
             start = time.perf_counter()
@@ -147,8 +147,7 @@ class Work:
                     model, feed, left, visit, who=self.who, inputs=self.inputs, bias=self.bias, limits=self.limits,
                     tokens=self.tokens, cost=self.cost, fresh=self.after is not None,
                 )  # fmt: skip
-            if self.inputs == "original":
-                net = links_of_net(model, feed)
+            net = net or Net(model, feed)
             finish(model, found)
         except BaseException:
             with torch.no_grad():
