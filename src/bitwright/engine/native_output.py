@@ -8,7 +8,15 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.native_library import GridStruct, OutputStruct, check, kernel_table, library, optional, word_count
+from bitwright.engine.native_library import (
+    GridStruct,
+    OutputStruct,
+    check_code,
+    kernel_table,
+    library,
+    optional,
+    word_count,
+)
 from bitwright.engine.thresholds import EvenGrid
 from bitwright.errors import InputError
 
@@ -47,7 +55,7 @@ def grid_struct(grid: EvenGrid | None) -> GridStruct | None:
     if grid is None:
         return None
     made = GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
-    check(library().bw_grid_prepare(ctypes.addressof(made)))
+    check_code(library().bw_grid_prepare(ctypes.addressof(made)))
     return made
 
 
