@@ -14,11 +14,14 @@ import torch
 from torch import Tensor, nn
 
 import bitwright as bw
+from bitwright.cli.run import run
 from bitwright.errors import BitwrightWarning, InputError
+from bitwright.experiment import parse
 from bitwright.fn.levels import level_grid
 from bitwright.parts.codebook import Codebook
 from bitwright.procedures import l_dnq, magnitude
 from bitwright.procedures.layerwise.cascade import Cascade
+from bitwright.runs import Run
 
 MODULE = importlib.import_module("bitwright.procedures.l_dnq")
 
@@ -296,8 +299,8 @@ limit = 300
 limit_test = 64
 batch = 100
 [model]
-name = "lenet5"
-size = 8
+name = "resnet20"
+width = 0.25
 [log]
 tensorboard = false
 [[stage]]
@@ -311,19 +314,32 @@ optimizer = { name = "adam", lr = 1e-3 }
 
 
 @pytest.mark.slow
-def test_a_stage_a_command_and_a_packed_net(tmp_path: Path) -> None:
-    from bitwright.cli.app import main
-    from bitwright.experiment import parse
-    from bitwright.runs import Run
-
+def test_a_stage_and_a_packed_net(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BitwrightWarning)
         bw.train(parse(EXPERIMENT), tmp_path / "run", echo=lambda line: None)
-    run = Run(tmp_path / "run")
-    [row] = run.read_json("procedures.json")["procedures"]
-    assert row["procedure"] == "l_dnq" and "codebook" in row["recipe"] and len(row["rows"]) == 5
-    assert main(["convert", str(run.path)]) == 0
+    opened = Run(tmp_path / "run")
+    [row] = opened.read_json("procedures.json")["procedures"]
+    assert row["procedure"] == "l_dnq" and "codebook" in row["recipe"] and len(row["rows"]) == 20
+    part = books(opened.model())
+    assert len(part) == 20 and all(
+        len(p.levels) == 3 for p in part.values()
+    )  # trained on for an epoch, still on levels
+    assert run(["convert", str(opened.path)]) == 0 and "codebook" in capsys.readouterr().out
+    weights = sum(p.index.numel() for p in part.values())
+    assert opened.file("packed.safetensors").stat().st_size < weights * 2 / 8 + 24_000 + 8 * 200
+
+
+@pytest.mark.slow
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    float_run = EXPERIMENT[: EXPERIMENT.rindex("[[stage]]")]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", BitwrightWarning)
-        bw.train(parse(EXPERIMENT, ["stage.1.epochs=0"]), tmp_path / "float", echo=lambda line: None)
-    json.dumps(row)
+        bw.train(parse(float_run), tmp_path / "run", echo=lambda line: None)
+    words = ["quantize", str(tmp_path / "run"), "--method", "l_dnq", "--levels", "*=ternary,conv1=uniform:16"]
+    assert run([*words, "--batches", "2", "--epochs", "1", "--json"]) == 0
+    said = json.loads(capsys.readouterr().out)["quantize"]
+    assert said["procedure"] == "l_dnq" and said["rows"][0]["layer"] == "conv1"
+    assert run(["eval", str(tmp_path / "run"), "--weights", said["file"]]) == 0
+    capsys.readouterr()
+    assert run([*words[:-1], "pow2:6"]) == 2 and "levels='pow2:6'" in capsys.readouterr().err

@@ -156,13 +156,12 @@ def visit_layers(
     how       the forward of every batch stops in front of a layer, waits while `visit` changes it, and goes on with the
               changed weight: one pass over the images for all layers, and only one layer's matrices in memory. Where a
               model keeps state between its modules, so that two forwards cannot wait for each other, each layer's
-              inputs come from a forward of its own
+              inputs come from a forward of its own; with `fresh` always, for a `visit` that changes more than its layer
     inputs    "compressed": what the layer reads behind the layers changed so far; "original": as the net was
     batches   inputs, or (input, target) pairs
     bias      fold the bias in as a constant input
     tokens    name of the model's keyword argument, bool [N, T], that says which tokens are no padding; linear layers
               read only those
-    fresh     each layer's inputs come from a forward of its own: for a `visit` that changes more than its layer
     several calls   all are counted; the layer is visited before its last one
     errors    no images; NaN or infinite inputs; a layer that is never called
     """
@@ -193,9 +192,8 @@ def visit_layers(
 
 def inputs_of(model: nn.Module, batches: Iterable[Any], who: str) -> list[Any]:
     """The inputs of batches that have any: they may be (input, target) pairs. Errors: none at all; another device."""
-    feed = [batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches]
-    feed = [one for one in feed if Call.of(one).images]
-    if not feed:
+    every = (batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches)
+    if not (feed := [one for one in every if Call.of(one).images]):
         raise InputError(f"{who}: no images. Give at least one batch of inputs", code="batches-none")
     _check_devices(model, feed, who)
     return feed
