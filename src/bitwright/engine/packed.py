@@ -13,7 +13,9 @@ from bitwright.engine import native, run_native, run_reference
 from bitwright.engine.aten_list import DTYPES
 from bitwright.engine.fuse import LIMIT, fuse
 from bitwright.engine.graph import Graph, Node
+from bitwright.engine.native_run import joined, reads, within
 from bitwright.engine.store import from_json, stored
+from bitwright.engine.torch_op import answers_of, text_of
 from bitwright.errors import BitwrightWarning, InputError
 
 BACKENDS = ("auto", "native", "reference")
@@ -33,7 +35,7 @@ def _best() -> str:
     return "reference"
 
 
-Steps = list[tuple[Node, Any, list[str]]]
+Steps = list[tuple[Node, Any, list[str]]]  # node, function on the environment, values to forget afterwards
 
 
 class PackedModel(nn.Module):
@@ -57,11 +59,15 @@ class PackedModel(nn.Module):
         self._graph = graph if graph.work is not None else from_json(*stored(graph))
         self._runtime: Graph | None = None
         self._steps: Steps | None = None
+        self._whole: Steps | None = None
         self._plain: Steps | None = None
         self.inputs = self._graph.inputs()
         self.outputs = list(self._graph.nodes[-1].inputs)
         self.structure = self._graph.nodes[-1].attrs.get("structure", 0)
         tensors = stored(self._graph)[1]
+        reference = self.backend == "reference"
+        self._answers = answers_of(self._graph)
+        self.register_buffer("graph_text", text_of(self._graph, reference, threads), persistent=False)
         self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
         for key, name in self._keys.items():  # last, so that no name of a file can hide an attribute
             if not name or hasattr(self, name):
@@ -87,12 +93,19 @@ class PackedModel(nn.Module):
         return self._runtime
 
     def steps(self) -> Steps:
-        """(node, function on the environment, values to forget afterwards), built once."""
+        """Node by node, built once: for looking at. A call runs `_joined` ones."""
         if self._steps is None:
             native_run = self.backend == "native"
             built = run_native.build(self.runtime, self.threads) if native_run else run_reference.build(self.runtime)
             self._steps = self._laid_out(built)
         return self._steps
+
+    def _joined(self) -> Steps:
+        """The same steps, neighboring native ones in one call."""
+        if self._whole is None:
+            single = [(node, step) for node, step, _ in self.steps()]
+            self._whole = self._laid_out(joined(single, set(self.outputs)))
+        return self._whole
 
     def _careful(self) -> Steps:
         """The folded graph, nothing fused: for numbers beyond `LIMIT`, whose sums may be infinite or NaN inside."""
@@ -101,7 +114,7 @@ class PackedModel(nn.Module):
         return self._plain
 
     def _laid_out(self, steps: list[tuple[Node, Any]]) -> Steps:
-        last = {name: i for i, (node, _) in enumerate(steps) for name in node.inputs if name not in self.outputs}
+        last = {name: i for i, step in enumerate(steps) for name in reads(*step) if name not in self.outputs}
         drop: list[list[str]] = [[] for _ in steps]
         for name, i in last.items():
             drop[i].append(name)
@@ -142,19 +155,37 @@ class PackedModel(nn.Module):
             raise InputError("packed model: its inputs differ in the size of the batch, axis 0", code="input-shape")
         return env
 
-    @torch.no_grad()
+    def _near(self, x: Tensor) -> bool:
+        """Neither NaN nor infinite nor so large that a fused step could tell: one pass over the input."""
+        if self.backend == "native" and x.dtype is torch.float32:
+            return within(x, LIMIT)
+        if x.numel() == 0:
+            return True
+        low, high = torch.aminmax(x)
+        return float(low) >= -LIMIT and float(high) <= LIMIT
+
     def forward(self, *inputs: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            tensors = [self.get_buffer(name) for name in self._keys.values()]
+            found = torch.ops.bitwright.packed(inputs, tensors, self.graph_text, self._answers)
+        else:
+            found = self.answers(*inputs)
+        return found[0] if self.structure == 0 else _filled(self.structure, found)
+
+    @torch.no_grad()
+    def answers(self, *inputs: Tensor) -> list[Tensor]:
+        """The outputs in a row, whatever the trained net returns them in."""
         env = self.environment(*inputs)
-        far = [x for x in env.values() if x.is_floating_point() and not _near(x)]
+        far = [x for x in env.values() if x.is_floating_point() and not self._near(x)]
         broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
-        for _, step, forget in self._careful() if far else self.steps():
+        for _, step, forget in self._careful() if far else self._joined():
             step(env)
             for name in forget:
                 del env[name]
         for mask in broken:
             if bool(mask.any()):
                 env |= {name: _marked(env[name], mask) for name in self.outputs}
-        return env[self.outputs[0]] if self.structure == 0 else _filled(self.structure, [env[o] for o in self.outputs])
+        return [env[o] for o in self.outputs]
 
     @torch.no_grad()
     def values(self, *inputs: Tensor) -> dict[str, Tensor]:
@@ -166,7 +197,7 @@ class PackedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # kernel plans hold raw pointers: they are made again
-        return {**self.__dict__, "_steps": None, "_plain": None, "_runtime": None}
+        return {**self.__dict__, "_steps": None, "_whole": None, "_plain": None, "_runtime": None}
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackedModel:
         return PackedModel(self._graph.copy(), self.backend, self.threads)
@@ -175,7 +206,7 @@ class PackedModel(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         for key, name in self._keys.items():
             self._graph.tensors[key] = self.get_buffer(name)
-        self._steps = self._plain = self._runtime = None  # fused and laid out from the old tensors
+        self._steps = self._whole = self._plain = self._runtime = None  # fused and laid out from the old tensors
 
     def train(self, mode: bool = True) -> PackedModel:
         """Stays in evaluation: there is nothing to train."""
@@ -185,14 +216,6 @@ class PackedModel(nn.Module):
         ops = [n.op for n in self._graph.nodes]
         coded = sum(op.startswith("coded") for op in ops)
         return f"{len(ops)} nodes, {coded} coded layers, backend={self.backend}"
-
-
-def _near(x: Tensor) -> bool:
-    """Neither NaN nor infinite nor so large that a fused step could tell: one pass over the input."""
-    if x.numel() == 0:
-        return True
-    low, high = torch.aminmax(x)
-    return float(low) >= -LIMIT and float(high) <= LIMIT
 
 
 def _marked(y: Tensor, broken: Tensor) -> Tensor:
