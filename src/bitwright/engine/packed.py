@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from bitwright.engine.native_run import joined, reads, within
 from bitwright.engine.store import from_json, stored
 from bitwright.engine.torch_op import answers_of, text_of
 from bitwright.errors import BitwrightWarning, InputError
+
+if TYPE_CHECKING:
+    from bitwright.measure.planner import Explanation
 
 BACKENDS = ("auto", "native", "reference")
 
@@ -187,6 +190,20 @@ class PackedModel(nn.Module):
                 env |= {name: _marked(env[name], mask) for name in self.outputs}
         return [env[o] for o in self.outputs]
 
+    def explain(self, measure: bool = False) -> Explanation:
+        """How each layer with codes runs, and the predicted and measured time of every way; `print` it.
+
+        measure  True: times every way on this CPU (seconds), keeps the times for nets that are loaded later, and takes the fastest.
+                 All ways give the same answers
+        """
+        from bitwright.measure.planner import explain
+
+        return explain(self, measure)
+
+    def forget_steps(self) -> None:
+        """Fuses and lays out anew at the next call: the tensors, or the plan of this CPU, have changed."""
+        self._steps = self._whole = self._plain = self._runtime = None
+
     @torch.no_grad()
     def values(self, *inputs: Tensor) -> dict[str, Tensor]:
         """Every value of one run, for checks."""
@@ -206,7 +223,7 @@ class PackedModel(nn.Module):
         super()._load_from_state_dict(*args, **kwargs)
         for key, name in self._keys.items():
             self._graph.tensors[key] = self.get_buffer(name)
-        self._steps = self._whole = self._plain = self._runtime = None  # fused and laid out from the old tensors
+        self.forget_steps()
 
     def train(self, mode: bool = True) -> PackedModel:
         """Stays in evaluation: there is nothing to train."""
