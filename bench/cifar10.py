@@ -25,7 +25,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitwright as bw
-from bitwright.measure.layer_times import channels_last
+from bitwright.engine.layer_times import channels_last
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -16,7 +16,7 @@ import torch
 
 from bitwright.engine import native
 from bitwright.measure.machine import machine
-from bitwright.measure.timing import clock_for, interleave
+from bitwright.timing import clock_for, interleave
 from methods import ROOT, read, write
 
 SHAPES = ((16, 32), (32, 16), (64, 8), (64, 56), (128, 28), (256, 14), (512, 7))

@@ -29,9 +29,9 @@ import bitwright as bw
 from bitwright.cli.run import run as command
 from bitwright.experiment import Experiment
 from bitwright.measure.machine import machine
-from bitwright.measure.timing import clock_for, interleave
 from bitwright.runs import Run, dataset, example_of
 from bitwright.runs.build import normalized
+from bitwright.timing import clock_for, interleave
 from methods import read, write
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -86,7 +86,7 @@ def choices(plain: Run, args: argparse.Namespace) -> Path:
     folder = plain.file(f"choices-delta{args.delta:g}")
     if len(list(folder.glob("random-*.toml"))) < args.random:
         shutil.rmtree(folder, ignore_errors=True)
-        words = ["analyze", str(plain.path), "--judge", "pca", "--for", "bireal_resnet20", "--baselines", str(folder)]
+        words = ["analyze", "pca", str(plain.path), "--for", "bireal_resnet20", "--baselines", str(folder)]
         words += ["--random", str(args.random), "--seed", str(args.seed), "--delta", str(args.delta), "--plain"]
         if command(words) != 0:
             raise SystemExit("the analysis failed")

@@ -23,11 +23,11 @@ from torch import Tensor
 
 import bitwright as bw
 from bitwright.engine.native_library import library
-from bitwright.engine.native_run import Run
+from bitwright.engine.native_run import NativeRun
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.rules import LAYERS
 from bitwright.measure.machine import machine
-from bitwright.measure.timing import clock_for, interleave
+from bitwright.timing import clock_for, interleave
 from methods import ROOT, write
 
 NETS = (
@@ -41,9 +41,9 @@ def kernels(packed: PackedModel, x: Tensor) -> list[Callable[[], Any]]:
     """A call for each step of the net, its inputs and outputs ready."""
     env, calls = packed.environment(x), []
     for node, step, _ in packed._joined():
-        given = [env[name] for name in (step.reads if isinstance(step, Run) else node.inputs)]
+        given = [env[name] for name in (step.reads if isinstance(step, NativeRun) else node.inputs)]
         step(env)
-        if not isinstance(step, Run):
+        if not isinstance(step, NativeRun):
             calls.append(partial(step, dict(env)))
             continue
         ((program, _),) = step.programs.values()

@@ -24,7 +24,7 @@ import bitwright as bw
 import results_page
 from bitwright.errors import InputError
 from bitwright.measure.machine import machine
-from bitwright.measure.twin import one_line
+from bitwright.transforms.twin import one_line
 from methods import ROOT, read, write
 
 sys.path.insert(0, str(ROOT / "tests"))

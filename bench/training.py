@@ -24,7 +24,7 @@ import torch.nn.functional as F
 import bitwright as bw
 from bitwright.fn import kernels
 from bitwright.measure.machine import machine
-from bitwright.measure.timing import clock_for
+from bitwright.timing import clock_for
 
 ROOT = Path(__file__).resolve().parent.parent
 BATCH = 128

@@ -162,7 +162,7 @@ def _predictions(run: Run, rng: random.Random, classes: list[str]) -> None:
 
 
 def selfprune_files(run: Run, layers: int, modes: tuple[str, ...] = ("running", "recalibrate", "batch")) -> None:
-    """What a training of 0/1 weights, and `analyze --judge weight_sweep`, add to an `example_run`."""
+    """What a training of 0/1 weights, and `analyze sweep`, add to an `example_run`."""
     names, rows = layer_names(layers), []
     for epoch in range(14):
         for i, name in enumerate(names):

@@ -15,14 +15,16 @@ import torch
 from torch import Tensor, nn
 
 import bitwright as bw
+from bitwright import timing
 from bitwright.errors import InputError
-from bitwright.measure import peers, precision, timing, twin, why
+from bitwright.measure import peers, precision, why
 from bitwright.measure.bench import bench, measure
 from bitwright.measure.conv import conv_bench
 from bitwright.measure.peers import Peer
 from bitwright.measure.table import BenchRow, BenchTable, ranked
-from bitwright.measure.timing import Timing
-from bitwright.measure.tracing import trace
+from bitwright.timing import Timing
+from bitwright.transforms import twin
+from bitwright.transforms.twin_trace import trace
 
 pytest.importorskip("onnxruntime")
 
@@ -322,10 +324,10 @@ def test_single_operators_run_quantized(layer: nn.Module):
     x = torch.randn(1, 8, 6, 6) if isinstance(layer, nn.Conv2d) else torch.randn(3, 8)
     net = twin.float_net(layer, (x,))
     for name in ("torch-int8", "ort-int8"):
-        peer = peers.build(name, net, 1)
+        peer = peers.build_peer(name, net, 1)
         assert peer.variants, peer.note
     with torch.inference_mode():
-        q = next(iter(peers.build("torch-int8", net, 1).variants.values()))()
+        q = next(iter(peers.build_peer("torch-int8", net, 1).variants.values()))()
     assert isinstance(q, Tensor) and q.dtype == torch.quint8
     with torch.inference_mode():
         y = layer(x)

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 import bitwright as bw
 from bitwright.cli import bench as bench_command
-from bitwright.cli import output, registry, resolve
+from bitwright.cli import model_argument, output, registry
 from bitwright.cli import run as run_module
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
@@ -48,7 +48,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
     (folder / "bad.py").write_text("import not_there_at_all\n")
     torch.manual_seed(0)
-    net, _ = resolve.make_model(f"{folder / 'mynet.py'}:small", "test", (3, 8, 8))
+    net, _ = model_argument.make_model(f"{folder / 'mynet.py'}:small", "test", (3, 8, 8))
     rules = [{"match": "3", "w": "bwn", "x": "sign"}]
     bw.apply(net, rules, torch.zeros(1, 3, 8, 8))
     bw.save(net, folder / "w.safetensors")
@@ -331,7 +331,7 @@ def test_convert_then_bench(trained: Path, call: Any, tmp_path: Path):
 
 
 def test_convert_refuses_with_exit_1_and_writes_nothing(trained: Path, call: Any, tmp_path: Path):
-    bw.save(resolve.make_model(f"{trained}/mynet.py:small", "t", (3, 8, 8))[0], tmp_path / "f.safetensors")
+    bw.save(model_argument.make_model(f"{trained}/mynet.py:small", "t", (3, 8, 8))[0], tmp_path / "f.safetensors")
     argv = ["convert", str(tmp_path / "f.safetensors"), "--model", f"{trained}/mynet.py:small", "--input", "3,8,8"]
     code, out, _ = call(*argv)
     assert code == 1 and out.splitlines()[-1].startswith("REFUSE ")
@@ -451,10 +451,13 @@ def test_internal_errors_of_a_run_leave_their_details_in_it(call: Any, monkeypat
 
 
 def test_shapes():
-    assert resolve.parse_shape("1x28x28", "plan") == (1, 28, 28) and resolve.parse_shape(None, "plan") is None
+    assert (
+        model_argument.parse_shape("1x28x28", "plan") == (1, 28, 28)
+        and model_argument.parse_shape(None, "plan") is None
+    )
     for text in ("3,,3", "a", "3.5,2", "-1,2", "3,32,32,", "٣,x"):
         with pytest.raises(InputError):
-            resolve.parse_shape(text, "plan")
+            model_argument.parse_shape(text, "plan")
 
 
 def test_conv_shapes():
@@ -464,13 +467,13 @@ def test_conv_shapes():
 
 def test_importing_a_model_leaves_the_search_path(trained: Path):
     before = list(sys.path)
-    resolve.make_model(f"{trained}/mynet.py:small", "test", (3, 8, 8))
+    model_argument.make_model(f"{trained}/mynet.py:small", "test", (3, 8, 8))
     assert [p for p in sys.path if p not in before] in ([], [str(trained)])
 
 
 def test_example_is_the_same_each_time_and_leaves_the_generator():
     state = torch.get_rng_state()
-    assert torch.equal(resolve.example((2, 3)), resolve.example((2, 3)))
+    assert torch.equal(model_argument.example((2, 3)), model_argument.example((2, 3)))
     assert torch.equal(state, torch.get_rng_state())
 
 

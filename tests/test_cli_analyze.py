@@ -43,6 +43,7 @@ def test_recipe_table_and_json(trained: Run, tmp_path: Path, call: Any) -> None:
     recipe, folder = tmp_path / "hybrid.toml", tmp_path / "base"
     words = [
         "analyze",
+        "pca",
         str(trained.path),
         "-o",
         str(recipe),
@@ -97,7 +98,7 @@ def test_the_command_it_ends_with_trains_the_hybrid_net(
     trained: Run, tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    code, _, note = call("analyze", str(trained.path), "-o", "hybrid.toml", "--delta", "1")
+    code, _, note = call("analyze", "pca", str(trained.path), "-o", "hybrid.toml", "--delta", "1")
     line = next(line for line in note.splitlines() if line.startswith("next:   bitwright train"))
     words = shlex.split(line.removeprefix("next:   bitwright ").split("        ")[0])
     assert code == 0 and call(*words)[0] == 0
@@ -113,7 +114,7 @@ def test_the_command_it_ends_with_trains_the_hybrid_net(
 @pytest.mark.slow
 def test_another_model(trained: Run, tmp_path: Path, call: Any) -> None:
     recipe = tmp_path / "hybrid.toml"
-    words = ["analyze", str(trained.path), "-o", str(recipe), "--for", "bireal_resnet20", "--base", "bireal"]
+    words = ["analyze", "pca", str(trained.path), "-o", str(recipe), "--for", "bireal_resnet20", "--base", "bireal"]
     code, _, note = call(*words, "--bits", "2,3", "--shortcut", "kbit", "--delta", "1")
     assert code == 0, note
     text = recipe.read_text()
@@ -127,7 +128,7 @@ def test_another_model(trained: Run, tmp_path: Path, call: Any) -> None:
 
 def test_faithful_cannot_be_packed_and_says_unknown(trained: Run, tmp_path: Path, call: Any) -> None:
     recipe = tmp_path / "hybrid.toml"
-    assert call("analyze", str(trained.path), "-o", str(recipe), "--faithful", "--delta", "1")[0] == 0
+    assert call("analyze", "pca", str(trained.path), "-o", str(recipe), "--faithful", "--delta", "1")[0] == 0
     assert "clip = false" in recipe.read_text() and 'compat = "seed"' in recipe.read_text()
     net = bw.apply(bw.models.create("resnet20_plain", in_channels=1, width=0.25), str(recipe), _x())
     assert bw.cost(net, _x()).totals["unknown"] == trained.read_json("pca.json")["significant"]
@@ -136,7 +137,6 @@ def test_faithful_cannot_be_packed_and_says_unknown(trained: Run, tmp_path: Path
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--judge", "hessan"], "--judge 'hessan'. Possible: pca"),
         (["--bits", "2,2,2"], "--bits '2,2,2'; possible: weights,inputs"),
         (["--bits", "0"], "--bits '0'; possible"),
         (["--images", "1"], "pca: layer"),
@@ -147,13 +147,13 @@ def test_faithful_cannot_be_packed_and_says_unknown(trained: Run, tmp_path: Path
     ],
 )
 def test_one_line_for_each_mistake(trained: Run, call: Any, words: list[str], said: str) -> None:
-    code, _, note = call("analyze", str(trained.path), *words)
+    code, _, note = call("analyze", "pca", str(trained.path), *words)
     assert code == 2 and said in note and note.count("\n") == 1
 
 
 @pytest.mark.slow
 def test_layers_that_one_knows_better(trained: Run, tmp_path: Path, call: Any) -> None:
-    words = ["analyze", str(trained.path), "-o", str(tmp_path / "h.toml"), "--delta", "100", "--random", "0"]
+    words = ["analyze", "pca", str(trained.path), "-o", str(tmp_path / "h.toml"), "--delta", "100", "--random", "0"]
     code, _, note = call(*words, "--always", "layer3.*.conv1", "--always", "layer1.0.conv1", "--never", "layer2.*")
     assert code == 0, note
     kept = trained.read_json("pca.json")
@@ -171,19 +171,21 @@ def test_layers_that_one_knows_better(trained: Run, tmp_path: Path, call: Any) -
 def test_nothing_is_replaced_by_accident(trained: Run, tmp_path: Path, call: Any) -> None:
     own = tmp_path / "mine.toml"
     own.write_text("# by hand\n")
-    code, _, note = call("analyze", str(trained.path), "-o", str(own))
+    code, _, note = call("analyze", "pca", str(trained.path), "-o", str(own))
     assert code == 2 and f"{own} exists" in note and own.read_text() == "# by hand\n"
-    assert call("analyze", str(trained.path))[0] == call("analyze", str(trained.path))[0] == 0  # the run's own file
+    assert (
+        call("analyze", "pca", str(trained.path))[0] == call("analyze", "pca", str(trained.path))[0] == 0
+    )  # the run's own file
     assert trained.has("hybrid.toml")
 
 
 def test_no_rise_is_said(trained: Run, tmp_path: Path, call: Any) -> None:
-    code, text, note = call("analyze", str(trained.path), "-o", str(tmp_path / "h.toml"), "--delta", "99")
+    code, text, note = call("analyze", "pca", str(trained.path), "-o", str(tmp_path / "h.toml"), "--delta", "99")
     assert code == 0 and "no layer's count rises so far" in note and "0 of 18 inner layers" in text
 
 
 def test_the_report_shows_what_pca_json_holds(trained: Run, tmp_path: Path, call: Any) -> None:
-    assert call("analyze", str(trained.path), "--delta", "1")[0] == 0
+    assert call("analyze", "pca", str(trained.path), "--delta", "1")[0] == 0
     data = load_run(trained.path)
     kept = trained.read_json("pca.json")
     assert data["bits"] is not None and data["bits"].delta == 1 and data["bits"].bits == "2/2"
@@ -191,7 +193,7 @@ def test_the_report_shows_what_pca_json_holds(trained: Run, tmp_path: Path, call
     assert [d.rise for d in data["bits"].layers] == [row["rise"] for row in kept["layers"]]
     text = page.html(data)
     section = text.split('<section id="bits">')[1].split("</section>")[0]
-    assert '<a href="#bits">' in text and "99 % of the variance" in section and "count before + 1" in section
+    assert '<a href="#bits">' in text and "99\xa0% of the variance" in section and "count before + 1" in section
     for row in kept["layers"]:
         assert f"{row['name']}\n{row['components']} of {row['channels']} components" in section
     assert section.count('<rect class="f-ours"') == len(kept["significant"])

@@ -19,7 +19,7 @@ import pytest
 from bitwright import data
 from bitwright.cli import data as command
 from bitwright.cli.run import run
-from bitwright.data import files, get
+from bitwright.data import get, known_files
 from bitwright.errors import InputError
 
 MEMBERS = {"train": b"a" * 70_000 + bytes(range(256)) * 300, "test": b"b" * 3000, "meta": b"names"}
@@ -101,7 +101,7 @@ def server(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Server]:
 
 def serve(server: Server, monkeypatch: pytest.MonkeyPatch, archive: bytes, digest: str = "") -> None:
     digests = {name: md5(content) for name, content in MEMBERS.items()}
-    monkeypatch.setitem(files.LAYOUTS, "cifar100", files.Layout(FOLDER, digests))
+    monkeypatch.setitem(known_files.LAYOUTS, "cifar100", known_files.Layout(FOLDER, digests))
     server.contents["c.tar.gz"] = archive
     entry = get.Archive("c.tar.gz", digest or md5(archive), (server.address + "c.tar.gz",), digests)
     monkeypatch.setitem(get.SOURCES, "cifar100", (entry,))
@@ -143,10 +143,10 @@ def test_what_is_there_is_not_fetched_again(server: Server, tmp_path: Path):
 
 
 def test_four_files_by_themselves(server: Server, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
-    names = list(files.LAYOUTS["mnist"].md5)
+    names = list(known_files.LAYOUTS["mnist"].md5)
     contents = {name: name.encode() * 50 for name in names}
-    layout = files.Layout("MNIST/raw", {n: md5(c) for n, c in contents.items()}, zipped=True)
-    monkeypatch.setitem(files.LAYOUTS, "mnist", layout)
+    layout = known_files.Layout("MNIST/raw", {n: md5(c) for n, c in contents.items()}, zipped=True)
+    monkeypatch.setitem(known_files.LAYOUTS, "mnist", layout)
     archives = []
     for name, content in contents.items():
         server.contents[f"{name}.gz"] = packed = gzip.compress(content)
@@ -257,11 +257,11 @@ def test_unknown_set(tmp_path: Path):
 
 def test_the_tables_agree_with_what_load_reads():
     """Every file that is checked is fetched, under the same digest, from an encrypted address first."""
-    assert set(get.SOURCES) == {*files.LAYOUTS, "svhn-extra"}
-    for name in files.LAYOUTS:
+    assert set(get.SOURCES) == {*known_files.LAYOUTS, "svhn-extra"}
+    for name in known_files.LAYOUTS:
         archives = (*get.SOURCES[name], *get.SOURCES.get(f"{name}-extra", ()))
         fetched = {file: digest for archive in archives for file, digest in archive.members.items()}
-        assert files.LAYOUTS[name].md5.items() <= fetched.items()
+        assert known_files.LAYOUTS[name].md5.items() <= fetched.items()
         assert all(a.addresses[0].startswith("https://") and len(a.md5) == 32 for a in archives)
         assert all(address.endswith(a.name) for a in archives for address in a.addresses)
 
@@ -272,7 +272,7 @@ def test_files_that_are_not_packed_go_to_the_last_root(
     """SVHN: a file is its own archive; the large part has a name of its own."""
     contents = {f"{s}_32x32.mat": s.encode() * 900 for s in ("train", "test", "extra")}
     digests = {name: md5(content) for name, content in contents.items()}
-    monkeypatch.setitem(files.LAYOUTS, "svhn", files.Layout("", digests, optional=("extra_32x32.mat",)))
+    monkeypatch.setitem(known_files.LAYOUTS, "svhn", known_files.Layout("", digests, optional=("extra_32x32.mat",)))
     for key, names in (("svhn", ("train_32x32.mat", "test_32x32.mat")), ("svhn-extra", ("extra_32x32.mat",))):
         archives = tuple(get.Archive(n, digests[n], (server.address + n,), {n: digests[n]}) for n in names)
         monkeypatch.setitem(get.SOURCES, key, archives)

@@ -14,7 +14,7 @@ import torch
 
 import bitwright as bw
 from bitwright import experiment
-from bitwright.cli import resolve
+from bitwright.cli import model_argument
 from bitwright.cli.run import run
 from bitwright.errors import InputError
 from bitwright.runs import Run
@@ -142,7 +142,7 @@ def test_data_damaged(fails: Any):
 
 
 def test_forward_that_cannot_be_traced(fails: Any):
-    net, _ = resolve.make_model("mynet.py:Branchy", "test", (3, 8, 8))
+    net, _ = model_argument.make_model("mynet.py:Branchy", "test", (3, 8, 8))
     bw.apply(net, [{"match": "b", "w": "bwn", "x": "sign"}], torch.zeros(1, 3, 8, 8))
     bw.save(net, "branchy.safetensors")
     line = 1 + NET.splitlines().index("        if y.sum() > 0:  # the branch")

@@ -1,4 +1,4 @@
-"""`bitwright analyze RUN --judge weight_sweep` and `--judge connections`."""
+"""`bitwright analyze sweep RUN` and `--judge connections`."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Run]:
 
 def test_the_file_holds_what_the_function_gives(trained: dict[str, Run], call: Any) -> None:
     opened = trained["batch_norm"]
-    code, text, _ = call("analyze", str(opened.path), "--judge", "weight_sweep", "--on", "0,0.5:1:0.5,2,10", "--json")
+    code, text, _ = call("analyze", "sweep", str(opened.path), "--on", "0,0.5:1:0.5,2,10", "--json")
     assert code == 0
     found = json.loads(text)["analyze"]
     kept = opened.read_json("sweep.json")
@@ -46,7 +46,7 @@ def test_the_file_holds_what_the_function_gives(trained: dict[str, Run], call: A
 
 def test_table_and_words(trained: dict[str, Run], call: Any) -> None:
     opened = trained["batch_norm"]
-    words = ["analyze", str(opened.path), "--judge", "weight_sweep", "--images", "100", "--test-images", "80"]
+    words = ["analyze", "sweep", str(opened.path), "--images", "100", "--test-images", "80"]
     code, text, note = call(*words)
     lines = text.splitlines()
     assert code == 0, note
@@ -70,9 +70,9 @@ def test_table_and_words(trained: dict[str, Run], call: Any) -> None:
 
 def test_without_norms_one_mode_is_all(trained: dict[str, Run], call: Any) -> None:
     opened = trained["hard_invert"]
-    code, text, _ = call("analyze", str(opened.path), "--judge", "weight_sweep", "--quiet")
+    code, text, _ = call("analyze", "sweep", str(opened.path), "--quiet")
     assert code == 0 and text.startswith("done") and "1 norm mode" in text
-    code, text, _ = call("analyze", str(opened.path), "--judge", "weight_sweep")
+    code, text, _ = call("analyze", "sweep", str(opened.path))
     joined = " ".join(text.split())
     assert "No batch norm: all norm modes are one" in joined and "the smallest wins" in joined
     assert "Without batch norms, accuracy" in joined and "the net is a circuit" in joined
@@ -83,14 +83,14 @@ def test_without_norms_one_mode_is_all(trained: dict[str, Run], call: Any) -> No
 def test_connections(trained: dict[str, Run], call: Any, norm: str) -> None:
     opened = trained[norm]
     found = connections(opened.model())
-    code, text, note = call("analyze", str(opened.path), "--judge", "connections")
-    assert code == 0 and "--judge weight_sweep" in note
+    code, text, note = call("analyze", "connections", str(opened.path))
+    assert code == 0 and "bitwright analyze sweep" in note
     lines = text.splitlines()
     assert [line.split()[0] for line in lines[:5]] == ["layer", "fc1", "fc2", "fcx", "total"], "never the norms"
     assert lines[4].split()[1:3] == [f"{found.weights:,}", f"{found.on:,}"]
     assert lines[-1].startswith(f"done  {found.on:,} of {found.weights:,} weights on")
     assert f"{found.live} of {found.units} units live" in lines[-1]
-    code, text, _ = call("analyze", str(opened.path), "--judge", "connections", "--json")
+    code, text, _ = call("analyze", "connections", str(opened.path), "--json")
     assert json.loads(text)["analyze"]["rows"] == found.to_dict()["rows"]
 
 
@@ -100,26 +100,26 @@ def test_a_layer_without_a_connection_is_said(trained: dict[str, Run], tmp_path:
     net: Any = opened.model()
     net.fc2.weight.data.zero_()
     bw.save(net, opened.file("model.safetensors"))
-    code, text, note = call("analyze", str(opened.path), "--judge", "connections")
+    code, text, note = call("analyze", "connections", str(opened.path))
     assert code == 0 and "all weights of fc2 are off: everything behind it, norms too, is constant" in note
     assert "0 of 64 inputs have a path to an output" in text
 
 
 def test_one_line_for_each_mistake(trained: dict[str, Run], tmp_path: Path, call: Any) -> None:
-    path, sweep = str(trained["batch_norm"].path), ("--judge", "weight_sweep")
+    path, sweep = str(trained["batch_norm"].path), "sweep"
     for words, said in (
-        ((path, *sweep, "--on", "0:4"), "--on '0:4'; possible: numbers and ranges"),
-        ((path, *sweep, "--on", "0:4:0"), "--on '0:4:0'; possible"),
-        ((path, *sweep, "--on", "4:0:0.1"), "--on '4:0:0.1'; possible"),
-        ((path, *sweep, "--on", "x"), "--on 'x'; possible"),
-        ((path, *sweep, "--on", "inf"), "not a finite number"),
-        ((path, *sweep, "--norm", "runing"), "--norm 'runing'. Nearest: running. Possible: all, running"),
-        ((path, *sweep, "--delta", "3"), "--delta is for --judge pca; leave it out"),
-        ((path, "--on", "1"), "--on is for --judge weight_sweep; leave it out"),
-        ((path, "--judge", "connections", "--norm", "all"), "--norm is for --judge weight_sweep"),
-        ((path, "--judge", "weightsweep"), "Nearest: weight_sweep. Possible: pca, weight_sweep, connections"),
-        ((path, *sweep, "--norm", "batch", "--batch", "89", "--on", "1"), "two images in every batch"),
-        ((str(tmp_path / "none"), *sweep), "no such folder"),
+        ((sweep, path, "--on", "0:4"), "--on '0:4'; possible: numbers and ranges"),
+        ((sweep, path, "--on", "0:4:0"), "--on '0:4:0'; possible"),
+        ((sweep, path, "--on", "4:0:0.1"), "--on '4:0:0.1'; possible"),
+        ((sweep, path, "--on", "x"), "--on 'x'; possible"),
+        ((sweep, path, "--on", "inf"), "not a finite number"),
+        ((sweep, path, "--norm", "runing"), "--norm 'runing'. Nearest: running. Possible: all, running"),
+        ((sweep, path, "--delta", "3"), "analyze sweep: No such option: --delta"),
+        (("pca", path, "--on", "1"), "analyze pca: No such option: --on"),
+        (("connections", path, "--norm", "all"), "analyze connections: No such option: --norm"),
+        ((path,), "Possible: pca, sweep, connections"),
+        ((sweep, path, "--norm", "batch", "--batch", "89", "--on", "1"), "two images in every batch"),
+        ((sweep, str(tmp_path / "none")), "no such folder"),
     ):
         code, _, note = call("analyze", *words)
         assert code == 2 and said in note and note.count("\n") == 1, (words, note)
@@ -127,6 +127,6 @@ def test_one_line_for_each_mistake(trained: dict[str, Run], tmp_path: Path, call
 
 def test_other_nets_are_refused(tmp_path: Path, call: Any) -> None:
     bw.train(experiment(stage=[{"epochs": 1}]), tmp_path / "float")
-    for judge in ("weight_sweep", "connections"):
-        code, _, note = call("analyze", str(tmp_path / "float"), "--judge", judge)
+    for look in ("sweep", "connections"):
+        code, _, note = call("analyze", look, str(tmp_path / "float"))
         assert code == 2 and 'no layer with 0/1 weights; give its layers w = "zero_one"' in note

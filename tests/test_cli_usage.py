@@ -74,7 +74,7 @@ bench resnet20 --recipe nosuch
 bench vgg.py
 cost nosuch
 cost run --energy nosuch
-analyze run --judge nosuch
+analyze nosuch
 analyze run -o nowhere/x.toml
 report nosuch
 report run --format nosuch

@@ -117,6 +117,6 @@ def test_the_page_typed_at_tiny_size(
 def test_the_options_that_the_page_names_exist() -> None:
     from bitwright.cli.app import command
 
-    options = {o for p in command().commands["analyze"].params for o in p.opts}
+    options = {o for p in command().commands["analyze"].commands["pca"].params for o in p.opts}
     wanted = {"--threshold", "--delta", "--baselines", "--faithful", "--weight-scale", "--shortcut", "--bits"}
     assert wanted <= options and all(f"`{w}" in PAGE for w in wanted)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from bitwright import data
-from bitwright.data import files
+from bitwright.data import known_files
 from bitwright.data.cifar import read_pickle
 from bitwright.errors import InputError
 
@@ -27,11 +27,11 @@ def no_system_data(monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureReque
         return
     monkeypatch.delenv("BITWRIGHT_DATA", raising=False)
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
-    monkeypatch.setitem(files.LAYOUTS, "fashion-mnist", _without_fallback(files.LAYOUTS["fashion-mnist"]))
+    monkeypatch.setitem(known_files.LAYOUTS, "fashion-mnist", _without_fallback(known_files.LAYOUTS["fashion-mnist"]))
 
 
-def _without_fallback(layout: files.Layout) -> files.Layout:
-    return files.Layout(layout.folder, layout.md5, layout.zipped)
+def _without_fallback(layout: known_files.Layout) -> known_files.Layout:
+    return known_files.Layout(layout.folder, layout.md5, layout.zipped)
 
 
 # --- writers of each layout
@@ -153,9 +153,9 @@ def test_cifar100_has_fine_labels(tmp_path: Path):
 
 def test_debian_folder_is_the_last_fallback(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     x, _ = write_mnist(tmp_path, zipped=True, folder="debian")
-    layout = files.LAYOUTS["fashion-mnist"]
-    moved = files.Layout(layout.folder, layout.md5, layout.zipped, fallback=tmp_path / "debian")
-    monkeypatch.setitem(files.LAYOUTS, "fashion-mnist", moved)
+    layout = known_files.LAYOUTS["fashion-mnist"]
+    moved = known_files.Layout(layout.folder, layout.md5, layout.zipped, fallback=tmp_path / "debian")
+    monkeypatch.setitem(known_files.LAYOUTS, "fashion-mnist", moved)
     assert np.array_equal(data.load("fashion-mnist").images[:, 0].numpy(), x[:8])
     with pytest.raises(InputError):  # an explicit root means that root
         data.load("fashion-mnist", tmp_path / "elsewhere")
@@ -373,8 +373,8 @@ def test_check_and_verify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
         data.load("mnist", tmp_path, verify=True)
     one_line(caught, "MD5 differs from the published one")
     folder = tmp_path / "MNIST/raw"
-    md5 = {name: files.md5(folder / f"{name}.gz") for name in files.LAYOUTS["mnist"].md5}
-    monkeypatch.setitem(files.LAYOUTS, "mnist", files.Layout("MNIST/raw", md5, zipped=True))
+    md5 = {name: known_files.md5(folder / f"{name}.gz") for name in known_files.LAYOUTS["mnist"].md5}
+    monkeypatch.setitem(known_files.LAYOUTS, "mnist", known_files.Layout("MNIST/raw", md5, zipped=True))
     (folder / "t10k-labels-idx1-ubyte.gz").unlink()
     assert [row.status for row in data.check("mnist", tmp_path)] == ["ok", "ok", "ok", "missing"]
     assert len(data.load("mnist", tmp_path, verify=True)) == 8

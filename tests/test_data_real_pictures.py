@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from bitwright import data
 from bitwright.cli.run import run
-from bitwright.data.files import roots
+from bitwright.data.known_files import roots
 from bitwright.data.pack import pack
 from bitwright.errors import InputError
 from bitwright.experiment import Experiment
@@ -106,7 +106,9 @@ for epoch in range(5):
 def test_memory_is_flat_over_five_epochs(tiny: Path, packed: Path, format: str):
     """After the first epoch it grows by less than 32 MB, a fourteenth of what one epoch's pictures take."""
     root = packed if format == "lmdb" else tiny
-    done = subprocess.run([sys.executable, "-c", MEMORY, str(root), format], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-c", MEMORY, str(root), format], capture_output=True, text=True, check=True, timeout=300
+    )
     sizes = [int(line) for line in done.stdout.split()]
     assert len(sizes) == 5 and max(sizes[1:]) - sizes[0] < 32, sizes
 

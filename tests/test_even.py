@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 import bitwright as bw
 from bitwright.engine import reference
-from bitwright.engine.even import Grid, even_grid
+from bitwright.engine.even import EvenGrid, even_grid
 from bitwright.engine.quantizer import grid_of
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
@@ -56,7 +56,7 @@ def test_whatever_is_found_is_exact(ladder: list[float], values: list[float]) ->
 def test_a_rounding_with_a_shift_is_found(step: float, first: int, levels: int, values: list[float]) -> None:
     from bitwright.engine.thresholds import float_thresholds
 
-    made = Grid(step, "divide", -first, 0, levels)
+    made = EvenGrid(step, "divide", -first, 0, levels)
     found, _ = float_thresholds(lambda x: made.codes(x), levels, 1)
     grid = even_grid(found[0])
     assert grid is not None
@@ -74,4 +74,4 @@ def test_leading_thresholds_of_a_clip_are_counted() -> None:
     """A quantizer behind a ReLU: codes below that of 0 never occur."""
     half = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))  # a half itself goes to the even number
     table = torch.stack([torch.tensor(-torch.inf), torch.tensor(-torch.inf), half, torch.tensor(1.5)])
-    assert even_grid(table) == Grid(1.0, "divide", 2, 2, 4)
+    assert even_grid(table) == EvenGrid(1.0, "divide", 2, 2, 4)

@@ -1,4 +1,4 @@
-"""A file imports only its own floor or a lower one: read with ast, in functions and for types too."""
+"""The house: imports run down the floors and never in a circle, a class name means one thing. All read with ast."""
 
 from __future__ import annotations
 
@@ -13,6 +13,10 @@ ROOT = Path(bitwright.__file__).parent
 FLOORS = {
     "atomic": 0,
     "errors": 0,
+    "download": 0,
+    "numbers": 0,
+    "tabular": 0,
+    "timing": 0,
     "types": 0,
     "tensors": 0,
     "version": 0,
@@ -66,25 +70,70 @@ def imported(tree: ast.AST, package: str) -> set[str]:
     return {n.removeprefix("bitwright").removeprefix(".").split(".")[0] for n in own}
 
 
+def imports_of(path: Path) -> set[str]:
+    package = ".".join(["bitwright", *path.relative_to(ROOT).parent.parts])
+    return imported(ast.parse(path.read_text(encoding="utf-8")), package)
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_only_its_own_floor_or_a_lower_one(path: Path) -> None:
     mine = top(path)
     assert mine in FLOORS, f"{mine} has no floor: add it to FLOORS"
-    package = ".".join(["bitwright", *path.relative_to(ROOT).parent.parts])
-    for name in imported(ast.parse(path.read_text(encoding="utf-8")), package):
+    for name in imports_of(path):
         # what is no module of the package is a name of bitwright/__init__.py, the top floor
         floor = FLOORS.get(name, FLOORS["__init__"])
         assert floor <= FLOORS[mine], f"floor {FLOORS[mine]} ({mine}) imports {name or 'bitwright'} of floor {floor}"
 
 
+def circle(arrows: dict[str, set[str]]) -> list[str]:
+    """The nodes of one circle in the order of its arrows; empty where there is none."""
+    done: set[str] = set()
+
+    def visit(node: str, way: list[str]) -> list[str]:
+        if node in way:
+            return way[way.index(node) :]
+        if node in done:
+            return []
+        found = next(filter(None, (visit(n, [*way, node]) for n in sorted(arrows.get(node, ())))), [])
+        done.add(node)
+        return found
+
+    return next(filter(None, (visit(node, []) for node in sorted(arrows))), [])
+
+
+def test_folders_do_not_import_each_other_in_a_circle() -> None:
+    arrows: dict[str, set[str]] = {}
+    for path in FILES:
+        name = top(path)
+        if FLOORS[name] < FLOORS["__init__"]:
+            arrows.setdefault(name, set()).update(imports_of(path) & FLOORS.keys() - {name, "__init__"})
+    assert circle(arrows) == []
+
+
+def test_a_circle_is_found() -> None:
+    assert circle({"a": {"b"}, "b": {"c", "d"}, "c": set(), "d": {"b"}}) == ["b", "d"]
+    assert circle({"a": {"b", "c"}, "b": {"c"}}) == []
+
+
+def test_a_class_name_means_one_thing() -> None:
+    homes: dict[str, list[str]] = {}
+    for path in FILES:
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name, []).append(str(path.relative_to(ROOT)))
+    assert {name: files for name, files in homes.items() if len(files) > 1} == {}
+
+
+def test_no_file_is_long() -> None:
+    lines = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in FILES}
+    assert {str(path.relative_to(ROOT)): n for path, n in lines.items() if n > 450} == {}
+
+
 def test_training_and_reports_meet_in_the_files_of_a_run_alone() -> None:
     others = {"training": "reporting", "reporting": "training"}
     for path in FILES:
-        package = ".".join(["bitwright", *path.relative_to(ROOT).parent.parts])
-        assert others.get(top(path)) not in imported(ast.parse(path.read_text(encoding="utf-8")), package), path
-        assert top(path) != "runs" or not {"training", "reporting"} & imported(
-            ast.parse(path.read_text("utf-8")), package
-        )
+        assert others.get(top(path)) not in imports_of(path), path
+        assert top(path) != "runs" or not others.keys() & imports_of(path), path
 
 
 @pytest.mark.parametrize(

@@ -18,7 +18,7 @@ import bitwright as bw
 from bitwright import importers
 from bitwright.cli.run import run
 from bitwright.importers import Imported, import_checkpoint, xnor_net
-from bitwright.runs.checkpoint import read_checkpoint
+from bitwright.runs.pth import read_checkpoint
 from oracles import xnor_net as oracle
 
 SHAPES = {"lenet5": (1, 28, 28), "nin": (3, 32, 32), "alexnet": (3, 227, 227)}

@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitwright.engine import native, native_library
-from bitwright.engine.even import Grid
+from bitwright.engine.even import EvenGrid
 from bitwright.engine.thresholds import float_thresholds
 from bitwright.errors import InputError
 
@@ -319,14 +319,14 @@ def test_float_output(isa: str, o: int) -> None:
 
 
 GRIDS = [
-    Grid(0.37, "divide", 3, 0, 7),
-    Grid(2.7, "multiply", -2, 1, 15),
-    Grid(0.05, "divide", 127, 127, 254),
-    Grid(-1.5, "step", 0, 2, 3),
+    EvenGrid(0.37, "divide", 3, 0, 7),
+    EvenGrid(2.7, "multiply", -2, 1, 15),
+    EvenGrid(0.05, "divide", 127, 127, 254),
+    EvenGrid(-1.5, "step", 0, 2, 3),
 ]
 
 
-def grid_oracle(y: torch.Tensor, grid: Grid) -> torch.Tensor:
+def grid_oracle(y: torch.Tensor, grid: EvenGrid) -> torch.Tensor:
     """One number after another, in Python."""
 
     def code(v: float) -> int:
@@ -344,7 +344,7 @@ def grid_oracle(y: torch.Tensor, grid: Grid) -> torch.Tensor:
 @pytest.mark.few(every=3)
 @pytest.mark.parametrize("grid", GRIDS, ids=str)
 @pytest.mark.parametrize("o", [1, 16, 33, 70])
-def test_outputs_by_an_even_ladder(isa: str, o: int, grid: Grid) -> None:
+def test_outputs_by_an_even_ladder(isa: str, o: int, grid: EvenGrid) -> None:
     """Codes beside the clipped floats, codes alone, and codes of packed floats."""
     case = Case(o, 2, 64, o, (4, 5), (3, 3), padding=1)
     g = torch.Generator().manual_seed(o)
@@ -373,7 +373,7 @@ def test_outputs_by_an_even_ladder(isa: str, o: int, grid: Grid) -> None:
         assert torch.equal(packed, native.PackPlan(ladder, bytes=True).run(plain))
 
 
-def even_ladder(grid: Grid) -> torch.Tensor:
+def even_ladder(grid: EvenGrid) -> torch.Tensor:
     """The smallest float of each code, by bisection of the oracle."""
     found, _ = float_thresholds(lambda x: grid_oracle(x, grid), grid.high, 1)
     return found[0]
@@ -469,9 +469,9 @@ def test_pack(isa: str, c: int, levels: int, planes: int) -> None:
         want = code_oracle(x, ladder.T if per_channel else ladder[:, None].expand(levels, c), flip)
         for given_x in (x, x.contiguous(memory_format=torch.channels_last)):
             for groups in {1, 2 if c % 2 == 0 else 1, c}:
-                got = native.pack(given_x, ladder, planes, groups, flip)
+                got = native.pack_codes(given_x, ladder, planes, groups, flip)
                 assert torch.equal(got, words_oracle(want, planes, groups))
-            got = native.pack(given_x, ladder, flip=flip, bytes=True)
+            got = native.pack_codes(given_x, ladder, flip=flip, bytes=True)
             assert torch.equal(got.long(), want.permute(0, 2, 3, 1))
 
 
@@ -482,23 +482,23 @@ def test_pack_uniform_ladder(isa: str) -> None:
         [ladder, torch.nextafter(ladder, ladder - 1), torch.nextafter(ladder, ladder + 1), special((999,), 1)]
     )
     want = (x[:, None] >= ladder).sum(1)
-    assert torch.equal(native.pack(x[None, :, None, None], ladder, bytes=True).flatten().long(), want)
-    assert torch.equal(native.pack(x[None, None, None, :], ladder, bytes=True).flatten().long(), want)
+    assert torch.equal(native.pack_codes(x[None, :, None, None], ladder, bytes=True).flatten().long(), want)
+    assert torch.equal(native.pack_codes(x[None, None, None, :], ladder, bytes=True).flatten().long(), want)
     steep = torch.tensor([-float("inf"), -1.0, 0.0, 1e-30, 1.0, float("inf")])
-    assert torch.equal(native.pack(x[:, None], steep, bytes=True).flatten().long(), (x[:, None] >= steep).sum(1))
+    assert torch.equal(native.pack_codes(x[:, None], steep, bytes=True).flatten().long(), (x[:, None] >= steep).sum(1))
 
 
 def test_pack_shapes_and_types(isa: str) -> None:
     x = torch.randn(3, 40)
     zero = torch.zeros(1)
     want = words_oracle((x >= 0).long()[:, :, None, None], 1, 1)
-    assert torch.equal(native.pack(x, zero), want)
-    assert torch.equal(native.pack(x.half(), zero), want)
+    assert torch.equal(native.pack_codes(x, zero), want)
+    assert torch.equal(native.pack_codes(x.half(), zero), want)
     assert torch.equal(
-        native.pack(x[:, :, None].expand(3, 40, 6), zero), want.expand(3, 1, 1, 1, 2).repeat(1, 1, 6, 1, 1)
+        native.pack_codes(x[:, :, None].expand(3, 40, 6), zero), want.expand(3, 1, 1, 1, 2).repeat(1, 1, 6, 1, 1)
     )
-    assert torch.equal(native.pack(x.t().contiguous().t(), zero), want)
-    assert native.pack(x[:0], zero).shape == (0, 1, 1, 1, 2)
+    assert torch.equal(native.pack_codes(x.t().contiguous().t(), zero), want)
+    assert native.pack_codes(x[:0], zero).shape == (0, 1, 1, 1, 2)
     big = torch.randn(2, 70, 33, 40)
     plan = native.PackPlan(zero)
     assert torch.equal(plan.run(big, threads=1), plan.run(big, threads=4))
@@ -509,7 +509,7 @@ def test_words_round_trip(planes: int, groups: int, c: int) -> None:
     code = torch.randint(0, 2**planes, (2, c, 3, 4))
     packed = words_oracle(code, planes, groups)
     codes = code.permute(0, 2, 3, 1).contiguous().to(torch.uint8)
-    assert torch.equal(native.unpack(packed, c, groups), codes)
+    assert torch.equal(native.unpack_codes(packed, c, groups), codes)
     assert torch.equal(native.to_words(codes, planes, groups), packed)
 
 
@@ -542,7 +542,7 @@ def test_maxpool(isa: str, planes: int) -> None:
         want = F.max_pool2d(code.double(), kernel, stride, padding, dilation, ceil).long()
         for threads in (1, 2):
             got = native.maxpool(packed, kernel, stride, padding, dilation, ceil, threads)
-            assert torch.equal(native.unpack(got, 37).permute(0, 3, 1, 2).long(), want)
+            assert torch.equal(native.unpack_codes(got, 37).permute(0, 3, 1, 2).long(), want)
         codes = code.permute(0, 2, 3, 1).contiguous().to(torch.uint8)
         assert torch.equal(
             native.maxpool(codes, kernel, stride, padding, dilation, ceil).long(), want.permute(0, 2, 3, 1)
@@ -588,9 +588,9 @@ def test_errors() -> None:
     with pytest.raises(InputError, match="residual"):
         case.plan.run(case.words, native.FloatOutput(torch.ones(8), torch.ones(8)), torch.zeros(1))
     with pytest.raises(InputError, match="float32"):
-        native.pack(torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1))
+        native.pack_codes(torch.zeros(1, 1, dtype=torch.float64), torch.zeros(1))
     with pytest.raises(InputError, match="for 2 channels"):
-        native.pack(torch.zeros(1, 3), torch.zeros(2, 1))
+        native.pack_codes(torch.zeros(1, 3), torch.zeros(2, 1))
 
 
 def test_weights_of_another_instruction_set_are_an_error() -> None:

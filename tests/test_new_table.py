@@ -70,7 +70,7 @@ USE = '''
 import sys
 from pathlib import Path
 from bitwright import experiment, reporting
-from bitwright.runs import Run, files
+from bitwright.runs import Run, file_list
 from bitwright.runs.tables import Norm
 from bitwright.training import train
 
@@ -101,8 +101,8 @@ assert '<a href="#norms">Norms</a>' in page and f"<p>{rows[0].name}: " in page a
 run.file("norms.csv").unlink()
 assert "Norms are not recorded." in reporting.report(out, out / "report.html").read_text()
 run.write(Norm, [])
-assert files.FILES["norms.csv"] == "a row per epoch and parameter: its norm"
-files.clear(out)
+assert file_list.FILES["norms.csv"] == "a row per epoch and parameter: its norm"
+file_list.clear(out)
 assert not run.has("norms.csv")
 '''
 

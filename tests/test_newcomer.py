@@ -17,7 +17,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from bitwright.training.checkpoint import read_checkpoint
+from bitwright.training.last_checkpoint import read_checkpoint
 
 pytestmark = pytest.mark.slow
 

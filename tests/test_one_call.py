@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.engine import native, native_run
-from bitwright.engine.native_run import Laid, Program, Run
+from bitwright.engine.native_run import Laid, NativeRun, Program
 from bitwright.engine.packed import PackedModel
 
 B = bw.nn
@@ -224,7 +224,7 @@ def test_runs_end_where_floats_change_their_order() -> None:
     torch.manual_seed(1)
     net, x = Sequence_(), torch.rand(2, 5, 8)
     mine = packed(net, x, "native") if native.available() else pytest.skip(native.notice())
-    runs = [step for _, step, _ in mine._joined() if isinstance(step, Run)]
+    runs = [step for _, step, _ in mine._joined() if isinstance(step, NativeRun)]
     assert [[n.op for n in r.nodes] for r in runs] == [
         ["quantize", "coded_linear"],
         ["quantize", "coded_conv"],

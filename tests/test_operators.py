@@ -16,7 +16,7 @@ from bitwright.engine import aten_list
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import OPERATORS, bounds, function, monotone
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.store import check, from_json, stored
+from bitwright.engine.store import check_graph, from_json, stored
 from bitwright.errors import InputError
 
 W, V = torch.linspace(-1, 1, 4 * 4 * 9).reshape(4, 4, 3, 3), torch.tensor([0.5, -1.0, 2.0, 0.25])
@@ -60,7 +60,7 @@ def graph_of(op: str) -> Graph:
     graph = Graph(nodes, {})
     for role, value in tensors.items():
         graph.put(nodes[1], role, value)
-    check(graph)
+    check_graph(graph)
     return graph
 
 

@@ -25,7 +25,7 @@ from torch import Tensor
 
 import bitwright as bw
 from bitwright.engine import bitstrings, native, native_library
-from bitwright.engine.even import Grid
+from bitwright.engine.even import EvenGrid
 from bitwright.errors import InputError
 
 onnx = pytest.importorskip("onnx")
@@ -124,7 +124,7 @@ class Case:
         self.n, self.planes = n or pick.choice((1, 3)), pick.choice((1, 1, 2, 3))
         self.code = torch.randint(0, 1 << (self.x_planes or 8), (self.n, c, *self.size), generator=g)
         bits = torch.randint(0, 2, (self.planes, self.o, c // self.groups, *self.kernel), generator=g)
-        self.bits = bitstrings.pack(bits)
+        self.bits = bitstrings.pack_bits(bits)
         sign = pick.random() < 0.6
         self.mult = [2 << q for q in range(self.planes)] if sign else [pick.randint(-7, 7) for _ in range(self.planes)]
         self.zero = 1 - (1 << self.planes) if sign else pick.randint(-3, 3)
@@ -178,9 +178,9 @@ class Case:
         return torch.where(self.flip[:, None, None].bool(), len(ladder) - code, code) if flip else code
 
 
-GRID = Grid(3.0, "multiply", 5, 1, 9)
+GRID = EvenGrid(3.0, "multiply", 5, 1, 9)
 GRID_INPUT = f32(3, 1, 5, 1, 9)
-DIVIDE = Grid(0.3, "divide", -2, 0, 3)
+DIVIDE = EvenGrid(0.3, "divide", -2, 0, 3)
 DIVIDE_INPUT = f32(1, 0.3, -2, 0, 3)
 
 
@@ -226,7 +226,7 @@ def test_convolutions(isa: str, c: int) -> None:
 def test_a_linear_layer_and_the_border_tables_of_the_core(isa: str) -> None:
     case = Case(7, 64, o=64, size=(9, 8), x_planes=1)
     plan = native.ConvPlan.bits(
-        bitstrings.unpack(case.bits, (case.planes, 64, 64 // case.groups, *case.kernel)), w_mult=case.mult, w_zero=case.zero,
+        bitstrings.unpack_bits(case.bits, (case.planes, 64, 64 // case.groups, *case.kernel)), w_mult=case.mult, w_zero=case.zero,
         x_mult=[case.x_mult], x_zero=-1, stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups,
     )  # fmt: skip
     codes = native.to_words(case.code.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), 1, case.groups)
@@ -240,7 +240,17 @@ def test_a_linear_layer_and_the_border_tables_of_the_core(isa: str) -> None:
     attrs: dict[str, Any] = {"strides": [1, 1], "pads": [0] * 4, "dilations": [1, 1]}
     one = np.zeros(1, np.int32)
     shape, mult = np.array([1, 10, 100, 1, 1]), np.array([2], np.int32)
-    inputs = [words(code, 1, 1), bitstrings.pack(bits), shape, mult, mult - 3, mult, corr.to(torch.int32), one, one]
+    inputs = [
+        words(code, 1, 1),
+        bitstrings.pack_bits(bits),
+        shape,
+        mult,
+        mult - 3,
+        mult,
+        corr.to(torch.int32),
+        one,
+        one,
+    ]
     (y,) = run("ConvInt", inputs, "int", group=1, x_planes=1, **attrs)
     want = F.linear((code * 2 - 1).flatten(1).float(), weight.flatten(1).float())
     assert same(y.reshape(3, 10), want.to(torch.int32))
@@ -284,7 +294,7 @@ def test_packing(isa: str, c: int) -> None:
 
 
 @pytest.mark.parametrize("grid, given", [(GRID, GRID_INPUT), (DIVIDE, DIVIDE_INPUT)])
-def test_packing_by_rounding(isa: str, grid: Grid, given: Array) -> None:
+def test_packing_by_rounding(isa: str, grid: EvenGrid, given: Array) -> None:
     for c, last in itertools.product((1, 3, 17, 64), (True, False)):
         x = floats(c, 3, c, 3, 37)
         half = 0.5 / grid.value if grid.kind == "multiply" else 0.5 * grid.value  # goes to the even code

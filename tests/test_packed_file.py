@@ -630,7 +630,7 @@ def test_a_wide_chain_of_nodes_is_quick(tmp_path: Path) -> None:
 def test_what_a_fresh_graph_holds_passes_its_own_check(recipe: str) -> None:
     for make in (tiny,):
         graph = pack(make(), INPUT).graph
-        store.check(graph)
+        store.check_graph(graph)
         assert from_json(json.dumps([vars(n) for n in graph.nodes]), graph.tensors).nodes == graph.nodes
 
 

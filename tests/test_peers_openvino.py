@@ -13,9 +13,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from bitwright.measure import peers, peers_openvino, peers_ort, twin
+from bitwright.measure import peers, peers_openvino, peers_ort
 from bitwright.measure.bench import AGAINST, bench
 from bitwright.quiet import quiet
+from bitwright.transforms import twin
 
 pytest.importorskip("onnxruntime")
 needs_openvino = pytest.mark.skipif(importlib.util.find_spec("openvino") is None, reason="needs the extra `openvino`")
@@ -38,7 +39,7 @@ class Residual(nn.Module):
 
 def answer(name: str, net: twin.FloatNet, threads: int = 1) -> dict[str, np.ndarray]:
     """The result of each variant of a peer, by its label."""
-    peer = peers.build(name, net, threads)
+    peer = peers.build_peer(name, net, threads)
     if name == "openvino-bf16" and "has no bf16" in peer.note:
         pytest.skip(peer.note)
     assert peer.variants, peer.note
@@ -103,7 +104,7 @@ def test_the_int8_peer_reads_uint8_and_computes_in_integers(monkeypatch: pytest.
     real = ov.Core.compile_model
     monkeypatch.setattr(ov.Core, "compile_model", lambda *a: compiled.append(real(*a)) or compiled[-1])
     for net in (Residual().eval(), nn.Conv2d(3, 8, 3)):
-        assert peers.build("openvino-int8", twin.float_net(net, (torch.randn(1, 3, 8, 8),)), 1).variants
+        assert peers.build_peer("openvino-int8", twin.float_net(net, (torch.randn(1, 3, 8, 8),)), 1).variants
     assert len(compiled) == 3  # the convolution in two layouts
     for model in compiled:
         assert model.input(0).get_element_type() == ov.Type.u8
@@ -116,8 +117,8 @@ def test_the_int8_peer_reads_uint8_and_computes_in_integers(monkeypatch: pytest.
 def test_the_thread_count_is_honored_or_the_row_says_why_not():
     net = twin.float_net(nn.Linear(64, 64), (torch.randn(4, 64),))
     cpus = len(os.sched_getaffinity(0))
-    assert peers.build("openvino-fp32", net, cpus).variants
-    more = peers.build("openvino-fp32", net, cpus + 1)
+    assert peers.build_peer("openvino-fp32", net, cpus).variants
+    more = peers.build_peer("openvino-fp32", net, cpus + 1)
     assert not more.variants and f"OpenVINO runs {cpus} of {cpus + 1} threads" in more.note
 
 
@@ -129,7 +130,7 @@ def test_settings_are_those_of_one_latency_bound_call(monkeypatch: pytest.Monkey
     real = ov.Core.compile_model
     monkeypatch.setattr(ov.Core, "compile_model", lambda *a: found.append(real(*a)) or found[-1])
     net = twin.float_net(nn.Linear(8, 8), (torch.randn(1, 8),))
-    assert peers.build("openvino-fp32", net, 1).variants
+    assert peers.build_peer("openvino-fp32", net, 1).variants
     asked = (
         "INFERENCE_NUM_THREADS",
         "NUM_STREAMS",

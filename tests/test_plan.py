@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
+from bitwright.numbers import kb_unit
 from bitwright.transforms import apply, plan, walk
 
 
@@ -255,8 +256,7 @@ def test_a_layer_that_cannot_be_packed_says_so_before_training(words: str, recip
     table = plan(net, recipe, x)
     row = table.rows[1]
     assert words in row.why and row.note == f"stays float when packed: {row.why}" and row.runs == "float"
-    size = 4 * row.weights / 1000
-    assert f"packed   2: float, {size:.3g} kB and not {row.weight_bytes / 1000:.3g} kB" in str(table)
+    assert f"packed   2: float, {kb_unit(4 * row.weights)} and not {kb_unit(row.weight_bytes)}" in str(table)
     apply(net, recipe, x)
     assert f"stays float when packed: {row.why}" in {r.name: r for r in bw.cost(net, x).rows}["2"].note
 

@@ -10,11 +10,10 @@ import torch
 from torch import nn
 
 import bitwright as bw
-from bitwright.engine import native
+from bitwright.engine import native, planner
 from bitwright.engine.convert import _where
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.report import ConvertReport, ReportRow
-from bitwright.measure import planner
 
 B = bw.nn
 needs_core = pytest.mark.skipif(not native.available(), reason=native.notice())

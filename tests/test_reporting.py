@@ -18,11 +18,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from bitwright import reporting
+from bitwright import numbers, reporting
 from bitwright.cli.run import run as command
 from bitwright.errors import InputError
-from bitwright.measure import numbers
-from bitwright.reporting import images, page, words
+from bitwright.reporting import images, page
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.page import commands, html
@@ -44,6 +43,7 @@ class Page(HTMLParser):
 
     def __init__(self, text: str) -> None:
         super().__init__()
+        text = text.replace("\xa0", " ")  # between a number and its unit
         self.text, self.tags, self.by_id, self._open = text, [], {}, []
         self.feed(text)
 
@@ -84,8 +84,8 @@ def test_tiles_table_csv_and_json_say_the_same(full: Run) -> None:
     for key, write in (
         ("bytes_after", numbers.kb),
         ("bytes_before", numbers.kb),
-        ("ms_after", words.ms),
-        ("ms_before", words.ms),
+        ("ms_after", numbers.ms),
+        ("ms_before", numbers.ms),
     ):
         total = sum(float(row[key]) for row in rows)
         assert totals[key] == pytest.approx(total, rel=1e-12)
@@ -96,7 +96,7 @@ def test_tiles_table_csv_and_json_say_the_same(full: Run) -> None:
     assert f"{numbers.percent(head['accuracy'])} %" in found.by_id["tile-accuracy"]
     assert head["file_bytes"] == full.read_json("convert.json")["file_bytes"]
     assert head["latency_ms"] == full.read_json("bench.json")["rows"][0]["latency_ms"]
-    for tile, text in (("tile-size", numbers.kb(head["file_bytes"])), ("tile-time", words.ms(head["latency_ms"]))):
+    for tile, text in (("tile-size", numbers.kb(head["file_bytes"])), ("tile-time", numbers.ms(head["latency_ms"]))):
         assert f" {text} " in found.by_id[tile]
         assert f" {text}" in found.by_id["total-net"]
     assert numbers.kb(totals["bytes_after"]) in found.by_id["tile-size"]
@@ -236,8 +236,42 @@ def test_no_accuracy_is_compared_with_a_float_net_that_guesses(tmp_path: Path) -
     run.write_csv("results.csv", [r | {"accuracy": "0.101"} if r["net"] == "float" else r for r in rows])
     found = load_run(run.path)
     assert found.float_guesses and "its float net only guesses" in verdict(found).sentence
-    page = html(found)
+    page = Page(html(found)).text
     assert "float 10.1 %, which only guesses" in page and "points of accuracy" not in verdict(found).sentence
+
+
+def test_a_number_and_its_unit_stay_on_one_line(full: Run) -> None:
+    text = re.sub(r"(?s)<(script|style|pre|code)\b.*?</\1>", "", html(load_run(full.path)))
+    assert "\xa0ms" in text and "\xa0kB" in text and "\xa0%" in text and "\xa0M" in text
+    assert re.findall(r"\d(?:</b>)? (?:ms|kB|%|M\b|points)", text) == []
+
+
+def test_what_is_missing_is_named_once_and_the_runtime_of_our_row_too(tmp_path: Path) -> None:
+    run = example_run(tmp_path / "mynet")
+    table = run.read_json("bench.json")
+    lost = [
+        {"name": f"openvino-{p}", "precision": p, "note": "unavailable: pip install openvino"} for p in ("int8", "fp32")
+    ]
+    ours = table["rows"][0] | {"note": "onnxruntime; torch 0.999"}
+    run.write_json("bench.json", table | {"rows": [ours, *table["rows"][1:], *lost]})
+    found = Page(html(load_run(run.path)))
+    assert "openvino-int8, openvino-fp32 not measured: pip install openvino." in found.text
+    assert found.text.count("pip install openvino.") == 1
+    assert "in onnxruntime" in found.by_id["tile-time"] and "Ours ran in onnxruntime, the faster of two." in found.text
+
+
+def test_procedures_have_a_table_with_the_columns_of_their_report(tmp_path: Path) -> None:
+    run = example_run(tmp_path / "mynet")
+    assert 'id="procedures"' not in html(load_run(run.path))
+    rows = [{"layer": HOSTILE, "kept": 0.12345, "rounds": [3, 4], "values": 1200}]
+    done = {"stage": 1, "procedure": "mine", "samples": 640, "rows": rows, "recipe": "[[rule]]"}
+    only = {"stage": None, "procedure": "hybrid", "recipe": ""}
+    run.write_json("procedures.json", {"procedures": [done, only]})
+    found = Page(html(load_run(run.path)))
+    text = found.by_id["procedures"]
+    assert "mine, before stage 1" in text and "hybrid, by compress" in text and "640 training images" in text
+    assert "0.123" in text and "3, 4" in text and "1,200" in text and HOSTILE not in found.text
+    assert json.loads(found.by_id["data"])["procedures"][0]["rows"] == rows
 
 
 def test_reproduce_begins_with_the_experiment_of_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

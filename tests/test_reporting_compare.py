@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bitwright import reporting
 from bitwright.cli.run import run as command
 from bitwright.errors import InputError
 from bitwright.reporting import comparison
-from bitwright.reporting.groups import grouped
+from bitwright.reporting.groups import accuracy_of, grouped
 from bitwright.reporting.load import load_run
 from bitwright.reporting.matrix import matrix
 from bitwright.runs.folder import Run
@@ -38,6 +39,19 @@ def sweep(tmp_path: Path) -> Path:
 def cells(folder: Path, order: list[str]) -> dict[str, dict[str, str]]:
     table = matrix(grouped([load_run(folder / name) for name in order]))
     return {row.name: {n: str(c) for n, c in zip(table.names, row.cells, strict=True)} for row in table.rows}
+
+
+def test_accuracy_is_not_compared_with_a_run_that_guesses(tmp_path: Path) -> None:
+    guesses, learned = example_run(tmp_path / "guesses"), example_run(tmp_path / "learned")
+    for name in ("convert.json", "state.json"):
+        key = "accuracy" if name == "convert.json" else "test_top1"
+        guesses.write_json(name, guesses.read_json(name) | {key: 0.1})
+    first, second = (load_run(run.path) for run in (guesses, learned))
+    groups = [replace(grouped([run])[0], name=name) for name, run in (("a", first), ("b", second))]
+    assert first.guesses(accuracy_of(first)) and not second.guesses(accuracy_of(second))
+    assert [row.cells[1].note for row in matrix(groups).rows if row.name == "accuracy, %"] == [""]
+    (row,) = (row for row in matrix(groups[::-1]).rows if row.name == "accuracy, %")
+    assert row.cells[1].note.startswith("-")
 
 
 def test_seeds_merge_and_spread_decides(sweep: Path) -> None:

@@ -147,7 +147,7 @@ def test_damage_is_one_line_with_its_place(tmp_path: Path, name: str, text: str,
 def test_a_comparison_has_work_and_accuracy(tmp_path: Path, gated: Run) -> None:
     plain = example_run(tmp_path / "plain", 8)
     plain.write_text("experiment.toml", 'seed = 3\n[data]\nname = "digits"\n[[stage]]\nepochs = 7\n')
-    page = compare([plain.path, gated.path], tmp_path / "c.html").read_text(encoding="utf-8")
+    page = compare([plain.path, gated.path], tmp_path / "c.html").read_text(encoding="utf-8").replace("\xa0", " ")
     macs = sum(int(r["macs"]) for r in plain.read_csv("layers.csv"))
     share = 4e7 * (1 - 0.03 * 13)
     assert "How much is computed?" in page and f"{macs / 1e6:.2f} M" in page

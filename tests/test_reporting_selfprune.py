@@ -74,7 +74,7 @@ def test_the_sweep_and_its_words_are_those_of_the_file(pruned: Run) -> None:
     assert names == {"running", "running, ranked", "batch", "batch, ranked"}
     data = json.loads(page.by_id["data"])["selfprune"]["sweeps"]
     assert [s["norm"] for s in data] == ["running", "recalibrate", "batch"] and len(data[0]["rows"]) == 44
-    assert "--judge weight_sweep" in page.by_id["again"]
+    assert "analyze sweep" in page.by_id["again"]
 
 
 def test_accuracy_stands_against_the_share_of_its_epoch(pruned: Run) -> None:
@@ -106,7 +106,7 @@ def test_a_training_without_analysis_shows_its_last_sweep(tmp_path: Path) -> Non
 def test_without_a_sweep_one_command_is_left(pruned: Run) -> None:
     pruned.file("sweep.json").unlink()
     text = page_of(pruned).by_id["connections"]
-    assert "Accuracy over the weight value was not measured." in text and "--judge weight_sweep" in text
+    assert "Accuracy over the weight value was not measured." in text and "analyze sweep" in text
     assert "Same class as the circuit" not in text
 
 

@@ -17,9 +17,10 @@ import pytest
 
 from bitwright import experiment
 from bitwright.errors import InputError
-from bitwright.runs import Run, files
+from bitwright.runs import Run, file_list
 from bitwright.runs.lock import locked
-from bitwright.runs.tables import Classes, Gate, Health, Sweeps
+from bitwright.runs.result_tables import Sweeps
+from bitwright.runs.tables import Classes, Gate, Health
 from bitwright.training import train
 from bitwright.training.probe import MEASURES
 
@@ -47,15 +48,15 @@ def tiny(*overrides: str) -> experiment.Experiment:
 def test_a_second_training_is_refused_with_the_process_of_the_first(tmp_path: Path) -> None:
     run = tmp_path / "run"
     with locked(run):
-        assert json.loads((run / files.LOCK).read_text()) == {"host": socket.gethostname(), "process": os.getpid()}
+        assert json.loads((run / file_list.LOCK).read_text()) == {"host": socket.gethostname(), "process": os.getpid()}
         for how in ({}, {"resume": True}, {"force": True}):
             with pytest.raises(InputError, match=f"process {os.getpid()} is training in") as error:
                 train(tiny(), run, **how)  # type: ignore[arg-type]
             assert error.value.code == "run-locked" and "\n" not in str(error.value)
-        assert (run / files.LOCK).exists()
+        assert (run / file_list.LOCK).exists()
     assert not list(run.iterdir())
     train(tiny(), run)
-    assert not (run / files.LOCK).exists()
+    assert not (run / file_list.LOCK).exists()
 
 
 def test_a_killed_training_leaves_no_lock(tmp_path: Path) -> None:
@@ -64,25 +65,25 @@ def test_a_killed_training_leaves_no_lock(tmp_path: Path) -> None:
         "with locked(Path(sys.argv[1])): os.kill(os.getpid(), 9)"
     )
     subprocess.run([sys.executable, "-c", code, str(tmp_path / "run")], check=False)
-    assert (tmp_path / "run" / files.LOCK).exists()
+    assert (tmp_path / "run" / file_list.LOCK).exists()
     train(tiny(), tmp_path / "run")
-    assert not (tmp_path / "run" / files.LOCK).exists()
+    assert not (tmp_path / "run" / file_list.LOCK).exists()
 
 
 def test_a_lock_of_another_machine_is_believed(tmp_path: Path) -> None:
-    (tmp_path / files.LOCK).write_text(json.dumps({"host": "elsewhere", "process": 7}))
+    (tmp_path / file_list.LOCK).write_text(json.dumps({"host": "elsewhere", "process": 7}))
     with pytest.raises(InputError, match=r"process 7 on elsewhere .* If it is gone, remove .*train\.lock"):
         train(tiny(), tmp_path)
     for text in ("", "[", "{}", '{"host": 3}', "[" * 3000, '{"host": null, "process": "x"}'):
-        (tmp_path / files.LOCK).write_text(text)
+        (tmp_path / file_list.LOCK).write_text(text)
         with locked(tmp_path):
             pass
 
 
 def test_force_clears_every_file_of_a_run_and_nothing_else(tmp_path: Path) -> None:
-    for name in files.FILES:
+    for name in file_list.FILES:
         (tmp_path / name).write_text("old")
-    for name in files.FOLDERS:
+    for name in file_list.FOLDERS:
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").touch()
     (tmp_path / "mine.txt").touch()
@@ -91,14 +92,14 @@ def test_force_clears_every_file_of_a_run_and_nothing_else(tmp_path: Path) -> No
     assert "pca.json" not in new and "stages" in new and not (tmp_path / "stages" / "old").exists()
     assert all((tmp_path / name).read_bytes() != b"old" for name in new - {"stages"})
     assert (tmp_path / "mine.txt").exists()
-    assert new <= {*files.FILES, *files.FOLDERS}  # what a training writes is in the list
+    assert new <= {*file_list.FILES, *file_list.FOLDERS}  # what a training writes is in the list
 
 
 def test_the_documentation_lists_the_files_and_columns_that_there_are() -> None:
     page = (Path(__file__).parents[1] / "docs/concepts/run-directory.md").read_text(encoding="utf-8")
     listed = dict(re.findall(r"^\| `([\w./]+)` \| (.*) \|$", page.partition("| column of")[0], re.M))
-    assert listed.pop(files.LOCK)
-    assert listed == files.FILES | {f"{name}/": what for name, what in files.FOLDERS.items()}
+    assert listed.pop(file_list.LOCK)
+    assert listed == file_list.FILES | {f"{name}/": what for name, what in file_list.FOLDERS.items()}
     assert re.findall(r"^\| `(\w+)` \|", page.partition("| column of `health.csv`")[2], re.M) == list(MEASURES)
     assert list(MEASURES) == [name for name in Health.columns() if name not in ("stage", "epoch", "layer")]
 
@@ -145,7 +146,7 @@ def full(*args: Any, **options: Any) -> Any:
     [
         "bitwright.runs.folder.Run.write_json",
         "tensorboard.compat.tensorflow_stub.io.gfile.LocalFileSystem._write",
-        "bitwright.training.checkpoint.torch.save",
+        "bitwright.training.last_checkpoint.torch.save",
     ],
 )
 def test_a_disk_that_is_full_at_the_start_is_one_true_line(

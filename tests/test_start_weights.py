@@ -16,7 +16,7 @@ import bitwright as bw
 from bitwright import experiment
 from bitwright.errors import BitwrightWarning, InputError
 from bitwright.runs.build import build_model
-from bitwright.runs.weights import put_weights, read_weights
+from bitwright.runs.weight_files import put_weights, read_weights
 
 
 def net() -> nn.Sequential:

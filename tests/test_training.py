@@ -202,7 +202,7 @@ def test_resume_without_a_checkpoint_begins_at_the_beginning(tmp_path: Path) -> 
     run.write_text("experiment.toml", to_toml(experiment(stage=[{"epochs": 1}])))
     (tmp_path / "a" / ".bitwright-left").write_text("of a process that was killed")
     notes: list[str] = []
-    from bitwright.training.progress import Screen
+    from bitwright.training.display import Screen
 
     train(experiment(stage=[{"epochs": 1}]), run.path, resume=True, screen=Screen(note=notes.append))
     assert "begins at the beginning" in notes[0] and not (run.path / ".bitwright-left").exists()
@@ -301,7 +301,7 @@ def test_a_loss_that_is_not_finite(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     )
     assert "Last good state: last.ckpt (stage 0, epoch 0)" in text
     assert "try: stage.0.optimizer.lr=0.005, or stage.0.clip=1.0" in text
-    from bitwright.training.checkpoint import read_checkpoint
+    from bitwright.training.last_checkpoint import read_checkpoint
 
     saved = read_checkpoint(tmp_path / "a" / "last.ckpt")
     assert all(torch.isfinite(v).all() for v in saved["state_dict"].values())
@@ -318,7 +318,7 @@ def test_a_bad_net_is_not_written_over_a_good_one(tmp_path: Path, monkeypatch: p
         Negative, match=r"weights became infinite or nan at stage 0, epoch 0, step 7; first bad layer fc2"
     ):
         train(experiment(stage=[{"epochs": 1}]), tmp_path / "a")
-    from bitwright.training.checkpoint import read_checkpoint
+    from bitwright.training.last_checkpoint import read_checkpoint
 
     saved = read_checkpoint(tmp_path / "a" / "last.ckpt")
     assert saved["bitwright"]["state"]["step"] == 6 and torch.isfinite(saved["state_dict"]["net.fc2.weight"]).all()
@@ -447,7 +447,7 @@ def kill_at(words: list[str], run: Path, wanted: int, delay: float) -> tuple[int
     Returns where its last checkpoint then stands: (stage, epoch, batch); it is whole, else reading it fails.
     None where the process was not between its first and its last step.
     """
-    from bitwright.training.checkpoint import read_checkpoint
+    from bitwright.training.last_checkpoint import read_checkpoint
 
     path = run / "last.ckpt"
     before, wrote = path.stat().st_ino if path.exists() else None, False

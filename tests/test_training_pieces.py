@@ -20,12 +20,12 @@ from bitwright.experiment import Experiment, load
 from bitwright.experiment.schema import Optimizer, Schedule, Stage
 from bitwright.runs.tables import Connected, Epoch, Health
 from bitwright.training import probe as probes
-from bitwright.training.checkpoint import read_checkpoint, write_checkpoint
+from bitwright.training.display import Screen, TimeLeft
+from bitwright.training.last_checkpoint import read_checkpoint, write_checkpoint
 from bitwright.training.lessons import lessons
 from bitwright.training.loader import EpochLoader, steps_per_epoch
 from bitwright.training.losses import distilled, make_loss
 from bitwright.training.optimizers import make_optimizer, set_rate
-from bitwright.training.progress import Screen, TimeLeft
 from bitwright.training.schedules import factor
 from bitwright.training.state import State
 

@@ -164,12 +164,12 @@ def test_plan(here: Path) -> None:
     assert said.code == 0
     like(
         said.out,
-        r"layer +kind +shape +rule  w +x +bits +runs +MACs  note",
-        r"conv1 +Conv2d  3>16 3x3 +1 +float  float +32/32  float  0\.44 M  first",
-        r"layer1\.0\.conv1  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +bits   2\.36 M",
-        r"layer1\.0\.conv2  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +bits   2\.36 M",
+        r"layer +kind +shape +rule  w +x +bits +runs +MACs, k  note",
+        r"conv1 +Conv2d  3>16 3x3 +1 +float  float +32/32  float +442  first",
+        r"layer1\.0\.conv1  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +bits +2,359",
+        r"layer1\.0\.conv2  Conv2d  16>16 3x3  0 +xnor   norm\+sign  1/1 +bits +2,359",
         r"\.\.\.  16 more like these \(--all\)",
-        r"fc +Linear  64>10 +2 +float  float +32/32  float +640  last",
+        r"fc +Linear  64>10 +2 +float  float +32/32  float +0\.640  last",
         r"total    20 layers: 18 binary, 2 float   40\.55 M MACs, 98\.9 % of them at 1 bit",
         rf"weights  1,073 kB -> {KB} kB, computed; time is not predicted: use bench",
         # no "each matched": a rule that matches nothing is an error, so all others did

@@ -82,7 +82,7 @@ def test_a_run_of_ones_own_needs_no_word_and_a_moved_one_needs_it_once(project: 
     for name in ("net.py", "blocks.py", "mine.toml"):  # the run needs nothing from outside
         (project / name).unlink()
     for argv in (
-        ["convert", moved], ["eval", moved], ["plan", moved], ["cost", moved], ["analyze", moved], ["train", moved],
+        ["convert", moved], ["eval", moved], ["plan", moved], ["cost", moved], ["analyze", "pca", moved], ["train", moved],
         ["plan", f"{moved}/experiment.toml"], ["train", f"{moved}/experiment.toml", "--dry-run"],
     ):  # fmt: skip
         forget()

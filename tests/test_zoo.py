@@ -150,7 +150,6 @@ def test_a_float_net_by_folder_by_variable_and_missing(nets: Path, monkeypatch: 
 
 
 def test_a_float_net_by_url_with_its_checksum(nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("pooch")
 
     class Quiet(SimpleHTTPRequestHandler):
         def log_message(self, format: str, *args: Any) -> None:

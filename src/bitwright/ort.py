@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.errors import InputError
 from bitwright.fn.library import open_core
+from bitwright.quiet import without_telemetry
 
 if TYPE_CHECKING:
     import onnxruntime
@@ -25,6 +26,7 @@ _lock = threading.Lock()
 
 
 def _runtime() -> Any:
+    without_telemetry()
     try:
         import onnxruntime
     except ImportError as error:

@@ -1,12 +1,21 @@
-"""Silence around other people's programs: exporters and quantizers that warn, log and print."""
+"""Silence around other programs: exporters and quantizers that warn, log and print; a runtime that reports usage."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import logging
+import os
 import warnings
 from collections.abc import Iterator
+
+
+def without_telemetry() -> None:
+    """Before onnxruntime is imported: newer ones send usage data and write to ~/.cache unless this is set.
+
+    A setting of the user stays.
+    """
+    os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 
 
 @contextlib.contextmanager

@@ -10,10 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.analysis.tabular import Tabular
 from bitwright.analysis.zero_one_nets import is_zero_one, need_zero_one, zero_one_layers
 from bitwright.nn.layers import SlotLayer
 from bitwright.parts.moments import moment
+from bitwright.tabular import Tabular
 from bitwright.transforms.flow import trace_flow
 from bitwright.transforms.layers import candidates
 from bitwright.transforms.unwrap import unwrap

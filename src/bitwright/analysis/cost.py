@@ -11,9 +11,9 @@ from typing import Any
 from torch import nn
 
 from bitwright.analysis.energy import EnergyTable, load_energy
-from bitwright.analysis.tabular import Tabular
-from bitwright.analysis.versus import REFERENCES, as_binary, as_float, bias_bytes, outside_bytes
-from bitwright.transforms.plan import kb_text, macs_text
+from bitwright.analysis.versus import REFERENCES, as_binary, bias_bytes, outside_bytes, without_parts
+from bitwright.numbers import factor, in_one_unit, kb, kb_unit, significant
+from bitwright.tabular import Tabular
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.walk import batch_of, walk
 from bitwright.types import LayerInfo
@@ -112,17 +112,30 @@ class CostTable(Tabular):
 
     def cells(self) -> list[list[str]]:
         """Head, layers, total."""
-        numbers = ["MACs", "BOPs", "weights", "activations", "energy", "density"]
-        out = [["layer", "kind", "w/x", "bits", *numbers, "note"]]
-        for r in self.rows:
-            bits = f"{_bits(r.w_bits)}/{_bits(r.x_bits)}"
-            out.append([r.name or "(model)", r.kind, f"{r.w}/{r.x}", bits, *self._numbers(asdict(r)), r.note])
-        return [*out, ["total", f"{len(self.rows)} layers", "", "", *self._numbers(self.totals), ""]]
+        totals = {**self.totals, "name": "total", "kind": f"{len(self.rows)} layers", "note": ""}
+        lines: list[dict[str, Any]] = [*(asdict(r) for r in self.rows), totals]
 
-    def _numbers(self, v: dict[str, Any]) -> list[str]:
-        energy = f"{v['energy_pj'] / 1e6:.3g} uJ" if self.energy.unit == "pJ" else macs_text(round(v["energy_pj"]))
-        sizes = (kb_text(v["weight_bytes"]), kb_text(v["activation_bytes"]))
-        return [macs_text(v["macs"]), macs_text(v["bops"]), *sizes, energy, f"{v['density']:.3g}"]
+        def column(name: str, key: str) -> list[str]:
+            unit, counts = in_one_unit([line[key] for line in lines])
+            return [f"{name}, {unit}" if unit else name, *counts]
+
+        joules = self.energy.unit == "pJ"
+        columns = [
+            ["layer", *(line["name"] or "(model)" for line in lines)],
+            ["kind", *(line["kind"] for line in lines)],
+            ["w/x", *(f"{r.w}/{r.x}" for r in self.rows), ""],
+            ["bits", *(f"{_bits(r.w_bits)}/{_bits(r.x_bits)}" for r in self.rows), ""],
+            column("MACs", "macs"),
+            column("BOPs", "bops"),
+            ["weights, kB", *(kb(line["weight_bytes"]) for line in lines)],
+            ["activations, kB", *(kb(line["activation_bytes"]) for line in lines)],
+            ["energy, uJ", *(significant(line["energy_pj"] / 1e6) for line in lines)]
+            if joules
+            else column("energy", "energy_pj"),
+            ["density", *(f"{line['density']:.3g}" for line in lines)],
+            ["note", *(line["note"] for line in lines)],
+        ]
+        return [list(row) for row in zip(*columns, strict=True)]
 
     def __str__(self) -> str:
         return "\n".join([super().__str__(), *self.notes()])
@@ -134,13 +147,13 @@ class CostTable(Tabular):
         if self.references and any(r.w_bits != 32 or r.x_bits != 32 for r in self.rows):
             what = "energy" if self.energy.unit == "pJ" else self.energy.unit
             text = (
-                f"float / this net: {what} {ratio(t['energy_efficiency'])}, counted bytes {ratio(t['compression'])} "
-                f"({kb_text(t['storage_bytes'])} with scales, norms, masks)"
+                f"float / this net: {what} {factor(t['energy_efficiency'])}, counted bytes {factor(t['compression'])} "
+                f"({kb_unit(t['storage_bytes'])} with scales, norms, masks)"
             )
             if t["binary_energy_pj"] != t["energy_pj"] or t["binary_storage_bytes"] != t["storage_bytes"]:
                 text += (
                     f"; float / this net with 1 bit in all its low-bit layers: {what} "
-                    f"{ratio(t['binary_energy_efficiency'])}, counted bytes {ratio(t['binary_compression'])}"
+                    f"{factor(t['binary_energy_efficiency'])}, counted bytes {factor(t['binary_compression'])}"
                 )
             yield text
         if unknown := t["unknown"]:
@@ -165,7 +178,7 @@ def cost(model: nn.Module, example: Any, energy: str | Path = "horowitz45") -> C
 
     biases = bias_bytes(model)
     references = {
-        "float": rows([as_float(info, biases.get(info.name, 0)) for info in infos]),
+        "float": rows([without_parts(info, biases.get(info.name, 0)) for info in infos]),
         "binary": rows([as_binary(info) for info in infos]),
     }
     return CostTable(rows(infos), table, outside_bytes(model), references)
@@ -205,15 +218,6 @@ def _row(info: LayerInfo, batch: int, table: EnergyTable) -> CostRow:
 def _planes(planes: int | None, bits: int | None) -> int:
     """Factor of the bit operations: the planes of the code, else the bits, else float."""
     return planes if planes is not None else bits if bits is not None else 32
-
-
-def ratio(value: float) -> str:
-    """One decimal.
-
-    >>> ratio(12.34)
-    '12.3x'
-    """
-    return f"{value:,.1f}x" if value >= 0.95 else f"{value:.2f}x"
 
 
 def _bits(bits: int | None) -> str:

@@ -10,9 +10,9 @@ from torch import nn
 
 from bitwright.analysis.baselines import layer_sets
 from bitwright.analysis.hybrid import HybridForm, commented, fit, make_form, parts_of_recipe
-from bitwright.analysis.tabular import Tabular, columns
 from bitwright.errors import InputError, nearest
 from bitwright.nn.layers import KINDS
+from bitwright.tabular import Tabular, columns
 from bitwright.transforms.decide import exact_glob
 from bitwright.transforms.recipe import Recipe, RecipeLike
 
@@ -174,11 +174,11 @@ class Pca(Tabular):
         if kind == "pca" and self.stable is not None:
             lines.append("Both halves of the images choose the same layers." if self.stable else self.unstable())
         lines += ["To change the choice, add or remove rules at the end.", ""]
-        table = [["layer", "channels", "components", "rise", "bits"]]
+        head, table = ["layer", "channels", "components", "rise", "bits"], []
         for row in self.layers:
             pair = f"{w}/{x}" if row.name in layers else "1/1"
             table.append([row.name, str(row.channels), str(row.components), _signed(self.rise(row.name)), pair])
-        return "\n".join([*lines, *columns(table)])
+        return "\n".join([*lines, *columns(head, table, range(1, 5))])
 
     def _rule(self) -> str:
         if self.budget is not None:

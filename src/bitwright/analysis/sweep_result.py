@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitwright.analysis.tabular import Tabular
+from bitwright.numbers import percent
+from bitwright.tabular import Tabular
 
 NORMS = ("running", "recalibrate", "batch")
 
@@ -117,11 +118,3 @@ def side_by_side(sweeps: Sequence[WeightSweep], values: Sequence[float] | None =
     for v in values if values is not None else [p.on for p in sweeps[0].points]:
         body.append([f"{v:g}", *(percent(getattr(s, key).get(v)) for s in sweeps for key in short)])
     return [head, *body]
-
-
-def percent(share: float | None) -> str:
-    """
-    >>> percent(0.8333), percent(None)
-    ('83.3', '-')
-    """
-    return "-" if share is None else f"{100 * share:.1f}"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from bitwright.analysis.sweep_result import WeightSweep, percent
+from bitwright.analysis.sweep_result import WeightSweep
+from bitwright.numbers import percent
 
 SPAN = (0.5, 4.0)  # weight values over which invariance is claimed; at 0 every net is constant
 FLAT = 0.02

@@ -13,7 +13,7 @@ from bitwright.types import LayerInfo
 REFERENCES = ("float", "binary")
 
 
-def as_float(info: LayerInfo, bias_bytes: int) -> LayerInfo:
+def without_parts(info: LayerInfo, bias_bytes: int) -> LayerInfo:
     """The same layer without parts: 32 bits everywhere, nothing stored beside weights and bias."""
     return replace(
         info, w_bits=32, x_bits=32, w_planes=None, x_planes=None, density=1.0,

@@ -14,9 +14,9 @@ from bitwright.analysis.sweep_result import NORMS, SweepPoint, WeightSweep
 from bitwright.analysis.zero_one_nets import Head, find_head, need_zero_one, weight_value_kept, zero_one_parts
 from bitwright.errors import InputError, nearest
 from bitwright.nn.layers import SlotLayer
-from bitwright.procedures.recalibrate_batchnorm import estimate
 from bitwright.transforms.batch_norms import batch_norms, norms_training
 from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.norm_statistics import estimate
 from bitwright.transforms.unwrap import unwrap
 
 ON = tuple(i / 10 for i in range(41))  # divided, not summed up: 0.3 is the key 0.3
@@ -192,7 +192,7 @@ class _Statistics:
         again = list(train) if iter(train) is train else train
         for done, value in enumerate(values):
             put(value)
-            self.samples = estimate(self.model, again, "weight_sweep").samples
+            _, self.samples = estimate(self.model, again, "weight_sweep")
             self.found[value] = [b.clone() for b in self.buffers]
             told("statistics", done + 1, len(values))
 

@@ -8,30 +8,22 @@ from typing import Annotated
 import typer
 
 from bitwright.cli.complete import complete_model, complete_recipe, complete_run
-from bitwright.cli.output import Output
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError
 
-JUDGES = ("pca", "weight_sweep", "connections")
-# options that are for one judge; the others are for all
-ONLY = {
-    "pca": {
-        "output": "--output", "threshold": "--threshold", "delta": "--delta", "relative": "--relative",
-        "budget": "--budget", "bits": "--bits", "shortcut": "--shortcut", "target": "--for", "base": "--base",
-        "weight_scale": "--weight-scale", "faithful": "--faithful", "random": "--random", "seed": "--seed",
-        "count": "--count", "residual": "--residual", "always": "--always", "never": "--never",
-        "baselines": "--baselines", "energy": "--energy", "overwrite": "--overwrite",
-    },
-    "weight_sweep": {"on": "--on", "norm": "--norm", "batch": "--batch", "test_images": "--test-images"},
-    "connections": {},
-}  # fmt: skip
+app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+Target = Annotated[str, typer.Argument(help="A trained run directory.", autocompletion=complete_run)]
+DataRoot = Annotated[str | None, typer.Option("--data-root", help="Where the run's data set lies here.")]
 
 
-def analyze(
+@app.callback()
+def analyze() -> None:
+    """Look at a trained net: how many dimensions each layer uses, or what its 0/1 weights do."""
+
+
+@app.command(short_help="Where bits are needed; writes a recipe.")
+def pca(
     ctx: typer.Context,
-    run: Annotated[str, typer.Argument(help="A trained run directory.", autocompletion=complete_run)],
-    judge: Annotated[
-        str, typer.Option(help="pca: where bits are needed. weight_sweep, connections: of nets with 0/1 weights.")
-    ] = "pca",
+    run: Target,
     output: Annotated[
         str | None, typer.Option("--output", "-o", "--out", help="The recipe. [default: RUN/hybrid.toml]")
     ] = None,
@@ -66,8 +58,7 @@ def analyze(
         bool, typer.Option("--faithful", help="kbit as in the public code: unbounded inputs; cannot be packed.")
     ] = False,
     images: Annotated[
-        int | None,
-        typer.Option(min=1, help="Training images. [default: pca 1,000, more where layers are wide; sweep 2,000]"),
+        int | None, typer.Option(min=1, help="Training images. [default: 1,000, more where layers are wide]")
     ] = None,
     random: Annotated[int, typer.Option(min=0, help="Random choices to compare with.")] = 3,
     seed: Annotated[int, typer.Option(min=0, help="Of the random choices.")] = 0,
@@ -75,46 +66,14 @@ def analyze(
         str | None, typer.Option(help="Folder for the recipes of all choices that it is compared with.")
     ] = None,
     energy: Annotated[str, typer.Option(help="Energy table of the comparison.")] = "hybrid45",
-    data_root: Annotated[str | None, typer.Option("--data-root", help="Where the run's data set lies here.")] = None,
+    data_root: DataRoot = None,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing recipes.")] = False,
-    on: Annotated[str, typer.Option(help="Sweep: weight values, numbers and FROM:TO:STEP.")] = "0:4:0.1,5,10,100",
-    norm: Annotated[
-        str, typer.Option(help="Sweep: statistics of norms: running, recalibrate, batch, or all of them.")
-    ] = "all",
-    batch: Annotated[
-        int | None, typer.Option(min=1, help="Sweep: images at a time. [default: as in training's evaluation]")
-    ] = None,
-    test_images: Annotated[
-        int | None, typer.Option("--test-images", min=1, help="Sweep: first test images only. [default: all]")
-    ] = None,
 ) -> None:
-    """Look at a trained net: how many dimensions each layer uses (pca), or what its 0/1 weights do.
+    """Where bits are needed: k bits for the layers in which the number of dimensions rises.
 
-    pca gives k bits to the layers where the dimensions rise: it writes a recipe to read, edit and train with, and pca.json
-    into the run for its report. Beside it stand other choices: no layer, all layers, and, with as many extra bits, random
-    layers or those of one end of the net.
-
-    weight_sweep evaluates a net of 0/1 weights while they take one value after another, ranked also by what the last layer
-    computes and compared with the circuit at large weights; sweep.json goes into the run. connections counts the weights
-    that are on and the neurons that they keep alive.
+    Writes a recipe to read, edit and train with, and pca.json into the run for its report. Beside it stand other choices:
+    no layer, all layers, and, with as many extra bits, random layers or those of one end of the net.
     """
-    out: Output = ctx.obj
-    if judge not in JUDGES:
-        raise InputError(
-            f"analyze: --judge {judge!r}.{nearest(judge, JUDGES)} Possible: {', '.join(JUDGES)}",
-            code="option",
-            given=judge,
-            possible=", ".join(JUDGES),
-        )
-    _check_options(ctx, judge)
-    if judge == "weight_sweep":
-        from bitwright.cli.analyze_sweep import analyze_sweep
-
-        return analyze_sweep(out, run, on, norm, batch, images, test_images, data_root)
-    if judge == "connections":
-        from bitwright.cli.analyze_sweep import analyze_connections
-
-        return analyze_connections(out, run, data_root)
     from bitwright.cli.analyze_pca import Wanted, analyze_pca
 
     wanted = Wanted(
@@ -124,23 +83,43 @@ def analyze(
         overwrite=overwrite, replace=output is None,
     )  # fmt: skip
     analyze_pca(
-        out, run, wanted, images, data_root, threshold, delta, count=count, relative=relative, budget=budget,
+        ctx.obj, run, wanted, images, data_root, threshold, delta, count=count, relative=relative, budget=budget,
         residual=residual, always=always or (), never=never or (),
     )  # fmt: skip
 
 
-def _check_options(ctx: typer.Context, judge: str) -> None:
-    """An option of another judge is a mistake, not ignored."""
-    for other, options in ONLY.items():
-        given = (option for name, option in options.items() if _typed(ctx, name))
-        wrong = next(given, None) if other != judge else None
-        if wrong is not None:
-            raise InputError(f"analyze: {wrong} is for --judge {other}; leave it out", code="usage", given=wrong)
+@app.command(short_help="Accuracy over the value of 0/1 weights.")
+def sweep(
+    ctx: typer.Context,
+    run: Target,
+    on: Annotated[str, typer.Option(help="Weight values, numbers and FROM:TO:STEP.")] = "0:4:0.1,5,10,100",
+    norm: Annotated[
+        str, typer.Option(help="Statistics of norms: running, recalibrate, batch, or all of them.")
+    ] = "all",
+    batch: Annotated[
+        int | None, typer.Option(min=1, help="Images at a time. [default: as in training's evaluation]")
+    ] = None,
+    test_images: Annotated[
+        int | None, typer.Option("--test-images", min=1, help="First test images only. [default: all]")
+    ] = None,
+    images: Annotated[int | None, typer.Option(min=1, help="Training images for statistics. [default: 2,000]")] = None,
+    data_root: DataRoot = None,
+) -> None:
+    """Accuracy of a net of 0/1 weights while they take one value after another.
+
+    Ranked also by what the last layer computes, and compared with the circuit at large weights; sweep.json goes into the run.
+    """
+    from bitwright.cli.analyze_sweep import analyze_sweep
+
+    analyze_sweep(ctx.obj, run, on, norm, batch, images, test_images, data_root)
 
 
-def _typed(ctx: typer.Context, name: str) -> bool:
-    source = ctx.get_parameter_source(name)
-    return source is not None and source.name == "COMMANDLINE"
+@app.command()
+def connections(ctx: typer.Context, run: Target, data_root: DataRoot = None) -> None:
+    """Which 0/1 weights are on, and which neurons they keep alive."""
+    from bitwright.cli.analyze_sweep import analyze_connections
+
+    analyze_connections(ctx.obj, run, data_root)
 
 
 def _bits(text: str) -> tuple[int, int]:
@@ -151,7 +130,7 @@ def _bits(text: str) -> tuple[int, int]:
     pieces = text.split(",")
     if len(pieces) > 2 or not all(p.strip() in "12345678" and p.strip() for p in pieces):
         raise InputError(
-            f"analyze: --bits {text!r}; possible: weights,inputs, each 1 to 8, e.g. --bits 2,2",
+            f"analyze pca: --bits {text!r}; possible: weights,inputs, each 1 to 8, e.g. --bits 2,2",
             code="option",
             given=text,
             possible="weights,inputs, each 1 to 8",

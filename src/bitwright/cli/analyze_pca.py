@@ -1,4 +1,4 @@
-"""The work of `bitwright analyze RUN --judge pca`."""
+"""The work of `bitwright analyze pca RUN`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright.atomic import replacing
+from bitwright.cli.counted_batches import CountedBatches
 from bitwright.cli.output import Output
-from bitwright.cli.progress import Shown
 from bitwright.cli.target import at_root, experiment_of, open_run, quoted, trained_net
 from bitwright.errors import InputError
 
@@ -65,7 +65,7 @@ def analyze_pca(
     taken = min(len(train), images or enough(net, x))
     batches = train.limit(taken).batches(BATCH, normalize=normalized(experiment))
     out.detail(f"analyze {target}: {taken:,} training images of {train.name}, not augmented")
-    found = pca(net, Shown(out, "PCA", batches), threshold, delta, **rule)
+    found = pca(net, CountedBatches(out, "PCA", batches), threshold, delta, **rule)
     goal, x_goal = _target(experiment, train, wanted, x)
     fitted = found.fitted(goal, x_goal)
     moved = [(a, b) for a, b in zip(found.components, fitted.components, strict=True) if a != b]
@@ -129,7 +129,7 @@ def compared(
 
 def _target(experiment: Experiment, images: Images, wanted: Wanted, x: Tensor) -> tuple[nn.Module, Tensor]:
     """The float net that the recipe is for, and an input."""
-    from bitwright.cli.resolve import make_model
+    from bitwright.cli.model_argument import make_model
     from bitwright.runs import build_model, example_of
 
     if wanted.target is None:
@@ -167,7 +167,7 @@ def _write(fitted: Pca, recipes: dict[str, Recipe], wanted: Wanted) -> list[str]
 
 
 def _show(out: Output, found: Pca, rows: list[dict[str, Any]], wanted: Wanted, images: int) -> None:
-    from bitwright.measure.numbers import kb, percent
+    from bitwright.numbers import kb, percent
 
     head, *cells = found.cells()
     out.table(head, cells, right=range(1, 6), drop=("rows", "halves"))

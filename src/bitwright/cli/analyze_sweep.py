@@ -1,4 +1,4 @@
-"""The work of `bitwright analyze RUN --judge weight_sweep` and `--judge connections`."""
+"""The work of `bitwright analyze sweep RUN` and `bitwright analyze connections RUN`."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     from bitwright.analysis.sweep_result import WeightSweep
     from bitwright.data import Images
     from bitwright.experiment import Experiment
-    from bitwright.measure.layout import Row
     from bitwright.runs import Run
+    from bitwright.tabular import Row
 
 TRAIN_IMAGES = 2000  # on which statistics are estimated anew, unless --images says otherwise
 SHOWN = (0, 0.1, 0.2, 0.5, 1, 1.5, 2, 3, 4, 5, 10, 100)  # of a long list; all are in the file
@@ -31,7 +31,7 @@ def analyze_sweep(
     from bitwright.analysis.sweep_result import NORMS
     from bitwright.analysis.sweep_words import findings
     from bitwright.runs.build import normalized
-    from bitwright.training.progress import Screen
+    from bitwright.training.display import Screen
     from bitwright.transforms.batch_norms import batch_norms
 
     modes = _modes(norm, NORMS, bool(batch_norms(net)))
@@ -86,7 +86,7 @@ def analyze_connections(out: Output, target: str, data_root: str | None) -> None
     for name in found.all_off:
         out.warn(f"analyze: all weights of {name} are off: everything behind it, norms too, is constant")
     out.verdict(f"done  {found.on:,} of {found.weights:,} weights on ({_share(found.share)} %), {_alive(found)}")
-    out.next(f"bitwright analyze {quoted(run.path)} --judge weight_sweep", "accuracy over the weight value")
+    out.next(f"bitwright analyze sweep {quoted(run.path)}", "accuracy over the weight value")
 
 
 def _open(out: Output, target: str, data_root: str | None) -> tuple[Run, Experiment, Images, nn.Module, Tensor]:
@@ -162,8 +162,8 @@ def _shown(sweep: WeightSweep, everything: bool) -> list[float]:
 
 def _show(out: Output, sweeps: list[WeightSweep], no_norm: bool) -> None:
     """The modes one below the other: side by side they would need 100 columns."""
-    from bitwright.analysis.sweep_result import percent
     from bitwright.analysis.sweep_words import FROM
+    from bitwright.numbers import percent
 
     values = _shown(sweeps[0], out.verbose)
     rows: list[Row] = []

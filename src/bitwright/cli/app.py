@@ -46,7 +46,6 @@ _COMMANDS = (
     (plan.plan, "plan", "What a recipe would do to a model, layer by layer."),
     (train.train, "train", "Run an experiment into a run directory."),
     (eval.eval, "eval", "Accuracy of the trained and of the packed net."),
-    (analyze.analyze, "analyze", "Where a trained net needs bits; sweeps of 0/1 weights."),
     (convert.convert, "convert", "Pack a trained net, with proof, or say why not."),
     (bench.bench, "bench", "Speed beside the best fp32, bf16 and int8 here."),
     (cost.cost, "cost", "MACs, bit operations, bytes and energy, computed."),
@@ -60,6 +59,9 @@ for _function, _name, _line in _COMMANDS:
 app.command(
     "compress", epilog=EPILOG, short_help="Run a procedure on a trained net.", context_settings=compress.SETTINGS
 )(compress.compress)
+app.add_typer(
+    analyze.app, name="analyze", epilog=EPILOG, short_help="Where a trained net needs bits; sweeps of 0/1 weights."
+)
 app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX, checked.")
 app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 

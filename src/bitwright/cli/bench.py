@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -10,7 +11,7 @@ from bitwright.cli.complete import complete_model, complete_recipe, complete_run
 from bitwright.cli.output import Output
 from bitwright.cli.target import looks_like_run, only_for_files, quoted
 from bitwright.errors import InputError
-from bitwright.measure.numbers import kb, smaller
+from bitwright.numbers import kb, smaller
 
 if TYPE_CHECKING:
     from bitwright.measure.table import BenchTable
@@ -51,23 +52,24 @@ def bench(
         only_for_files("bench", target, {"--recipe": recipe, "--model": model, "--input": input, "--classes": classes})
     else:
         out.begin(f"bench {target}: loading")
-    from bitwright.measure.peers import PEERS, check
+    from bitwright.measure.peers import PEERS, check_peers
 
     peers = tuple(PEERS) if against is None else tuple(p.strip() for p in against.split(",") if p.strip())
-    check(peers)
+    check_peers(peers)
     if run:
         from bitwright.cli.bench_run import bench_run
 
         bench_run(out, target, batch, threads, peers, rounds)
         return
+    sizes: list[int | None] = []
     if target.startswith("conv:"):
         from bitwright.measure.conv import conv_bench
 
         channels, size, kernel = _conv_shape(target)
         table = conv_bench(channels, size, None, kernel, batch, threads, against=peers, rounds=rounds)
     else:
-        table = _net(out, target, recipe, model, input, classes or 10, batch, threads, peers, rounds)
-    show(out, table)
+        table, *sizes = _net(out, target, recipe, model, input, classes or 10, batch, threads, peers, rounds)
+    show(out, table, *sizes)
 
 
 def show(out: Output, table: BenchTable, file_bytes: int | None = None, float_bytes: int | None = None) -> None:
@@ -100,11 +102,14 @@ def _net(
     threads: int,
     peers: tuple[str, ...],
     rounds: int,
-) -> BenchTable:
+) -> tuple[BenchTable, int | None, int | None]:
+    """The table, and the bytes of the packed file and of a file with its float net, where they are known."""
     import bitwright as bw
-    from bitwright.cli.resolve import example, make_model, parse_shape, try_input
+    from bitwright.cli.model_argument import example, make_model, parse_shape, try_input
+    from bitwright.engine.files import file_bytes
     from bitwright.engine.packed import PackedModel
     from bitwright.measure.bench import bench as measure
+    from bitwright.transforms.twin import float_twin
 
     shape = parse_shape(input, "bench")
     if target.endswith(".safetensors"):
@@ -138,21 +143,23 @@ def _net(
             try_input(baseline, x, "bench", model)
         else:
             out.next(f"bitwright bench {quoted(target)} --model MODEL", "its name or file.py:fn, for the peers")
-        return measure(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
+        table = measure(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
+        return table, Path(target).stat().st_size, None if baseline is None else file_bytes(float_twin(baseline))
     if model is not None:
         raise InputError("bench: --model goes with a packed file; name the model itself instead", code="usage")
     net, shape = make_model(target, "bench", shape, classes)
     x = example(shape, batch)
     try_input(net, x, "bench", target)
     if recipe is None:
-        return measure(net, x, threads=threads, against=peers, rounds=rounds)
+        return measure(net, x, threads=threads, against=peers, rounds=rounds), None, None
     bw.apply(net, recipe, x)
     out.head(f"{target} with random weights and recipe {recipe}: speed only, nothing is trained")
     converted = bw.convert(net, x, threads=threads, verify=False)
     if converted.model is None:
         out.status, out.exit_code = "REFUSE", 1
         out.verdict(f"REFUSE  {converted.report.verdict}")
-    return measure(converted, x, threads=threads, against=peers, rounds=rounds)
+    table = measure(converted, x, threads=threads, against=peers, rounds=rounds)
+    return table, converted.report.file_bytes, converted.report.float_bytes
 
 
 def _conv_shape(text: str) -> tuple[int, int, int]:

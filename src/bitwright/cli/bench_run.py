@@ -39,7 +39,7 @@ def measure_run(
 ) -> BenchTable:
     """Measures; writes bench.json and the rows of results.csv. Code of a run from elsewhere is not run: `warn` says so."""
     import bitwright as bw
-    from bitwright.cli.resolve import example
+    from bitwright.cli.model_argument import example
     from bitwright.engine.packed import PackedModel
     from bitwright.measure.bench import bench
 

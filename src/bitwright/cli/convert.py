@@ -89,7 +89,7 @@ def convert(
     out.begin(f"convert {file}: loading")
     import bitwright as bw
     from bitwright.cli.convert_text import show
-    from bitwright.cli.resolve import example, make_model, parse_shape, try_input
+    from bitwright.cli.model_argument import example, make_model, parse_shape, try_input
 
     batches = None if data is None else list(bw.data.load(data, data_root, "test").batches(256))
     shape = parse_shape(input, "convert")

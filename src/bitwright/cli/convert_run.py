@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bitwright.cli.convert_text import show
+from bitwright.cli.counted_batches import CountedBatches
 from bitwright.cli.output import Output
-from bitwright.cli.progress import Shown
 from bitwright.cli.target import open_run, quoted, test_images, trained_net
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def convert_run(
         out.head(f"convert {target}: replaces {PACKED}, convert.json and layers.csv of this run")
     out.detail(f"convert {target}: {len(images):,} test images of {images.name}, batches of {batches.batch_size}")
     x = next(iter(batches))[0][:1]
-    shown = Shown(out, "verify", batches)
+    shown = CountedBatches(out, "verify", batches)
     converted = bw.convert(net, x, form=form, backend=backend, threads=threads, verify=shown, force=force)
     show(out, converted, run.file(PACKED), "test images", limit=limit, details=details)
     _write(out, run, converted, images.labels, batches, x, before)
@@ -122,7 +122,7 @@ def accuracies(converted: Converted, labels: Tensor, batches: Any) -> tuple[floa
 
 def layer_rows(converted: Converted, x: Tensor) -> list[dict[str, Any]]:
     """The rows of layers.csv: what the report says of a layer, and what the trained net says."""
-    from bitwright.runs.tables import Layer
+    from bitwright.runs.result_tables import Layer
     from bitwright.transforms import walk
 
     facts = {

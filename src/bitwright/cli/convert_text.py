@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
 from bitwright.cli.output import Output
-from bitwright.measure.numbers import kb
+from bitwright.numbers import kb
 
 if TYPE_CHECKING:
     from bitwright.engine.convert import Converted

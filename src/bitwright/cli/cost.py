@@ -8,12 +8,20 @@ import typer
 
 from bitwright.cli.complete import complete_plan, complete_recipe
 from bitwright.cli.output import Output
-from bitwright.cli.target import experiment_of, float_net, looks_like_run, open_run, quoted, test_images, trained_net
+from bitwright.cli.target import (
+    experiment_net,
+    experiment_of,
+    looks_like_run,
+    open_run,
+    quoted,
+    test_images,
+    trained_net,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-DROP = ("kind", "activations", "bits", "density")
+DROP = ("kind", "activations, kB", "bits", "density")
 
 
 def cost(
@@ -42,8 +50,8 @@ def cost(
     out: Output = ctx.obj
     net, x, is_run = _net(out, model, recipe, input, classes)
     from bitwright.analysis import cost as count
-    from bitwright.measure.numbers import percent
     from bitwright.nn import SlotLayer
+    from bitwright.numbers import percent
     from bitwright.parts.moments import moment
     from bitwright.transforms import apply
 
@@ -77,13 +85,13 @@ def _net(
     out: Output, target: str, recipe: str | None, input: str | None, classes: int
 ) -> tuple[nn.Module, Tensor, bool]:
     """The net to count, one input, and whether it is a run's."""
-    from bitwright.cli.resolve import example, make_model, parse_shape, try_input
+    from bitwright.cli.model_argument import example, make_model, parse_shape, try_input
 
     shape = parse_shape(input, "cost")
     if looks_like_run(target):
         run = open_run(out, target, "cost")
         if recipe is not None:
-            return *float_net(run.experiment, shape, classes), True
+            return *experiment_net(run.experiment, shape, classes), True
         if not run.has("model.safetensors"):
             run.model()
         from bitwright.runs import example_of
@@ -92,7 +100,7 @@ def _net(
         return trained_net(run, images), example_of(run.experiment, images, 1), True
     experiment = experiment_of(target)
     if experiment is not None:
-        return *float_net(experiment, shape, classes), False
+        return *experiment_net(experiment, shape, classes), False
     net, shape = make_model(target, "cost", shape, classes)
     x = example(shape)
     try_input(net, x, "cost", target)

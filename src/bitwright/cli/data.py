@@ -128,7 +128,7 @@ def get(
 
 def folder_root(folder: Any, name: str) -> str:
     """The root above the folder of a set."""
-    from bitwright.data.files import LAYOUTS
+    from bitwright.data.known_files import LAYOUTS
 
     return str(folder).removesuffix(LAYOUTS[name].folder) or "."
 

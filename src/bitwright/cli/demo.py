@@ -67,8 +67,8 @@ def _measure(out: Output, runs: list[Run], folder: Path, rounds: int) -> None:
     from bitwright.cli.bench_run import measure_run
     from bitwright.cli.demo_table import print_tables
     from bitwright.measure.conv import conv_bench
-    from bitwright.measure.numbers import kb
     from bitwright.measure.peers import PEERS
+    from bitwright.numbers import kb
     from bitwright.reporting import report
 
     packed = [run for run in runs if run.has("packed.safetensors")]

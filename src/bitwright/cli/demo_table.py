@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from bitwright import numbers
 from bitwright.cli.output import Output
-from bitwright.measure import numbers
 from bitwright.measure.table import BenchTable
 
 if TYPE_CHECKING:
@@ -14,11 +14,11 @@ if TYPE_CHECKING:
 Tables = dict[tuple[str, int], BenchTable]
 
 
-def float_seconds(tables: Tables, batch: int) -> float | None:
+def float_ms(tables: Tables, batch: int) -> float | None:
     """The best float32 program's time per batch, where any table of this batch size has one."""
     rows = [row for (_, b), table in tables.items() if b == batch and (row := table.best("fp32")) is not None]
     times = [row.median_ms for row in rows if row.median_ms is not None]
-    return min(times) / 1e3 if times else None
+    return min(times, default=None)
 
 
 def call_bound(tables: Tables) -> float | None:
@@ -37,7 +37,7 @@ def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable)
     state = runs[0].read_json("state.json")
     teacher = float(state["float_top1"])
     weights = int(runs[0].read_json("convert.json")["float_bytes"])
-    ms = [numbers.ms(float_seconds(tables, batch)) for batch in (1, 256)]
+    ms = [numbers.ms(float_ms(tables, batch)) for batch in (1, 256)]
     rows = [["float", numbers.percent(teacher), "-", numbers.kb(weights), "-", ms[0], "-", ms[1], "-", "-"]]
     out.data["nets"] = [{"net": "float", "accuracy": teacher, "file_bytes": weights}]
     for run in runs:
@@ -74,8 +74,7 @@ def print_tables(out: Output, runs: list[Run], tables: Tables, conv: BenchTable)
             out.prose(f"  not measured: {names} ({note.removeprefix('unavailable: ')})", 2)
     out.result()
     out.prose("one 3x3 convolution of a larger net, 256 channels, 14x14 pixels, codes to codes:")
-    ours = None if conv.ours.median_ms is None else conv.ours.median_ms / 1e3
-    out.prose(f"  {numbers.ms(ours)} ms; {conv.summary().removeprefix('in one line: ')}", 2)
+    out.prose(f"  {numbers.ms(conv.ours.median_ms)} ms; {conv.summary().removeprefix('in one line: ')}", 2)
     out.result()
     factor = call_bound(tables)
     if factor is not None:
@@ -90,4 +89,4 @@ def _speed(table: BenchTable | None) -> list[str]:
     if table is None or table.ours.median_ms is None:
         return ["-", "-"]
     best = table.fastest
-    return [numbers.ms(table.ours.median_ms / 1e3), numbers.ratio(best.ratio) if best else "-"]
+    return [numbers.ms(table.ours.median_ms), numbers.ratio(best.ratio) if best else "-"]

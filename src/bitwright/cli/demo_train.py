@@ -10,10 +10,10 @@ from typing import Any
 
 from bitwright.cli.output import Output
 from bitwright.experiment import Experiment
-from bitwright.measure.numbers import percent
+from bitwright.numbers import percent
 from bitwright.runs import Run
 from bitwright.training import train
-from bitwright.training.progress import Screen
+from bitwright.training.display import Screen
 
 BATCH = 64
 # The stem reads pixels as the bytes they are, with 8-bit weights; the classifier, 1 % of the work, stays float.

@@ -19,11 +19,11 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NEEDED = (
-    "torch", "numpy", "safetensors", "pydantic", "typer", "rich", "scikit-learn", "lightning", "torchmetrics",
+    "torch", "numpy", "safetensors", "pydantic", "pooch", "typer", "rich", "scikit-learn", "lightning", "torchmetrics",
     "tensorboard", "jinja2", "scipy", "onnx", "onnxscript", "onnxruntime",
 )  # fmt: skip
 EXTRAS = {
-    "data": ("pillow", "lmdb", "pooch"),
+    "data": ("pillow", "lmdb"),
     "interactive": ("plotly",),
     "openvino": ("openvino",),
     "docs": ("mkdocs", "mkdocs-material"),
@@ -173,7 +173,7 @@ def extras() -> Iterator[Check]:
 
 def data() -> Iterator[Check]:
     from bitwright import data
-    from bitwright.data.files import LAYOUTS, find, roots
+    from bitwright.data.known_files import LAYOUTS, find, roots
     from bitwright.errors import InputError
 
     places: dict[str, list[str]] = {}
@@ -196,7 +196,7 @@ def machine() -> Iterator[Check]:
     import torch
 
     from bitwright.measure.machine import load
-    from bitwright.measure.timing import interleave
+    from bitwright.timing import interleave
 
     cores, omp = os.cpu_count() or 1, os.environ.get("OMP_NUM_THREADS")
     yield Check("threads", "ok", f"torch uses {torch.get_num_threads()}" + (f" (OMP_NUM_THREADS={omp})" if omp else ""))

@@ -44,7 +44,7 @@ def eval(
         )
     screen.head(f"eval {run}: {experiment.data.name}, {experiment.model.name}")
     rows = _rows(opened, experiment, packed, weights)
-    from bitwright.measure.numbers import macs, percent
+    from bitwright.numbers import macs, percent
 
     screen.table(
         ("net", "top-1 %", "top-5 %", "right", "images"),
@@ -122,7 +122,7 @@ def _other(experiment: Experiment, test: Any, path: Path) -> Any:
     """A packed file, a trained one, or plain weights of the float model."""
     from bitwright.engine.files import load
     from bitwright.runs import build_model
-    from bitwright.runs.weights import put_weights, read_weights
+    from bitwright.runs.weight_files import put_weights, read_weights
 
     tensors, metadata = read_weights(path, "eval")
     if metadata.get("bitwright") == "packed":

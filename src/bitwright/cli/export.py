@@ -62,7 +62,7 @@ def onnx(
 def _net_and_inputs(out: Output, target: str, images: int) -> tuple[nn.Module, Tensor, str, Path]:
     """The packed net, inputs to compare on, what these are, and where the file goes by default."""
     import bitwright as bw
-    from bitwright.cli.resolve import example
+    from bitwright.cli.model_argument import example
     from bitwright.engine.packed import PackedModel
 
     if target.startswith("zoo:"):

@@ -48,7 +48,7 @@ def import_(
         raise InputError(f"import: no folder {target.parent}", code="file-folder", given=str(target.parent))
     import bitwright as bw
     from bitwright.importers import import_checkpoint
-    from bitwright.measure.numbers import kb
+    from bitwright.numbers import kb
 
     done = import_checkpoint(file, source, model)
     size = bw.save(done.model, target, source=source, net=done.spec, options=dict(done.options), **_facts(done))
@@ -68,7 +68,7 @@ def import_(
 
 
 def _show(out: Output, done: Imported) -> None:
-    from bitwright.measure.layout import columns
+    from bitwright.tabular import columns
 
     # whole names, whatever the width: they are what one searches for
     rows = [(r.old, r.new or "-", "x".join(map(str, r.shape)) or "1", r.note) for r in done.rows]

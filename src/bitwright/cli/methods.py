@@ -11,7 +11,7 @@ from bitwright.cli.complete import complete_part
 from bitwright.cli.output import PIPE, Output, clip
 from bitwright.cli.registry import stored
 from bitwright.errors import InputError, nearest
-from bitwright.measure.layout import wrap
+from bitwright.tabular import wrap
 
 ENTRY = 10  # columns of an entry's name in a part's docstring
 

@@ -11,7 +11,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, TextIO
 
-from bitwright.measure.layout import Row, fit, shorten, wrap
+from bitwright.tabular import Row, fit, shorten, wrap
 
 __all__ = ["Output", "clip", "in_ascii", "shorten"]
 

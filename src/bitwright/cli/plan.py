@@ -8,7 +8,7 @@ import typer
 
 from bitwright.cli.complete import complete_plan, complete_recipe
 from bitwright.cli.output import Output
-from bitwright.cli.target import experiment_of, float_net, looks_like_run, open_run, quoted
+from bitwright.cli.target import experiment_net, experiment_of, looks_like_run, open_run, quoted
 from bitwright.errors import InputError
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def plan(
     if experiment is not None:
         return _experiment(out, experiment, model, recipe, input, classes, None if all else LIMIT)
     if recipe is None:
-        from bitwright.cli.resolve import check_model
+        from bitwright.cli.model_argument import check_model
 
         check_model(model, "plan")
         raise InputError(
@@ -67,7 +67,7 @@ def plan(
             given=model,
             remedy="bitwright recipes",
         )
-    from bitwright.cli.resolve import example, make_model, parse_shape, try_input
+    from bitwright.cli.model_argument import example, make_model, parse_shape, try_input
     from bitwright.transforms.plan import plan as make_plan
 
     net, shape = make_model(model, "plan", parse_shape(input, "plan"), classes)
@@ -93,10 +93,10 @@ def _experiment(
     limit: int | None,
 ) -> None:
     """A table per stage, each on the net as the stages before leave it; with a recipe, that one on the float net."""
-    from bitwright.cli.resolve import parse_shape
+    from bitwright.cli.model_argument import parse_shape
     from bitwright.transforms.plan import plan as make_plan
 
-    net, x = float_net(experiment, parse_shape(input, "plan"), classes)
+    net, x = experiment_net(experiment, parse_shape(input, "plan"), classes)
     head = f"{experiment.data.name} {'x'.join(map(str, x.shape[1:]))} | {experiment.model.name}"
     if recipe is not None:
         table = make_plan(net, recipe, x)
@@ -132,7 +132,7 @@ def show_table(out: Output, table: Plan, limit: int | None, name: str) -> None:
     """The table; a plan that `apply` refuses ends the command with the same words."""
     head, *rows = table.cells(limit)
     assert not isinstance(head, str)
-    out.table(head, rows, right=(head.index("MACs"),), drop=DROP)
+    out.table(head, rows, right=(len(head) - 2,), drop=DROP)
     for line in table.summary():
         out.prose(line, 9)
     if table.refused is not None:

@@ -109,7 +109,7 @@ def _check(target: Path, overwrite: bool) -> None:
 
 
 def _save(out: Output, target: Path, text: str) -> None:
-    from bitwright.measure.numbers import kb
+    from bitwright.numbers import kb
     from bitwright.reporting.page import write
 
     if not target.parent.is_dir():

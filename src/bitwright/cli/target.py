@@ -13,7 +13,7 @@ from bitwright.errors import InputError
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from bitwright.cli.resolve import Shape
+    from bitwright.cli.model_argument import Shape
     from bitwright.data import Dataset, Images
     from bitwright.experiment import Experiment
     from bitwright.runs import Run
@@ -73,12 +73,12 @@ def at_root(experiment: Experiment, data_root: str | None) -> Experiment:
     return experiment.model_copy(update={"data": experiment.data.model_copy(update={"root": data_root})})
 
 
-def float_net(experiment: Experiment, shape: Shape | None, classes: int) -> tuple[nn.Module, Tensor]:
+def experiment_net(experiment: Experiment, shape: Shape | None, classes: int) -> tuple[nn.Module, Tensor]:
     """The float net of an experiment, and one input as it will see it.
 
     shape   given: no data is looked for, the input is random
     """
-    from bitwright.cli.resolve import example
+    from bitwright.cli.model_argument import example
     from bitwright.runs import build_model, example_of
 
     if shape is not None:

@@ -78,7 +78,7 @@ def _run(
 ) -> None:
     from bitwright.training import Stopped
     from bitwright.training import train as run_training
-    from bitwright.training.progress import Screen
+    from bitwright.training.display import Screen
 
     words = Screen(screen.result, screen.note, screen.live)
     if child:
@@ -99,8 +99,8 @@ def _run(
 
 def _end(screen: Output, loaded: Experiment, result: Result) -> None:
     """The result line, the band, what comes next."""
-    from bitwright.measure.numbers import percent
-    from bitwright.training.progress import clock
+    from bitwright.numbers import percent
+    from bitwright.training.display import clock
 
     count = len(result.warnings)
     words = "1 warning" if count == 1 else f"{count} warnings"

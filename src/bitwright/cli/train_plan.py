@@ -19,7 +19,7 @@ def show_plan(screen: Output, experiment: Experiment, folder: Path) -> None:
     import torch
 
     from bitwright.cli.plan import LIMIT, show_table
-    from bitwright.measure.numbers import kb
+    from bitwright.numbers import kb
     from bitwright.runs import apply_stage, build_model, recipe_of_stage
     from bitwright.runs.build import example_of
     from bitwright.training.job import accelerator, open_data

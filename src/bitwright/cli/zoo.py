@@ -30,7 +30,7 @@ def zoo(
     """List the trained nets, print the card of one, or measure it again."""
     out: Output = ctx.obj
     from bitwright import zoo as nets
-    from bitwright.measure.numbers import kb, percent
+    from bitwright.numbers import kb, percent
 
     if name is None:
         if check:
@@ -52,7 +52,7 @@ def zoo(
 
 
 def _lines(card: Card) -> list[tuple[str, str]]:
-    from bitwright.measure.numbers import kb, ms, smaller
+    from bitwright.numbers import kb, ms, smaller
 
     start = f", from {card.parent}" if card.parent else ""
     pixels = "normalized" if card.normalize else "0 or 1" if card.binarize else "k / 255"
@@ -61,8 +61,8 @@ def _lines(card: Card) -> list[tuple[str, str]]:
     )
     speed = ""
     if card.latency_ms is not None:
-        peers = ", ".join(f"{peer} {ms(t / 1e3)}" for peer, t in card.peers.items())
-        speed = f"{ms(card.latency_ms / 1e3)} ms; in the same run, ms: {peers} ({card.measured_on})"
+        peers = ", ".join(f"{peer} {ms(t)}" for peer, t in card.peers.items())
+        speed = f"{ms(card.latency_ms)} ms; in the same run, ms: {peers} ({card.measured_on})"
     return [
         (key, value)
         for key, value in (

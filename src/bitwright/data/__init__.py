@@ -17,13 +17,13 @@ from bitwright.fn.pixels import PIXELS
 from .cifar import read_batches, read_names
 from .dataset import Batches, Dataset, loader_rate
 from .digits import read_digits
-from .files import LAYOUTS, find, folders, md5, member
 from .folder import read_folder
 from .function import read_function
 from .idx import read_pair
 from .imagenet import open_streamed
 from .imagenet_check import FileStatus, check_imagenet
 from .images import Images
+from .known_files import LAYOUTS, find, folders, md5, member
 from .stl10 import SPLITS as STL10_SPLITS
 from .stl10 import files_of, read_stl10
 from .streamed import Streamed

@@ -1,26 +1,20 @@
 """Downloads of the published sets: only when asked, checked by MD5, moved into place when complete."""
 
 import gzip
-import hashlib
-import http.client
 import os
 import shutil
 import tarfile
 import tempfile
-import urllib.error
-import urllib.request
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from bitwright.download import DownloadError, Progress, download
 from bitwright.errors import InputError, nearest
 
-from .files import LAYOUTS, md5, roots
+from .known_files import LAYOUTS, md5, roots
 
-Progress = Callable[[str, int, int], None]  # file, bytes so far, bytes in all (0: not told)
-TIMEOUT = 30  # seconds without a byte
 LARGEST = 4 << 30  # bytes of one unpacked file; the largest of the sets has 2.8 billion
 
 
@@ -150,24 +144,23 @@ def _whole(name: str, folder: Path, file: str, digest: str) -> bool:
 
 def _fetch(name: str, archive: Archive, base: Path, folder: Path, progress: Progress) -> None:
     """One archive: download, check, unpack beside the target, check, move."""
-    part = base / f".{name}-{archive.name}.part"  # not in the folder of the set: half a set would hide another root's
+    packed = base / f".{name}-{archive.name}"  # not in the folder of the set: half a set would hide another root's
     reasons = []
     for address in archive.addresses:
-        for _ in range(2):  # what was gone on with and is wrong is fetched once more, whole
-            went_on = part.exists()
-            try:
-                _download(name, address, part, archive.name, progress)
-            except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
-                reasons.append(f"{address}: {_why(error)}")
-                break
-            if _md5_as_is(part) == archive.md5:
-                _unpack(name, archive, part, base, folder)
-                part.unlink()
-                return
-            part.unlink()
-            if not went_on:
-                reasons.append(f"{address}: its MD5 is not the published one")
-                break
+        try:
+            download(
+                address,
+                f"md5:{archive.md5}",
+                packed,
+                lambda _, done, size: progress(archive.name, done, size),
+                lambda needed: _check_space(name, base, needed),
+            )
+        except DownloadError as error:
+            reasons.append(f"{address}: {error}")
+            continue
+        _unpack(name, archive, packed, base, folder)
+        packed.unlink()
+        return
     raise InputError(
         f"data get {name}: could not get {archive.name} ({'; '.join(reasons)}). "
         f"Online, the same command goes on; or put the files into {folder}",
@@ -177,41 +170,14 @@ def _fetch(name: str, archive: Archive, base: Path, folder: Path, progress: Prog
     )
 
 
-def _download(name: str, address: str, part: Path, file: str, progress: Progress) -> None:
-    """Appends to `part` what is missing, or writes it anew where the server only sends the whole."""
-    have = part.stat().st_size if part.exists() else 0
-    request = urllib.request.Request(address, headers={"User-Agent": "bitwright", "Accept-Encoding": "identity"})
-    if have:
-        request.add_header("Range", f"bytes={have}-")
-    try:
-        answer = urllib.request.urlopen(request, timeout=TIMEOUT)
-    except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing behind the last byte we have: it is all there, or another file
-            raise
-        return
-    with answer:
-        goes_on = answer.status == 206 and answer.headers.get("Content-Range", "").startswith(f"bytes {have}-")
-        have = have if goes_on else 0
-        length = answer.headers.get("Content-Length", "")
-        size = have + int(length) if length.isdecimal() else 0
-        _check_space(name, part, size - have)
-        with open(part, "ab" if goes_on else "wb") as target:
-            while block := answer.read(1 << 16):
-                target.write(block)
-                have += len(block)
-                progress(file, have, size)
-    if have < size:
-        raise ConnectionError(f"broken off after {have:,} of {size:,} bytes")
-
-
-def _check_space(name: str, part: Path, needed: int) -> None:
-    free = shutil.disk_usage(part.parent).free
+def _check_space(name: str, base: Path, needed: int) -> None:
+    free = shutil.disk_usage(base).free
     if needed * 2 > free:  # the archive and what comes out of it
         raise InputError(
-            f"data get {name}: {part.parent} has {free / 1e6:,.0f} MB free; about {needed * 2 / 1e6:,.0f} MB are needed. "
+            f"data get {name}: {base} has {free / 1e6:,.0f} MB free; about {needed * 2 / 1e6:,.0f} MB are needed. "
             "Give another --root",
             code="data-space",
-            given=str(part.parent),
+            given=str(base),
         )
 
 
@@ -260,18 +226,3 @@ def _copy(source: _Readable, target: Path) -> None:
 
 def _bad(name: str, archive: Archive, what: str) -> InputError:
     return InputError(f"data get {name}: {archive.name} {what}; nothing was changed", code="data-damaged", given=name)
-
-
-def _md5_as_is(path: Path) -> str:
-    digest = hashlib.md5(usedforsecurity=False)
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _why(error: Exception) -> str:
-    reason = getattr(error, "reason", None)
-    if isinstance(error, urllib.error.HTTPError):
-        return f"{error.code} {reason}"
-    return " ".join(str(reason if reason is not None else error).split()) or type(error).__name__

@@ -11,8 +11,8 @@ import torch
 from bitwright.errors import InputError, nearest
 
 from . import transform as transforms
-from .files import roots
 from .index import Index, Names, folder_index
+from .known_files import roots
 from .lmdb_read import LmdbSource, lmdb_index
 from .mean_file import find_mean, read_mean
 from .pictures import tell_left_out

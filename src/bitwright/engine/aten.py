@@ -18,7 +18,7 @@ NOTHING = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert
 CASTS = ("to", "_to_copy", "type_as")
 
 
-class Call:
+class AtenCall:
     """One call: its arguments by name, and what they are known as."""
 
     def __init__(self, n: FxNode, names: dict[str, str], constants: dict[str, Any]) -> None:
@@ -51,11 +51,11 @@ class Call:
         return value.dim() if isinstance(value, Tensor) else 0
 
 
-OURS: dict[str, Callable[[Call], Lowered | None]] = {}  # None: a generic node after all
+OURS: dict[str, Callable[[AtenCall], Lowered | None]] = {}  # None: a generic node after all
 
 
-def _ours(*targets: str) -> Callable[[Callable[[Call], Lowered | None]], Callable[[Call], Lowered | None]]:
-    def register(f: Callable[[Call], Lowered | None]) -> Callable[[Call], Lowered | None]:
+def _ours(*targets: str) -> Callable[[Callable[[AtenCall], Lowered | None]], Callable[[AtenCall], Lowered | None]]:
+    def register(f: Callable[[AtenCall], Lowered | None]) -> Callable[[AtenCall], Lowered | None]:
         OURS.update(dict.fromkeys(targets, f))
         return f
 
@@ -80,7 +80,7 @@ def known(n: FxNode) -> bool:
         return False
 
 
-def nothing(c: Call) -> bool:
+def nothing(c: AtenCall) -> bool:
     """Whether a call changes no value in evaluation. Errors: `Unlisted` for a dropout that drops."""
     if c.base.endswith("dropout"):
         if c.given.get("train", c.given.get("training")):
@@ -95,7 +95,7 @@ def nothing(c: Call) -> bool:
     return c.base in NOTHING
 
 
-def own(c: Call) -> bool:
+def own(c: AtenCall) -> bool:
     """Whether the values of a call are such as our operators take: float32, the batch on axis 0, all other sizes fixed."""
     values = [i.meta.get("val") for i in c.node.all_input_nodes if i.name not in c.constants]
     values = [v for v in (*values, c.node.meta.get("val")) if isinstance(v, Tensor)]
@@ -104,7 +104,7 @@ def own(c: Call) -> bool:
     ) and all(str(v.shape[0]) == str(values[0].shape[0]) for v in values)
 
 
-def lower(call: Call, item: int | None = None) -> Lowered:
+def lower(call: AtenCall, item: int | None = None) -> Lowered:
     """What a call becomes; of several results the one `item`. Errors: `Unlisted` with the reason."""
     ours = OURS.get(call.base) if item in (None, 0) and own(call) else None
     return (ours(call) if ours else None) or generic(call, item)
@@ -116,7 +116,7 @@ def _size(value: Any) -> Any:
     return known if isinstance(known, (int, float, torch.SymInt)) else value
 
 
-def generic(call: Call, item: int | None = None) -> Lowered:
+def generic(call: AtenCall, item: int | None = None) -> Lowered:
     """The call by its own name, its arguments written as their types say."""
     target = canonical(call.node.target)
     if call.base in CASTS:
@@ -162,7 +162,7 @@ def generic(call: Call, item: int | None = None) -> Lowered:
 
 
 # -- layers -----------------------------------------------------------------------------------------------------
-def _layer(c: Call, op: str, attrs: dict[str, Any]) -> Lowered | None:
+def _layer(c: AtenCall, op: str, attrs: dict[str, Any]) -> Lowered | None:
     weight, bias = c.constant("weight"), c.constant("bias")
     if weight is None or not c.plain("bias"):  # computed in forward
         return None
@@ -171,12 +171,12 @@ def _layer(c: Call, op: str, attrs: dict[str, Any]) -> Lowered | None:
 
 
 @_ours("linear")
-def _linear(c: Call) -> Lowered | None:
+def _linear(c: AtenCall) -> Lowered | None:
     return _layer(c, "linear", {})
 
 
 @_ours("conv1d", "conv2d", "conv3d")
-def _conv(c: Call) -> Lowered | None:
+def _conv(c: AtenCall) -> Lowered | None:
     rank, padding, weight = int(c.base[-2]), c.given["padding"], c.constant("weight")
     if weight is None:
         return None
@@ -191,20 +191,20 @@ def _conv(c: Call) -> Lowered | None:
 
 
 @_ours("conv_transpose2d")
-def _conv_transpose(c: Call) -> Lowered | None:
+def _conv_transpose(c: AtenCall) -> Lowered | None:
     steps = {k: ints(c.given[k], 2) for k in ("stride", "padding", "output_padding", "dilation")}
     return _layer(c, "conv_transpose", {**steps, "groups": int(c.given["groups"])})
 
 
 # -- what becomes a scale and a shift per channel ------------------------------------------------------------------
-def _affine(c: Call, value: str, last: bool, scale: Tensor, add: Tensor) -> Lowered | None:
+def _affine(c: AtenCall, value: str, last: bool, scale: Tensor, add: Tensor) -> Lowered | None:
     if not bool(scale.isfinite().all() and add.isfinite().all()):
         return None
     return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
 
 
 @_ours("batch_norm", "_native_batch_norm_legit_no_training")
-def _batch_norm(c: Call) -> Lowered | None:
+def _batch_norm(c: AtenCall) -> Lowered | None:
     mean, var = c.constant("running_mean"), c.constant("running_var")
     weight, bias = c.constant("weight"), c.constant("bias")
     if mean is None or var is None or c.given.get("training") or not c.plain("weight", "bias"):
@@ -217,7 +217,7 @@ def _batch_norm(c: Call) -> Lowered | None:
 
 
 @_ours("add", "sub", "rsub", "mul", "div")
-def _binary(c: Call) -> Lowered | None:
+def _binary(c: AtenCall) -> Lowered | None:
     """With a number or a constant; two computed values stay a call, but for the `add` of a residual."""
     if c.given.get("alpha", 1) != 1 or c.given.get("rounding_mode") is not None:
         return None
@@ -239,7 +239,7 @@ def _binary(c: Call) -> Lowered | None:
     return None
 
 
-def _with_constant(c: Call, value: str, name: str) -> Lowered | None:
+def _with_constant(c: AtenCall, value: str, name: str) -> Lowered | None:
     """A number per channel or one in all: a learned scale or shift in front of or behind a layer."""
     constant: Any = c.constant(name)
     rank, channels = c.rank(), 1
@@ -264,12 +264,12 @@ def _with_constant(c: Call, value: str, name: str) -> Lowered | None:
 
 # -- elementwise, and what moves values ----------------------------------------------------------------------------
 @_ours("relu")
-def _relu(c: Call) -> Lowered | None:
+def _relu(c: AtenCall) -> Lowered | None:
     return "relu", [c.value("self")], {}, {}
 
 
 @_ours("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6")
-def _clamp(c: Call) -> Lowered | None:
+def _clamp(c: AtenCall) -> Lowered | None:
     low, high = (0, 6) if c.base == "relu6" else (c.given.get(k, c.given.get(f"{k}_val")) for k in ("min", "max"))
     if isinstance(low, FxNode) or isinstance(high, FxNode):
         return None
@@ -278,13 +278,13 @@ def _clamp(c: Call) -> Lowered | None:
 
 
 @_ours("prelu", "leaky_relu")
-def _prelu(c: Call) -> Lowered | None:
+def _prelu(c: AtenCall) -> Lowered | None:
     slope = torch.tensor([float(c.given["negative_slope"])]) if c.base == "leaky_relu" else c.constant("weight")
     return None if slope is None else ("prelu", [c.value("self")], {}, {"slope": slope.detach().float()})
 
 
 @_ours("max_pool1d", "max_pool2d", "max_pool3d")
-def _max_pool(c: Call) -> Lowered | None:
+def _max_pool(c: AtenCall) -> Lowered | None:
     rank = int(c.base[-2])
     if c.rank("self") != rank + 2:
         return None
@@ -295,7 +295,7 @@ def _max_pool(c: Call) -> Lowered | None:
 
 
 @_ours("adaptive_avg_pool1d", "adaptive_avg_pool2d")
-def _adaptive_avg_pool(c: Call) -> Lowered | None:
+def _adaptive_avg_pool(c: AtenCall) -> Lowered | None:
     rank, sizes = int(c.base[-2]), c.given["output_size"]
     if c.rank("self") != rank + 2 or not all(isinstance(s, int) for s in sizes):
         return None
@@ -303,7 +303,7 @@ def _adaptive_avg_pool(c: Call) -> Lowered | None:
 
 
 @_ours("flatten", "view", "reshape", "_unsafe_view")
-def _flatten(c: Call) -> Lowered | None:
+def _flatten(c: AtenCall) -> Lowered | None:
     """Into rows. Any other reshape stays a call."""
     rank = c.rank("self")
     if c.rank() != 2 or rank < 2:
@@ -312,7 +312,7 @@ def _flatten(c: Call) -> Lowered | None:
 
 
 @_ours("slice")
-def _slice(c: Call) -> Lowered | None:
+def _slice(c: AtenCall) -> Lowered | None:
     dim, start, end = int(c.given["dim"]) % c.rank(), c.given["start"], c.given["end"]
     if dim == 0 or not all(v is None or isinstance(v, int) for v in (start, end)):
         return None
@@ -321,7 +321,7 @@ def _slice(c: Call) -> Lowered | None:
 
 
 @_ours("pad", "constant_pad_nd")
-def _pad(c: Call) -> Lowered | None:
+def _pad(c: AtenCall) -> Lowered | None:
     pads, mode, value = list(c.given["pad"]), c.given.get("mode", "constant"), c.given["value"]
     if len(pads) >= 2 * c.rank() or not all(isinstance(p, int) for p in pads):
         return None

@@ -210,7 +210,7 @@ def linear(size: Any) -> int | str:
 
 
 # -- running and checking ---------------------------------------------------------------------------------------
-def bound(attrs: Mapping[str, Any], roles: Mapping[str, Tensor]) -> Callable[[list[Tensor]], Any]:
+def bound_call(attrs: Mapping[str, Any], roles: Mapping[str, Tensor]) -> Callable[[list[Tensor]], Any]:
     """The call with its constants bound: a function of its inputs that returns all its results."""
     f, kinds = overload(attrs["call"]), arguments(attrs["call"])
     args = {k: (v, kinds[k][0]) for k, v in attrs["args"].items()}

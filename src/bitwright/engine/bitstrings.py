@@ -9,20 +9,20 @@ from torch import Tensor
 from bitwright.errors import InputError
 
 
-def pack(bit: Tensor) -> Tensor:
+def pack_bits(bit: Tensor) -> Tensor:
     """uint8 0/1 of any shape -> uint8 bytes; bit i of the flattened tensor is bit i % 8 of byte i // 8.
 
-    >>> pack(torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 1])).tolist()
+    >>> pack_bits(torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 1])).tolist()
     [129, 1]
     """
     flat = bit.detach().to(torch.uint8).cpu().reshape(-1).numpy()
     return torch.from_numpy(np.packbits(flat, bitorder="little"))
 
 
-def unpack(data: Tensor, shape: tuple[int, ...]) -> Tensor:
+def unpack_bits(data: Tensor, shape: tuple[int, ...]) -> Tensor:
     """Back to 0/1 of `shape`.
 
-    >>> unpack(torch.tensor([129, 1], dtype=torch.uint8), (3, 3)).tolist()
+    >>> unpack_bits(torch.tensor([129, 1], dtype=torch.uint8), (3, 3)).tolist()
     [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
     """
     count = 1

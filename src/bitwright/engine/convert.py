@@ -15,6 +15,7 @@ from bitwright.engine.files import file_bytes, save
 from bitwright.engine.fold import fold
 from bitwright.engine.gates import gated_layers, refusal
 from bitwright.engine.layer_form import layer_form
+from bitwright.engine.layer_times import time_layers
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.packing import check_finite
@@ -25,11 +26,10 @@ from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError
-from bitwright.measure.layer_times import clock
-from bitwright.measure.twin import float_twin
 from bitwright.nn import is_slot_layer
 from bitwright.transforms.call import as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.twin import float_twin
 
 FORMS = ("auto", "graph", "layers")
 PASS_SHARE, WARN_SHARE = 0.999, 0.99
@@ -123,7 +123,7 @@ def convert(
     if verify is not False:
         given = [example] if verify is True else verify
         _check(report, prove(prepared.model, packed, given, example, prepared.change))
-    clock(report, prepared, packed, threads)
+    time_layers(report, prepared, packed, threads)
     report.float_bytes, report.file_bytes = file_bytes(float_twin(prepared.model)), file_bytes(packed)
     report.status, report.verdict = _verdict(report, verified=verify is not False)
     if report.status == REFUSE:

@@ -14,7 +14,7 @@ STEPS = 4  # float32 neighbors tried on each side of the value that the spacing 
 
 
 @dataclass(frozen=True)
-class Grid:
+class EvenGrid:
     """kind "multiply": code = rint(y * value) + base, "divide": rint(y / value) + base, both kept in low..high; rint goes
     from a half to the even number. "step": high where y >= value, else low."""
 
@@ -27,7 +27,7 @@ class Grid:
     def codes(self, y: Tensor) -> Tensor:
         """int64 codes of float32 values; NaN becomes 0.
 
-        >>> Grid(2.0, "multiply", 1, 0, 3).codes(torch.tensor([-5.0, 0.0, 0.75, 9.0, torch.nan])).tolist()
+        >>> EvenGrid(2.0, "multiply", 1, 0, 3).codes(torch.tensor([-5.0, 0.0, 0.75, 9.0, torch.nan])).tolist()
         [0, 1, 3, 3, 0]
         """
         value = torch.tensor(self.value, dtype=torch.float32)
@@ -38,7 +38,7 @@ class Grid:
         return torch.where(y.isnan(), 0, inside.nan_to_num().round().to(torch.int64) + self.base)
 
 
-def even_grid(thresholds: Tensor) -> Grid | None:
+def even_grid(thresholds: Tensor) -> EvenGrid | None:
     """The grid that gives the codes of one ascending ladder [L] for every float, or None.
 
     Rounding, multiplying and clamping never fall as y rises, so two floats a threshold prove it: the code changes exactly
@@ -46,14 +46,14 @@ def even_grid(thresholds: Tensor) -> Grid | None:
 
     >>> above = torch.nextafter(torch.tensor(0.5), torch.tensor(1.0))  # a half itself goes to 0, the even number
     >>> even_grid(torch.stack([above, torch.tensor(1.5)]))
-    Grid(value=1.0, kind='divide', base=0, low=0, high=2)
+    EvenGrid(value=1.0, kind='divide', base=0, low=0, high=2)
     """
     if thresholds.dim() != 1 or thresholds.isnan().any() or bool((thresholds == torch.inf).any()):
         return None
     inside = thresholds[thresholds.isfinite()].float()
     count, low = inside.numel(), int((thresholds == -torch.inf).sum())
     if count == 1:
-        return Grid(float(inside[0]), "step", 0, low, low + 1)
+        return EvenGrid(float(inside[0]), "step", 0, low, low + 1)
     if count < 1:
         return None
     step = float(inside[-1].double() - inside[0].double()) / (count - 1)
@@ -72,7 +72,7 @@ def even_grid(thresholds: Tensor) -> Grid | None:
     kinds: tuple[tuple[Literal["divide", "multiply"], float], ...] = (("divide", step), ("multiply", 1 / step))
     for kind, guess in kinds:
         for value in _near(guess):
-            grid = Grid(value, kind, base, low, low + count)
+            grid = EvenGrid(value, kind, base, low, low + count)
             if torch.equal(grid.codes(inside), want) and torch.equal(grid.codes(below), want - 1):
                 return grid
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 from torch import nn
 
 from bitwright.engine.layer_form import stays
-from bitwright.engine.packing import EMPTY, name_of
+from bitwright.engine.packing import EMPTY, part_text
 from bitwright.engine.report import REFUSE, ConvertReport
 from bitwright.engine.rows import own_row
 from bitwright.nn import is_slot_layer
@@ -29,14 +29,14 @@ def refusal(model: nn.Module, gated: dict[str, SlotLayer]) -> ConvertReport:
     for c in candidates(model):
         why = (stays(c.module) or READY) if is_slot_layer(c.module) else EMPTY
         if c.name in gated:
-            why = f"gate {name_of(gated[c.name].gate)}: its fast execution is not there yet; nothing else is wrong"
+            why = f"gate {part_text(gated[c.name].gate)}: its fast execution is not there yet; nothing else is wrong"
         rows.append(own_row(c.name, c.module, "float", why))
     ready = sum(r.why == READY for r in rows)
     first, layer = next(iter(gated.items()))
     more = f" and {len(gated) - 1} more" if len(gated) > 1 else ""
     rest = f" {ready} other layer{'s' if ready > 1 else ''} would be packed without it." if ready else ""
     verdict = (
-        f"{first or '(net)'} ({describe(layer)}){more}: gate {name_of(layer.gate)} cannot run in a packed net yet; "
+        f"{first or '(net)'} ({describe(layer)}){more}: gate {part_text(layer.gate)} cannot run in a packed net yet; "
         f"nothing else is wrong.{rest} What gates save is counted by: bitwright eval RUN, or bw.count_macs"
     )
     return ConvertReport(rows, status=REFUSE, verdict=verdict)

@@ -15,7 +15,7 @@ from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
 from bitwright.engine import aten_list, bitstrings
-from bitwright.engine.aten import Call, Lowered, known, lower, nothing
+from bitwright.engine.aten import AtenCall, Lowered, known, lower, nothing
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.integers import storable
 from bitwright.engine.packing import Packing, check_finite
@@ -47,7 +47,7 @@ def owner_of(n: FxNode) -> str:
     return str(entries[-1][0]) if entries else ""
 
 
-def name_of(n: FxNode) -> tuple[str, str]:
+def called_name(n: FxNode) -> tuple[str, str]:
     """(namespace.name, name) of what a node calls."""
     parts = str(n.target).split(".")
     return ".".join(parts[:2]), parts[1] if len(parts) > 1 else parts[0]
@@ -69,7 +69,7 @@ def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
 
 
 def _is_known(n: FxNode) -> bool:
-    name = name_of(n)[1]
+    name = called_name(n)[1]
     return known(n) or name in PARTS or name.startswith((*CHECKS, "sym_"))
 
 
@@ -109,7 +109,7 @@ class Lowering:
         self.taken = {"input", "output"}
         self.names: dict[str, str] = {}  # fx name -> the name of our value
         self.constants: dict[str, Any] = {}
-        self.several: dict[str, Call] = {}  # calls with several results, emitted where one is read
+        self.several: dict[str, AtenCall] = {}  # calls with several results, emitted where one is read
         state = {**program.state_dict, **program.constants}
         for spec in program.graph_signature.input_specs:
             if spec.target in state and isinstance(state[spec.target], Tensor):
@@ -181,7 +181,7 @@ class Lowering:
         return self.names[n.name]
 
     def _call(self, n: FxNode) -> None:
-        value, (path, name) = n.meta.get("val"), name_of(n)
+        value, (path, name) = n.meta.get("val"), called_name(n)
         if n.target is operator.getitem:
             self._item(n)
         elif name.startswith(CHECKS) or not isinstance(value, (Tensor, tuple, list)):
@@ -189,7 +189,7 @@ class Lowering:
         elif path == "bitwright.marked_layer":
             self.names[n.name] = self._layer(n) if n.args[2] else self._part(n, self.inputs)
         elif not self._worked_out(n):
-            call = Call(n, self.names, self.constants)
+            call = AtenCall(n, self.names, self.constants)
             if not isinstance(value, Tensor):
                 self.several[n.name] = call
             elif nothing(call):
@@ -313,12 +313,12 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
     if packing.grid is not None:
         tensors = {"add": tensors.get("bias", torch.zeros(bit.shape[1], dtype=torch.float64))}
     scale = torch.stack([t.unit * unit for t in terms])
-    return {"weight": info}, {"bits": bitstrings.pack(bit), "scale": scale, **tensors}
+    return {"weight": info}, {"bits": bitstrings.pack_bits(bit), "scale": scale, **tensors}
 
 
 def _no_form(n: FxNode, reason: aten_list.Unlisted) -> InputError:
     n = _node(n.args[0]) if n.target is operator.getitem else n
-    where, frame, base = owner_of(n) or "the model", frame_of(n), name_of(n)[0]
+    where, frame, base = owner_of(n) or "the model", frame_of(n), called_name(n)[0]
     at = f" ({frame})" if frame else ""
     text = f"convert: {where} uses {base}{at}, which a packed graph cannot hold: {reason}"
     return InputError(text, code="convert-op", layer=where, given=base)

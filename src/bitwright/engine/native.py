@@ -6,7 +6,7 @@ geometry, thresholds) is prepared once in a plan; a call then costs a few micros
 immutable and may be shared by threads; they are not pickled, their owner keeps the weights.
 
     plan = ConvPlan.bits(weight_bits, w_mult=[2], w_zero=-1, x_mult=[2], x_zero=-1, padding=1)
-    words = pack(x, thresholds=torch.zeros(1), planes=1)
+    words = pack_codes(x, thresholds=torch.zeros(1), planes=1)
     y = plan.run(words, FloatOutput(scale, add))
 
 Without the library (no compiler when the package was built) `available()` is False and `notice()` says why.
@@ -17,17 +17,17 @@ native_output, native_conv, native_codes; native_run calls them in a row.
 
 from __future__ import annotations
 
-from bitwright.engine.native_codes import PackPlan, maxpool, pack, to_words, unpack
+from bitwright.engine.native_codes import PackPlan, maxpool, pack_codes, to_words, unpack_codes
 from bitwright.engine.native_conv import ConvPlan
-from bitwright.engine.native_library import available, force_isa, isa, isas, notice, words
-from bitwright.engine.native_output import CodeOutput, FloatOutput, GridOutput, Output
+from bitwright.engine.native_library import available, force_isa, isa, isas, notice, word_count
+from bitwright.engine.native_output import CodeOutput, FloatOutput, GridOutput, KernelOutput
 
 __all__ = [
     "CodeOutput",
     "ConvPlan",
     "FloatOutput",
     "GridOutput",
-    "Output",
+    "KernelOutput",
     "PackPlan",
     "available",
     "force_isa",
@@ -35,8 +35,8 @@ __all__ = [
     "isas",
     "maxpool",
     "notice",
-    "pack",
+    "pack_codes",
     "to_words",
-    "unpack",
-    "words",
+    "unpack_codes",
+    "word_count",
 ]

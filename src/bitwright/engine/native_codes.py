@@ -9,8 +9,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.even import Grid
-from bitwright.engine.native_library import PackStruct, PoolStruct, check, library, need, optional, pair, table, words
+from bitwright.engine.even import EvenGrid
+from bitwright.engine.native_library import (
+    PackStruct,
+    PoolStruct,
+    check_code,
+    checked_tensor,
+    kernel_table,
+    library,
+    optional,
+    pair,
+    word_count,
+)
 from bitwright.engine.native_output import grid_struct
 from bitwright.errors import InputError
 
@@ -25,10 +35,10 @@ class PackPlan:
 
     def __init__(
         self, thresholds: Tensor, planes: int = 1, groups: int = 1, flip: Tensor | None = None,
-        bytes: bool = False, grid: Grid | None = None,
+        bytes: bool = False, grid: EvenGrid | None = None,
     ) -> None:  # fmt: skip
         self.grid = grid_struct(grid)
-        self.thresholds = table(thresholds, torch.float32)
+        self.thresholds = kernel_table(thresholds, torch.float32)
         self.flip = optional(flip, torch.uint8)
         self.planes, self.groups, self.as_bytes = planes, groups, bytes
         self.function = library().bw_pack_bytes if bytes else library().bw_pack_bits
@@ -55,14 +65,14 @@ class PackPlan:
             threads = 1 if n * h * w * c < SMALL else torch.get_num_threads()
         code = self.function(ctypes.addressof(struct), x.data_ptr(), out.data_ptr(), threads)
         if code:
-            check(code)
+            check_code(code)
         return out
 
     def made(self, n: int, h: int, w: int, c: int) -> tuple[tuple[int, ...], torch.dtype]:
         """How the codes lie in memory, and their type."""
         if self.as_bytes:
             return (n, h, w, c), torch.uint8
-        return (n, h, w, self.planes, words(c, self.groups)), torch.int32
+        return (n, h, w, self.planes, word_count(c, self.groups)), torch.int32
 
     def struct(self, n: int, h: int, w: int, c: int, nchw: bool) -> ctypes.Structure:
         """The descriptor of one input size."""
@@ -87,7 +97,7 @@ class PackPlan:
         return self  # immutable
 
 
-def pack(x: Tensor, thresholds: Tensor, *args: Any, **options: Any) -> Tensor:
+def pack_codes(x: Tensor, thresholds: Tensor, *args: Any, **options: Any) -> Tensor:
     """`PackPlan(thresholds, ...).run(x)`: words `[N, H, W, planes, Cw]`, or uint8 `[N, H, W, C]` with `bytes`."""
     return PackPlan(thresholds, *args, **options).run(x)
 
@@ -118,27 +128,27 @@ def maxpool(
 ) -> Tensor:  # fmt: skip
     """Largest code of each window, words `[N, H, W, A, Cw]` or bytes `[N, H, W, C]`; padding never wins."""
     as_words = x.dim() == 5
-    need(x, "max pooling input", torch.int32 if as_words else torch.uint8)
+    checked_tensor(x, "max pooling input", torch.int32 if as_words else torch.uint8)
     pool = pool_struct(tuple(x.shape), kernel, stride, padding, dilation, ceil_mode)
     out = torch.empty((x.shape[0], pool.oh, pool.ow, *x.shape[3:]), dtype=x.dtype)
     function = library().bw_maxpool_bits if as_words else library().bw_maxpool_bytes
-    check(function(ctypes.addressof(pool), x.data_ptr(), out.data_ptr(), threads))
+    check_code(function(ctypes.addressof(pool), x.data_ptr(), out.data_ptr(), threads))
     return out
 
 
-def unpack(x: Tensor, channels: int, groups: int = 1) -> Tensor:
+def unpack_codes(x: Tensor, channels: int, groups: int = 1) -> Tensor:
     """Words -> uint8 codes `[N, H, W, channels]`."""
-    n, h, w, planes, count = need(x, "words", torch.int32).shape
-    if count != words(channels, groups):
-        raise InputError(f"native core: {channels} channels are {words(channels, groups)} words, got {count}")
+    n, h, w, planes, count = checked_tensor(x, "words", torch.int32).shape
+    if count != word_count(channels, groups):
+        raise InputError(f"native core: {channels} channels are {word_count(channels, groups)} words, got {count}")
     out = torch.empty((n, h, w, channels), dtype=torch.uint8)
-    check(library().bw_unpack_bits(x.data_ptr(), n * h * w, planes, channels, groups, out.data_ptr()))
+    check_code(library().bw_unpack_bits(x.data_ptr(), n * h * w, planes, channels, groups, out.data_ptr()))
     return out
 
 
 def to_words(codes: Tensor, planes: int, groups: int = 1) -> Tensor:
-    """uint8 codes `[N, H, W, C]` -> words: the inverse of `unpack`."""
-    n, h, w, channels = need(codes, "codes", torch.uint8).shape
-    out = torch.empty((n, h, w, planes, words(channels, groups)), dtype=torch.int32)
-    check(library().bw_bytes_to_bits(codes.data_ptr(), n * h * w, planes, channels, groups, out.data_ptr()))
+    """uint8 codes `[N, H, W, C]` -> words: the inverse of `unpack_codes`."""
+    n, h, w, channels = checked_tensor(codes, "codes", torch.uint8).shape
+    out = torch.empty((n, h, w, planes, word_count(channels, groups)), dtype=torch.int32)
+    check_code(library().bw_bytes_to_bits(codes.data_ptr(), n * h * w, planes, channels, groups, out.data_ptr()))
     return out

@@ -10,8 +10,17 @@ import torch
 from torch import Tensor
 
 from bitwright.engine.borders import border_classes, corrections, tap_sums
-from bitwright.engine.native_library import ConvStruct, check, generation, library, need, pair, table, words
-from bitwright.engine.native_output import Output
+from bitwright.engine.native_library import (
+    ConvStruct,
+    check_code,
+    checked_tensor,
+    generation,
+    kernel_table,
+    library,
+    pair,
+    word_count,
+)
+from bitwright.engine.native_output import KernelOutput
 from bitwright.errors import InputError
 
 
@@ -56,7 +65,7 @@ class ConvPlan:
         self.bias = torch.as_tensor(0 if bias is None else bias).to(torch.int64).expand(self.out_channels)
         self.macs_per_pixel, self.planes_product = values.numel(), len(x_mult) * len(w_mult)
         self.x_planes = len(x_mult)
-        self.keep = (table(list(x_mult), torch.int32), table(list(w_mult), torch.int32))
+        self.keep = (kernel_table(list(x_mult), torch.int32), kernel_table(list(w_mult), torch.int32))
         self.struct = ConvStruct(
             c=self.in_channels, o=self.out_channels, kh=self.kernel[0], kw=self.kernel[1],
             stride_h=self.stride[0], stride_w=self.stride[1], pad_h=self.padding[0], pad_w=self.padding[1],
@@ -70,12 +79,12 @@ class ConvPlan:
         )  # fmt: skip
         conv = ctypes.addressof(self.struct)
         count = size(conv)
-        check(count < 0)
+        check_code(count < 0)
         self.buffer = torch.empty(count + 64, dtype=torch.uint8)
         self.weights = -(-self.buffer.data_ptr() // 64) * 64
-        check(pack_weights(conv, weight.data_ptr(), self.weights))
+        check_code(pack_weights(conv, weight.data_ptr(), self.weights))
         self.function = lib.bw_conv_bits if kind == "bits" else lib.bw_conv_bytes
-        count = words(self.in_channels, groups)
+        count = word_count(self.in_channels, groups)
         self.tail = (self.x_planes, count) if kind == "bits" else (self.in_channels,)
         self.dtype = torch.int32 if kind == "bits" else torch.uint8
         self.calls: dict[tuple[int, int, int], _Call] = {}
@@ -109,14 +118,14 @@ class ConvPlan:
         taps_first = (values * x_mult).permute(0, 2, 3, 1).contiguous()
         return cls("bytes", taps_first, values, [1], 0, [1], **place)
 
-    def run(self, x: Tensor, output: Output, residual: Tensor | None = None, threads: int | None = None) -> Any:
+    def run(self, x: Tensor, output: KernelOutput, residual: Tensor | None = None, threads: int | None = None) -> Any:
         """The result `output` describes; with something `extra` the pair (y, extra). `residual` is like y."""
         if x.dim() != 3 + len(self.tail) or tuple(x.shape[3:]) != self.tail:
             wanted = ", ".join(map(str, self.tail))
             raise InputError(f"native core: input must be [N, H, W, {wanted}], got {list(x.shape)}")
         call = self.call(*x.shape[:3])
         if x.dtype is not self.dtype or not x.is_contiguous():
-            need(x, "input", self.dtype)
+            checked_tensor(x, "input", self.dtype)
         if output.channels is not None and output.channels != self.out_channels:
             raise InputError(
                 f"native core: output is for {output.channels} channels, the layer has {self.out_channels}"
@@ -143,7 +152,7 @@ class ConvPlan:
             call.address, x.data_ptr(), self.weights, output.address, y.data_ptr(), residual_at, extra_at, threads
         )
         if code:
-            check(code)
+            check_code(code)
         return y if extra is None else (y, extra)
 
     def call(self, n: int, h: int, w: int) -> _Call:
@@ -157,7 +166,7 @@ class ConvPlan:
 
     def run_int(self, x: Tensor, threads: int | None = None) -> Tensor:
         """The int32 sums, `[N, O, OH, OW]`."""
-        return self.run(x, Output(), None, threads)
+        return self.run(x, KernelOutput(), None, threads)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> ConvPlan:
         return self  # immutable

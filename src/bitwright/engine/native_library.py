@@ -94,7 +94,7 @@ def library() -> ctypes.CDLL:
     return lib
 
 
-def check(code: int) -> None:
+def check_code(code: int) -> None:
     if code:
         raise InputError(f"native core: {library().bw_last_error().decode()}", code="native")
 
@@ -112,7 +112,7 @@ def isas() -> list[str]:
 def force_isa(name: str) -> None:
     """Use one instruction set, `""` for the best. Plans made before must be made again."""
     global _generation
-    check(library().bw_force_isa(name.encode()))
+    check_code(library().bw_force_isa(name.encode()))
     _generation += 1
 
 
@@ -121,25 +121,25 @@ def generation() -> int:
     return _generation
 
 
-def need(value: Tensor, what: str, dtype: torch.dtype) -> Tensor:
+def checked_tensor(value: Tensor, what: str, dtype: torch.dtype) -> Tensor:
     if value.dtype != dtype or not value.is_contiguous():
         raise InputError(f"native core: {what} must be contiguous {dtype}, got {value.dtype} {list(value.shape)}")
     return value
 
 
-def table(value: Any, dtype: torch.dtype) -> Tensor:
+def kernel_table(value: Any, dtype: torch.dtype) -> Tensor:
     """A small private table for the kernels: later changes of the argument do not reach it."""
     return torch.as_tensor(value).detach().to("cpu", dtype, copy=True).contiguous()
 
 
 def optional(value: Tensor | None, dtype: torch.dtype) -> Tensor | None:
-    return None if value is None else table(value, dtype)
+    return None if value is None else kernel_table(value, dtype)
 
 
 def pair(value: int | Sequence[int]) -> tuple[int, int]:
     return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))
 
 
-def words(channels: int, groups: int = 1) -> int:
+def word_count(channels: int, groups: int = 1) -> int:
     """Words per pixel and plane: every group starts a new word."""
     return groups * -(-(channels // groups) // 32)

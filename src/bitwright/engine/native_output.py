@@ -1,4 +1,4 @@
-"""What becomes of the integers of a convolution: an `Output` is made once and used for every call."""
+"""What becomes of the integers of a convolution: a `KernelOutput` is made once and used for every call."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.even import Grid
-from bitwright.engine.native_library import GridStruct, OutputStruct, optional, table, words
+from bitwright.engine.even import EvenGrid
+from bitwright.engine.native_library import GridStruct, OutputStruct, kernel_table, optional, word_count
 from bitwright.errors import InputError
 
 
-class Output:
+class KernelOutput:
     """Tells `ConvPlan.run` what to return; made once, used for every call. This one: the int32 sums."""
 
     mode = 0
@@ -34,7 +34,7 @@ class Output:
         """The same of what `extra` names."""
         if self.extra == "bytes":
             return (n, oh, ow, o), torch.uint8
-        return (n, oh, ow, 1, words(o)), torch.int32
+        return (n, oh, ow, 1, word_count(o)), torch.int32
 
 
 def _address(value: Any) -> Any:
@@ -43,14 +43,14 @@ def _address(value: Any) -> Any:
     return ctypes.addressof(value) if isinstance(value, ctypes.Structure) else value
 
 
-def grid_struct(grid: Grid | None) -> GridStruct | None:
+def grid_struct(grid: EvenGrid | None) -> GridStruct | None:
     """The struct of an even ladder."""
     if grid is None:
         return None
     return GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
 
 
-class FloatOutput(Output):
+class FloatOutput(KernelOutput):
     """`y = float(I) * scale[o] + add[o]`, then `+ residual`, then with `relu` the larger of y and 0.
 
     What a call gives besides y, if anything, for a next layer that reads codes:
@@ -61,7 +61,7 @@ class FloatOutput(Output):
     mode = 1
 
     def __init__(
-        self, scale: Tensor, add: Tensor, *, relu: bool = False, grid: Grid | None = None, cuts: Tensor | None = None,
+        self, scale: Tensor, add: Tensor, *, relu: bool = False, grid: EvenGrid | None = None, cuts: Tensor | None = None,
         flip: Tensor | None = None, bytes: bool = False,
     ) -> None:  # fmt: skip
         o = scale.numel()
@@ -69,7 +69,7 @@ class FloatOutput(Output):
             if value is not None and value.numel() != o:
                 raise InputError(f"native core: scale has {o} entries, {name} {value.numel()}")
         super().__init__(
-            scale=table(scale, torch.float32), add=table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
+            scale=kernel_table(scale, torch.float32), add=kernel_table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
             cuts=optional(cuts, torch.float32), extra_bytes=int(bytes), flip=optional(flip, torch.uint8),
         )  # fmt: skip
         self.channels = o
@@ -77,13 +77,13 @@ class FloatOutput(Output):
             self.extra = "bytes" if grid is not None or bytes else "words"
 
 
-class GridOutput(Output):
+class GridOutput(KernelOutput):
     """Codes of `y = float(I) * scale[o] + add[o]` by an even ladder, as bytes."""
 
     mode = 3
 
-    def __init__(self, scale: Tensor, add: Tensor, grid: Grid) -> None:
-        scale, add = table(scale, torch.float32), table(add, torch.float32)
+    def __init__(self, scale: Tensor, add: Tensor, grid: EvenGrid) -> None:
+        scale, add = kernel_table(scale, torch.float32), kernel_table(add, torch.float32)
         super().__init__(scale=scale, add=add, grid=grid_struct(grid))
         self.channels = scale.numel()
 
@@ -91,7 +91,7 @@ class GridOutput(Output):
         return (n, oh, ow, o), torch.uint8
 
 
-class CodeOutput(Output):
+class CodeOutput(KernelOutput):
     """`code = #{l : I >= thresholds[l, o]}`, `levels - code` if `flip[o]`; words, or uint8 with `bytes`."""
 
     def __init__(
@@ -100,7 +100,7 @@ class CodeOutput(Output):
         self.mode = 3 if bytes else 2
         levels, self.channels = thresholds.shape
         super().__init__(
-            thresholds=table(thresholds, torch.int32), flip=optional(flip, torch.uint8),
+            thresholds=kernel_table(thresholds, torch.int32), flip=optional(flip, torch.uint8),
             levels=levels, out_planes=planes, out_groups=groups,
         )  # fmt: skip
         self.planes, self.groups = planes, groups
@@ -110,4 +110,4 @@ class CodeOutput(Output):
     def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
         if self.mode == 3:
             return (n, oh, ow, o), torch.uint8
-        return (n, oh, ow, self.planes, words(o, self.groups)), torch.int32
+        return (n, oh, ow, self.planes, word_count(o, self.groups)), torch.int32

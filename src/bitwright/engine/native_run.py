@@ -1,6 +1,6 @@
 """Native operations one after the other in one call (`bw_run`): everything that the size of the input decides is made once.
 
-A `Run` holds neighboring nodes of a graph. For each size and layout of its inputs it makes a `Program`: the list of steps with
+A `NativeRun` holds neighboring nodes of a graph. For each size and layout of its inputs it makes a `Program`: the list of steps with
 the place of every value. Values that only the run itself reads lie in scratch memory of the calling thread, those that leave it
 are new tensors; so threads may share a model.
 """
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from bitwright.engine.graph import Node
-from bitwright.engine.native_library import NOWHERE, OPERATIONS, StepStruct, check, library
+from bitwright.engine.native_library import NOWHERE, OPERATIONS, StepStruct, check_code, library
 
 Memory = tuple[int, ...]  # [N, H, W, channels] of floats, sums and bytes, [N, H, W, planes, words] of words
 LINE = 64  # bytes to which places in the scratch memory are aligned
@@ -98,7 +98,7 @@ class Program:
         made = [torch.empty_strided(size, stride, dtype=dtype) for _, size, stride, dtype in self.made]
         outside = self.pointers(*[t.data_ptr() for t in given], *[t.data_ptr() for t in made])
         if code := library().bw_run(self.address, self.count, outside, self.scratch, threads):
-            check(code)
+            check_code(code)
         for (name, *_), value in zip(self.made, made, strict=True):
             env[name] = value
 
@@ -123,7 +123,7 @@ def _order(node: Node, made: bool) -> bool | None:
     return node.op == "coded_linear" if made else node.op == "quantize" and bool(node.attrs["last"])
 
 
-class Run:
+class NativeRun:
     """Neighboring native nodes as a step of a model: reads and writes the environment name -> value.
 
     lays     what each node adds to a program
@@ -207,15 +207,15 @@ def joined(steps: Sequence[tuple[Node, Any]], wanted: set[str]) -> list[tuple[No
     found: list[tuple[Node, Any]] = []
     for node, step in steps:
         last = found[-1][1] if found else None
-        if isinstance(step, Run) and isinstance(last, Run) and last.follows(node):
-            found[-1] = node, Run(last.nodes + step.nodes, last.lays + step.lays, step.threads)
+        if isinstance(step, NativeRun) and isinstance(last, NativeRun) and last.follows(node):
+            found[-1] = node, NativeRun(last.nodes + step.nodes, last.lays + step.lays, step.threads)
         else:
             found.append((node, step))
     later = set(wanted)
     for i in reversed(range(len(found))):
         node, step = found[i]
-        if isinstance(step, Run):
-            found[i] = node, Run(step.nodes, step.lays, step.threads, leaves=set(later))
+        if isinstance(step, NativeRun):
+            found[i] = node, NativeRun(step.nodes, step.lays, step.threads, leaves=set(later))
         later |= set(reads(node, step))
     return found
 
@@ -227,4 +227,4 @@ def within(x: Tensor, limit: float) -> bool:
 
 def reads(node: Node, step: Any) -> list[str]:
     """The values that a step reads."""
-    return step.reads if isinstance(step, Run) else node.inputs
+    return step.reads if isinstance(step, NativeRun) else node.inputs

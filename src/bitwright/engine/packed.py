@@ -19,7 +19,7 @@ from bitwright.engine.torch_op import answers_of, text_of
 from bitwright.errors import BitwrightWarning, InputError
 
 if TYPE_CHECKING:
-    from bitwright.measure.planner import Explanation
+    from bitwright.engine.planner import Explanation
 
 BACKENDS = ("auto", "native", "reference")
 
@@ -196,7 +196,7 @@ class PackedModel(nn.Module):
         measure  True: times every way on this CPU (seconds), keeps the times for nets that are loaded later, and takes the fastest.
                  All ways give the same answers
         """
-        from bitwright.measure.planner import explain
+        from bitwright.engine.planner import explain
 
         return explain(self, measure)
 

@@ -61,12 +61,12 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
     try:
         grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank)
     except NotInteger as reason:
-        return f"slot x holds {name_of(quantizer)}: {reason}"
+        return f"slot x holds {part_text(quantizer)}: {reason}"
     try:
         if layer.w is not None:
             _, terms = storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
     except NotInteger as reason:
-        return f"slot w holds {name_of(layer.w)}: {reason}"
+        return f"slot w holds {part_text(layer.w)}: {reason}"
     if grid is not None:
         each = max((abs(t.zero) + sum(abs(m) for m in t.mult) for t in terms), default=0)
         ends = max(max(abs(z), abs(z + grid.mult * grid.levels)) for z in grid.zero)
@@ -75,7 +75,7 @@ def packing_of(layer: SlotLayer, rank: int) -> Packing | str:
     return Packing(grid, before, layer.w is not None)
 
 
-def name_of(part: nn.Module | None) -> str:
+def part_text(part: nn.Module | None) -> str:
     """`uniform(bits=3)`: a part with its options."""
     spec = traits_of(part).spec
     if isinstance(spec, dict):

@@ -52,7 +52,7 @@ def whole_numbers(bit: Tensor, planes: Sequence[int], mult: Sequence[int], zero:
 def weight_integers(graph: Graph, node: Node) -> list[Tensor]:
     """The whole numbers of each term of a stored weight: int32 [O, ...]."""
     info = node.attrs["weight"]
-    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *info["shape"]))
+    bit = bitstrings.unpack_bits(graph.need(node, "bits"), (info["planes"], *info["shape"]))
     return [whole_numbers(bit, t["planes"], t["mult"], t["zero"]) for t in info["terms"]]
 
 

@@ -9,8 +9,9 @@ from typing import Any
 
 from torch import Tensor
 
-from bitwright.measure import convert_text, numbers
-from bitwright.measure.timing import NOISY, quality
+from bitwright import numbers
+from bitwright.engine import report_text
+from bitwright.timing import NOISY, quality
 
 PASS, WARN, REFUSE = "PASS", "WARN", "REFUSE"
 STAYS = ("float", "your code")  # a layer that is not packed
@@ -207,15 +208,15 @@ class ConvertReport:
         return self.same / self.images if self.images else 1.0, "values" if values else "class"
 
     def to_markdown(self) -> str:
-        return convert_text.markdown(self)
+        return report_text.markdown(self)
 
     def table(self, width: int | None = None, limit: int | None = None) -> list[str]:
         """Lines of the table, and what is gained; with `limit` a run of more than that many like layers is cut short."""
-        return convert_text.table(self, width, limit)
+        return report_text.table(self, width, limit)
 
     def proof(self, width: int | None = None, what: str = "images", limit: int | None = 10) -> list[str]:
         """Lines on the verification and, at most `limit` of them, on images whose class differs."""
-        return convert_text.proof(self, width, what, limit)
+        return report_text.proof(self, width, what, limit)
 
     def __str__(self) -> str:
         return "\n".join([*self.table(), *self.proof(), f"{self.status}  {self.verdict}"])

@@ -60,7 +60,7 @@ def check_prelu(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> No
 
 def run_call(node: Node, graph: Graph) -> Function:
     roles = {role: graph.tensors[key] for role, key in node.attrs.get("tensors", {}).items()}
-    run, item = aten_list.bound(node.attrs, roles), node.attrs.get("item")
+    run, item = aten_list.bound_call(node.attrs, roles), node.attrs.get("item")
     return lambda *xs: run(list(xs)) if item is None else run(list(xs))[item]
 
 

@@ -13,8 +13,8 @@ from bitwright.engine import bitstrings, native, reference, run_reference
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_codes import SMALL, pool_struct
-from bitwright.engine.native_library import TermsStruct, table
-from bitwright.engine.native_run import Laid, Program, Run
+from bitwright.engine.native_library import TermsStruct, kernel_table
+from bitwright.engine.native_run import Laid, NativeRun, Program
 from bitwright.engine.rules import CODED
 from bitwright.engine.run_reference import Step
 
@@ -28,11 +28,11 @@ def build(graph: Graph, threads: int | None = None) -> list[tuple[Node, Step]]:
 
 def step(node: Node, graph: Graph, threads: int | None) -> Step:
     if node.op == "quantize" and node.attrs["form"] != "plain":
-        return Run([node], [_pack(node, graph)], threads)
+        return NativeRun([node], [_pack(node, graph)], threads)
     if node.op == "max_pool_codes":
-        return Run([node], [_pool(node)], threads)
+        return NativeRun([node], [_pool(node)], threads)
     if node.op in CODED:
-        return Run([node], [_coded(node, graph)], threads)
+        return NativeRun([node], [_coded(node, graph)], threads)
     return run_reference.step(node, graph)
 
 
@@ -79,7 +79,7 @@ def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     if a["x_form"] == "bytes":
         weights = [w.reshape(shape) for w in reference.weight_integers(graph, node)]
         return [native.ConvPlan.bytes(w, x_mult=int(x["mult"]), **geometry) for w in weights]
-    bit = bitstrings.unpack(graph.need(node, "bits"), (info["planes"], *shape))
+    bit = bitstrings.unpack_bits(graph.need(node, "bits"), (info["planes"], *shape))
     x_mult = [int(x["mult"]) << p for p in range(code_planes(x["levels"]))]
     return [
         native.ConvPlan.bits(bit[t["planes"]], w_mult=t["mult"], w_zero=int(t["zero"]), x_mult=x_mult, **geometry)
@@ -119,7 +119,7 @@ def _coded(node: Node, graph: Graph) -> Lay:
     return lay
 
 
-def _output(node: Node, graph: Graph) -> native.Output:
+def _output(node: Node, graph: Graph) -> native.KernelOutput:
     """What becomes of the integers of a layer of one term."""
     a, scale, add = node.attrs, graph.need(node, "scale"), graph.need(node, "add")
     if "emit" not in a:
@@ -136,8 +136,8 @@ def _output(node: Node, graph: Graph) -> native.Output:
 
 def _several(node: Node, graph: Graph, plans: list[native.ConvPlan]) -> Lay:
     """The integers of each term one after the other in memory, then their sum."""
-    output, source, sums = native.Output(), node.inputs[0], f"{node.name} terms"
-    scale, add = (table(graph.need(node, role), torch.float32) for role in ("scale", "add"))
+    output, source, sums = native.KernelOutput(), node.inputs[0], f"{node.name} terms"
+    scale, add = (kernel_table(graph.need(node, role), torch.float32) for role in ("scale", "add"))
 
     def lay(p: Program) -> None:
         n, h, w = p.laid[source].memory[:3]

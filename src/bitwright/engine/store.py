@@ -79,7 +79,7 @@ def from_json(text: str, tensors: dict[str, Tensor]) -> Graph:
             node.attrs = _spelled_out(i, node, tensors)
         nodes.append(node)
     graph = Graph(nodes, tensors)
-    check(graph)
+    check_graph(graph)
     return graph
 
 
@@ -113,7 +113,7 @@ def _threshold(value: Any) -> bool:
 SIZES = (2, 3)  # two batches on the meta device: a size that differs depends on the batch
 
 
-def check(graph: Graph, folded: bool = True) -> None:
+def check_graph(graph: Graph, folded: bool = True) -> None:
     """`InputError` naming the first node that is not as `docs/format.md` says. `folded`: its numbers are float32 by now."""
     seen: dict[str, Node] = {}
     values: dict[str, list[Tensor]] = {}

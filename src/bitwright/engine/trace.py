@@ -17,7 +17,7 @@ from bitwright.engine.lower import Lowering, simplified, user_line
 from bitwright.engine.packing import HOOKS, Packing, in_channels, packing_of
 from bitwright.engine.prepare import does_not_run, first_line
 from bitwright.engine.quantizer import grid_of, split
-from bitwright.engine.store import check
+from bitwright.engine.store import check_graph
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
@@ -153,7 +153,7 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     graph = Lowering(simplified(_export(work, batch)), layers, packings, inputs).run()
     if any(n.op == "aten" for n in graph.nodes):  # it must work on the meta device, as it will when the file is read
         try:
-            check(graph.copy(), folded=False)
+            check_graph(graph.copy(), folded=False)
         except InputError as error:
             raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
     return Traced(graph, refused)

@@ -54,7 +54,7 @@ class LayerCheck:
         codes = env[node.inputs[0]]
         if self.plans is not None:
             out = run_native.plain_axes(node)
-            return [out(plan.run(codes, native.Output())) for plan in self.plans]
+            return [out(plan.run(codes, native.KernelOutput())) for plan in self.plans]
         grid = node.attrs["x"]
         numbers = reference.numbers(codes, int(grid["mult"]), grid["zero"], node.op == "coded_linear")
         return reference.integer_products(numbers, reference.weight_integers(self.graph, node), node)
@@ -129,7 +129,7 @@ def plain_codes(value: Tensor, node: Node, groups: int) -> Tensor:
     """Codes of any backend as int64, in the order of the value's own axes [N, C, H, W] or [N, C]."""
     if value.dtype == torch.int64:
         return value
-    codes = value if value.dtype == torch.uint8 else native.unpack(value, node.channels, groups)
+    codes = value if value.dtype == torch.uint8 else native.unpack_codes(value, node.channels, groups)
     return (codes if node.last else codes.permute(0, 3, 1, 2)).long()
 
 

@@ -44,7 +44,7 @@ def as_float(model: nn.Module, call: Call) -> nn.Module:
         return copy_model(model).eval()
 
 
-class Watched:
+class RecordedModel:
     """A model whose layers remember what they see and give, call by call; a run can tell them their inputs or answers."""
 
     def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
@@ -75,7 +75,7 @@ class Watched:
             return outputs_of(call(self.model))
 
 
-class Trained(Watched):
+class Trained(RecordedModel):
     """A copy of the trained net that remembers what its coding layers see and give."""
 
     def __init__(self, model: nn.Module) -> None:
@@ -95,7 +95,7 @@ class Trained(Watched):
                 layer.set_slots(w=None, b=None)
                 layer.weight = nn.Parameter(weight, requires_grad=False)
                 layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
-        watched = Watched(model.double(), answers)
+        watched = RecordedModel(model.double(), answers)
         try:
             found = watched.run(call.map(lambda t: t.double() if t.is_floating_point() else t), answers=answers)
         except (RuntimeError, TypeError, ValueError, IndexError):
@@ -196,7 +196,7 @@ class LayerSide:
         model, self.checks = copy_model(model).eval(), checks
         self.packed = packed_layers(model)
         coding = [n for n, m in model.named_modules() if is_slot_layer(m) and m.x is not None]
-        self.watched = Watched(model, [*self.packed, *coding])
+        self.watched = RecordedModel(model, [*self.packed, *coding])
 
     def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]:
         found = self.watched.run(call)

@@ -12,7 +12,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from bitwright.errors import InputError, nearest
-from bitwright.experiment import words
+from bitwright.experiment import wanted
 from bitwright.experiment.check import problems
 from bitwright.experiment.lines import index, nearest_line
 from bitwright.experiment.override import Override, put_all
@@ -127,7 +127,7 @@ class _Mistake:
         """From one error of pydantic."""
         *above, last = path or ("",)
         if kind == "extra_forbidden":
-            known = words.keys(above)
+            known = wanted.keys(above)
             inside = f" in {dotted(above)}" if above else ""
             text = f"unknown key {str(last)!r}{inside}.{nearest(str(last), known)} Keys: {', '.join(known)}"
             return cls([path], text, "experiment-key", last, ", ".join(known))
@@ -135,7 +135,7 @@ class _Mistake:
             none = kind in ("missing", "too_short")
             how = "no stage; write [[stage]] and below it epochs = 10"
             return cls([path], how if none else "stages are written [[stage]], in double brackets", "experiment-value")
-        allowed = words.possible(path)
+        allowed = wanted.possible(path)
         if kind == "missing":
             return cls([path], f"{dotted(path)} is missing; possible: {allowed}", "experiment-key", None, allowed)
         near = nearest(given, allowed.split(", ")) if kind == "literal_error" and isinstance(given, str) else ""

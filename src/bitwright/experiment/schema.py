@@ -22,13 +22,13 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Beta = Annotated[float, Field(ge=0, lt=1)]
 
 
-class Table(BaseModel):
+class TomlTable(BaseModel):
     """Unknown keys are errors; values are not changed after reading."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
 
-class Data(Table):
+class Data(TomlTable):
     """Which images, and how they are fed.
 
     name         a set of `bw.data`, "folder", or "file.py:fn" (fn(split) gives a Dataset, a pair of tensors
@@ -65,7 +65,7 @@ class Data(Table):
     skip_bad: bool = False
 
 
-class Model(Table):
+class Model(TomlTable):
     """name and arguments of `bw.models.create`, or "file.py:fn" and the arguments of fn.
 
     init       "default", "kaiming", "xavier", "orthogonal", "xnor" (std 2 / fan_in) or "normal:0.02"
@@ -95,7 +95,7 @@ OPTIMIZER_OPTIONS = {
 }
 
 
-class Optimizer(Table):
+class Optimizer(TomlTable):
     """`weight_decay` does not reach latents of binary and ternary weights, scales, norms and biases.
 
     fused   one pass over memory per step instead of a dozen: worth it for millions of weights. Last digits differ
@@ -111,7 +111,7 @@ class Optimizer(Table):
     fused: bool = False
 
 
-class Schedule(Table):
+class Schedule(TomlTable):
     """The factor on the learning rate.
 
     step         `gamma` every `every` epochs;   milestones   `gamma` at the epochs of `at`
@@ -129,7 +129,7 @@ class Schedule(Table):
     patience: PositiveInt = 5
 
 
-class Teacher(Table):
+class Teacher(TomlTable):
     """loss = (1 - weight) * loss + weight * T^2 * KL(teacher || student), both softened by T.
 
     source   "previous" (the net as the stage before left it), "zoo:NAME" (a float net of any topology), or a run or a file
@@ -147,7 +147,7 @@ def _source(teacher: Any) -> Any:
     return {"source": teacher} if isinstance(teacher, str) else teacher
 
 
-class Budget(Table):
+class WorkBudget(TomlTable):
     """Work of a gated net: a share of its dense work up to 1, or operations per image; see `bw.Budget`.
 
     macs, bops   one of them: multiply-accumulates, or these times the bits of weight and input
@@ -159,7 +159,7 @@ class Budget(Table):
     weight: NonNegativeFloat = 1.0
 
 
-class ProcedureCall(Table):
+class ProcedureCall(TomlTable):
     """A procedure of `bw.procedures` and its options, e.g. { name = "recalibrate_batchnorm", batches = 20 }.
 
     batches   so many training batches, not augmented, are what it sees
@@ -176,7 +176,7 @@ class ProcedureCall(Table):
         return dict(self.__pydantic_extra__ or {})
 
 
-class Stage(Table):
+class Stage(TomlTable):
     """One recipe trained for some epochs. Stages build on each other: recipes add up, weights go on.
 
     recipe       a shipped name or a path, or rules in [[stage.rule]]; neither: the net stays as it is
@@ -200,10 +200,10 @@ class Stage(Table):
     freeze: list[str] = []
     teacher: Annotated[Teacher | None, BeforeValidator(_source)] = None
     calibrate: NonNegativeInt = 4
-    budget: Budget | None = None
+    budget: WorkBudget | None = None
 
 
-class Train(Table):
+class Train(TomlTable):
     """How it runs, not what is learned.
 
     precision          "fp32", "bf16" or "fp16" (autocast; fp16 only on a GPU)
@@ -221,7 +221,7 @@ class Train(Table):
     checkpoint_every: PositiveInt = 200
 
 
-class Log(Table):
+class Log(TomlTable):
     """histograms_every, health_every: steps; 0 is never. health: sign flips, dead weights, scale, saturation.
 
     histograms_every   of weights and inputs of all layers, also in the last step of each epoch; for TensorBoard
@@ -239,7 +239,7 @@ class Log(Table):
     sweep_images: PositiveInt = 1000
 
 
-class Expected(Table):
+class Expected(TomlTable):
     """Test accuracy, as shares, that this experiment reached, and where that was measured."""
 
     low: Share
@@ -248,7 +248,7 @@ class Expected(Table):
     source: str = ""
 
 
-class Experiment(Table):
+class Experiment(TomlTable):
     """A whole experiment.
 
     >>> Experiment.model_validate({"stage": [{"epochs": 1}]}).data.name

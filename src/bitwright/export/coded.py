@@ -1,4 +1,4 @@
-"""Layers with bits, quantizers and pooling of codes as operators of the domain `bitwright`: a step of `Net` each."""
+"""Layers with bits, quantizers and pooling of codes as operators of the domain `bitwright`: a step of `FusedNet` each."""
 
 from __future__ import annotations
 
@@ -10,19 +10,19 @@ from torch import Tensor
 
 from bitwright.engine import bitstrings, reference
 from bitwright.engine.borders import border_classes, corrections, tap_sums
-from bitwright.engine.even import Grid
+from bitwright.engine.even import EvenGrid
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node, ints
 from bitwright.engine.operators import function
 
 if TYPE_CHECKING:
-    from bitwright.export.net import Net
+    from bitwright.export.net import FusedNet
 
 Values = dict[str, Tensor]
 AS_IT_IS = {"perm": [0, 1, 2, 3], "channels_last": 1}  # floats that have their channels last already
 
 
-def pack(net: Net, node: Node) -> Callable[[Values], None]:
+def pack(net: FusedNet, node: Node) -> Callable[[Values], None]:
     a, name, source = node.attrs, node.name, node.inputs[0]
     of_input = net.graph.node(source).op == "input"
     channels, levels = node.channels, int(a["levels"])
@@ -57,7 +57,7 @@ def pack(net: Net, node: Node) -> Callable[[Values], None]:
     return run
 
 
-def pool(net: Net, node: Node) -> Callable[[Values], None]:
+def pool(net: FusedNet, node: Node) -> Callable[[Values], None]:
     a, name, source = node.attrs, node.name, node.inputs[0]
     planes = 0 if a["form"] == "bytes" else code_planes(int(a["levels"]))
     height, width = [int(s) for s in node.shape[-2:]]
@@ -97,7 +97,7 @@ def _window(
     }  # fmt: skip
 
 
-def pool_floats(net: Net, node: Node, window: tuple[str, dict[str, Any]]) -> Callable[[Values], None]:
+def pool_floats(net: FusedNet, node: Node, window: tuple[str, dict[str, Any]]) -> Callable[[Values], None]:
     """Where the floats have their channels last already; torch's operator elsewhere."""
     name, source, (op, attrs) = node.name, node.inputs[0], window
     channels, height, width = (int(s) for s in node.shape)
@@ -114,7 +114,7 @@ def pool_floats(net: Net, node: Node, window: tuple[str, dict[str, Any]]) -> Cal
     return run
 
 
-def coded(net: Net, node: Node) -> Callable[[Values], None]:
+def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
     a, graph, name, source = node.attrs, net.graph, node.name, node.inputs[0]
     info, x = a["weight"], a["x"]
     place = _Place(node, _image_size(graph, source))
@@ -187,7 +187,7 @@ def coded(net: Net, node: Node) -> Callable[[Values], None]:
     return run
 
 
-def _outcome(net: Net, node: Node, outputs: int) -> tuple[list[str], dict[str, Any], str, bool]:
+def _outcome(net: FusedNet, node: Node, outputs: int) -> tuple[list[str], dict[str, Any], str, bool]:
     """(constants, attributes, operator, whether it gives codes beside floats) of a layer of one term."""
     a, graph = node.attrs, net.graph
     line = [
@@ -220,7 +220,7 @@ def _outcome(net: Net, node: Node, outputs: int) -> tuple[list[str], dict[str, A
     return [*line, *cut], {"out_bytes": int(a["extra_form"] == "bytes")}, "ConvCut", True
 
 
-def _integer_outcome(net: Net, node: Node, outputs: int) -> tuple[list[str], dict[str, Any], str, bool]:
+def _integer_outcome(net: FusedNet, node: Node, outputs: int) -> tuple[list[str], dict[str, Any], str, bool]:
     """Codes by comparing integers."""
     e, graph = node.attrs["emit"], net.graph
     tables = [
@@ -232,7 +232,7 @@ def _integer_outcome(net: Net, node: Node, outputs: int) -> tuple[list[str], dic
     return tables, more, "ConvCodes", False
 
 
-def _step_table(net: Net, node: Node, outputs: int) -> list[str]:
+def _step_table(net: FusedNet, node: Node, outputs: int) -> list[str]:
     """Thresholds and flips of a code of one step, which no operator of a layer writes: `PackBytes` behind it does."""
     grid = node.attrs.get("emit", node.attrs).get("grid")
     if grid is None or grid.kind != "step":
@@ -260,22 +260,22 @@ def _convolutions(node: Node, values: list[Tensor]) -> list[tuple[dict[str, Any]
     return [(joined, torch.cat([s * v for s, v in zip(signs, values, strict=True)]), signs)]
 
 
-def _weight(net: Net, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
+def _weight(net: FusedNet, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
     """The names of bits, shape, mult, zero of one term of a weight, or of several alike, their outputs side by side."""
     info, count = node.attrs["weight"], int(term.get("count", 1))
-    bit = bitstrings.unpack(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
+    bit = bitstrings.unpack_bits(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
     planes = len(term["planes"]) // count
     bit = bit.reshape(count, planes, *info["shape"]).transpose(0, 1)
     shape = [planes, count * info["shape"][0], info["shape"][1], *kernel]
     return [
-        net.keep(node, f"bits{number}", bitstrings.pack(bit), torch.uint8),
+        net.keep(node, f"bits{number}", bitstrings.pack_bits(bit), torch.uint8),
         net.keep(node, f"shape{number}", shape, torch.int64),
         net.keep(node, f"mult{number}", term["mult"], torch.int32),
         net.keep(node, f"zero{number}", [int(term["zero"])], torch.int32),
     ]
 
 
-def expanded(net: Net, node: Node) -> Callable[[], Tensor]:
+def expanded(net: FusedNet, node: Node) -> Callable[[], Tensor]:
     info, scale = node.attrs["weight"], net.graph.need(node, "scale")
     shape = list(info["shape"])
     flat = [shape[1], 1, 1] if len(shape) == 2 else [shape[1], 1, _product(shape[2:])]
@@ -373,7 +373,7 @@ def _torch_order(y: Tensor, node: Node) -> Tensor:
     return y.squeeze(2) if len(shape) == 2 else y
 
 
-def _numbers(grid: Grid) -> list[float]:
+def _numbers(grid: EvenGrid) -> list[float]:
     """multiply, divide, base, low, high."""
     multiply, divide = (1.0, grid.value) if grid.kind == "divide" else (grid.value, 1.0)
     assert grid.kind != "step", grid

@@ -21,7 +21,7 @@ from bitwright.export import coded
 Values = dict[str, Tensor]
 
 
-class Net(nn.Module):
+class FusedNet(nn.Module):
     """Runs the fused graph inside `torch.onnx.export`, and nowhere else.
 
     Floats keep torch's order of axes; codes are uint8 [N, H, W, C], as the functions of the file have them.

@@ -15,7 +15,7 @@ from bitwright.atomic import replacing
 from bitwright.engine.convert import Converted
 from bitwright.engine.packed import PackedModel
 from bitwright.errors import InputError
-from bitwright.quiet import quiet
+from bitwright.quiet import quiet, without_telemetry
 from bitwright.version import __version__
 
 OPSET = 18
@@ -110,10 +110,10 @@ def _packed(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
     from onnx import helper
 
     from bitwright.export.functions import protos
-    from bitwright.export.net import Net
+    from bitwright.export.net import FusedNet
 
     env = model.environment(*inputs)  # checks the example; a batch of 2, so that nothing is taken for constant
-    net = Net(model.runtime).eval()
+    net = FusedNet(model.runtime).eval()
     two = tuple(x.repeat(2, *[1] * (x.dim() - 1))[:2].contiguous() for x in env.values())
     proto = _exported(net, two)
     proto.functions.extend(protos(net.used))
@@ -126,12 +126,13 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
     """torch's exporter, with a dynamic batch."""
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
     shapes = tuple({0: batch} for _ in inputs)
-    packed = type(module).__name__ == "Net"
+    from bitwright.export.net import FusedNet
+
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 module, inputs, dynamo=True, opset_version=OPSET, verbose=False,
-                dynamic_shapes=(shapes,) if packed else shapes,
+                dynamic_shapes=(shapes,) if isinstance(module, FusedNet) else shapes,
                 input_names=["input" if len(inputs) == 1 else f"input_{i}" for i in range(len(inputs))],
             )  # fmt: skip
     except Exception as error:
@@ -181,6 +182,7 @@ def _operators(proto: Any) -> dict[str, int]:
 
 def _compare(proto: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, float, int]:
     """(samples, largest difference, samples that differ) of the file, run by plain onnxruntime, against the model."""
+    without_telemetry()
     import onnxruntime as ort
 
     options = ort.SessionOptions()

@@ -10,10 +10,10 @@ import os
 from pathlib import Path
 
 from bitwright.errors import InputError, nearest
-from bitwright.importers.mapping import Imported, Row
-from bitwright.runs.checkpoint import read_checkpoint
+from bitwright.importers.mapping import Imported, MappedKey
+from bitwright.runs.pth import read_checkpoint
 
-__all__ = ["Imported", "Row", "import_checkpoint", "sources"]
+__all__ = ["Imported", "MappedKey", "import_checkpoint", "sources"]
 
 
 def sources() -> tuple[str, ...]:

@@ -33,7 +33,7 @@ from bitwright.importers.mapping import Imported, Move, carry_out, not_needed
 from bitwright.models.resnet_cifar import BasicBlock
 from bitwright.parts import make_part
 from bitwright.parts.channel_gate import base_mask
-from bitwright.runs.checkpoint import Checkpoint
+from bitwright.runs.pth import Checkpoint
 from bitwright.transforms import Recipe, apply
 
 METHODS = ("cg", "cg-shuffle", "pg-w8a3p2 (any bits)", "w8a3 (any bits)", "float")

@@ -43,7 +43,7 @@ class Move:
 
 
 @dataclass(frozen=True)
-class Row:
+class MappedKey:
     """One old key: where it went, its shape in the file, what was done to it."""
 
     old: str
@@ -67,7 +67,7 @@ class Imported:
     """
 
     model: nn.Module
-    rows: tuple[Row, ...]
+    rows: tuple[MappedKey, ...]
     recipe: Recipe
     name: str = ""
     spec: str = ""
@@ -79,7 +79,7 @@ class Imported:
 
 def carry_out(
     moves: list[Move], old: Mapping[str, Tensor], model: nn.Module, where: str, net: str
-) -> tuple[dict[str, Tensor], tuple[Row, ...]]:
+) -> tuple[dict[str, Tensor], tuple[MappedKey, ...]]:
     """Our state, and the rows. Errors name every old key that is missing, left over or of another shape."""
     own = model.state_dict()
     _check_names(moves, old, where, net)
@@ -109,7 +109,7 @@ def carry_out(
         changed, note = move.change(wide, state.get(move.new))
         if move.new:
             state[move.new] = changed
-        rows.append(Row(move.old, move.new, tuple(value.shape), note))
+        rows.append(MappedKey(move.old, move.new, tuple(value.shape), note))
     return {k: v.to(own[k].dtype) for k, v in state.items()}, tuple(rows)
 
 

@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from bitwright import models
 from bitwright.errors import InputError, nearest
 from bitwright.importers.mapping import Imported, Move, carry_out, not_needed
-from bitwright.runs.checkpoint import Checkpoint
+from bitwright.runs.pth import Checkpoint
 from bitwright.transforms import Recipe, apply
 
 LAYER = {"part": "bwn", "granularity": "layer"}

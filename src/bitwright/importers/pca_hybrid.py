@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from bitwright.errors import InputError, nearest
 from bitwright.importers import pca_nets
 from bitwright.importers.mapping import Imported, Move, carry_out, not_needed
-from bitwright.runs.checkpoint import Checkpoint
+from bitwright.runs.pth import Checkpoint
 from bitwright.transforms import Recipe, apply
 
 NORM = {"part": "norm", "eps": 1e-4}

@@ -27,7 +27,7 @@ from bitwright import models
 from bitwright.errors import InputError, nearest
 from bitwright.importers.mapping import Imported, Move, carry_out
 from bitwright.importers.xnor_moves import ALEXNET, EPS, NIN, Values, alexnet_moves, lenet5_moves, nin_moves
-from bitwright.runs.checkpoint import Checkpoint
+from bitwright.runs.pth import Checkpoint
 from bitwright.transforms import Recipe, apply
 
 NORM_SIGN = [{"part": "norm", "eps": EPS}, {"part": "sign", "boundary": "open"}]
@@ -47,7 +47,7 @@ def nin(num_classes: int = 10, in_channels: int = 3, width: float = 1) -> nn.Seq
 
 
 @dataclass(frozen=True)
-class Net:
+class KnownNet:
     """One of their nets: how to know it, how to build it, where its keys go.
 
     first, last, binary   old layers (without `.weight`)
@@ -140,7 +140,7 @@ def _guess(tensors: dict[str, Tensor], where: str) -> str:
     return best
 
 
-def _sizes(net: Net, tensors: dict[str, Tensor]) -> dict[str, Any]:
+def _sizes(net: KnownNet, tensors: dict[str, Tensor]) -> dict[str, Any]:
     """Classes, input channels and width, from the first and the last layer; what is odd fails later, by its shape."""
     options: dict[str, Any] = {}
     first, last = tensors.get(f"{net.first}.weight"), tensors.get(f"{net.last}.weight")
@@ -151,16 +151,16 @@ def _sizes(net: Net, tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 NETS = {
-    "lenet5": Net(
+    "lenet5": KnownNet(
         "lenet5", "conv1", "ip2", ("bin_conv2.conv", "bin_ip1.linear"), 20,
         lambda **options: models.create("lenet5", **options),
         [{"match": "*", "w": "xnor", "x": NORM_SIGN}, *FLOAT], lenet5_moves,
     ),
-    "nin": Net(
+    "nin": KnownNet(
         "bitwright.importers.xnor_net:nin", "xnor.0", "xnor.13", tuple(f"xnor.{p}.conv" for p in NIN), 192, nin,
         [{"match": "*", "w": "xnor", "x": NORM_SIGN}, *FLOAT], nin_moves,
     ),
-    "alexnet": Net(
+    "alexnet": KnownNet(
         "alexnet", "features.0", "classifier.4",
         (*(f"features.{p}.conv" for p in ALEXNET), "classifier.0.linear", "classifier.1.linear"), 96,
         lambda **options: models.create("alexnet", **options),

@@ -12,15 +12,15 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.measure.machine import machine
-from bitwright.measure.numbers import ms
-from bitwright.measure.peers import PEERS, Peer, build, check
+from bitwright.measure.peers import PEERS, Peer, build_peer, check_peers
 from bitwright.measure.peers_torch import last_inputs
 from bitwright.measure.precision import precision_of
 from bitwright.measure.table import BenchRow, BenchTable, ranked
-from bitwright.measure.timing import SPINNING, Timing, clock_for, interleave
-from bitwright.measure.twin import FloatNet, float_net, one_line
 from bitwright.measure.why import reasons
+from bitwright.numbers import ms
 from bitwright.quiet import quiet
+from bitwright.timing import SPINNING, Timing, clock_for, interleave
+from bitwright.transforms.twin import FloatNet, float_net, one_line
 from bitwright.transforms.unwrap import unwrap
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def bench(
     Times are medians over rounds: CPU time for one thread (preemption by other jobs does not count), else wall time.
     """
     against = tuple(against)
-    check(against)
+    check_peers(against)
     inputs = example if isinstance(example, tuple) else (example,)
     _check_arguments(inputs, threads, rounds)
     model, source, why_not = _sides(model_or_converted, baseline)
@@ -73,7 +73,7 @@ def bench(
             name, precision = "given", "as is"
         table = measure(
             ours,
-            [build(peer, net, threads) for peer in against],
+            [build_peer(peer, net, threads) for peer in against],
             name=name,
             precision=precision,
             shape=tuple(inputs[0].shape),
@@ -132,7 +132,7 @@ def _row(peer: Peer, timings: dict[str, Timing], batch: int) -> BenchRow:
         return BenchRow(peer.name, peer.precision, note=peer.note)
     order = sorted(timings, key=lambda label: timings[label].median)
     texts = [order[0]] if order[0] != "plain" or len(order) > 1 else []
-    texts += [f"{label} {ms(timings[label].median)}" for label in order[1:]]
+    texts += [f"{label} {ms(timings[label].median * 1e3)}" for label in order[1:]]
     texts += [peer.note] if peer.note else []
     return BenchRow.measured(peer.name, peer.precision, timings[order[0]], batch, "; ".join(texts))
 

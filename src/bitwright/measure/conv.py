@@ -9,9 +9,9 @@ from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.measure.bench import AGAINST, _threads, measure
-from bitwright.measure.peers import build, check
+from bitwright.measure.peers import build_peer, check_peers
 from bitwright.measure.table import BenchTable
-from bitwright.measure.twin import float_net
+from bitwright.transforms.twin import float_net
 
 
 def conv_bench(
@@ -33,7 +33,7 @@ def conv_bench(
 
     int8 peers get uint8 and give uint8: no quantize step, as ours gets bits and gives bits.
     """
-    check(tuple(against))
+    check_peers(tuple(against))
     note = ""
     if ours is None:
         try:
@@ -50,7 +50,7 @@ def conv_bench(
         net = float_net(conv, (torch.randn(batch, channels, size, size, generator=generator),))
         return measure(
             ours,
-            [build(peer, net, threads) for peer in against],
+            [build_peer(peer, net, threads) for peer in against],
             precision=precision,
             shape=(batch, channels, size, size),
             threads=threads,
@@ -70,6 +70,6 @@ def packed_conv(
     bits = torch.randint(0, 2, (1, out, channels, kernel, kernel), generator=generator)
     plan = native.ConvPlan.bits(bits, w_mult=[2], w_zero=-1, x_mult=[2], x_zero=-1, padding=kernel // 2)
     x = torch.randn(batch, channels, size, size, generator=generator)
-    words = native.pack(x, torch.zeros(1))
+    words = native.pack_codes(x, torch.zeros(1))
     output = native.CodeOutput(torch.zeros(1, out, dtype=torch.int32))
     return lambda: plan.run(words, output, None, threads)

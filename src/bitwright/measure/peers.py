@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 
 from bitwright.errors import InputError, nearest
 from bitwright.measure import peers_openvino, peers_ort, peers_torch
-from bitwright.measure.twin import FloatNet, one_line
 from bitwright.quiet import quiet
+from bitwright.transforms.twin import FloatNet, one_line
 
 Call = Callable[[], object]
 Builder = Callable[[FloatNet, int], dict[str, Call]]
@@ -34,7 +34,7 @@ class Peer:
     note: str = ""
 
 
-def check(against: tuple[str, ...]) -> None:
+def check_peers(against: tuple[str, ...]) -> None:
     """`InputError` for a peer that is not known."""
     for name in against:
         if name not in PEERS:
@@ -46,7 +46,7 @@ def check(against: tuple[str, ...]) -> None:
             )
 
 
-def build(name: str, net: FloatNet | str, threads: int) -> Peer:
+def build_peer(name: str, net: FloatNet | str, threads: int) -> Peer:
     """One peer of a float net, or the row that says why not (`net` is then the reason)."""
     precision, builder = PEERS[name]
     if isinstance(net, str):

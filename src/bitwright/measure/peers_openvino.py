@@ -12,7 +12,7 @@ import numpy as np
 from torch import nn
 
 from bitwright.measure import peers_ort
-from bitwright.measure.twin import FloatNet
+from bitwright.transforms.twin import FloatNet
 
 Call = Callable[[], object]
 Feeds = dict[str, np.ndarray]

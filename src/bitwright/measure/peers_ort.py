@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from bitwright.engine.packed import PackedModel
-from bitwright.measure.twin import FloatNet
+from bitwright.quiet import without_telemetry
+from bitwright.transforms.twin import FloatNet
 
 Call = Callable[[], object]
 
@@ -70,6 +71,7 @@ def packed(model: PackedModel, inputs: tuple[torch.Tensor, ...], threads: int) -
 
 def bound(model: Any, feeds: dict[str, np.ndarray], threads: int, operators: bool = False) -> Call:
     """A call that runs the model on bound memory: no copies, no allocation. `operators`: with ours."""
+    without_telemetry()
     import onnxruntime as ort
 
     from bitwright.ort import register
@@ -96,6 +98,7 @@ def bound(model: Any, feeds: dict[str, np.ndarray], threads: int, operators: boo
 
 def quantized(net: FloatNet) -> tuple[Any, dict[str, np.ndarray]]:
     """The float net in QDQ form, ranges from its own inputs, and these inputs as uint8."""
+    without_telemetry()
     import onnx
     from onnxruntime.quantization import CalibrationDataReader, QuantFormat, QuantType, quantize_static
     from onnxruntime.quantization.shape_inference import quant_pre_process

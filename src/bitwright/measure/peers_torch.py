@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.measure.twin import FloatNet
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.twin import FloatNet
 
 Call = Callable[[], object]
 QUINT8_ZERO = 128  # inputs of single operators are centered: half of uint8 is negative

@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from bitwright.measure import numbers
-from bitwright.measure.layout import fit, wrap
-from bitwright.measure.timing import NOISY, Timing, quality
+from bitwright import numbers
+from bitwright.tabular import fit, wrap
+from bitwright.timing import NOISY, Timing, quality
 
 
 @dataclass(frozen=True)
@@ -129,12 +129,12 @@ class BenchTable:
     def _cells(self, row: BenchRow) -> list[str]:
         if row.median_ms is None:
             return [row.name, row.precision, "-", "-", "-", "-", "-", row.note]
-        quartiles = "-".join(numbers.ms(q / 1e3) for q in (row.q1_ms or 0.0, row.q3_ms or 0.0))
+        quartiles = "-".join(numbers.ms(q) for q in (row.q1_ms or 0.0, row.q3_ms or 0.0))
         rate = "-" if row.per_second is None else f"{row.per_second:,.0f}"
         best = f"best {row.precision}" if row.best_of_precision else ""
         note = "; ".join(text for text in (best, row.note) if text)
         return [
-            row.name, row.precision, numbers.ms(row.median_ms / 1e3), quartiles, numbers.ms((row.p95_ms or 0.0) / 1e3),
+            row.name, row.precision, numbers.ms(row.median_ms), quartiles, numbers.ms(row.p95_ms or 0.0),
             rate, numbers.ratio(row.ratio), note,
         ]  # fmt: skip
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from bitwright.measure import numbers
+from bitwright import numbers
 from bitwright.measure.table import BenchTable
 
 if TYPE_CHECKING:
@@ -68,7 +68,7 @@ def explain(steps: Sequence[Step], median_ms: float | None, batch: int) -> tuple
     tiny = each is not None and each < TINY_MS
     if each is not None and tiny:
         said.append(
-            f"the net is tiny: {numbers.ms(each / 1e3)} ms per layer; below {TINY_MS} ms the call costs more than the work"
+            f"the net is tiny: {numbers.ms(each)} ms per layer; below {TINY_MS} ms the call costs more than the work"
         )
     if not said and layers:
         top = max(layers, key=lambda s: s.share)
@@ -115,7 +115,7 @@ def _narrow(layers: Sequence[Step]) -> str:
 
 def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[Step]:
     """Each layer with its input's quantizer, timed on the inputs `x`; then everything else as one step."""
-    from bitwright.measure.layer_times import median_ms
+    from bitwright.engine.layer_times import median_ms
 
     graph = packed.graph
     env = packed.environment(*x)

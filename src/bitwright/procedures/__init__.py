@@ -7,9 +7,10 @@ experiment, `procedure = { name = "name", ... }`, and `bitwright compress RUN --
 # imported at once, not at first use: each file has the name of its function, and a module that is imported later would
 # replace the function in this namespace
 from bitwright.procedures.pca_hybrid import pca_hybrid
-from bitwright.procedures.recalibrate_batchnorm import RecalibratedNorm, Recalibration, recalibrate_batchnorm
+from bitwright.procedures.recalibrate_batchnorm import Recalibration, recalibrate_batchnorm
 from bitwright.procedures.registry import Procedure, forget, get, names, procedure
 from bitwright.procedures.report import Report
+from bitwright.transforms.norm_statistics import RecalibratedNorm
 
 __all__ = [
     "Procedure",

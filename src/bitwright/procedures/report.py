@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from bitwright.analysis.tabular import Tabular
+from bitwright.tabular import Tabular
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from bitwright.errors import InputError
-from bitwright.reporting import data, words
+from bitwright.reporting import data, filters
 from bitwright.reporting.compare_text import csv_text, latex, markdown
 from bitwright.reporting.compare_view import charts, work_chart
 from bitwright.reporting.groups import Group, accuracy_of, grouped
@@ -112,7 +112,7 @@ def html(groups: list[Group], table: Matrix) -> str:
             "work_chart": work_chart(groups),
             "curves": lines,
             "differences": differences(groups),
-            "bits_class": words.bits_class,
+            "bits_class": filters.bits_class,
             "data": data.block(raw),
         },
     )

@@ -69,6 +69,11 @@ class Group:
         return (sum(c.same for c in found), sum(c.images for c in found)) if found else None
 
     @property
+    def guesses(self) -> bool:
+        """Whether one of its runs is no better than guessing: no accuracy is worth comparing with that."""
+        return any(run.guesses(accuracy_of(run)) for run in self.runs)
+
+    @property
     def warnings(self) -> int | None:
         found = [status for run in self.runs if (status := run.one(Status)) is not None]
         return sum(len(status.warnings) for status in found) if found else None

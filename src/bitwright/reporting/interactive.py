@@ -8,7 +8,7 @@ from bitwright.errors import InputError
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections import worth
 from bitwright.reporting.sections.weights import BINS
-from bitwright.reporting.svg.charts import Scatter
+from bitwright.reporting.svg.charts import ScatterPlot
 
 SYMBOLS = {"diamond": "diamond", "circle": "circle"}
 COLORS = {"ours": "#c2410c", "fp32": "#7d8792", "int8": "#0072b2", "bf16": "#56b4e9"}
@@ -38,7 +38,7 @@ def figures_of(run: RunData) -> dict[str, Any]:
     return found
 
 
-def _scatter(chart: Scatter) -> dict[str, Any]:
+def _scatter(chart: ScatterPlot) -> dict[str, Any]:
     data = [
         {
             "type": "scatter", "mode": "markers+text", "name": _text(p.name), "x": [p.x], "y": [100 * (p.accuracy or 0.0)],

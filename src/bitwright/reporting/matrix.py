@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright import numbers
+from bitwright.reporting import filters
 from bitwright.reporting.groups import Group, Spread
 from bitwright.runs.tables import Gate
 
@@ -24,7 +24,7 @@ class Cell:
 
 
 @dataclass(frozen=True)
-class Row:
+class MatrixRow:
     name: str
     cells: tuple[Cell, ...]
 
@@ -32,29 +32,30 @@ class Row:
 @dataclass(frozen=True)
 class Matrix:
     names: tuple[str, ...]
-    rows: tuple[Row, ...]
+    rows: tuple[MatrixRow, ...]
     places: int  # machines with times
 
 
 def matrix(groups: list[Group]) -> Matrix:
     """Accuracy, size, time per machine, verdict, same answers, warnings, seeds."""
+    points = _nothing if groups[0].guesses else _points
     rows = [
-        _figures("accuracy, %", [g.accuracy for g in groups], numbers.percent, numbers.percent, _points, "max"),
+        _figures("accuracy, %", [g.accuracy for g in groups], numbers.percent, numbers.percent, points, "max"),
         _figures("size, kB", [g.size for g in groups], numbers.kb, numbers.kb, _smaller, "min"),
     ]
     places = list(dict.fromkeys(place for group in groups for place in group.places))
     for place in places:
         spreads = [g.places.get(place, Spread(())) for g in groups]
-        rows.append(_figures(f"ms on {place}", spreads, words.ms, numbers.significant, _times, "min"))
+        rows.append(_figures(f"ms on {place}", spreads, numbers.ms, numbers.significant, _times, "min"))
     if not places:
-        rows.append(Row("latency, ms", tuple(Cell("-") for _ in groups)))
+        rows.append(MatrixRow("latency, ms", tuple(Cell("-") for _ in groups)))
     if any(run.rows(Gate) for group in groups for run in group.runs):
-        rows.append(_figures("MACs per image", [g.macs for g in groups], words.macs, words.macs, _fewer, "min"))
-        rows.append(_figures("BOPs per image", [g.bops for g in groups], words.macs, words.macs, _fewer, "min"))
-    rows.append(Row("verdict", tuple(Cell(g.verdicts) for g in groups)))
-    rows.append(Row("same answers as trained", tuple(Cell(_same(g)) for g in groups)))
-    rows.append(Row("warnings", tuple(Cell(words.count(g.warnings)) for g in groups)))
-    rows.append(Row("seeds", tuple(Cell(g.seeds) for g in groups)))
+        rows.append(_figures("MACs per image", [g.macs for g in groups], numbers.macs, numbers.macs, _fewer, "min"))
+        rows.append(_figures("BOPs per image", [g.bops for g in groups], numbers.macs, numbers.macs, _fewer, "min"))
+    rows.append(MatrixRow("verdict", tuple(Cell(g.verdicts) for g in groups)))
+    rows.append(MatrixRow("same answers as trained", tuple(Cell(_same(g)) for g in groups)))
+    rows.append(MatrixRow("warnings", tuple(Cell(filters.count(g.warnings)) for g in groups)))
+    rows.append(MatrixRow("seeds", tuple(Cell(g.seeds) for g in groups)))
     return Matrix(tuple(g.name for g in groups), tuple(rows), len(places))
 
 
@@ -69,7 +70,7 @@ def _figures(
     write_spread: Callable[[float], str],
     against: Callable[[float, float], str],
     better: str,
-) -> Row:
+) -> MatrixRow:
     means = [spread.mean for spread in spreads]
     known = [m for m in means if m is not None]
     best = (max if better == "max" else min)(known) if len(set(known)) > 1 else None
@@ -81,7 +82,7 @@ def _figures(
             text += f" \u00b1 {write_spread(spread.std)} (n = {len(spread.values)})"
         note = "" if i == 0 or mean is None or not reference.mean else _note(spread, reference, against)
         cells.append(Cell(text, note, best is not None and mean == best))
-    return Row(name, tuple(cells))
+    return MatrixRow(name, tuple(cells))
 
 
 def _note(spread: Spread, reference: Spread, against: Callable[[float, float], str]) -> str:
@@ -95,6 +96,10 @@ def _note(spread: Spread, reference: Spread, against: Callable[[float, float], s
 
 def _points(value: float, reference: float) -> str:
     return numbers.points(value - reference)
+
+
+def _nothing(value: float, reference: float) -> str:
+    return ""
 
 
 def _smaller(value: float, reference: float) -> str:

@@ -12,7 +12,7 @@ from bitwright.measure.table import BenchTable
 from bitwright.reporting.load import filled
 from bitwright.reporting.run_data import Origin, RunData
 from bitwright.runs.cells import Table, parsed
-from bitwright.runs.tables import Bench, Conversion, Layer
+from bitwright.runs.result_tables import Bench, Conversion, Layer
 
 KINDS = (Converted, BenchTable, CostTable)
 POSSIBLE = "a run directory, a Converted, a BenchTable, a CostTable, or a list or dict of these"

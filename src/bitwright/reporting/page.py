@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
-from bitwright.reporting import data, words
+from bitwright.reporting import data, filters
 from bitwright.reporting.gaps import gaps
 from bitwright.reporting.load import load_run
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections import SECTIONS
 from bitwright.reporting.verdict import findings, verdict
-from bitwright.runs.tables import Components, Sweeps
+from bitwright.runs.result_tables import Components, Sweeps
 from bitwright.version import __version__
 
 if TYPE_CHECKING:
@@ -84,8 +84,8 @@ def commands(run: RunData) -> list[str]:
         experiment, path = (shlex.quote(run.origin.path + end) for end in ("/experiment.toml", "-again"))
         lines.append(f"bitwright train {experiment} --out {path}")
         found = run.one(Components)
-        lines += [f"bitwright analyze {path} --images {found.images}"] if found and found.images else []
-        lines += [f"bitwright analyze {path} --judge weight_sweep"] if run.one(Sweeps) else []
+        lines += [f"bitwright analyze pca {path} --images {found.images}"] if found and found.images else []
+        lines += [f"bitwright analyze sweep {path}"] if run.one(Sweeps) else []
         lines += [f"bitwright convert {path}"] if run.conversion else []
         if run.speed:
             threads, batch = run.speed.machine.get("threads", 1), run.speed.batch
@@ -106,7 +106,7 @@ def environment() -> Environment:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    env.filters.update(words.FILTERS)
+    env.filters.update(filters.FILTERS)
     return env
 
 
@@ -118,9 +118,10 @@ def render(template: str, values: Mapping[str, Any], plotly: str = "") -> str:
     # script_hashes stand between quotation marks of an attribute and hold nothing that needs escaping
     from markupsafe import Markup
 
-    return env.get_template(template).render(
+    page = env.get_template(template).render(
         **values, script=script, plotly=plotly, script_hashes=Markup(hashes), version=__version__
     )
+    return filters.unbroken(page)
 
 
 def _hash(text: str) -> str:

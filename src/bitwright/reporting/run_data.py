@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from bitwright.measure.numbers import at_chance
+from bitwright.numbers import at_chance
 from bitwright.runs.cells import Table
 from bitwright.runs.folder import Run
-from bitwright.runs.tables import Bench, Classes, Conversion, Epoch, Layer, Net, Prediction, Status
+from bitwright.runs.result_tables import Bench, Conversion, Layer, NetResult
+from bitwright.runs.tables import Classes, Epoch, Prediction, Status
 
 T = TypeVar("T", bound=Table)
 
@@ -78,9 +78,9 @@ class RunData:
     def epochs(self) -> tuple[Epoch, ...]:
         return self.rows(Epoch)
 
-    def net(self, name: str) -> Net:
+    def net(self, name: str) -> NetResult:
         """A row of results.csv; with nothing known in it where there is none."""
-        return next((n for n in self.rows(Net) if n.name == name), Net())
+        return next((n for n in self.rows(NetResult) if n.name == name), NetResult())
 
     def total(self, column: str) -> float | None:
         """Sum of a column over the layers; None where no layer has a value."""
@@ -106,15 +106,19 @@ class RunData:
     def float_accuracy(self) -> float | None:
         return _first(self.net("float").accuracy, self._status.float_top1)
 
-    @cached_property
+    @property
     def float_guesses(self) -> bool:
         """Whether the float net is no better than guessing: no accuracy is worth comparing with that."""
+        return self.guesses(self.float_accuracy)
+
+    def guesses(self, accuracy: float | None) -> bool:
+        """Whether an accuracy on this run's test images is what guessing gives; unknown without its answers."""
         answers = self.rows(Prediction)
-        if self.float_accuracy is None or not answers:
+        if accuracy is None or not answers:
             return False
         named = self.one(Classes)
         classes = max(len(named.classes) if named else 0, 1 + max(max(row.true, row.said) for row in answers))
-        return at_chance(self.float_accuracy, classes, len(answers))
+        return at_chance(accuracy, classes, len(answers))
 
     @property
     def test_images(self) -> int | None:

@@ -5,11 +5,12 @@ from __future__ import annotations
 import statistics
 from dataclasses import dataclass
 
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright import numbers
+from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.runs.cells import last_epoch
-from bitwright.runs.tables import Health, Layer, Status
+from bitwright.runs.result_tables import Layer
+from bitwright.runs.tables import Health, Status
 
 SIGNS = {"PASS": "\u2713", "WARN": "!", "REFUSE": "\u2717"}
 NOT_CONVERTED = "NOT CONVERTED"
@@ -54,7 +55,7 @@ def verdict(run: RunData) -> Verdict:
 
 def _trained(run: RunData) -> str:
     if run.trained_accuracy is not None:
-        return f" is trained to {words.percent_unit(run.trained_accuracy)} and not packed yet"
+        return f" is trained to {filters.percent_unit(run.trained_accuracy)} and not packed yet"
     if run.layers and run.speed is None:
         return ": counted, neither packed nor measured"
     if run.speed is not None:

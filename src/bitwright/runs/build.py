@@ -12,7 +12,7 @@ from bitwright import data, models, usercode, zoo
 from bitwright.data.function import read_function
 from bitwright.errors import InputError
 from bitwright.runs.init import initialize
-from bitwright.runs.weights import put_weights, read_weights
+from bitwright.runs.weight_files import put_weights, read_weights
 from bitwright.transforms import Recipe, apply
 from bitwright.transforms.copying import copy_model
 

@@ -15,7 +15,7 @@ from bitwright import trust
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
 from bitwright.runs.cells import Table, parsed
-from bitwright.runs.tables import Net
+from bitwright.runs.result_tables import NetResult
 from bitwright.usercode import KEPT, with_imports
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ def is_run(path: str | os.PathLike[str]) -> bool:
 
 
 class Run:
-    """A folder with the files that `files.FILES` lists; commands take it where they take a file."""
+    """A folder with the files that `file_list.FILES` lists; commands take it where they take a file."""
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
         self.path = Path(path)
@@ -180,7 +180,7 @@ class Run:
 
         A row without `batch` says something of the net (its accuracy), not of a measurement: into all rows of the net.
         """
-        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv(Net.file, ("net",))]
+        kept: list[dict[str, Any]] = [dict(r) for r in self.read_csv(NetResult.file, ("net",))]
         for row in rows:
             batch = str(row.get("batch") or "")
             new = {key: str(value) if key == "batch" else value for key, value in row.items()}
@@ -190,4 +190,4 @@ class Run:
                 old.update(new)
             if not found:
                 kept.append(new)
-        return self.write(Net, kept)
+        return self.write(NetResult, kept)

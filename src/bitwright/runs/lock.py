@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from bitwright.errors import InputError
-from bitwright.runs.files import LOCK
+from bitwright.runs.file_list import LOCK
 
 try:
     import fcntl

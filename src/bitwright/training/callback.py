@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import lightning.pytorch as pl
 import torch
 
-from bitwright.measure.numbers import percent, significant
+from bitwright.numbers import percent, significant
 from bitwright.training.epoch import end_epoch, stage_name
 from bitwright.training.histograms import Histograms
 from bitwright.training.optimizers import set_rate

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
-from bitwright.measure.numbers import percent
+from bitwright.numbers import percent
 from bitwright.parts.traits import traits_of
 from bitwright.runs.tables import Epoch
 from bitwright.training.lessons import lessons

@@ -16,10 +16,10 @@ from bitwright.errors import InputError
 from bitwright.runs import Run, dataset
 from bitwright.runs.build import normalized
 from bitwright.runs.tables import Status
+from bitwright.training.display import Screen, TimeLeft
 from bitwright.training.evaluate import Evaluation, evaluate
 from bitwright.training.loader import steps_per_epoch
 from bitwright.training.losses import Loss
-from bitwright.training.progress import Screen, TimeLeft
 from bitwright.training.signals import Signals, StopRequest
 from bitwright.training.state import State
 from bitwright.transforms.layout import takes_channels_last

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING
 
-from bitwright.measure.numbers import at_chance, percent
+from bitwright.numbers import at_chance, percent
 from bitwright.runs.tables import Epoch
 from bitwright.training.watch import WATCHERS
 from bitwright.training.watch.watcher import Lesson, Past

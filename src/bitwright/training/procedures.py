@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from bitwright import procedures
 from bitwright.engine.files import save
 from bitwright.errors import InputError
+from bitwright.runs.result_tables import Procedures
 from bitwright.transforms import Recipe, apply, recipe_of
 
 if TYPE_CHECKING:
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from bitwright.experiment import Experiment
     from bitwright.runs import Run
     from bitwright.training.job import Job
-
-FILE = "procedures.json"
 
 
 def check_procedures(experiment: Experiment) -> None:
@@ -61,7 +60,7 @@ def follow(net: nn.Module, recipe: Recipe, example: Any) -> None:
 
 def done(run: Run) -> list[dict[str, Any]]:
     """What the procedures of a run did, in order."""
-    return run.read_json(FILE)["procedures"] if run.has(FILE) else []
+    return run.read_json(Procedures.file).get("procedures", [])
 
 
 def record(run: Run, name: str, result: procedures.Report | Recipe, net: nn.Module, stage: int | None) -> None:
@@ -69,4 +68,4 @@ def record(run: Run, name: str, result: procedures.Report | Recipe, net: nn.Modu
     table = {} if isinstance(result, Recipe) else result.to_dict()
     row = {"stage": stage, "procedure": name, **table, "recipe": recipe_of(net).to_toml()}
     before = [r for r in done(run) if stage is None or r["stage"] != stage]
-    run.write_json(FILE, {"procedures": [*before, row]})
+    run.write(Procedures, [{"procedures": [*before, row]}])

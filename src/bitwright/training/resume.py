@@ -11,7 +11,7 @@ from bitwright import experiment as experiments
 from bitwright.atomic import PREFIX
 from bitwright.errors import InputError, Negative
 from bitwright.experiment import to_toml
-from bitwright.runs import Run, files, is_run
+from bitwright.runs import Run, file_list, is_run
 from bitwright.runs.lock import locked
 from bitwright.usercode import KEPT
 
@@ -42,7 +42,7 @@ def prepared(run: Run, experiment: Experiment, *, resume: bool, force: bool) -> 
         if there and force and not resume:
             _check_reads(run, experiment)
             own = experiment.home.run is not None and experiment.home.run.resolve() == path.resolve()
-            files.clear(path, keep=(KEPT, "experiment.toml") if own else ())  # its own code is still needed
+            file_list.clear(path, keep=(KEPT, "experiment.toml") if own else ())  # its own code is still needed
         yield
 
 
@@ -68,7 +68,7 @@ def _check_folder(run: Run, resume: bool) -> None:
 
 def _content(path: Path) -> bool:
     """Whether anything is there but a lock and what a killed process was writing."""
-    return path.is_dir() and any(p.name != files.LOCK and not p.name.startswith(PREFIX) for p in path.iterdir())
+    return path.is_dir() and any(p.name != file_list.LOCK and not p.name.startswith(PREFIX) for p in path.iterdir())
 
 
 def _check_reads(run: Run, experiment: Experiment) -> None:
@@ -97,8 +97,8 @@ def _is_utf8(path: Path) -> bool:
 
 def discard(path: Path) -> None:
     """What a run wrote, and the folder if nothing else is in it."""
-    files.clear(path)
-    (path / files.LOCK).unlink(missing_ok=True)
+    file_list.clear(path)
+    (path / file_list.LOCK).unlink(missing_ok=True)
     with suppress(OSError):
         path.rmdir()
 

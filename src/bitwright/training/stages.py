@@ -17,7 +17,7 @@ from bitwright.training.job import Job, accelerator, reseed
 from bitwright.training.losses import make_loss
 from bitwright.training.probe import coded_layers, latent_size
 from bitwright.training.procedures import run_procedure
-from bitwright.training.quiet import lightning_quiet
+from bitwright.training.quiet_lightning import lightning_quiet
 from bitwright.training.signals import StopRequest
 from bitwright.training.teacher import make_teacher
 from bitwright.transforms import calibrate
@@ -46,7 +46,7 @@ def run_stage(job: Job, checkpoint: Path | None) -> None:
     try:
         with lightning_quiet():
             from bitwright.training.callback import TrainingCallback
-            from bitwright.training.checkpoint import damaged
+            from bitwright.training.last_checkpoint import damaged
             from bitwright.training.module import NotFinite, TrainingModule
 
             module = TrainingModule(job, loss, teacher, rule)
@@ -75,7 +75,7 @@ def make_trainer(job: Job, callback: Any) -> Trainer:
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.strategies import DDPStrategy
 
-    from bitwright.training.checkpoint import AtomicCheckpointIO
+    from bitwright.training.last_checkpoint import AtomicCheckpointIO
 
     train, stage = job.experiment.train, job.experiment.stage[job.state.stage]
     kind = accelerator(job.experiment)

@@ -14,7 +14,7 @@ from bitwright.errors import InputError
 from bitwright.experiment.schema import Teacher
 from bitwright.runs import build_model, is_run
 from bitwright.runs.build import normalized
-from bitwright.runs.weights import put_weights, read_weights
+from bitwright.runs.weight_files import put_weights, read_weights
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -13,15 +13,15 @@ import torch
 
 from bitwright.data import Dataset
 from bitwright.errors import InputError
-from bitwright.measure.layout import shorten
 from bitwright.measure.machine import cpu_name, machine
 from bitwright.runs import Run, build_model, example_of, recipe_of_stage
 from bitwright.runs.build import rehearse
 from bitwright.runs.tables import Skipped
+from bitwright.tabular import shorten
+from bitwright.training.display import Screen
 from bitwright.training.finish import Result, finish
 from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
 from bitwright.training.procedures import check_procedures
-from bitwright.training.progress import Screen
 from bitwright.training.resume import check_same, discard, prepared
 from bitwright.training.signals import Signals, Stopped, StopRequest
 from bitwright.training.stages import begin_stage, run_stage
@@ -110,7 +110,7 @@ def _begin(
     saved: dict[str, Any] | None = None
     state = State()
     if resume:
-        from bitwright.training.checkpoint import read_checkpoint, remove_leftovers
+        from bitwright.training.last_checkpoint import read_checkpoint, remove_leftovers
 
         if main:
             remove_leftovers(run.path)
@@ -159,7 +159,7 @@ def _begin(
 
 def _state(path: Path, saved: dict[str, Any]) -> State:
     """Where the checkpoint stands. Errors: `InputError` where it does not say so."""
-    from bitwright.training.checkpoint import damaged
+    from bitwright.training.last_checkpoint import damaged
 
     try:
         ours = saved["bitwright"]
@@ -175,7 +175,7 @@ def _state(path: Path, saved: dict[str, Any]) -> State:
 
 
 def _check_place(path: Path, state: State, experiment: Experiment) -> None:
-    from bitwright.training.checkpoint import damaged
+    from bitwright.training.last_checkpoint import damaged
 
     stages = experiment.stage
     if state.stage >= len(stages) or state.epoch > stages[state.stage].epochs:
@@ -204,8 +204,8 @@ def _load(job: Job, saved: dict[str, Any]) -> None:
 
 def _evaluate_again(job: Job, saved: dict[str, Any]) -> None:
     """The end of an epoch whose evaluation was stopped; afterwards the checkpoint says so."""
-    from bitwright.training.checkpoint import write_checkpoint
     from bitwright.training.epoch import end_epoch
+    from bitwright.training.last_checkpoint import write_checkpoint
 
     ours = saved["bitwright"]
     sums = [float(sum(column)) for column in zip(*(rank["sums"] for rank in ours["ranks"]), strict=True)]

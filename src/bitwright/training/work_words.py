@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from bitwright.measure.numbers import macs, percent
+from bitwright.numbers import macs, percent
 
 if TYPE_CHECKING:
     from bitwright.training.work import Work

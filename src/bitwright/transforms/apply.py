@@ -17,7 +17,7 @@ from bitwright.parts.traits import traits_of
 from bitwright.transforms.clips import idle_clips
 from bitwright.transforms.decide import (
     Decision,
-    build,
+    build_layer,
     check_any,
     check_skipped,
     check_tied,
@@ -64,7 +64,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
     wanted = [d for d in resolved.decisions if d.replaces]
     rng = torch.get_rng_state()
     try:
-        built = [(d, build(d, "apply", share=True)) for d in wanted]
+        built = [(d, build_layer(d, "apply", share=True)) for d in wanted]
         for name, text in ((d.name, text) for d in wanted for text in d.said):
             warnings.warn(f"apply: {name}: {text}", BitwrightWarning, stacklevel=2)
         for decision, new in built:

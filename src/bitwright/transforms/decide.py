@@ -193,7 +193,7 @@ def warn_skipped(left: list[str]) -> None:
         warnings.warn(f"apply: stays float: {'; '.join(left)}", BitwrightWarning, stacklevel=3)
 
 
-def build(decision: Decision, verb: str, share: bool) -> SlotLayer:
+def build_layer(decision: Decision, verb: str, share: bool) -> SlotLayer:
     """A slot layer with the wanted parts, not yet in the model.
 
     share=True   the very same Parameters (apply)

@@ -13,10 +13,11 @@ from torch import nn
 
 from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer
+from bitwright.numbers import in_one_unit, kb_unit, macs
 from bitwright.parts.traits import traits_of
 from bitwright.transforms.apply import constant_input
 from bitwright.transforms.clips import clips_itself
-from bitwright.transforms.decide import Decision, build, check_any, check_skipped, check_tied, decide, slot_layers
+from bitwright.transforms.decide import Decision, build_layer, check_any, check_skipped, check_tied, decide, slot_layers
 from bitwright.transforms.facts import part_text
 from bitwright.transforms.flow import Flow
 from bitwright.transforms.norms import inherit, plan_norms
@@ -121,8 +122,10 @@ class Plan:
 
     def _cells(self) -> Iterator[list[str]]:
         extra = [s for s in ("b", "g", "gate") if any(getattr(r, s) for r in self.rows)]
-        yield ["layer", "kind", "shape", "rule", "w", "x", *extra, "bits", "runs", "MACs", "note"]
-        for r in self.rows:
+        unit, counts = in_one_unit([r.macs for r in self.rows])
+        head = f"MACs, {unit}" if unit else "MACs"
+        yield ["layer", "kind", "shape", "rule", "w", "x", *extra, "bits", "runs", head, "note"]
+        for r, count in zip(self.rows, counts, strict=True):
             slots = [getattr(r, s) or "-" for s in extra]
             yield [
                 r.name or "(model)",
@@ -134,7 +137,7 @@ class Plan:
                 *slots,
                 r.bits,
                 r.runs,
-                macs_text(r.macs),
+                count,
                 r.note,
             ]
 
@@ -142,7 +145,7 @@ class Plan:
         """The table; with `limit` a run of more than that many like layers is cut short."""
         head, *items = self.cells(limit)
         full = list(self._cells())
-        right = full[0].index("MACs")
+        right = len(full[0]) - 2
         widths = [max(len(row[i]) for row in full) for i in range(len(full[0]))]
         lines = [item if isinstance(item, str) else _line(item, widths, right) for item in (head, *items)]
         lines += self.summary()
@@ -155,15 +158,15 @@ class Plan:
         text = f"total    {t['layers']} layers: " + ", ".join(f"{n} {k}" for k, n in t["by_bits"].items())
         if t["macs"]:
             share = 100 * t["one_bit_macs"] / t["macs"]
-            text += f"   {macs_text(t['macs'])} MACs" + (f", {share:.1f} % of them at 1 bit" if share else "")
+            text += f"   {macs(t['macs'])} MACs" + (f", {share:.1f} % of them at 1 bit" if share else "")
         before, after = t["float_weight_bytes"], t["weight_bytes"]
-        size = f"weights  {kb_text(before)} -> {kb_text(after)}, computed; time is not predicted: "
+        size = f"weights  {kb_unit(before)} -> {kb_unit(after)}, computed; time is not predicted: "
         size += "use bench"
         rules = [f'{i} "{m}"' + ("" if n else " (no layer, optional)") for i, (m, n) in enumerate(self.matches)]
         lines = [text, size]
         if stuck := [r for r in self.rows if r.why and r.weight_bytes < 4 * r.weights]:
             names = ", ".join(r.name for r in stuck[:3]) + (f" and {len(stuck) - 3} more" if len(stuck) > 3 else "")
-            sizes = [kb_text(sum(each)) for each in ((4 * r.weights for r in stuck), (r.weight_bytes for r in stuck))]
+            sizes = [kb_unit(sum(each)) for each in ((4 * r.weights for r in stuck), (r.weight_bytes for r in stuck))]
             lines.append(f"packed   {names}: float, {sizes[0]} and not {sizes[1]}")
         words = ["rules   ", *rules] + ([f"untouched: {self.untouched}"] if self.untouched else [])
         line = words.pop(0) if rules or self.untouched else ""
@@ -192,7 +195,7 @@ def plan(model: nn.Module, recipe: RecipeLike, example: Any = None) -> Plan:
     resolved = decide(model, as_recipe(recipe), example, "plan")
     check_skipped(resolved, "plan")
     with torch.random.fork_rng(devices=[]):  # parts that draw their start values must not move the user's stream
-        shadows = {d.name: build(d, "plan", share=False) for d in resolved.decisions if d.replaces}
+        shadows = {d.name: build_layer(d, "plan", share=False) for d in resolved.decisions if d.replaces}
     built = [(d, shadows[d.name]) for d in resolved.decisions if d.name in shadows]
     for decision, new in built:
         if isinstance(old := decision.layer.module, SlotLayer):
@@ -299,25 +302,6 @@ def shape_text(layer: nn.Module) -> str:
         groups = f" g{layer.groups}" if layer.groups > 1 else ""
         return f"{layer.in_channels}>{layer.out_channels} {'x'.join(map(str, layer.kernel_size))}{groups}"
     return "-"
-
-
-def macs_text(macs: int | None) -> str:
-    """`640`, `0.44 M`, `1.82 G`, `-`.
-
-    >>> macs_text(640), macs_text(442_368), macs_text(1_814_073_344)
-    ('640', '0.44 M', '1.81 G')
-    """
-    if macs is None:
-        return "-"
-    if macs >= 10**9:
-        return f"{macs / 1e9:.2f} G"
-    return f"{macs / 1e6:.2f} M" if macs >= 10_000 else f"{macs:,}"
-
-
-def kb_text(size: float) -> str:
-    """kB = 1,000 bytes; 3 digits below 100."""
-    kb = size / 1000
-    return f"{kb:,.0f} kB" if kb >= 100 else f"{kb:.3g} kB"
 
 
 def _bits(bits: int | None) -> str:

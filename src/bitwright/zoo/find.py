@@ -9,6 +9,7 @@ from pathlib import Path
 
 from pydantic import ValidationError
 
+from bitwright.download import DownloadError, download
 from bitwright.errors import InputError
 from bitwright.zoo.card import Card
 
@@ -58,11 +59,11 @@ def file(card: Card, root: str | os.PathLike[str] | None = None) -> Path:
             given=card.name,
             possible=VARIABLE,
         )
-    check(path, card)
+    check_file(path, card)
     return path
 
 
-def check(path: Path, card: Card) -> None:
+def check_file(path: Path, card: Card) -> None:
     """One line for a file that is not the card's."""
     try:
         digest = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -78,19 +79,10 @@ def check(path: Path, card: Card) -> None:
 
 
 def _download(url: str, card: Card) -> Path:
-    """From a URL into the cache, once; pooch checks the SHA-256 and renames into place."""
-    try:
-        import pooch
-    except ImportError:
-        raise InputError(
-            f"zoo {card.name}: fetching from {url} needs pooch: pip install 'bitwright[data]'", code="extra-missing"
-        ) from None
+    """From a URL into the cache, once."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "bitwright" / "zoo"
     try:
-        found = pooch.retrieve(
-            f"{url.rstrip('/')}/{card.file}", f"sha256:{card.sha256}", fname=card.file, path=cache, progressbar=False
-        )
-    except Exception as error:  # requests, urllib3, ftp and pooch raise their own kinds
-        first = next(iter(str(error).splitlines()), type(error).__name__)
-        raise InputError(f"zoo {card.name}: {url}: {first[:200]}", code="zoo-fetch", given=url) from None
-    return Path(found)
+        cache.mkdir(parents=True, exist_ok=True)
+        return download(f"{url.rstrip('/')}/{card.file}", f"sha256:{card.sha256}", cache / card.file)
+    except (DownloadError, OSError) as error:
+        raise InputError(f"zoo {card.name}: {url}: {str(error)[:200]}", code="zoo-fetch", given=url) from None

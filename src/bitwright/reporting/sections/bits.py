@@ -5,14 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright import numbers
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Section
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes, table_of
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, ChartTable, axes, table_of
 from bitwright.reporting.svg.curves import Line
 from bitwright.reporting.svg.scales import Scale, tick_text
-from bitwright.runs.tables import Components, Dimension
+from bitwright.runs.result_tables import Components, Dimension
 
 MOST_POINTS = 160  # of one curve
 
@@ -62,7 +61,7 @@ class Spectra:
 
 
 @dataclass(frozen=True)
-class Bar:
+class ComponentsBar:
     """A layer: y of its count, top of its channels, mark at the count that would be a rise."""
 
     x: float
@@ -78,8 +77,8 @@ class Bar:
 class Depth:
     title: str
     axes: Axes
-    bars: tuple[Bar, ...]
-    table: Table
+    bars: tuple[ComponentsBar, ...]
+    table: ChartTable
 
 
 def spectra(bits: Components) -> Spectra | None:
@@ -121,7 +120,9 @@ def depth(bits: Components) -> Depth | None:
         needed = None if d.before_components is None or bits.delta is None else d.before_components + bits.delta
         mark = None if needed is None else y(needed)
         left = round(x(i) - width / 2, 1)
-        bars.append(Bar(left, width, y(d.components), y(d.channels), mark, "ours" if d.chosen else "fp32", _tip(d)))
+        bars.append(
+            ComponentsBar(left, width, y(d.components), y(d.channels), mark, "ours" if d.chosen else "fp32", _tip(d))
+        )
     ticks = tuple((x(v), tick_text(v)) for v in x.ticks(8) if v == int(v) and 1 <= v <= n)
     rows = tuple(
         (
@@ -133,16 +134,16 @@ def depth(bits: Components) -> Depth | None:
     headers = ("layer", "channels", "components", "compared with", "rise", "choice")
     return Depth(
         "Components along the depth", axes(x, y, "layer, in the order they run", "components", x_ticks=ticks), tuple(bars),
-        Table("Components of every layer", headers, rows),
+        ChartTable("Components of every layer", headers, rows),
     )  # fmt: skip
 
 
-def choices(bits: Components) -> Table | None:
+def choices(bits: Components) -> ChartTable | None:
     """What the choice is compared with."""
     names = {"pca": "PCA", "binary": "all binary", "kbit": f"all {bits.bits} bits"}
     columns = {
         "choice": ("name", lambda name: names.get(name, name)), "layers of more bits": ("layers", lambda names: str(len(names))),
-        "their weights %": ("share", numbers.percent), "storage": ("storage_bytes", words.kb_unit),
+        "their weights %": ("share", numbers.percent), "storage": ("storage_bytes", numbers.kb_unit),
         "float / it": ("compression", _times), "energy: float / it": ("energy_efficiency", _times),
     }  # fmt: skip
     return table_of("Choices of layers", bits.choices, columns) if bits.choices else None

@@ -6,19 +6,20 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from bitwright import numbers
 from bitwright.analysis.connections import share_text
 from bitwright.analysis.sweep_result import NORMS, SweepPoint, WeightSweep, side_by_side
 from bitwright.analysis.sweep_words import findings
 from bitwright.errors import InputError
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Gap, Section, columns, epochs_json, rounded
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Scatter, Table, axes, epochs_scatter
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, ChartTable, ScatterPlot, axes, epochs_scatter
 from bitwright.reporting.svg.curves import Curves, Line, layer_curves
 from bitwright.reporting.svg.scales import Scale
 from bitwright.runs.cells import last_epoch
-from bitwright.runs.tables import Connected, Sweep, Sweeps, Swept, WeightValue
+from bitwright.runs.result_tables import Sweep, Sweeps, WeightValue
+from bitwright.runs.tables import Connected, Swept
 
 STOPS = 30
 OF_MODE = {"running": "ours", "recalibrate": "int8", "batch": "fp32"}
@@ -42,7 +43,7 @@ class SelfPrune:
         return last_epoch(self.rows)
 
 
-class Connections(Section):
+class ConnectionsSection(Section):
     name, title, place = "connections", "Connections", 90
     key, tables = "selfprune", (Connected, Sweeps, Swept)
 
@@ -89,7 +90,7 @@ class Connections(Section):
     def gaps(self, run: RunData) -> Iterator[tuple[str, Gap]]:
         if run["selfprune"] is not None and not run["selfprune"].sweeps:
             why = "Accuracy over the weight value was not measured."
-            yield "sweep", Gap(why, "bitwright analyze {run} --judge weight_sweep")
+            yield "sweep", Gap(why, "bitwright analyze sweep {run}")
 
 
 # -- reading -----------------------------------------------------------------------------------------------------------
@@ -147,7 +148,7 @@ def _share(row: Connected) -> float:
     return row.on / row.weights if row.weights else 0.0
 
 
-def against_share(run: RunData, found: SelfPrune) -> Scatter | None:
+def against_share(run: RunData, found: SelfPrune) -> ScatterPlot | None:
     """Test accuracy against the share of weights on, epoch by epoch; the last one is the net."""
     shares: dict[tuple[int, int], list[int]] = {}
     for r in found.rows:
@@ -162,19 +163,19 @@ def against_share(run: RunData, found: SelfPrune) -> Scatter | None:
     return epochs_scatter(title, x_title, known, "weights on", " of the weights on")
 
 
-def layers(found: SelfPrune) -> Table | None:
+def layers(found: SelfPrune) -> ChartTable | None:
     if not found.last:
         return None
     headers = ("layer", "on", "on %", "fan-in, most", "no input", "live")
     rows = tuple(
         (
             r.layer, f"{r.on:,} of {r.weights:,}", share_text(_share(r)),
-            f"{words.general(r.fan_in_mean)}, {words.count(r.fan_in_max)}", words.count(r.no_input),
-            f"{words.count(r.live)} of {r.units:,}",
+            f"{filters.general(r.fan_in_mean)}, {filters.count(r.fan_in_max)}", filters.count(r.no_input),
+            f"{filters.count(r.live)} of {r.units:,}",
         )
         for r in found.last
     )  # fmt: skip
-    return Table("Layers of 0/1 weights after the last epoch", headers, rows)
+    return ChartTable("Layers of 0/1 weights after the last epoch", headers, rows)
 
 
 # -- the sweep ------------------------------------------------------------------------------------------------------------
@@ -197,7 +198,7 @@ def sweep_chart(sweeps: Sequence[WeightSweep], title: str, columns: tuple[str, .
     own = sweeps[0].trained_on
     mark = None if own not in place else (place[own], f"{own:g}")
     head, *body = side_by_side(sweeps)
-    table = Table("Sweep", tuple(head), tuple(tuple(row) for row in body))
+    table = ChartTable("Sweep", tuple(head), tuple(tuple(row) for row in body))
     return Curves(title, plain, tuple(lines), (), table, cut, mark)
 
 

@@ -6,10 +6,21 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright import numbers
+from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Scatter, Table, axes, epochs_scatter, short
+from bitwright.reporting.svg.charts import (
+    BOTTOM,
+    LEFT,
+    RIGHT,
+    TOP,
+    Axes,
+    ChartTable,
+    ScatterPlot,
+    axes,
+    epochs_scatter,
+    short,
+)
 from bitwright.reporting.svg.curves import Curves, layer_curves
 from bitwright.reporting.svg.heatmap import HeatMap, heat_map
 from bitwright.reporting.svg.scales import Scale
@@ -22,14 +33,14 @@ NAMES = {"macs": "MACs", "bops": "BOPs"}
 
 
 @dataclass(frozen=True)
-class Work:
+class WorkHistogram:
     """Histogram of the work per image: bars as (x, y, width, height, tip), marks as (x, label, anchor)."""
 
     title: str
     axes: Axes
     bars: tuple[tuple[float, float, float, float, str], ...]
     marks: tuple[tuple[float, str, str], ...]
-    table: Table
+    table: ChartTable
 
 
 def class_map(gates: Gates) -> HeatMap | None:
@@ -55,10 +66,10 @@ def class_map(gates: Gates) -> HeatMap | None:
             rate = sum(values) / max(1, len(values))
             who = gates.classes[group[0]] + (f" to {gates.classes[group[-1]]}" if len(group) > 1 else "")
             strength = round((rate - low) / apart[name], 3) if apart[name] else 0.0
-            cells.append((strength, f"{name}\n{who}: on for {words.percent_unit(rate)}") if values else None)
-        label = f"{name}: from {words.percent_unit(low)} to {words.percent_unit(max(known[name]))} over the classes"
+            cells.append((strength, f"{name}\n{who}: on for {filters.percent_unit(rate)}") if values else None)
+        label = f"{name}: from {filters.percent_unit(low)} to {filters.percent_unit(max(known[name]))} over the classes"
         rows.append((name, label, cells))
-    table = Table(
+    table = ChartTable(
         "Gate rates by class", ("layer", "least", "class", "most", "class"),
         tuple((name, *_extremes(gates, name, known[name])) for name in known),
     )  # fmt: skip
@@ -84,7 +95,7 @@ def _extremes(gates: Gates, name: str, known: list[float]) -> tuple[str, str, st
     rates = gates.by_class[name]
     found = []
     for value in (min(known), max(known)):
-        found += [words.percent_unit(value), gates.classes[rates.index(value)]]
+        found += [filters.percent_unit(value), gates.classes[rates.index(value)]]
     return found[0], found[1], found[2], found[3]
 
 
@@ -94,7 +105,7 @@ def drifts(run: RunData, gates: Gates) -> tuple[Curves | None, Curves | None]:
     names = {"threshold_mean": "Mean threshold by epoch", "saliency": "Mean saliency of fbs by epoch"}
     first, second = (
         layer_curves(
-            names[key], gates.rows, lambda g, key=key: getattr(g, key), run.epochs, write=words.general, y_title=titles[key],
+            names[key], gates.rows, lambda g, key=key: getattr(g, key), run.epochs, write=filters.general, y_title=titles[key],
             least=0.1, bounds=None,
         )
         for key in titles
@@ -102,7 +113,7 @@ def drifts(run: RunData, gates: Gates) -> tuple[Curves | None, Curves | None]:
     return first, second
 
 
-def work_histogram(gates: Gates) -> Work | None:
+def work_histogram(gates: Gates) -> WorkHistogram | None:
     """None where every image costs the same."""
     values = gates.macs if gates.key == "macs" else gates.bops
     if not values or values[0] == values[-1]:
@@ -126,8 +137,8 @@ def work_histogram(gates: Gates) -> Work | None:
     unit = NAMES[gates.key]
     named = {"least": low, **at, "most": high}
     rows = tuple((name, price(v), f"{v:,}") for name, v in named.items())
-    table = Table(f"{unit} per image", ("percentile", unit, "exact"), rows)
-    return Work(
+    table = ChartTable(f"{unit} per image", ("percentile", unit, "exact"), rows)
+    return WorkHistogram(
         f"{unit} per test image", axes(x, y, f"{unit} per image (millions)", "images"), tuple(bars), marks, table
     )
 
@@ -136,7 +147,7 @@ def _range(start: float, step: float) -> str:
     return f"{start:.4g} M to {start + step:.4g} M"
 
 
-def work_scatter(run: RunData) -> Scatter | None:
+def work_scatter(run: RunData) -> ScatterPlot | None:
     """Accuracy against the work per image, epoch by epoch."""
     key = "macs" if run.work is not None and run.work.macs != run.work.dense_macs else "bops"
     work = [(i, e.test_top1, getattr(e, key)) for i, e in enumerate(run.epochs, 1)]

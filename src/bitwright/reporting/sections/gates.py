@@ -6,14 +6,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.reporting import words
+from bitwright import numbers
+from bitwright.reporting import filters
 from bitwright.reporting.images import data_uri
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections import gate_charts
 from bitwright.reporting.sections.errors import class_names
 from bitwright.reporting.sections.gate_charts import NAMES, price
 from bitwright.reporting.sections.section import Gap, Section, epochs_json, rounded
-from bitwright.reporting.svg.charts import Table, table_of
+from bitwright.reporting.svg.charts import ChartTable, table_of
 from bitwright.reporting.tensor_files import pictures
 from bitwright.runs.cells import last_epoch
 from bitwright.runs.tables import Classes, Gate, GateClass, GateWork, ImageWork
@@ -120,7 +121,7 @@ class GatesSection(Section):
 
 
 @dataclass(frozen=True)
-class Bar:
+class RateBar:
     name: str
     part: str
     rate: float
@@ -147,23 +148,23 @@ def _fewer(run: RunData, key: str) -> str:
     return f" ({dense / done:.2f}x fewer)" if done < dense else ""
 
 
-def rate_bars(gates: Gates) -> list[Bar]:
+def rate_bars(gates: Gates) -> list[RateBar]:
     said = "{}\n{}: on for {} of its decisions".format
     known = [(g, g.rate) for g in gates.last if g.rate is not None]
-    return [Bar(g.layer, g.gate, rate, said(g.layer, g.gate, words.percent_unit(rate))) for g, rate in known]
+    return [RateBar(g.layer, g.gate, rate, said(g.layer, g.gate, filters.percent_unit(rate))) for g, rate in known]
 
 
-def rate_table(gates: Gates) -> Table:
-    plain = words.general
+def rate_table(gates: Gates) -> ChartTable:
+    plain = filters.general
     return table_of("Every gate in the last epoch", gates.last, {
-        "layer": ("layer", str), "gate": ("gate", str), "on": ("rate", words.percent_unit),
+        "layer": ("layer", str), "gate": ("gate", str), "on": ("rate", filters.percent_unit),
         "least threshold": ("threshold_min", plain), "mean": ("threshold_mean", plain), "largest": ("threshold_max", plain),
         "target": ("target", plain), "keep": ("keep", plain), "mean saliency": ("saliency", plain),
         "mean input bits": ("mean_bits", plain),
     })  # fmt: skip
 
 
-def counted_table(gates: Gates) -> Table | None:
+def counted_table(gates: Gates) -> ChartTable | None:
     """What the count is made of, and the figures of the papers and their codes, named as theirs. None without work.json."""
     found = gates.counted
     if found is None:
@@ -171,20 +172,20 @@ def counted_table(gates: Gates) -> Table | None:
     rows: list[tuple[str, str, str]] = []
 
     def add(name: str, value: str, note: str) -> None:
-        if value != words.UNKNOWN:
+        if value != filters.UNKNOWN:
             rows.append((name, value, note))
 
     def bits(value: float | None) -> str:
-        return words.UNKNOWN if value is None else f"{value:.2f}"
+        return filters.UNKNOWN if value is None else f"{value:.2f}"
 
-    add("predictors and scaling, MACs", words.macs(found.overhead_macs), "part of the MACs above")
-    add("comparisons", words.macs(found.comparisons), "of the decisions; no multiply, not in the MACs")
+    add("predictors and scaling, MACs", numbers.macs(found.overhead_macs), "part of the MACs above")
+    add("comparisons", numbers.macs(found.comparisons), "of the decisions; no multiply, not in the MACs")
     if found.gated_bits is not None:
         add("mean input bits, gated layers", bits(found.gated_bits), "over the products of layers gated by precision")
         add("mean input bits, whole net", bits(found.net_bits), "over all products; a float counts 32")
     if found.quadratic_reduction is not None:
-        text = f"{words.macs(found.quadratic_macs)}, {found.quadratic_reduction:.2f}x fewer"
+        text = f"{numbers.macs(found.quadratic_macs)}, {found.quadratic_reduction:.2f}x fewer"
         add("all-quadratic MACs", text, "as papers count fbs: an upper bound, for sums of maps are denser")
-    sparsity = words.percent_unit(found.unweighted_sparsity)
+    sparsity = filters.percent_unit(found.unweighted_sparsity)
     add("unweighted sparsity", sparsity, "as the public codes print it: every decision the same; no reduction of work")
-    return Table("What is counted, per image", ("", "per image", "which is"), tuple(rows))
+    return ChartTable("What is counted, per image", ("", "per image", "which is"), tuple(rows))

@@ -6,11 +6,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright import numbers
+from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import REPORT, Gap, Section
-from bitwright.runs.tables import Conversion, Layer
+from bitwright.runs.result_tables import Conversion, Layer
 
 
 class Layers(Section):
@@ -64,7 +64,7 @@ def doubts(found: Conversion | None) -> list[str]:
         return []
     said = [f"Equal answers prove little here: {found.blind}."] if found.blind else []
     return said + [
-        f"{b.where}, image {b.image}: off by {words.general(b.difference)}, and rounding explains {words.general(b.bound)}."
+        f"{b.where}, image {b.image}: off by {filters.general(b.difference)}, and rounding explains {filters.general(b.bound)}."
         for b in found.beyond
     ]
 
@@ -92,9 +92,9 @@ class Strip:
 def strips(run: RunData) -> list[Strip]:
     """Packed time, packed bytes, float time; one is left out where no layer has a value."""
     made = (
-        _strip(run, "Packed: time, layers alone", "ms_after", words.ms_unit, True),
-        _strip(run, "Packed: bytes", "bytes_after", words.kb_unit, True),
-        _strip(run, "Float: time, layers alone, for comparison", "ms_before", words.ms_unit, False),
+        _strip(run, "Packed: time, layers alone", "ms_after", filters.ms_unit, True),
+        _strip(run, "Packed: bytes", "bytes_after", numbers.kb_unit, True),
+        _strip(run, "Float: time, layers alone, for comparison", "ms_before", filters.ms_unit, False),
     )
     return [strip for strip in made if strip is not None]
 
@@ -111,9 +111,9 @@ def _strip(run: RunData, title: str, column: str, write: Callable[[float | None]
             continue
         share = value / total
         runs = f", {layer.runs_as}" if colored and layer.runs_as else ""
-        bits = f"\nw {words.bits(layer.w_bits)}, x {words.bits(layer.x_bits)}{runs}" if colored else ""
+        bits = f"\nw {filters.bits(layer.w_bits)}, x {filters.bits(layer.x_bits)}{runs}" if colored else ""
         tip = f"{layer.name}\n{write(value)} ({numbers.percent(share)} %){bits}"
-        style = words.bits_class(layer.w_bits) if colored else "c32"
+        style = filters.bits_class(layer.w_bits) if colored else "c32"
         pieces.append(Piece(i, layer, share, style, _label(layer.name, share), tip))
     return Strip(title, write(total), tuple(pieces), missing)
 
@@ -130,7 +130,7 @@ def _label(name: str, share: float) -> str:
 
 def bit_keys(run: RunData) -> list[tuple[str, str]]:
     """(class, text) of the weight bits that occur."""
-    found = {words.bits_class(layer.w_bits): layer.w_bits for layer in run.layers}
+    found = {filters.bits_class(layer.w_bits): layer.w_bits for layer in run.layers}
     order = ("c1", "c2", "c4", "c8", "c16", "c32")
     texts = {"c1": "1 bit", "c2": "2-3 bits", "c4": "4-7 bits", "c8": "8 bits", "c16": "9-31 bits", "c32": "float"}
     keys = [(key, texts[key]) for key in order if key in found]

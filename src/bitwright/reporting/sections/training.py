@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright import numbers
+from bitwright.reporting import filters
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Gap, Section, columns, rounded
-from bitwright.reporting.svg.charts import Table, table_of
+from bitwright.reporting.svg.charts import ChartTable, table_of
 from bitwright.reporting.svg.curves import Curves, Series, curves
 from bitwright.reporting.svg.heatmap import HeatMap, heat_map
 from bitwright.reporting.verdict import restless
@@ -72,15 +72,15 @@ def _shares(epochs: Sequence[Epoch], column: str) -> tuple[float | None, ...]:
     return tuple(None if (v := getattr(e, column)) is None else v * 100 for e in epochs)
 
 
-def _epoch_table(epochs: Sequence[Epoch]) -> Table:
+def _epoch_table(epochs: Sequence[Epoch]) -> ChartTable:
     share = numbers.percent
     table = table_of("Every epoch", epochs, {
-        "stage": ("stage", str), "of stage": ("epoch", str), "loss": ("loss", words.loss), "train %": ("top1", share),
-        "validation %": ("val_top1", share), "test %": ("test_top1", share), "learning rate": ("lr", words.general),
-        "time": ("seconds", words.duration),
+        "stage": ("stage", str), "of stage": ("epoch", str), "loss": ("loss", filters.loss), "train %": ("top1", share),
+        "validation %": ("val_top1", share), "test %": ("test_top1", share), "learning rate": ("lr", filters.general),
+        "time": ("seconds", filters.duration),
     })  # fmt: skip
     rows = tuple((str(i), *row) for i, row in enumerate(table.rows, 1))
-    return Table(table.title, ("epoch", *table.headers), rows)
+    return ChartTable(table.title, ("epoch", *table.headers), rows)
 
 
 def flip_map(run: RunData) -> HeatMap | None:
@@ -138,10 +138,10 @@ def _row_label(name: str, values: list[float | None]) -> str:
     return f"{name}: {_rate(values[0])} of the signs flip per step in the first epoch, {_rate(values[-1])} in the last"
 
 
-def health_table(last: Iterable[Health]) -> Table:
-    share = words.percent_unit
+def health_table(last: Iterable[Health]) -> ChartTable:
+    share = filters.percent_unit
     return table_of("Every layer in its last epoch", last, {
         "layer": ("layer", str), "flips per step": ("flips", _rate), "dead": ("dead", share),
-        "scale against start": ("scale", words.general), "saturated inputs": ("saturation", share),
+        "scale against start": ("scale", filters.general), "saturated inputs": ("saturation", share),
         "positive inputs": ("positive", share),
     })  # fmt: skip

@@ -14,7 +14,8 @@ from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections.section import Gap, Section
 from bitwright.reporting.sections.training import RESUME
 from bitwright.reporting.tensor_files import opened
-from bitwright.runs.tables import Health, Layer
+from bitwright.runs.result_tables import Layer
+from bitwright.runs.tables import Health
 from bitwright.toml import read_toml
 
 BINS = 20

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from bitwright.measure import numbers
-from bitwright.reporting import words
+from bitwright import numbers
+from bitwright.reporting import filters
 from bitwright.reporting.svg.scales import Scale, linear_scale, log_scale, tick_text
 
 WIDTH, HEIGHT = 400.0, 276.0
@@ -26,7 +26,7 @@ SHAPES = {
 
 
 @dataclass(frozen=True)
-class Table:
+class ChartTable:
     """Headings and rows of text; the first column is the row's heading."""
 
     title: str
@@ -34,10 +34,10 @@ class Table:
     rows: tuple[tuple[str, ...], ...]
 
 
-def table_of(title: str, rows: Iterable[Any], columns: dict[str, tuple[str, Callable[[Any], str]]]) -> Table:
+def table_of(title: str, rows: Iterable[Any], columns: dict[str, tuple[str, Callable[[Any], str]]]) -> ChartTable:
     """columns: heading -> (attribute of a row, how it is written)."""
     cells = (tuple(write(getattr(row, name)) for name, write in columns.values()) for row in rows)
-    return Table(title, tuple(columns), tuple(cells))
+    return ChartTable(title, tuple(columns), tuple(cells))
 
 
 @dataclass(frozen=True)
@@ -109,13 +109,13 @@ class Axes:
 
 
 @dataclass(frozen=True)
-class Scatter:
+class ScatterPlot:
     title: str
     axes: Axes
     dots: tuple[Dot, ...]
     uprights: tuple[Upright, ...]
     stairs: str
-    table: Table
+    table: ChartTable
     points: tuple[Point, ...] = field(default=())
 
 
@@ -137,14 +137,14 @@ def scatter(
     marks: Sequence[Mark] = (),
     first: str = "net",
     what: str = "",
-) -> Scatter | None:
+) -> ScatterPlot | None:
     """Accuracy against a cost on a log axis; None without a point.
 
     cost, first   headings of the table's last column and of its first;   what   for the table's title. [default: cost]
     """
-    rows = [(p.name, words.percent_unit(p.accuracy), p.text) for p in points]
+    rows = [(p.name, filters.percent_unit(p.accuracy), p.text) for p in points]
     rows += [(m.name, "not measured", m.text) for m in marks]
-    table = Table(f"Accuracy and {what or cost}", (first, "test accuracy", cost), tuple(rows))
+    table = ChartTable(f"Accuracy and {what or cost}", (first, "test accuracy", cost), tuple(rows))
     points = [p for p in points if p.x > 0 and p.accuracy is not None]
     if not points:
         return None
@@ -157,7 +157,7 @@ def scatter(
     uprights = tuple(_uprights(marks, x, taken))
     dots = tuple(_dot(p, x(p.x), y(_height(p)), taken) for p in sorted(points, key=lambda p: not p.main))
     plain = axes(x, y, x_title, "test accuracy (%)")
-    return Scatter(title, plain, dots, uprights, _stairs(points, x, y), table, tuple(points))
+    return ScatterPlot(title, plain, dots, uprights, _stairs(points, x, y), table, tuple(points))
 
 
 def epochs_scatter(
@@ -167,7 +167,7 @@ def epochs_scatter(
     cost: str,
     said: str,
     what: str = "",
-) -> Scatter | None:
+) -> ScatterPlot | None:
     """A point per epoch, few names; the last one is the net. known: (epoch, accuracy, x, x in words)."""
     every = -(-len(known) // EPOCHS_SHOWN)
     drawn = {row[0] for row in known[::-1][:: max(1, every)]}

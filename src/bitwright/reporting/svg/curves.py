@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, Table, axes, short
+from bitwright.reporting.svg.charts import BOTTOM, LEFT, RIGHT, TOP, Axes, ChartTable, axes, short
 from bitwright.reporting.svg.scales import Scale, linear_scale, tick_text
 
 COLORS = ("ours", "int8", "fp32", "bf16")
@@ -36,7 +36,7 @@ class Curves:
     axes: Axes
     lines: tuple[Line, ...]
     bands: tuple[tuple[float, float, str], ...]
-    table: Table
+    table: ChartTable
     cut: float | None = None
     own: tuple[float, str] | None = None
 
@@ -55,7 +55,7 @@ def curves(
     title: str,
     series: Sequence[Series],
     stages: Sequence[int],
-    table: Table,
+    table: ChartTable,
     *,
     y_title: str = "accuracy (%)",
     least: float = 4.0,
@@ -124,7 +124,7 @@ def layer_curves(
     moved = sorted(known, key=lambda name: min(known[name]) - max(known[name]))[: len(DASHES)]
     shown = [name for name in known if name in moved]
     series = [Series(short(name), COLORS[i % len(COLORS)], DASHES[i], lines[name]) for i, name in enumerate(shown)]
-    table = Table(
+    table = ChartTable(
         f"{title}, every layer", ("layer", "first epoch", "last epoch", "least", "largest"),
         tuple((n, *(write(v) for v in (line[0], line[-1], min(line), max(line)))) for n, line in known.items()),
     )  # fmt: skip

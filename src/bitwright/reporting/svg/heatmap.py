@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from bitwright.reporting.svg.charts import RIGHT, Table, short
+from bitwright.reporting.svg.charts import RIGHT, ChartTable, short
 
 Cells = Sequence[tuple[float, str] | None]  # (strength 0..1, tip) by column; None stays empty
 
@@ -31,7 +31,7 @@ class HeatMap:
     left: float
     rows: tuple[HeatRow, ...]
     x_ticks: tuple[tuple[float, str], ...]
-    table: Table
+    table: ChartTable
     hidden: int = 0
     legend: str = ""
     x_title: str = ""
@@ -42,7 +42,7 @@ def heat_map(
     title: str,
     rows: Sequence[tuple[str, str, Cells]],
     ticks: Callable[[float, float], tuple[tuple[float, str], ...]],
-    table: Table,
+    table: ChartTable,
     *,
     worst: str | None = None,
     **texts: Any,

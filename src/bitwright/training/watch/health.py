@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from bitwright.measure.numbers import percent
+from bitwright.numbers import percent
 from bitwright.runs.tables import Connected, Health
 from bitwright.training.probe import MEASURES, means
 from bitwright.training.watch.watcher import Ended, Lesson, Past, Rows, Watcher, more

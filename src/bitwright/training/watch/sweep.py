@@ -5,9 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from bitwright.analysis.sweep_result import WeightSweep, percent
+from bitwright.analysis.sweep_result import WeightSweep
 from bitwright.analysis.sweep_words import SPAN, spread
 from bitwright.analysis.zero_one_nets import zero_one_layers
+from bitwright.numbers import percent
 from bitwright.runs.tables import Swept
 from bitwright.training.watch.watcher import Ended, Rows, Watcher
 

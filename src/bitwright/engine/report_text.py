@@ -6,8 +6,8 @@ from collections import Counter
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from bitwright.measure import numbers
-from bitwright.measure.layout import Row, fit, wrap
+from bitwright import numbers
+from bitwright.tabular import Row, fit, wrap
 
 if TYPE_CHECKING:
     from bitwright.engine.report import ConvertReport, ReportRow
@@ -46,7 +46,7 @@ def _cells(report: ConvertReport) -> list[list[str]]:
     rows = [
         [
             *(r.layer, r.runs_as, r.bits, numbers.kb(r.bytes_before), numbers.kb(r.bytes_after)),
-            *(_ms(r.ms_before), _ms(r.ms_after), _difference(r.max_abs_diff)),
+            *(numbers.ms(r.ms_before), numbers.ms(r.ms_after), _difference(r.max_abs_diff)),
             r.why.replace("its slots are empty", "slots empty"),
         ]
         for r in report.rows
@@ -55,7 +55,10 @@ def _cells(report: ConvertReport) -> list[list[str]]:
     order = sorted(count, key=lambda kind: ("bits", "int8").index(kind) if kind in ("bits", "int8") else 2)
     kinds = ", ".join(f"{count[kind]} {kind}" for kind in order)
     sizes = [numbers.kb(report.float_bytes), numbers.kb(report.file_bytes)]
-    return [*rows, ["whole net", kinds, "", *sizes, _ms(report.ms_before), _ms(report.ms_after), "", report.gain()]]
+    return [
+        *rows,
+        ["whole net", kinds, "", *sizes, numbers.ms(report.ms_before), numbers.ms(report.ms_after), "", report.gain()],
+    ]
 
 
 def proof(report: ConvertReport, width: int | None, what: str, limit: int | None) -> list[str]:
@@ -93,7 +96,3 @@ def proof(report: ConvertReport, width: int | None, what: str, limit: int | None
 
 def _difference(value: float | None) -> str:
     return "-" if value is None else "0" if value == 0 else f"{value:.0e}"
-
-
-def _ms(value: float | None) -> str:
-    return numbers.ms(None if value is None else value / 1e3)

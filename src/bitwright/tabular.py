@@ -1,9 +1,14 @@
-"""Tables of plain text that fit a terminal: no lines, two blanks between columns, numbers to the right."""
+"""Tables of plain text that fit a terminal: no lines, two blanks between columns, numbers to the right. And results that
+print as one."""
 
 from __future__ import annotations
 
+import csv
+import io
 import textwrap
-from collections.abc import Iterable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Collection, Iterable, Sequence
+from typing import Any, ClassVar
 
 NAME, NOTE = 24, 13  # columns that the first and the last one keep as long as others can go
 Row = Sequence[str | None] | str
@@ -132,3 +137,43 @@ def shorten(text: str, width: int) -> str:
         return text
     tail = (width - 3) // 2 if width > 4 else 0
     return f"{text[: width - 3 - tail]}...{text[len(text) - tail :]}"
+
+
+class Tabular(ABC):
+    """Text, Markdown, CSV and HTML of a result that says its `cells()` (head and rows, as text) and its `to_dict()`.
+
+    text   which columns are words, to the left; the others are numbers, to the right
+    """
+
+    text: ClassVar[Collection[int]] = (0,)
+
+    @abstractmethod
+    def cells(self) -> list[list[str]]: ...
+
+    @abstractmethod
+    def to_dict(self) -> dict[str, Any]: ...
+
+    def records(self) -> list[dict[str, Any]]:
+        """Raw values, a dict per row of the table."""
+        return self.to_dict()["rows"]
+
+    def to_markdown(self) -> str:
+        head, *body = self.cells()
+        rule = ["---" if i in self.text else "---:" for i in range(len(head))]
+        return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *body])
+
+    def to_csv(self) -> str:
+        """`records` as CSV text."""
+        out, table = io.StringIO(), self.records()
+        writer = csv.DictWriter(out, list(table[0]) if table else [], lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(table)
+        return out.getvalue()
+
+    def __str__(self) -> str:
+        head, *rows = self.cells()
+        return "\n".join(columns(head, rows, set(range(len(head))) - set(self.text)))
+
+    def _repr_html_(self) -> str:
+        """For notebooks."""
+        return f"<pre>{str(self).replace('&', '&amp;').replace('<', '&lt;')}</pre>"

@@ -16,7 +16,7 @@ class _Batches(Sized, Iterable["tuple[Tensor, Tensor]"], Protocol):
     """What `Dataset.batches` returns."""
 
 
-class Shown:
+class CountedBatches:
     """The same batches, with progress while they are iterated. For work of unknown speed."""
 
     def __init__(self, out: Output, head: str, batches: _Batches) -> None:
@@ -26,7 +26,7 @@ class Shown:
         return len(self.batches)
 
     def __iter__(self) -> Iterator[Any]:
-        from bitwright.training.progress import Screen, TimeLeft
+        from bitwright.training.display import Screen, TimeLeft
 
         self.out.settle()
         screen = Screen(note=self.out.note, live=self.out.live)

@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
-from bitwright.runs.checkpoint import plain_key, read_checkpoint
+from bitwright.runs.pth import plain_key, read_checkpoint
 
 _OF_PART = re.compile(r"(.*)\.(?:w|b|x|g|gate)\..+")
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from bitwright.runs import tables as tables  # declares them
+from bitwright.runs import result_tables as result_tables
+from bitwright.runs import tables as tables  # these two declare them
 from bitwright.runs.cells import TABLES
 
 LOCK = "train.lock"  # only while a training runs; see `lock.py`
@@ -20,7 +21,6 @@ FILES = {
     "compute.safetensors": "nets with gates: the images of least and most work",
     "hybrid.toml": "from `analyze`: the recipe that follows, where no other place was given",
     "worst.safetensors": "the surest mistakes",
-    "procedures.json": "from stages with a `procedure`, and from `compress`: a row per layer, and the recipe that the net was left with",
     "compressed.safetensors": "from `compress`: the net that it left",
     "packed.safetensors": "from `convert`: the packed net",
     "report.html": "from `report`: the page",

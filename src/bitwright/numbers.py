@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 
-def ms(seconds: float | None) -> str:
+def ms(value: float | None) -> str:
     """Milliseconds with three significant digits, never another unit: they stand in columns.
 
-    >>> ms(48.6e-6), ms(1.53e-3), ms(12.2e-3), ms(3.2e-6), ms(None)
+    >>> ms(0.0486), ms(1.53), ms(12.2), ms(0.0032), ms(None)
     ('0.0486', '1.53', '12.2', '0.00320', '-')
     """
-    return "-" if seconds is None else significant(seconds * 1e3)
+    return "-" if value is None else significant(value)
 
 
 def significant(value: float) -> str:
@@ -39,6 +40,10 @@ def kb(size: float | None) -> str:
     if size is None:
         return "-"
     return f"{size / 1e3:,.0f}" if size >= 1e5 else significant(size / 1e3)
+
+
+def kb_unit(size: float | None) -> str:
+    return "-" if size is None else f"{kb(size)} kB"
 
 
 def ratio(value: float | None) -> str:
@@ -92,10 +97,37 @@ def points(difference: float) -> str:
     return "0.0" if text in ("+0.0", "-0.0") else text
 
 
-def macs(count: int) -> str:
-    """Multiply-accumulates: exact below 10,000, else in millions.
+def macs(count: float | None) -> str:
+    """Multiply-accumulates where they stand alone; in a column see `in_one_unit`.
 
-    >>> macs(640), macs(442_368), macs(40_550_000)
-    ('640', '0.44 M', '40.55 M')
+    >>> macs(640), macs(442_368), macs(1_814_073_344), macs(None)
+    ('640', '0.44 M', '1.81 G', '-')
     """
-    return f"{count:,}" if count < 10_000 else f"{count / 1e6:,.2f} M"
+    if count is None:
+        return "-"
+    if count >= 1e9:
+        return f"{count / 1e9:,.2f} G"
+    return f"{round(count):,}" if count < 10_000 else f"{count / 1e6:,.2f} M"
+
+
+def in_one_unit(counts: Sequence[float | None]) -> tuple[str, list[str]]:
+    """Counts of one column, and the unit for its head: that of the largest one.
+
+    >>> in_one_unit([640, 442_368, None]), in_one_unit([640, 1_814_073_344])
+    (('k', ['0.640', '442', '-']), ('M', ['0.000640', '1,814']))
+    >>> in_one_unit([640, 9_000])
+    ('', ['640', '9,000'])
+    """
+    largest = max((c for c in counts if c is not None), default=0)
+    size, unit = next(((s, u) for s, u in ((1e9, "G"), (1e6, "M"), (1e3, "k")) if largest >= 10 * s), (1, ""))
+    write = significant if unit else "{:,.0f}".format
+    return unit, ["-" if c is None else write(c / size) for c in counts]
+
+
+def factor(value: float) -> str:
+    """How many times as much, without a judgement.
+
+    >>> factor(12.34), factor(0.5)
+    ('12.3x', '0.50x')
+    """
+    return f"{value:,.1f}x" if value >= 0.95 else f"{value:.2f}x"

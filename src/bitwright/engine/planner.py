@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import platform
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,9 +25,8 @@ from torch import Tensor
 from bitwright.atomic import replacing
 from bitwright.engine import native
 from bitwright.engine.graph import Graph, Node
-from bitwright.measure.machine import cpu_flags, cpu_name
-from bitwright.measure.numbers import ms
-from bitwright.measure.timing import clock_for, interleave
+from bitwright.numbers import ms
+from bitwright.timing import clock_for, interleave
 from bitwright.version import __version__
 
 if TYPE_CHECKING:
@@ -39,10 +39,22 @@ ROUNDS, SLICE = 9, 0.002
 _read: dict[Path, tuple[float, dict[str, dict[str, float]]]] = {}  # files by the time they were written
 
 
+def cpu() -> str:
+    """The model of this CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = [
+        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family", "model\t"))
+    ]
+    return " ".join(dict.fromkeys(found)) or platform.processor() or platform.machine()
+
+
 def plan_file() -> Path:
     """The plan of this CPU, instruction set and version."""
     root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    identity = "|".join([cpu_name(), *cpu_flags(), native.isa(), __version__])
+    identity = "|".join([cpu(), native.isa(), __version__])
     return root / "bitwright" / "plans" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
 
 
@@ -79,7 +91,7 @@ def measured(layer: Node, x_planes: int) -> dict[str, float]:
 
 
 @dataclass(frozen=True)
-class Row:
+class LayerWays:
     """A layer with codes. Times in seconds, by way; a way that cannot be exact has none."""
 
     layer: str
@@ -98,7 +110,7 @@ class Row:
 class Explanation:
     """`str()` is the table: predicted and measured time of each way, and which one runs."""
 
-    rows: list[Row]
+    rows: list[LayerWays]
     note: str
 
     def __str__(self) -> str:
@@ -132,12 +144,12 @@ def explain(packed: PackedModel, measure: bool = False) -> Explanation:
         packed.forget_steps()
         layers = [n for n in packed.runtime.nodes if n.op in CODED]
     rows = [
-        Row(n.owner or n.name, str(n.attrs["x_form"]), _predicted(n, planes[n.name]), measured(n, planes[n.name]))
+        LayerWays(n.owner or n.name, str(n.attrs["x_form"]), _predicted(n, planes[n.name]), measured(n, planes[n.name]))
         for n in layers
         if n.name in planes
     ]
     known = sum(bool(r.measured) for r in rows)
-    note = f"{known} of {len(rows)} layers measured on this CPU ({cpu_name()}, {native.isa()})"
+    note = f"{known} of {len(rows)} layers measured on this CPU ({cpu()}, {native.isa()})"
     return Explanation(rows, note if known == len(rows) else f"{note}; packed.explain(measure=True) measures them")
 
 
@@ -196,7 +208,7 @@ def _native_call(layer: Node, graph: Graph, way: str, codes: Tensor, x_planes: i
         return None
     x = codes if way == "bytes" else native.to_words(codes, x_planes, groups)
     scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
-    output = native.FloatOutput(scale[0], add) if len(plans) == 1 else native.Output()
+    output = native.FloatOutput(scale[0], add) if len(plans) == 1 else native.KernelOutput()
     return lambda: [plan.run(x, output, None, 1) for plan in plans]
 
 

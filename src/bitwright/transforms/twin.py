@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,11 +10,11 @@ import torch
 from torch import Tensor, fx, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 
-from bitwright.measure.tracing import trace
 from bitwright.nn.layers import KINDS, SlotLayer, is_slot_layer
 from bitwright.parts.registry import SLOTS
 from bitwright.parts.traits import traits_of
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.twin_trace import trace
 from bitwright.transforms.unwrap import unwrap
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {slot: plain for plain, slot in KINDS.items()}
@@ -126,6 +127,7 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("first\\nsecond"))
     'ValueError: first'
     """
-    first = next((line.strip() for line in str(error).splitlines() if line.strip()), "")
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # some are colored
+    first = next((line.strip() for line in plain.splitlines() if line.strip()), "")
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return text if len(text) <= 140 else text[:137] + "..."

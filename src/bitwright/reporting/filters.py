@@ -1,15 +1,14 @@
-"""How the page writes values: the functions of `measure.numbers`, with the unit where one stands alone."""
+"""How the page writes values: the functions of `numbers`, with the unit where one stands alone."""
 
 from __future__ import annotations
 
-from bitwright.measure import numbers
+import re
+
+from bitwright import numbers
 
 UNKNOWN = "-"
-
-
-def ms(value: float | None) -> str:
-    """Milliseconds without the unit, for a column headed ms."""
-    return numbers.ms(None if value is None else value / 1e3)
+_AS_IS = re.compile(r"(<(?:script|style|pre|code)\b.*?</(?:script|style|pre|code)>)", re.S)
+_UNIT = re.compile(r"(\d(?:</(?:b|i|span)>)?) (?=%|(?:ms|us|s|min|h|kB|MB|GB|M|G|k|points?|bits?|threads?)\b)")
 
 
 def ms_unit(value: float | None) -> str:
@@ -17,11 +16,7 @@ def ms_unit(value: float | None) -> str:
     >>> ms_unit(1.53), ms_unit(0.0032), ms_unit(None)
     ('1.53 ms', '0.00320 ms', '-')
     """
-    return UNKNOWN if value is None else f"{ms(value)} ms"
-
-
-def kb_unit(value: float | None) -> str:
-    return UNKNOWN if value is None else f"{numbers.kb(value)} kB"
+    return UNKNOWN if value is None else f"{numbers.ms(value)} ms"
 
 
 def percent_unit(share: float | None) -> str:
@@ -50,10 +45,6 @@ def difference(value: float | None) -> str:
 
 def count(value: float | None) -> str:
     return UNKNOWN if value is None else f"{value:,.0f}"
-
-
-def macs(value: float | None) -> str:
-    return UNKNOWN if value is None else numbers.macs(round(value))
 
 
 def loss(value: float | None) -> str:
@@ -98,10 +89,20 @@ def duration(seconds: float | None) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
+def unbroken(page: str) -> str:
+    """No line of the page ends between a number and its unit; scripts, styles and commands stay as they are.
+
+    >>> unbroken("<p><b>1.5</b> ms, 2 points</p><pre>sleep 2 s</pre>")
+    '<p><b>1.5</b>\\xa0ms, 2\\xa0points</p><pre>sleep 2 s</pre>'
+    """
+    pieces = _AS_IS.split(page)
+    return "".join(piece if i % 2 else _UNIT.sub("\\1\u00a0", piece) for i, piece in enumerate(pieces))
+
+
 FILTERS = {
     write.__name__: write
     for write in (
-        ms, ms_unit, kb_unit, percent_unit, points_unit, difference, count, macs, bits, bits_class, duration, general,
-        numbers.kb, numbers.percent, numbers.ratio,
+        ms_unit, percent_unit, points_unit, difference, count, bits, bits_class, duration, general,
+        numbers.kb, numbers.kb_unit, numbers.macs, numbers.ms, numbers.percent, numbers.ratio,
     )
 }  # fmt: skip

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from bitwright.errors import BitwrightWarning
-from bitwright.measure.numbers import percent
+from bitwright.numbers import percent
 
 QUIET_SECONDS = 30.0
 REDRAW_SECONDS = 0.1

@@ -15,8 +15,8 @@ from bitwright.engine.packed import PackedModel
 from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ConvertReport
-from bitwright.measure.timing import Timing, clock_for, interleave
 from bitwright.nn import is_slot_layer
+from bitwright.timing import Timing, clock_for, interleave
 from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import quiet
@@ -40,7 +40,7 @@ def median_ms(f: Callable[[], object], rounds: int = 7, slice_s: float = 0.004) 
     return 1e3 * statistics.median(times)
 
 
-def clock(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int | None) -> None:
+def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int | None) -> None:
     """ms of each layer's float operator and of ours, and of both whole nets side by side, on the example's batch.
 
     One thread unless told otherwise: on a busy machine two wait for each other and the figures mean nothing. What cannot
@@ -78,7 +78,7 @@ def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None
 
 
 def _whole(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int) -> None:
-    twin, call = float_twin(prepared.model, prepared.call.map(as_pixels))
+    twin, call = float_side(prepared.model, prepared.call.map(as_pixels))
     ours = prepared.call.in_order(prepared.model) if isinstance(model, PackedModel) else prepared.call
     both: dict[str, Callable[[], object]] = {"float": lambda: call(twin), "ours": lambda: ours(model)}
     times = interleave(both, rounds=9, slice_seconds=0.004, clock=clock_for(threads)[0])
@@ -106,7 +106,7 @@ def channels_last(model: nn.Module) -> nn.Module:
     return model
 
 
-def float_twin(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
+def float_side(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
     """The same topology with empty slots, and its call, in channels_last where it runs so: what packed is compared with."""
     twin = copy_model(model).eval()
     for m in twin.modules():
