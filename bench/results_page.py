@@ -12,6 +12,7 @@ import findings
 from results_claims import index
 from results_hybrid import hybrid
 from results_recipes import recipes
+from results_runtimes import runtimes
 from results_selfprune import selfprune
 from results_strangers import strangers
 from results_tables import FOLDER, listed, machine, number, read, table
@@ -285,7 +286,7 @@ than the peer, below 1 slower. {machine()}.
 
 {speeds()}
 
-{recipes()}{strangers()}## Training steps
+{recipes()}{strangers()}{runtimes()}## Training steps
 
     python bench/training.py
 

@@ -146,7 +146,7 @@ typedef struct bw_terms {
   const float* add;             // [o]
 } bw_terms;
 BW_API int bw_run(const bw_step* steps, int64_t count, void* const* outside, int64_t scratch, int threads);
-// BW_OUT_OF_RANGE if any x is NaN or not in -limit..limit
+// BW_OUT_OF_RANGE if any x is NaN or not in -limit..limit; limit >= 0
 BW_API int bw_check_range(const float* x, int64_t count, float limit);
 
 // Training. Forward and backward of a part in one pass each, elementwise over dense memory in whatever order the

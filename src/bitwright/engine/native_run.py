@@ -73,7 +73,7 @@ class Program:
             for key, value in fields.items():
                 setattr(struct, key, value)
         self.address, self.count = ctypes.addressof(self.steps), len(self.steps)
-        self.pointers = ctypes.c_void_p * len(outside)
+        self.pointers, self.call = ctypes.c_void_p * len(outside), library().bw_run
         self.made = [(name, *axes_of(self.laid[name], node)) for name, node in leaves.items()]
 
     def _scratch(self, outside: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -97,7 +97,7 @@ class Program:
     def run(self, env: dict[str, Tensor], given: Sequence[Tensor], threads: int) -> None:
         made = [torch.empty_strided(size, stride, dtype=dtype) for _, size, stride, dtype in self.made]
         outside = self.pointers(*[t.data_ptr() for t in given], *[t.data_ptr() for t in made])
-        if code := library().bw_run(self.address, self.count, outside, self.scratch, threads):
+        if code := self.call(self.address, self.count, outside, self.scratch, threads):
             check_code(code)
         for (name, *_), value in zip(self.made, made, strict=True):
             env[name] = value

@@ -126,25 +126,32 @@ class PackedModel(nn.Module):
     def prepare(self, x: Tensor, of: Node | None = None) -> Tensor:
         """Checks and lays out one input batch."""
         node = of or self.inputs[0]
-        dtype, want = DTYPES[node.attrs["dtype"]], "x".join(str(s) for s in node.shape)
-        if tuple(x.shape[1:]) != node.shape or x.dim() != len(node.shape) + 1:
-            remedy = ". Resize, or convert again with this example"
-            if tuple(x.shape) == node.shape:
-                remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
-            raise InputError(
-                f"packed model: {node.name} is {'x'.join(str(s) for s in x.shape)}, the model was converted for {want} "
-                f"(any batch){remedy}",
-                code="input-shape",
-                given=str(list(x.shape)),
-                possible=want,
-            )
+        dtype = DTYPES[node.attrs["dtype"]]
+        if x.dim() != len(node.shape) + 1 or x.shape[1:] != node.shape:
+            raise self._other_shape(x, node)
         if x.is_floating_point() and not dtype.is_floating_point:
             kind = str(node.attrs["dtype"])
             text = f"packed model: {node.name} holds {kind}, got {x.dtype}"
             raise InputError(text, code="input-dtype", given=str(x.dtype), possible=kind)
+        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+        if x.dtype is dtype and x.is_contiguous(memory_format=layout):
+            return x
         pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
         x = x.to(dtype) / 255 if pixels else x.to(dtype)
-        return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
+        return x.contiguous(memory_format=layout)
+
+    def _other_shape(self, x: Tensor, node: Node) -> InputError:
+        want = "x".join(str(s) for s in node.shape)
+        remedy = ". Resize, or convert again with this example"
+        if tuple(x.shape) == node.shape:
+            remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
+        return InputError(
+            f"packed model: {node.name} is {'x'.join(str(s) for s in x.shape)}, the model was converted for {want} "
+            f"(any batch){remedy}",
+            code="input-shape",
+            given=str(list(x.shape)),
+            possible=want,
+        )
 
     def environment(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The inputs under their nodes' names, checked."""
