@@ -25,7 +25,6 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitwright as bw
-from bitwright.engine.layer_times import channels_last
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -106,7 +105,7 @@ def train(row: Row, folder: Path, train_set: Any, test_set: Any) -> dict[str, An
         plain = bw.models.create(row.model)
         plain.load_state_dict(source.state_dict())
         model = bw.apply(plain, row.recipe, torch.zeros(2, 3, 32, 32))
-    channels_last(model)
+    model.to(memory_format=torch.channels_last)
     optimizer = optimizer_of(row, model)
     batch = 128
     steps = row.epochs * (len(train_set) // batch)

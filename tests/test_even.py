@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 import bitwright as bw
 from bitwright.engine import reference
-from bitwright.engine.even import EvenGrid, even_grid
-from bitwright.engine.quantizer import grid_of
+from bitwright.engine.packing import grid_of
+from bitwright.engine.thresholds import EvenGrid, even_grid
 
 FLOATS = st.floats(width=32, allow_nan=True, allow_infinity=True)
 

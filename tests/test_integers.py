@@ -9,8 +9,7 @@ import torch
 from torch import Tensor, nn
 
 import bitwright as bw
-from bitwright.engine.integers import NotInteger, storable, weight_terms
-from bitwright.engine.quantizer import grid_of
+from bitwright.engine.packing import NotInteger, grid_of, storable, weight_terms
 from bitwright.engine.reference import whole_numbers
 from bitwright.parts import moment
 from bitwright.types import Coded

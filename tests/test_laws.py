@@ -36,6 +36,12 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"shuffle": True, "init": -9.0},
         {"compat": "seed"},
     ],
+    "codebook": [
+        {"levels": "pow2:7", "granularity": "layer"},
+        {"levels": "uniform:16"},
+        {"levels": "uniform:256", "granularity": "layer"},
+        {"levels": "uniform:5", "group": 7},
+    ],
     "dorefa_g": [{"bits": 1}],
     "dropout": [{"p": 0.2}],
     "fbs": [{"keep": 1.0}, {"keep": 0.25, "channel_block": 2, "l1": 1e-3}, {"compat": "seed"}],

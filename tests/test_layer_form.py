@@ -14,8 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 import bitwright as bw
-from bitwright.engine.layer_form import sole_norms
-from bitwright.engine.packed_layer import RUNTIMES, PackedLayer, packed_layers
+from bitwright.engine.layer_form import PackedLayer, packed_layers, sole_norms
 from bitwright.errors import InputError
 
 B = bw.nn
@@ -149,11 +148,24 @@ def test_what_forwards_read_of_a_layer() -> None:
         done.to("meta")
 
 
-def test_programs_are_kept_for_the_last_sizes_only() -> None:
-    done = packed(B.Conv2d(3, 4, 3, **ONE).eval(), X, form="layers").model
-    for size in range(5, 5 + 2 * RUNTIMES):
-        done(torch.randn(1, 3, size, size))
-    assert len(done._programs) == RUNTIMES and (3, 20, 20) in done._programs and (3, 5, 5) not in done._programs
+def test_one_program_takes_every_size() -> None:
+    trained = B.Conv2d(3, 4, 3, **ONE).eval()
+    done = packed(trained, X, form="layers").model
+    runtime = done.packed.runtime
+    for height, width in ((3, 3), (5, 20), (33, 8)):
+        x = torch.randn(2, 3, height, width)
+        assert torch.equal(done(x), trained(x))
+    assert done.packed.runtime is runtime
+
+
+def test_a_copy_has_numbers_of_its_own() -> None:
+    done, other = (packed(settle(bw.apply(Net(), "w1a1", X))).model for _ in range(2))
+    for p in other.parameters():
+        p.data.mul_(-1)
+    other.body.packed.get_buffer("layer/scale").mul_(-1)
+    before, copied = done(X), copy.deepcopy(done)
+    copied.load_state_dict(other.state_dict())
+    assert torch.equal(done(X), before) and not torch.equal(copied(X), before)
 
 
 def test_the_memory_layout_is_that_of_the_trained_layer() -> None:

@@ -21,8 +21,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitwright.engine import native, native_library
-from bitwright.engine.even import EvenGrid
-from bitwright.engine.thresholds import float_thresholds
+from bitwright.engine.thresholds import EvenGrid, float_thresholds
 from bitwright.errors import InputError
 
 # The AMX table leaves small maps to AVX-512; here it must take every shape it can.

@@ -59,6 +59,10 @@ def packed(net: nn.Module, x: Tensor, backend: str = "auto") -> PackedModel:
     return made
 
 
+def outputs(net: PackedModel, x: Tensor) -> list[Tensor]:
+    return net.answers(net.environment(x))
+
+
 def residual() -> tuple[PackedModel, Tensor]:
     torch.manual_seed(0)
     net, x = Residual(), torch.rand(2, 3, 9, 7)
@@ -85,7 +89,7 @@ def test_one_call_gives_what_plain_torch_gives(net: nn.Module, shape: tuple[int,
         x = torch.rand(n, *shape)
         layouts = [x, x.contiguous(memory_format=torch.channels_last)] if x.dim() == 4 else [x]
         for given in layouts:
-            for got, want in zip(mine.answers(given), oracle.answers(given), strict=True):
+            for got, want in zip(outputs(mine, given), outputs(oracle, given), strict=True):
                 assert torch.equal(got, want)
 
 
@@ -122,11 +126,11 @@ def test_threads_may_share_a_model() -> None:
     mine, _ = residual()
     torch.manual_seed(2)
     batches = [torch.rand(1 + i % 4, 3, 9, 7) for i in range(16)]
-    want = [mine.answers(x) for x in batches]
+    want = [outputs(mine, x) for x in batches]
     fresh = copy.deepcopy(mine)  # its programs are made by several threads at once
 
     def work(i: int) -> bool:
-        got = fresh.answers(batches[i % 16])
+        got = outputs(fresh, batches[i % 16])
         return all(torch.equal(a, b) for a, b in zip(got, want[i % 16], strict=True))
 
     with ThreadPoolExecutor(8) as pool:
@@ -203,21 +207,6 @@ def test_the_operator_keeps_torchs_rules() -> None:
     arguments = ([x], tensors, mine.graph_text, mine._answers)
     utils = ("test_schema", "test_faketensor", "test_aot_dispatch_dynamic")
     opcheck(torch.ops.bitwright.packed.default, arguments, test_utils=utils)
-
-
-def test_packed_layers_in_the_users_module_compile() -> None:
-    torch.manual_seed(3)
-    net = nn.Sequential(
-        B.Conv2d(8, 8, 3, w="bwn", x="sign"), nn.ReLU(), nn.Flatten(), B.Linear(128, 4, w="bwn", x="sign")
-    )
-    x = torch.randn(2, 8, 6, 6)
-    mine = bw.convert(net.eval(), x, form="layers", verify=False).model
-    assert mine is not None
-    torch._dynamo.reset()
-    compiled: Any = torch.compile(mine, backend="eager")
-    for n in (2, 3):
-        given = torch.randn(n, 8, 6, 6)
-        assert torch.equal(compiled(given), mine(given))
 
 
 def test_runs_end_where_floats_change_their_order() -> None:

@@ -24,8 +24,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 import bitwright as bw
-from bitwright.engine import bitstrings, native, native_library
-from bitwright.engine.even import EvenGrid
+from bitwright.engine import native, native_library, reference
+from bitwright.engine.thresholds import EvenGrid
 from bitwright.errors import InputError
 
 onnx = pytest.importorskip("onnx")
@@ -124,7 +124,7 @@ class Case:
         self.n, self.planes = n or pick.choice((1, 3)), pick.choice((1, 1, 2, 3))
         self.code = torch.randint(0, 1 << (self.x_planes or 8), (self.n, c, *self.size), generator=g)
         bits = torch.randint(0, 2, (self.planes, self.o, c // self.groups, *self.kernel), generator=g)
-        self.bits = bitstrings.pack_bits(bits)
+        self.bits = reference.pack_bits(bits)
         sign = pick.random() < 0.6
         self.mult = [2 << q for q in range(self.planes)] if sign else [pick.randint(-7, 7) for _ in range(self.planes)]
         self.zero = 1 - (1 << self.planes) if sign else pick.randint(-3, 3)
@@ -226,7 +226,7 @@ def test_convolutions(isa: str, c: int) -> None:
 def test_a_linear_layer_and_the_border_tables_of_the_core(isa: str) -> None:
     case = Case(7, 64, o=64, size=(9, 8), x_planes=1)
     plan = native.ConvPlan.bits(
-        bitstrings.unpack_bits(case.bits, (case.planes, 64, 64 // case.groups, *case.kernel)), w_mult=case.mult, w_zero=case.zero,
+        reference.unpack_bits(case.bits, (case.planes, 64, 64 // case.groups, *case.kernel)), w_mult=case.mult, w_zero=case.zero,
         x_mult=[case.x_mult], x_zero=-1, stride=case.stride, padding=case.padding, dilation=case.dilation, groups=case.groups,
     )  # fmt: skip
     codes = native.to_words(case.code.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), 1, case.groups)
@@ -242,7 +242,7 @@ def test_a_linear_layer_and_the_border_tables_of_the_core(isa: str) -> None:
     shape, mult = np.array([1, 10, 100, 1, 1]), np.array([2], np.int32)
     inputs = [
         words(code, 1, 1),
-        bitstrings.pack_bits(bits),
+        reference.pack_bits(bits),
         shape,
         mult,
         mult - 3,

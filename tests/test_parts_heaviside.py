@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 import bitwright as bw
-from bitwright.engine.quantizer import grid_of
+from bitwright.engine.packing import grid_of
 from bitwright.errors import InputError
 from oracles import inputs
 from oracles.compare import check_inputs, special

@@ -119,7 +119,7 @@ def test_levels_that_never_or_always_hold() -> None:
     ids=str,
 )  # fmt: skip
 def test_the_grid_of_a_shipped_part(spec: dict[str, object]) -> None:
-    from bitwright.engine.quantizer import grid_of
+    from bitwright.engine.packing import grid_of
 
     options: dict[str, Any] = {k: v for k, v in spec.items() if k != "part"}
     part = bw.make_part(str(spec["part"]), slot="x", **options).eval()

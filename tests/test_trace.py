@@ -49,7 +49,7 @@ def test_shapes_hold_for_any_batch() -> None:
     graph = trace(Net(), torch.randn(1, 3, 8, 8)).graph
     packed = PackedModel(fold(graph), "reference")
     for n in (1, 2, 5):
-        values = packed.values(torch.randn(n, 3, 8, 8))
+        values = packed.values(packed.environment(torch.randn(n, 3, 8, 8)))
         for node, _, _ in packed.steps():
             assert values[node.name].shape[0] == n
 

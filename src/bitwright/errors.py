@@ -73,3 +73,23 @@ def nearest(word: str, known: Iterable[str]) -> str:
     """
     close = difflib.get_close_matches(word, list(known), 1)
     return f" Nearest: {close[0]}." if close else ""
+
+
+def unknown(
+    said: str,
+    given: str,
+    known: Iterable[str],
+    *,
+    code: str,
+    word: str = "Known",
+    more: str = "",
+    remedy: str | None = None,
+) -> InputError:
+    """The error for a name that does not exist: what was said of it, the nearest name, all names.
+
+    >>> print(unknown("unknown part 'xnorr'", "xnorr", ["xnor", "bwn"], code="part-unknown"))
+    unknown part 'xnorr'. Nearest: xnor. Known: xnor, bwn
+    """
+    names = ", ".join(known)
+    text = f"{said}.{nearest(given, names.split(', '))} {word}: {names}{more}"
+    return InputError(text, code=code, given=given, possible=names, remedy=remedy)

@@ -7,7 +7,7 @@ import csv
 import io
 import textwrap
 from abc import ABC, abstractmethod
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any, ClassVar
 
 NAME, NOTE = 24, 13  # columns that the first and the last one keep as long as others can go
@@ -139,6 +139,31 @@ def shorten(text: str, width: int) -> str:
     return f"{text[: width - 3 - tail]}...{text[len(text) - tail :]}"
 
 
+def markdown(head: Sequence[str], rows: Iterable[Sequence[str]], right: Collection[int] = ()) -> str:
+    """
+    >>> print(markdown(("net", "kB"), [("a", "1.0")], right=(1,)))
+    | net | kB |
+    | --- | ---: |
+    | a | 1.0 |
+    """
+    rule = ["---:" if i in right else "---" for i in range(len(head))]
+    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, rule, *rows))
+
+
+def csv_text(records: Sequence[Mapping[str, Any]], names: Iterable[str] = ()) -> str:
+    """A row per record; the columns are `names`, then those of all records in order of appearance; None is an empty cell.
+
+    >>> csv_text([{"net": "a", "kB": None}])
+    'net,kB\\na,\\n'
+    """
+    out = io.StringIO()
+    found = list(dict.fromkeys([*names, *(key for record in records for key in record)]))
+    writer = csv.DictWriter(out, found, lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(records)
+    return out.getvalue()
+
+
 class Tabular(ABC):
     """Text, Markdown, CSV and HTML of a result that says its `cells()` (head and rows, as text) and its `to_dict()`.
 
@@ -159,16 +184,11 @@ class Tabular(ABC):
 
     def to_markdown(self) -> str:
         head, *body = self.cells()
-        rule = ["---" if i in self.text else "---:" for i in range(len(head))]
-        return "\n".join("| " + " | ".join(row) + " |" for row in [head, rule, *body])
+        return markdown(head, body, set(range(len(head))) - set(self.text))
 
     def to_csv(self) -> str:
         """`records` as CSV text."""
-        out, table = io.StringIO(), self.records()
-        writer = csv.DictWriter(out, list(table[0]) if table else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(table)
-        return out.getvalue()
+        return csv_text(self.records())
 
     def __str__(self) -> str:
         head, *rows = self.cells()

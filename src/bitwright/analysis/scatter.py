@@ -1,4 +1,4 @@
-"""The covariance of a layer's outputs over any number of batches and processes, in float64."""
+"""Count, mean and scatter matrix of what a layer reads or puts out, over any number of batches and processes, in float64."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ class Scatter:
     """Count, mean and scatter matrix of rows that come in pieces; two pieces merge exactly (Chan et al. 1983).
 
     scatter   sum (x - mean)(x - mean)^T = X^T X - n mean mean^T, [C, C], kept centered so that a large mean costs no digits
+    product   number type of the product of one piece; the sums over pieces are float64 always. None: that of the rows
+    groups    so many independent scatters of equal size at once, [G, C, C]; rows are [G, n, C]. 0: one, without that axis
 
     >>> s = Scatter(1)
     >>> s.add(torch.tensor([[1.0], [2.0]])); s.add(torch.tensor([[6.0]]))
@@ -21,22 +23,34 @@ class Scatter:
     (3, [3.0], [[14.0]])
     """
 
-    def __init__(self, channels: int, device: torch.device | str = "cpu") -> None:
-        self.count = 0
-        self.mean = torch.zeros(channels, dtype=torch.float64, device=device)
-        self.scatter = torch.zeros(channels, channels, dtype=torch.float64, device=device)
+    def __init__(
+        self,
+        channels: int,
+        device: torch.device | str = "cpu",
+        groups: int = 0,
+        product: torch.dtype | None = torch.float64,
+    ) -> None:
+        self.count, self.product = 0, product
+        lead = (groups,) if groups else ()
+        self.mean = torch.zeros(*lead, channels, dtype=torch.float64, device=device)
+        self.scatter = torch.zeros(*lead, channels, channels, dtype=torch.float64, device=device)
 
     def add(self, rows: Tensor) -> None:
-        """More rows, [n, C]."""
-        if rows.shape[0]:
-            rows = rows.detach().to(torch.float64)
-            mean = rows.mean(0)
-            centered = rows - mean
-            self._merge(rows.shape[0], mean, centered.T @ centered)
+        """More rows, [n, C] or [G, n, C]."""
+        if rows.shape[-2]:
+            rows = rows.detach() if self.product is None else rows.detach().to(self.product)
+            # twice, as a product: the second pass takes what float32 lost in the first, and both are fast
+            ones = rows.new_full((1, rows.shape[-2]), 1 / rows.shape[-2])
+            about = ones @ rows
+            centered = rows - about
+            mean = (about.double() + (ones @ centered).double()).squeeze(-2)
+            self._merge(rows.shape[-2], mean, centered.mT @ centered)
 
     def merged(self, other: Scatter) -> Scatter:
         """Both together; neither is changed."""
-        new = Scatter(self.mean.numel(), self.mean.device)
+        new = Scatter(
+            self.mean.shape[-1], self.mean.device, 0 if self.mean.dim() == 1 else len(self.mean), self.product
+        )
         for piece in (self, other):
             if piece.count:
                 new._merge(piece.count, piece.mean, piece.scatter)
@@ -44,9 +58,12 @@ class Scatter:
 
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
-        apart = mean - self.mean
-        self.scatter = self.scatter + scatter + torch.outer(apart, apart) * (self.count * count / total)
-        self.mean = self.mean + apart * (count / total)
+        apart = (mean - self.mean) * (self.count * count / total) ** 0.5
+        # in place: the scatter of a wide layer is most of the memory that there is
+        self.scatter.add_(scatter)
+        if self.count:
+            self.scatter.addcmul_(apart.unsqueeze(-1), apart.unsqueeze(-2))
+        self.mean = self.mean + (mean - self.mean) * (count / total)
         self.count = total
 
     def spectrum(self) -> Tensor:

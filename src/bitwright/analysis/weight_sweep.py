@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.analysis.sweep_result import NORMS, SweepPoint, WeightSweep
 from bitwright.analysis.zero_one_nets import Head, find_head, need_zero_one, weight_value_kept, zero_one_parts
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 from bitwright.nn.layers import SlotLayer
 from bitwright.transforms.batch_norms import batch_norms, norms_training
 from bitwright.transforms.forward import evaluating, run_model
@@ -71,10 +71,7 @@ def weight_sweep(
     need_zero_one(model, who)
     values, (top,) = _values(on), _values([limit])
     if norm not in NORMS:
-        raise InputError(
-            f"{who}: norm={norm!r}.{nearest(norm, NORMS)} Possible: {', '.join(NORMS)}",
-            code="option", given=norm, possible=", ".join(NORMS),
-        )  # fmt: skip
+        raise unknown(f"{who}: norm={norm!r}", norm, NORMS, code="option", word="Possible")  # fmt: skip
     if norm == "recalibrate" and train is None:
         raise InputError(
             f'{who}: norm="recalibrate" estimates statistics from training images: give them as train=',

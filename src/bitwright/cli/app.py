@@ -56,9 +56,12 @@ _COMMANDS = (
 )
 for _function, _name, _line in _COMMANDS:
     app.command(_name, epilog=EPILOG, short_help=_line)(_function)
-app.command(
-    "compress", epilog=EPILOG, short_help="Run a procedure on a trained net.", context_settings=compress.SETTINGS
-)(compress.compress)
+for _function, _name, _line in (
+    (compress.prune, "prune", "Prune a trained net from a few images."),
+    (compress.quantize, "quantize", "Weights of a trained net on few levels."),
+    (compress.compress, "compress", "Run any procedure on a trained net."),
+):
+    app.command(_name, epilog=EPILOG, short_help=_line, context_settings=compress.SETTINGS)(_function)
 app.add_typer(
     analyze.app, name="analyze", epilog=EPILOG, short_help="Where a trained net needs bits; sweeps of 0/1 weights."
 )

@@ -10,7 +10,7 @@ import typer
 from bitwright.cli.complete import complete_part
 from bitwright.cli.output import PIPE, Output, clip
 from bitwright.cli.registry import stored
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 from bitwright.tabular import wrap
 
 ENTRY = 10  # columns of an entry's name in a part's docstring
@@ -49,13 +49,7 @@ def methods(
 
 def _one(out: Output, name: str, parts: dict[str, dict[str, Any]]) -> None:
     if name not in parts:
-        raise InputError(
-            f"methods: unknown part {name!r}.{nearest(name, parts)} Known: {', '.join(parts)}",
-            code="part-unknown",
-            given=name,
-            possible=", ".join(parts),
-            remedy="bitwright methods",
-        )
+        raise unknown(f"methods: unknown part {name!r}", name, parts, code="part-unknown", remedy="bitwright methods")
     info = parts[name]
     out.data["part"] = info
     for line in _fitting(info["doc"], out.width):

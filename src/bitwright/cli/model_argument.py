@@ -6,7 +6,7 @@ import inspect
 from typing import TYPE_CHECKING
 
 from bitwright import usercode
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -51,12 +51,7 @@ def check_model(spec: str, command: str) -> None:
     known = models.list()
     if spec not in known:
         missing = f"no folder {spec}, and no such model" if "/" in spec else f"unknown model {spec!r}"
-        raise InputError(
-            f"{command}: {missing}.{nearest(spec, known)} Known: {', '.join(known)}. Or file.py:callable",
-            code="model-unknown",
-            given=spec,
-            possible=", ".join(known),
-        )
+        raise unknown(f"{command}: {missing}", spec, known, code="model-unknown", more=". Or file.py:callable")
 
 
 def make_model(spec: str, command: str, shape: Shape | None = None, classes: int = 10) -> tuple[nn.Module, Shape]:

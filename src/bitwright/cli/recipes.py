@@ -9,7 +9,7 @@ import typer
 
 from bitwright.cli.complete import complete_recipe
 from bitwright.cli.output import Output, clip
-from bitwright.errors import InputError, nearest
+from bitwright.errors import unknown
 
 # found by place: the module that reads recipes imports torch
 FOLDER = Path(__file__).parents[1] / "transforms" / "recipes"
@@ -37,12 +37,8 @@ def recipes(
         out.next(f"bitwright plan resnet20 {next(iter(texts), 'xnor')}", "what it would do to a model")
         return
     if name not in texts:
-        raise InputError(
-            f"recipe {name}: no such recipe.{nearest(name, texts)} All: {', '.join(texts)}",
-            code="recipe-unknown",
-            given=name,
-            possible=", ".join(texts),
-            remedy="bitwright recipes",
+        raise unknown(
+            f"recipe {name}: no such recipe", name, texts, code="recipe-unknown", word="All", remedy="bitwright recipes"
         )
     out.data["recipe"] = {"name": name, "comment": "\n".join(comment_of(texts[name])), "toml": texts[name]}
     out.result(texts[name].rstrip())

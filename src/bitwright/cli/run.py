@@ -107,7 +107,7 @@ def _explain(error: BaseException, argv: list[str], out: Output) -> None:
         name = " ".join(str(ctx.command_path).split()[1:]) if ctx else ""
         text = f"{name}: " if name else ""
         text += str(error.format_message()).rstrip(".")  # type: ignore[attr-defined]
-        if name and "No such command" in text:
+        if ctx and name and "No such command" in text:
             text += f". Possible: {', '.join(ctx.command.commands)}"
         remedy = " ".join(["bitwright", *name.split(), "--help"])
         out.fail(f"{text}. Try: {remedy}", 2, {**_error("usage", text), "try": remedy})

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Protocol
 
 from bitwright.download import DownloadError, Progress, download
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 
 from .known_files import LAYOUTS, md5, roots
 
@@ -113,12 +113,7 @@ def get(name: str, root: str | os.PathLike[str] | None = None, progress: Progres
             given=name,
         )
     if name not in SOURCES:
-        raise InputError(
-            f"data get: cannot get {name!r}.{nearest(name, SOURCES)} Possible: {', '.join(SOURCES)}",
-            code="data-unknown",
-            given=name,
-            possible=", ".join(SOURCES),
-        )
+        raise unknown(f"data get: cannot get {name!r}", name, SOURCES, code="data-unknown", word="Possible")
     base, archives, name = roots(root)[-1], SOURCES[name], name.removesuffix("-extra")
     folder = base / LAYOUTS[name].folder
     try:

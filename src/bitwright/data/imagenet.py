@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 
 from . import transform as transforms
 from .index import Index, Names, folder_index
@@ -65,11 +65,8 @@ def open_streamed(
     """One split of "imagenet", or of a "folder" of any size, as the transform's name says."""
     chosen = transforms.parse(DEFAULT if transform is None else transform)
     if format not in FORMATS:
-        raise InputError(
-            f"data {name}: format={format!r}: unknown.{nearest(format, FORMATS)} Possible: {', '.join(FORMATS)}",
-            code="data-transform",
-            given=format,
-            possible=", ".join(FORMATS),
+        raise unknown(
+            f"data {name}: format={format!r}: unknown", format, FORMATS, code="data-transform", word="Possible"
         )
     base = find_root(name, root, format)
     source, labels, classes = (_folders if format == "folder" else _lmdbs)(base, split)

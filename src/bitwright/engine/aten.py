@@ -16,6 +16,8 @@ from bitwright.engine.graph import ints
 Lowered = tuple[str, list[str], dict[str, Any], dict[str, Tensor]]  # op, input names, attributes, tensors
 NOTHING = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert_tensor_metadata")
 CASTS = ("to", "_to_copy", "type_as")
+PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
+CHECKS = ("_assert_", "sym_constrain_range")  # how the names of calls begin that only check
 
 
 class AtenCall:
@@ -51,17 +53,6 @@ class AtenCall:
         return value.dim() if isinstance(value, Tensor) else 0
 
 
-OURS: dict[str, Callable[[AtenCall], Lowered | None]] = {}  # None: a generic node after all
-
-
-def _ours(*targets: str) -> Callable[[Callable[[AtenCall], Lowered | None]], Callable[[AtenCall], Lowered | None]]:
-    def register(f: Callable[[AtenCall], Lowered | None]) -> Callable[[AtenCall], Lowered | None]:
-        OURS.update(dict.fromkeys(targets, f))
-        return f
-
-    return register
-
-
 def canonical(target: Any) -> str:
     """`name.overload` of the pure operator that a call is, views as reshapes: any memory layout will do."""
     name, which = str(target).split(".")[1:]
@@ -70,9 +61,15 @@ def canonical(target: Any) -> str:
 
 
 def known(n: FxNode) -> bool:
-    """Whether a call may become a node as it is."""
-    base = str(n.target).split(".")[1].rstrip("_")
-    if base in OURS or base in NOTHING or base in CASTS or base.endswith("dropout"):
+    """Whether a call is ours, may become a node as it is, or only checks."""
+    name = str(n.target).split(".")[1]
+    base = name.rstrip("_")
+    if (
+        base in (*OURS, *NOTHING, *CASTS)
+        or base.endswith("dropout")
+        or name in PARTS
+        or name.startswith((*CHECKS, "sym_"))
+    ):
         return True
     try:
         return aten_list.overload(canonical(n.target)) is not None
@@ -170,12 +167,6 @@ def _layer(c: AtenCall, op: str, attrs: dict[str, Any]) -> Lowered | None:
     return op, [c.value("input")], attrs, {"weight": weight.detach().float(), **tensors}
 
 
-@_ours("linear")
-def _linear(c: AtenCall) -> Lowered | None:
-    return _layer(c, "linear", {})
-
-
-@_ours("conv1d", "conv2d", "conv3d")
 def _conv(c: AtenCall) -> Lowered | None:
     rank, padding, weight = int(c.base[-2]), c.given["padding"], c.constant("weight")
     if weight is None:
@@ -190,7 +181,6 @@ def _conv(c: AtenCall) -> Lowered | None:
     return _layer(c, "conv", {"rank": rank, **steps, "groups": int(c.given["groups"])})
 
 
-@_ours("conv_transpose2d")
 def _conv_transpose(c: AtenCall) -> Lowered | None:
     steps = {k: ints(c.given[k], 2) for k in ("stride", "padding", "output_padding", "dilation")}
     return _layer(c, "conv_transpose", {**steps, "groups": int(c.given["groups"])})
@@ -203,7 +193,6 @@ def _affine(c: AtenCall, value: str, last: bool, scale: Tensor, add: Tensor) -> 
     return "affine", [c.value(value)], {"last": last}, {"scale": scale.clone(), "add": add.clone()}
 
 
-@_ours("batch_norm", "_native_batch_norm_legit_no_training")
 def _batch_norm(c: AtenCall) -> Lowered | None:
     mean, var = c.constant("running_mean"), c.constant("running_var")
     weight, bias = c.constant("weight"), c.constant("bias")
@@ -216,7 +205,6 @@ def _batch_norm(c: AtenCall) -> Lowered | None:
     return "affine", [c.value("input")], {"last": c.rank("input") == 2}, {"scale": rate, "add": add}
 
 
-@_ours("add", "sub", "rsub", "mul", "div")
 def _binary(c: AtenCall) -> Lowered | None:
     """With a number or a constant; two computed values stay a call, but for the `add` of a residual."""
     if c.given.get("alpha", 1) != 1 or c.given.get("rounding_mode") is not None:
@@ -263,12 +251,6 @@ def _with_constant(c: AtenCall, value: str, name: str) -> Lowered | None:
 
 
 # -- elementwise, and what moves values ----------------------------------------------------------------------------
-@_ours("relu")
-def _relu(c: AtenCall) -> Lowered | None:
-    return "relu", [c.value("self")], {}, {}
-
-
-@_ours("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6")
 def _clamp(c: AtenCall) -> Lowered | None:
     low, high = (0, 6) if c.base == "relu6" else (c.given.get(k, c.given.get(f"{k}_val")) for k in ("min", "max"))
     if isinstance(low, FxNode) or isinstance(high, FxNode):
@@ -277,13 +259,11 @@ def _clamp(c: AtenCall) -> Lowered | None:
     return "clamp", [c.value("self")], ends, {}
 
 
-@_ours("prelu", "leaky_relu")
 def _prelu(c: AtenCall) -> Lowered | None:
     slope = torch.tensor([float(c.given["negative_slope"])]) if c.base == "leaky_relu" else c.constant("weight")
     return None if slope is None else ("prelu", [c.value("self")], {}, {"slope": slope.detach().float()})
 
 
-@_ours("max_pool1d", "max_pool2d", "max_pool3d")
 def _max_pool(c: AtenCall) -> Lowered | None:
     rank = int(c.base[-2])
     if c.rank("self") != rank + 2:
@@ -294,7 +274,6 @@ def _max_pool(c: AtenCall) -> Lowered | None:
     return "max_pool", [c.value("self")], {"rank": rank, **sizes, "ceil": c.given["ceil_mode"]}, {}
 
 
-@_ours("adaptive_avg_pool1d", "adaptive_avg_pool2d")
 def _adaptive_avg_pool(c: AtenCall) -> Lowered | None:
     rank, sizes = int(c.base[-2]), c.given["output_size"]
     if c.rank("self") != rank + 2 or not all(isinstance(s, int) for s in sizes):
@@ -302,7 +281,6 @@ def _adaptive_avg_pool(c: AtenCall) -> Lowered | None:
     return "adaptive_avg_pool", [c.value("self")], {"rank": rank, "size": ints(sizes, rank)}, {}
 
 
-@_ours("flatten", "view", "reshape", "_unsafe_view")
 def _flatten(c: AtenCall) -> Lowered | None:
     """Into rows. Any other reshape stays a call."""
     rank = c.rank("self")
@@ -311,7 +289,6 @@ def _flatten(c: AtenCall) -> Lowered | None:
     return "flatten", [c.value("self")], {"start": 1, "end": rank - 1}, {}
 
 
-@_ours("slice")
 def _slice(c: AtenCall) -> Lowered | None:
     dim, start, end = int(c.given["dim"]) % c.rank(), c.given["start"], c.given["end"]
     if dim == 0 or not all(v is None or isinstance(v, int) for v in (start, end)):
@@ -320,9 +297,25 @@ def _slice(c: AtenCall) -> Lowered | None:
     return "slice", [c.value("self")], {"dim": dim, "start": start or 0, "end": last, "step": c.given["step"]}, {}
 
 
-@_ours("pad", "constant_pad_nd")
 def _pad(c: AtenCall) -> Lowered | None:
     pads, mode, value = list(c.given["pad"]), c.given.get("mode", "constant"), c.given["value"]
     if len(pads) >= 2 * c.rank() or not all(isinstance(p, int) for p in pads):
         return None
     return "pad", [c.value("self")], {"pads": pads, "value": float(value or 0), "mode": mode}, {}
+
+
+OURS: dict[str, Callable[[AtenCall], Lowered | None]] = {  # None: a generic node after all
+    "linear": lambda c: _layer(c, "linear", {}),
+    **dict.fromkeys(("conv1d", "conv2d", "conv3d"), _conv),
+    "conv_transpose2d": _conv_transpose,
+    **dict.fromkeys(("batch_norm", "_native_batch_norm_legit_no_training"), _batch_norm),
+    **dict.fromkeys(("add", "sub", "rsub", "mul", "div"), _binary),
+    "relu": lambda c: ("relu", [c.value("self")], {}, {}),
+    **dict.fromkeys(("clamp", "clip", "clamp_min", "clamp_max", "hardtanh", "relu6"), _clamp),
+    **dict.fromkeys(("prelu", "leaky_relu"), _prelu),
+    **dict.fromkeys(("max_pool1d", "max_pool2d", "max_pool3d"), _max_pool),
+    **dict.fromkeys(("adaptive_avg_pool1d", "adaptive_avg_pool2d"), _adaptive_avg_pool),
+    **dict.fromkeys(("flatten", "view", "reshape", "_unsafe_view"), _flatten),
+    "slice": _slice,
+    **dict.fromkeys(("pad", "constant_pad_nd"), _pad),
+}

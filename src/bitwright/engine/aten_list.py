@@ -97,12 +97,6 @@ def arguments(call: str) -> dict[str, tuple[str, bool]]:
     return found
 
 
-def size_of(text: str, n: int) -> int:
-    match = SIZE.fullmatch(text)
-    assert match is not None
-    return int(match[1] or 1) * n + int(match[2] or 0)
-
-
 # -- one argument, by its type ---------------------------------------------------------------------------------
 def _is_int(v: Any) -> bool:
     return (type(v) is int and -(1 << 63) <= v < 1 << 63) or (isinstance(v, str) and bool(SIZE.fullmatch(v)))
@@ -170,9 +164,10 @@ def read(value: Any, kind: str, tensors: list[Tensor], roles: Mapping[str, Tenso
             return tensors[v] if isinstance(v, int) else roles[v]
         if kind == "ScalarType":
             return DTYPES[v]
-        if isinstance(v, str) and kind != "str":
-            return float(v) if v in NUMBERS else size_of(v, n)
-        return v
+        if not isinstance(v, str) or kind == "str":
+            return v
+        size = SIZE.fullmatch(v)
+        return float(v) if size is None else int(size[1] or 1) * n + int(size[2] or 0)
 
     return _each(value, kind, one)
 

@@ -13,15 +13,13 @@ from torch import nn
 from bitwright.engine import native
 from bitwright.engine.files import file_bytes, save
 from bitwright.engine.fold import fold
-from bitwright.engine.gates import gated_layers, refusal
-from bitwright.engine.layer_form import layer_form
+from bitwright.engine.layer_form import layer_form, packed_layers
 from bitwright.engine.layer_times import time_layers
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.packing import check_finite
 from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
-from bitwright.engine.rows import EMPTY, graph_rows, layer_rows
+from bitwright.engine.rows import EMPTY, gated_layers, graph_rows, layer_rows, refusal
 from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
@@ -152,11 +150,8 @@ def _graph(prepared: Prepared) -> Traced:
     """Errors: `InputError` for what a graph would lose or cannot take."""
     for name, layer in prepared.layers.items():
         if name in prepared.own and (layer.w is not None or layer.x is not None):
-            raise InputError(
-                f'convert: {name or "the layer"}: {prepared.own[name]}; a graph has no place for it. form="layers" keeps it',
-                code="convert-hook",
-                layer=name,
-            )
+            text = f"convert: {name or 'the layer'}: {prepared.own[name]}; a graph has no place for it."
+            raise InputError(f'{text} form="layers" keeps it', code="convert-hook", layer=name)
     call = prepared.call.in_order(prepared.model)
     if call.kwargs:
         raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")

@@ -1,4 +1,5 @@
-"""One safetensors file: a trained net (weights + recipe) or a packed net (bits + graph)."""
+"""One safetensors file: a trained net (weights + recipe), a packed net (bits + graph), or a net in layer form: a small
+graph for each packed layer, put back into the user's own module."""
 
 from __future__ import annotations
 
@@ -9,21 +10,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.engine.aten_list import DTYPES
-from bitwright.engine.layer_file import described, restored
+from bitwright.engine.aten_list import DTYPES, WORDS
+from bitwright.engine.layer_form import KINDS, PackedLayer, packed_layers, sample
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
+from bitwright.engine.rules import LAYERS
 from bitwright.engine.store import check_runs, from_json, stored
+from bitwright.engine.trace import put
 from bitwright.errors import InputError
 from bitwright.tensors import bytes_of, read_tensors, write_tensors
+from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.bake import bake
+from bitwright.transforms.copying import copy_model
+from bitwright.transforms.geometry import describe, padding_of
 from bitwright.transforms.trained_file import load_trained, metadata_of
 from bitwright.transforms.unwrap import unwrap
 
 FORMAT = "1"
 RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last"})
+ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}  # what a file says of a packed layer
+INSIDE = "packed."  # where a packed layer keeps its tensors
+Path = str | os.PathLike[str]
 
 
-def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int:
+def save(model: nn.Module, path: Path, **metadata: Any) -> int:
     """Writes a trained or a packed model; returns the bytes of the file.
 
     A trained model is its state dict (keys as in the float model, plus part parameters) and its recipe; extra
@@ -32,15 +41,13 @@ def save(model: nn.Module, path: str | os.PathLike[str], **metadata: Any) -> int
 
     Errors: `InputError` where the folder is missing or the disk is full; the old file stays.
     """
-    taken = sorted(set(metadata) & RESERVED)
-    if taken:
+    if taken := sorted(set(metadata) & RESERVED):
         raise InputError(f"save {path}: metadata {taken[0]}=... is a name of the format itself", code="file-metadata")
     try:
         extra = {k: v if isinstance(v, str) else json.dumps(v) for k, v in metadata.items()}
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"save {path}: metadata is text, numbers, lists and tables: {error}", code="file-metadata"
-        ) from None
+        text = f"save {path}: metadata is text, numbers, lists and tables: {error}"
+        raise InputError(text, code="file-metadata") from None
     tensors, own = _contents(model)
     return write_tensors(path, tensors, {**extra, **own})
 
@@ -61,12 +68,16 @@ def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
         return tensors, {"bitwright": "packed", "format": FORMAT, "graph": text}
     state = {k: v for k, v in model.state_dict().items() if isinstance(v, Tensor)}
     metadata = {"bitwright": "trained", "format": FORMAT, **metadata_of(model, state)}
-    if packed_layers(model):
-        metadata |= {"bitwright": "layers", "layers": described(model)}
+    if layers := packed_layers(model):
+        entries = {
+            name: {"graph": stored(p.packed.graph)[0], "norm": p.norm, "dtype": WORDS[p.trained_dtype], "last": p.last}
+            for name, p in layers.items()
+        }
+        metadata |= {"bitwright": "layers", "layers": json.dumps(entries, separators=(",", ":"))}
     return state, metadata
 
 
-def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
+def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
     """Reads what `save` wrote.
 
     A packed file in graph form loads as a plain callable module, without the model's code. A trained file needs `model`,
@@ -77,25 +88,95 @@ def load(path: str | os.PathLike[str], model: nn.Module | None = None, device: s
     then unchanged.
     """
     tensors, metadata = read_tensors(path)
-    kind = metadata.get("bitwright")
+    kind, version = metadata.get("bitwright"), metadata.get("format")
     if kind is None:
         raise InputError(f"load {path}: a safetensors file, but not one of bitwright's", code="file-foreign")
-    if metadata.get("format") != FORMAT:
-        raise InputError(
-            f"load {path}: format {metadata.get('format')!r}; this version reads {FORMAT}", code="file-format"
-        )
+    if version != FORMAT:
+        raise InputError(f"load {path}: format {version!r}; this version reads {FORMAT}", code="file-format")
+    if model is None and kind != "packed":
+        what = "packed layers of a model, which runs with its own code" if kind == "layers" else "a trained net"
+        raise InputError(f"load {path}: holds {what}; give the model, bw.load(path, model)", code="load-model")
+    if device != "cpu" and kind in ("packed", "layers"):
+        what = "nets" if kind == "packed" else "layers"
+        raise InputError(f"load {path}: packed {what} run on the CPU, not on {device!r}", code="device")
     if kind == "packed":
-        if device != "cpu":
-            raise InputError(f"load {path}: packed nets run on the CPU, not on {device!r}", code="device")
         packed = PackedModel(from_json(metadata.get("graph", ""), tensors))
         zeros = [torch.zeros(1, *n.shape, dtype=DTYPES[n.attrs["dtype"]]) for n in packed.inputs]
         check_runs(packed.graph, lambda: packed(*zeros), f"load {path}")
         return packed
-    if model is None:
-        what = "packed layers of a model, which runs with its own code" if kind == "layers" else "a trained net"
-        raise InputError(f"load {path}: holds {what}; give the model, bw.load(path, model)", code="load-model")
-    if kind == "layers" and device != "cpu":
-        raise InputError(f"load {path}: packed layers run on the CPU, not on {device!r}", code="device")
-    if kind == "layers":
-        return restored(unwrap(model), tensors, metadata, path)
-    return load_trained(model, tensors, metadata, path).to(device)
+    assert model is not None
+    if kind != "layers":
+        return load_trained(model, tensors, metadata, path).to(device)
+    model, entries = unwrap(model), _entries(metadata.get("layers", ""), path)
+    recipe = Recipe.from_toml(metadata.get("recipe", ""))
+    _fill(copy_model(model), entries, recipe, tensors, path)  # a trial: whatever is wrong is wrong here
+    return _fill(model, entries, recipe, tensors, path)
+
+
+# -- layer form ---------------------------------------------------------------------------------------------
+def _entries(text: str, path: Path) -> dict[str, dict[str, Any]]:
+    try:
+        found = json.loads(text)
+        for entry in found.values():
+            fits = set(entry) == set(ENTRY) and all(isinstance(entry[k], kind) for k, kind in ENTRY.items())
+            if not fits or not DTYPES[entry["dtype"]].is_floating_point:
+                raise ValueError
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        raise InputError(f"load {path}: its list of packed layers is damaged", code="file-damaged") from None
+    return found
+
+
+def _fill(
+    model: nn.Module, entries: dict[str, dict[str, Any]], recipe: Recipe, tensors: dict[str, Tensor], path: Path
+) -> nn.Module:
+    """`model` with packed layers in the places that the file names, and all its numbers."""
+    model.eval()
+    bake(model)
+    own = {rule.match: rule for rule in recipe_of(model).rules}
+    missing = tuple(rule for rule in recipe.rules if own.get(rule.match) != rule)
+    if missing:  # layers that the file does not hold as bits, with the parts that they were trained with
+        apply(model, Recipe(missing))
+    for module in model.modules():  # one eval kernel for a whole encoder layer reads weights past its layers
+        if isinstance(module, nn.TransformerEncoderLayer):
+            module.activation_relu_or_gelu = 0
+        elif isinstance(module, nn.TransformerEncoder):
+            module.use_nested_tensor = False
+    modules = dict(model.named_modules())
+    for name, entry in entries.items():
+        layer, norm = modules.get(name), modules.get(entry["norm"]) if entry["norm"] else None
+        if layer is None or not isinstance(layer, tuple(KINDS)) or (entry["norm"] and norm is None):
+            text = f"this model has no Linear or convolution layer {name!r} as the file has"
+            raise _of_another_model(path, text, name)
+        model = put(model, layer, _packed(name, layer, entry, tensors, path))
+        if norm is not None:
+            put(model, norm, nn.Identity())
+    wanted, have = model.state_dict(), set(tensors)
+    off = sorted(set(wanted) ^ have) or sorted(k for k, v in wanted.items() if v.shape != tensors[k].shape)
+    if off:
+        raise _of_another_model(path, f"{len(off)} keys differ from this model's ({', '.join(off[:3])})")
+    model.load_state_dict(tensors, assign=True)
+    return model
+
+
+def _of_another_model(path: Path, text: str, layer: str | None = None) -> InputError:
+    return InputError(f"load {path}: {text}: made of another model", code="load-keys", layer=layer)
+
+
+def _packed(name: str, layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> PackedLayer:
+    head = f"{name}.{INSIDE}" if name else INSIDE
+    inside = {k.removeprefix(head).replace("/", "."): v for k, v in tensors.items() if k.startswith(head)}
+    graph, conv = from_json(entry["graph"], inside), not isinstance(layer, nn.Linear)
+    nodes, wanted = [n for n in graph.nodes if n.op in LAYERS], {"weight": list(layer.weight.shape)}
+    if conv:
+        wanted |= {key: list(getattr(layer, key)) for key in ("stride", "dilation")}
+        wanted |= {"groups": layer.groups, "padding": padding_of(layer)}
+    fits = len(nodes) == 1 and graph.nodes[0].shape == tuple(sample(layer).shape[1:])
+    if fits:
+        have = {**nodes[0].attrs, "weight": nodes[0].attrs.get("weight", {}).get("shape")}
+        fits = nodes[0].op.endswith("conv") == conv and all(have[key] == value for key, value in wanted.items())
+    if not fits:
+        raise _of_another_model(path, f"{name} is {describe(layer)} here and another layer in the file", name)
+    packed = PackedLayer.build(layer, graph, entry["norm"])
+    packed.trained_dtype, packed.last = DTYPES[entry["dtype"]], entry["last"]
+    check_runs(graph, lambda: packed(sample(layer)), f"load {path}: {name}")
+    return packed

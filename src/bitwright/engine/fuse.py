@@ -15,7 +15,6 @@ Made at load, never stored. Each pass rewrites one pattern and keeps every value
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Callable
 from typing import Any
@@ -24,12 +23,11 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.even import even_grid
 from bitwright.engine.forms import bytes_pay
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.operators import bounds, function, monotone
 from bitwright.engine.rules import CODED
-from bitwright.engine.thresholds import ENUMERATE, NotMonotone, float_thresholds, integer_thresholds
+from bitwright.engine.thresholds import ENUMERATE, NotMonotone, even_grid, float_thresholds, integer_thresholds
 
 LIMIT = float(1 << 20)  # of an input: beyond it, and for NaN, the folded graph itself runs
 MAX_SEARCH = 1 << 24  # numbers looked at in each step of all searches for float thresholds together
@@ -75,18 +73,16 @@ def formats(graph: Graph) -> None:
                 reader.attrs["x_form"] = form = "bytes" if pays and _fits_bytes(reader, q) else "bits"
                 groups = int(reader.attrs.get("groups", 1)) if form == "bits" else 1
             if (form, groups) not in made:
-                made[form, groups] = q if not made else _twin(graph, q)
-                made[form, groups].attrs |= {"form": form, "groups": groups}
+                mine = (
+                    Node(q.op, fresh(f"{q.name}^", graph.by_name(), "^"), list(q.inputs), dict(q.attrs)) if made else q
+                )
+                if made:
+                    graph.nodes.insert(graph.nodes.index(q) + 1, mine)
+                mine.attrs |= {"form": form, "groups": groups}
+                made[form, groups] = mine
             reader.inputs = [made[form, groups].name]
         if not made:
             q.attrs |= {"form": "plain", "groups": 1}
-
-
-def _twin(graph: Graph, q: Node) -> Node:
-    """The same quantizer once more."""
-    twin = Node(q.op, fresh(f"{q.name}^", graph.by_name(), "^"), list(q.inputs), dict(q.attrs))
-    graph.nodes.insert(graph.nodes.index(q) + 1, twin)
-    return twin
 
 
 def _fits_bytes(layer: Node, q: Node) -> bool:
@@ -105,8 +101,13 @@ def _coding(graph: Graph) -> list[Node]:
     return [n for n in graph.nodes if n.op == "quantize" and n.attrs["form"] != "plain"]
 
 
-def _same_axis(a: Node, b: Node) -> bool:
-    return len(a.shape) == 1 or bool(a.attrs.get("last", False)) == bool(b.attrs.get("last", False))
+def _same_axis(q: Node, source: Node, graph: Graph) -> bool:
+    """Whether what `source` has one number per channel of lies along the quantizer's channels."""
+    if len(q.shape) == 1 or source.op not in ("affine", "prelu"):
+        return True
+    if source.op == "affine":
+        return bool(q.attrs["last"]) == bool(source.attrs["last"])
+    return not q.attrs["last"] or graph.need(source, "slope").numel() == 1  # prelu's channels are axis 1
 
 
 def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
@@ -115,14 +116,7 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     for q in [n for n in _coding(graph) if "apart" not in n.attrs]:
         chain: list[Node] = []
         source = by_name[q.inputs[0]]
-        while monotone(source, graph) and (source.op != "affine" or _same_axis(q, source)):
-            if (
-                source.op == "prelu"
-                and q.attrs["last"]
-                and len(q.shape) > 1
-                and graph.need(source, "slope").numel() > 1
-            ):
-                break  # prelu's channels are axis 1, the quantizer's the last
+        while monotone(source, graph) and _same_axis(q, source, graph):
             chain.append(source)
             source = by_name[source.inputs[0]]
         if not chain:
@@ -218,20 +212,14 @@ def _flatten_codes(graph: Graph) -> bool:
     return False
 
 
-def _fingerprint(t: Tensor | None) -> str:
-    if t is None:
-        return ""
-    raw = t.to(torch.float64).contiguous().numpy().tobytes()
-    return f"{list(t.shape)}{hashlib.sha256(raw).hexdigest()}"
-
-
 def _share(graph: Graph) -> None:
     """Codes of one value by equal thresholds, read in one form, are made once; so are poolings of them."""
-    seen: dict[tuple[str, ...], str] = {}
+    seen: dict[Any, str] = {}
     says = ("form", "groups", "last", "kernel", "stride", "padding", "dilation", "ceil")
     for q in [n for n in graph.nodes if n.op in ("quantize", "max_pool_codes")]:
-        tables = [_fingerprint(graph.tensor(q, role)) for role in ("thresholds", "flip")]
-        key = (q.op, q.inputs[0], *tables, *(str(q.attrs.get(k)) for k in says))
+        tables = [t for role in ("thresholds", "flip") if (t := graph.tensor(q, role)) is not None]
+        numbers = [(t.shape, t.double().contiguous().numpy().tobytes()) for t in tables]
+        key = (q.op, q.inputs[0], *numbers, *(str(q.attrs.get(k)) for k in says))
         if key in seen:
             graph.replace_uses(q.name, seen[key])
             graph.nodes.remove(q)

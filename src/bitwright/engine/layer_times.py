@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -11,33 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitwright.engine.layer_form import packed_layers
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import ConvertReport
-from bitwright.nn import is_slot_layer
+from bitwright.engine.verify_runs import RecordedModel
 from bitwright.timing import Timing, clock_for, interleave
 from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import quiet
+from bitwright.transforms.twin import float_twin
 
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
 
 
-def median_ms(f: Callable[[], object], rounds: int = 7, slice_s: float = 0.004) -> float:
-    """Median of `rounds` slices, after a warm-up call."""
-    f()
-    start = time.perf_counter()
-    f()
-    once = max(1e-7, time.perf_counter() - start)
-    calls = max(1, min(200, int(slice_s / once)))
-    times = []
-    for _ in range(rounds):
-        start = time.perf_counter()
-        for _ in range(calls):
-            f()
-        times.append((time.perf_counter() - start) / calls)
-    return 1e3 * statistics.median(times)
+def _ms(call: Callable[[], object]) -> float:
+    return 1e3 * interleave({"": call}, rounds=3, slice_seconds=0.001)[""].median
 
 
 def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int | None) -> None:
@@ -59,22 +46,24 @@ def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, thr
 
 
 def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None:
-    inputs = _inputs(prepared)
+    recorded = RecordedModel(prepared.model, [n for n, m in prepared.model.named_modules() if isinstance(m, TIMED)])
+    recorded.run(prepared.call)
+    inputs = {name: calls[0] for name, calls in recorded.inputs.items()}
     spent: dict[str, float] = {}
     if isinstance(model, PackedModel):
         env = model.environment(*prepared.call.in_order(prepared.model).args)
         for node, step, _ in model.steps():
             owner = node.owner.removesuffix(".x")
-            spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env), 3, 0.001)
+            spent[owner] = spent.get(owner, 0.0) + _ms(lambda step=step: step(env))
     for name, layer in packed_layers(model).items():
         if name in inputs:
-            spent[name] = median_ms(lambda layer=layer, x=inputs[name]: type(layer).forward(layer, x), 3, 0.001)
+            spent[name] = _ms(lambda layer=layer, x=inputs[name]: type(layer).forward(layer, x))
     modules = dict(prepared.model.named_modules())
     for row in report.rows:
         name = "" if row.layer == "(net)" else row.layer
         row.ms_after = spent.get(name)
         run = _float_call(modules.get(name), inputs.get(name))
-        row.ms_before = None if run is None else median_ms(run, 3, 0.001)
+        row.ms_before = None if run is None else _ms(run)
 
 
 def _whole(report: ConvertReport, prepared: Prepared, model: nn.Module, threads: int) -> None:
@@ -98,47 +87,16 @@ def level(a: Timing, b: Timing) -> bool:
     return a.q1 <= b.q3 and b.q1 <= a.q3
 
 
-def channels_last(model: nn.Module) -> nn.Module:
-    """All 4-d parameters and buffers in the layout the kernels of torch like."""
-    for t in (*model.parameters(), *model.buffers()):
-        if t.dim() == 4:
-            t.data = t.data.contiguous(memory_format=torch.channels_last)
-    return model
-
-
 def float_side(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
-    """The same topology with empty slots, and its call, in channels_last where it runs so: what packed is compared with."""
-    twin = copy_model(model).eval()
-    for m in twin.modules():
-        if is_slot_layer(m):
-            m.set_slots(w=None, b=None, x=None, g=None, gate=None)
+    """The float net of the same topology, and its call, in channels_last where it runs so: what packed is compared with."""
+    twin = float_twin(model).eval()
     last = call.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
-    fast = channels_last(copy_model(twin))
+    fast: Any = copy_model(twin)
     try:
-        last(fast)
+        last(fast.to(memory_format=torch.channels_last))
     except Exception:  # x.view(x.size(0), -1) asks for plain order
         return twin, call
     return fast, last
-
-
-def _inputs(prepared: Prepared) -> dict[str, Tensor]:
-    """The first input of each layer in a run of the trained net."""
-    found: dict[str, Tensor] = {}
-
-    def keep(name: str) -> Callable[[nn.Module, tuple[Any, ...]], None]:
-        def hook(module: nn.Module, args: tuple[Any, ...]) -> None:
-            if args and isinstance(args[0], Tensor):
-                found.setdefault(name, args[0].detach().clone())
-
-        return hook
-
-    handles = [m.register_forward_pre_hook(keep(n)) for n, m in prepared.model.named_modules() if isinstance(m, TIMED)]
-    try:
-        prepared.call(prepared.model)
-    finally:
-        for h in handles:
-            h.remove()
-    return found
 
 
 def _float_call(layer: nn.Module | None, seen: Tensor | None) -> Callable[[], object] | None:

@@ -6,6 +6,7 @@ import operator
 import re
 import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, cast
 
 import torch
@@ -14,19 +15,16 @@ from torch.fx import Node as FxNode
 from torch.fx.node import map_arg
 from torch.utils import _pytree as pytree
 
-from bitwright.engine import aten_list, bitstrings
-from bitwright.engine.aten import AtenCall, Lowered, known, lower, nothing
+from bitwright.engine import aten_list, reference
+from bitwright.engine.aten import CHECKS, PARTS, AtenCall, Lowered, known, lower, nothing
 from bitwright.engine.graph import Graph, Node, fresh
-from bitwright.engine.integers import storable
-from bitwright.engine.packing import Packing, check_finite
+from bitwright.engine.packing import Packing, check_finite, storable
 from bitwright.engine.rules import LAYERS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
 
 MAX_CONSTANT = 1 << 24  # numbers of a constant that is worked out while tracing
-PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
-CHECKS = ("_assert_", "sym_constrain_range")  # how the names of calls begin that only check
 
 
 def user_line(text: str) -> str:
@@ -56,7 +54,7 @@ def called_name(n: FxNode) -> tuple[str, str]:
 # -- before: operators that are neither ours nor on the list are decomposed, writes into views become values ------------
 def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     calls = [n for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
-    foreign = {n.target for n in calls if n.target.namespace == "aten" and not _is_known(n)}
+    foreign = {n.target for n in calls if n.target.namespace == "aten" and not known(n)}
     table: dict[Any, Any] = {}
     if foreign:
         every = torch.export.default_decompositions()
@@ -66,11 +64,6 @@ def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
             warnings.simplefilter("ignore")  # torch about its own insides
             program = program.run_decompositions(table)
     return program
-
-
-def _is_known(n: FxNode) -> bool:
-    name = called_name(n)[1]
-    return known(n) or name in PARTS or name.startswith((*CHECKS, "sym_"))
 
 
 def _writes_into_a_view(n: FxNode) -> bool:
@@ -94,24 +87,22 @@ def _is_view(n: FxNode) -> bool:
     return any(a is not None and not a.is_write for a in aliases)
 
 
+@dataclass
 class Lowering:
-    """One program on its way to a graph."""
+    """One program on its way to a graph. inputs: the packings of layers whose input part alone enters the graph."""
 
-    def __init__(
-        self,
-        program: torch.export.ExportedProgram,
-        layers: dict[str, SlotLayer],
-        packings: dict[str, Packing],
-        inputs: dict[str, Packing],
-    ) -> None:
-        self.program, self.layers, self.packings, self.inputs = program, layers, packings, inputs
-        self.graph = Graph([], {})
-        self.taken = {"input", "output"}
-        self.names: dict[str, str] = {}  # fx name -> the name of our value
-        self.constants: dict[str, Any] = {}
-        self.several: dict[str, AtenCall] = {}  # calls with several results, emitted where one is read
-        state = {**program.state_dict, **program.constants}
-        for spec in program.graph_signature.input_specs:
+    program: torch.export.ExportedProgram
+    layers: dict[str, SlotLayer]
+    packings: dict[str, Packing]
+    inputs: dict[str, Packing]
+    graph: Graph = field(default_factory=lambda: Graph([], {}))
+    names: dict[str, str] = field(default_factory=dict)  # fx name -> the name of our value
+    constants: dict[str, Any] = field(default_factory=dict)
+    several: dict[str, AtenCall] = field(default_factory=dict)  # calls with several results, emitted where one is read
+
+    def __post_init__(self) -> None:
+        state = {**self.program.state_dict, **self.program.constants}
+        for spec in self.program.graph_signature.input_specs:
             if spec.target in state and isinstance(state[spec.target], Tensor):
                 self.constants[getattr(spec.arg, "name", "")] = state[spec.target].detach()
 
@@ -125,15 +116,11 @@ class Lowering:
                     raise _no_form(n, reason) from None
         return self.graph
 
-    def name(self, wish: str) -> str:
-        name = fresh(wish or "node", self.taken)
-        self.taken.add(name)
-        return name
-
     def emit(self, op: str, wish: str, inputs: list[str], attrs: dict[str, Any], tensors: Mapping[str, Tensor]) -> str:
-        node = Node(op, self.name(wish), inputs, attrs)
+        taken = "output", *(n.name for n in self.graph.nodes)
+        node = Node(op, fresh(wish or "node", taken), inputs, attrs)
         for role, value in tensors.items():
-            if op != "aten":
+            if op not in ("aten", "quantize"):  # a threshold may be infinite: a level never reached
                 check_finite(f"{node.owner or node.name}: its {role}", node.owner, value)
             self.graph.put(node, role, value)
         self.graph.nodes.append(node)
@@ -149,9 +136,7 @@ class Lowering:
         if any(not isinstance(s, int) for s in value.shape[1:]) or value.dtype not in aten_list.WORDS:
             raise InputError(f"convert: input {n.name} is {value.dtype} {list(value.shape)}", code="convert-inputs")
         attrs = {"shape": list(value.shape[1:]), "dtype": aten_list.WORDS[value.dtype]}
-        name = self.name(n.name) if self.names else "input"
-        self.graph.nodes.append(Node("input", name, [], attrs))
-        self.names[n.name] = name
+        self.names[n.name] = self.emit("input", n.name if self.names else "input", [], attrs, {})
 
     def _output(self, n: FxNode) -> None:
         specs = self.program.graph_signature.output_specs
@@ -167,7 +152,6 @@ class Lowering:
         assert spec is not None
         structure = described(pytree.tree_unflatten(leaves, spec))
         attrs: dict[str, Any] = {} if structure == 0 else {"structure": structure}
-        attrs["shape"] = list(self.graph.node(found[0]).shape)
         self.graph.nodes.append(Node("output", "output", found, attrs))
 
     # -- calls
@@ -176,7 +160,7 @@ class Lowering:
         if n.name not in self.names:
             if not isinstance(self.constants.get(n.name), Tensor):
                 raise aten_list.Unlisted(f"{n.name} is not computed from the input")
-            attrs = {"call": "clone.default", "args": {"self": "c0"}, "shape": shape_of(n), "owner": ""}
+            attrs = {"call": "clone.default", "args": {"self": "c0"}, "owner": ""}
             self.names[n.name] = self.emit("aten", n.name, [], attrs, {"c0": self.constants[n.name].clone()})
         return self.names[n.name]
 
@@ -204,7 +188,7 @@ class Lowering:
         owner = owner_of(n)
         if op in LAYERS:  # a gate calls the layer's operator from inside
             owner = next((name for name in self.layers if name and owner.startswith(f"{name}.")), owner)
-        attrs = {**attrs, "shape": shape_of(n), "owner": owner}
+        attrs = {**attrs, "owner": owner}
         if frame := frame_of(n):
             attrs["frame"] = frame
         self.names[n.name] = self.emit(op, owner or n.name, inputs, attrs, tensors)
@@ -250,10 +234,9 @@ class Lowering:
         """A layer's input part: norms, then the quantizer, then (where the weight is not coded) back to numbers."""
         name, value = str(n.args[1]), self.value(_node(n.args[0]))
         packing, last = packings[name], isinstance(self.layers[name], nn.Linear)
-        shape = list(self.graph.node(value).shape)
 
         def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> str:
-            return self.emit(op, wish, [value], {"shape": shape, "owner": f"{name}.x", **attrs}, tensors)
+            return self.emit(op, wish, [value], {"owner": f"{name}.x", **attrs}, tensors)
 
         for i, link in enumerate(packing.before):
             if constants := moment(link, "constants"):
@@ -265,10 +248,7 @@ class Lowering:
         if grid is None:
             return value
         attrs = {"last": last, "levels": grid.levels, "mult": grid.mult, "zero": list(grid.zero)}
-        node = self.name(f"{name}.x")
-        self.graph.nodes.append(Node("quantize", node, [value], {"shape": shape, "owner": f"{name}.x", **attrs}))
-        self.graph.put(self.graph.nodes[-1], "thresholds", grid.thresholds)  # may be infinite: a level never reached
-        value = node
+        value = emit("quantize", f"{name}.x", attrs, thresholds=grid.thresholds)
         if not packing.coded_weight:
             value = emit("decode", f"{name}.values", {"unit": grid.unit})
             if grid.units:  # one step per channel
@@ -283,7 +263,7 @@ class Lowering:
         if any(not isinstance(s, int) for s in _node(n.args[0]).meta["val"].shape[1:]):
             raise aten_list.Unlisted("a size of its input depends on the batch")
         value, last = self._part(n, self.packings), isinstance(layer, nn.Linear)
-        attrs: dict[str, Any] = {"shape": shape_of(n), "owner": name, "frame": frame_of(n)}
+        attrs: dict[str, Any] = {"owner": name, "frame": frame_of(n)}
         if not last:
             keys = ("stride", "padding", "dilation", "groups")
             attrs |= {"rank": layer.weight.dim() - 2, **dict(zip(keys, map(_plain, n.args[3:7]), strict=True))}
@@ -313,7 +293,7 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
     if packing.grid is not None:
         tensors = {"add": tensors.get("bias", torch.zeros(bit.shape[1], dtype=torch.float64))}
     scale = torch.stack([t.unit * unit for t in terms])
-    return {"weight": info}, {"bits": bitstrings.pack_bits(bit), "scale": scale, **tensors}
+    return {"weight": info}, {"bits": reference.pack_bits(bit), "scale": scale, **tensors}
 
 
 def _no_form(n: FxNode, reason: aten_list.Unlisted) -> InputError:
@@ -333,17 +313,6 @@ def _plain(value: Any) -> Any:
     return [int(v) for v in value] if isinstance(value, (list, tuple)) else int(value)
 
 
-def shape_of(n: FxNode) -> list[Any]:
-    """One sample of a value; sizes that depend on the batch as text."""
-    value = n.meta.get("val")
-    if not isinstance(value, Tensor):
-        return []
-    try:
-        return [aten_list.linear(s) for s in value.shape[1:]]
-    except aten_list.Unlisted:
-        return []
-
-
 def described(value: Any) -> Any:
     """The structure of the answer as plain JSON: a number of an output, null, or one entry that names the kind."""
     if value is None or isinstance(value, int):
@@ -354,8 +323,6 @@ def described(value: Any) -> Any:
         return {"list": [described(v) for v in value]}
     if isinstance(value, Mapping) and all(isinstance(k, str) for k in value):
         return {"dict": {k: described(v) for k, v in value.items()}}
-    raise InputError(
-        f"convert: the model returns a {type(value).__name__}; a graph holds tensors, tuples, lists and dicts of them",
-        code="convert-outputs",
-        given=type(value).__name__,
-    )
+    kind = type(value).__name__
+    text = f"convert: the model returns a {kind}; a graph holds tensors, tuples, lists and dicts of them"
+    raise InputError(text, code="convert-outputs", given=kind)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.even import EvenGrid
 from bitwright.engine.native_library import (
     PackStruct,
     PoolStruct,
@@ -22,6 +21,7 @@ from bitwright.engine.native_library import (
     word_count,
 )
 from bitwright.engine.native_output import grid_struct
+from bitwright.engine.thresholds import EvenGrid
 from bitwright.errors import InputError
 
 SMALL = 200_000  # values; fewer are packed before a second thread has woken up

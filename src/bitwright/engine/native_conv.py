@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.borders import border_classes, corrections, tap_sums
 from bitwright.engine.native_library import (
     ConvStruct,
     check_code,
@@ -21,6 +20,7 @@ from bitwright.engine.native_library import (
     word_count,
 )
 from bitwright.engine.native_output import KernelOutput
+from bitwright.engine.reference import border_classes, corrections, tap_sums
 from bitwright.errors import InputError
 
 

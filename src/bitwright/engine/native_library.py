@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from typing import Any
@@ -71,10 +70,14 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
 }
 
 
-@functools.cache
+_loaded: list[tuple[ctypes.CDLL | None, str]] = []
+
+
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason."""
-    return open_core(SIGNATURES)
+    """The library, or None and the reason; once. By hand: compilers look through the caches of functools and warn."""
+    if not _loaded:
+        _loaded.append(open_core(SIGNATURES))
+    return _loaded[0]
 
 
 def available() -> bool:

@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.even import EvenGrid
 from bitwright.engine.native_library import GridStruct, OutputStruct, kernel_table, optional, word_count
+from bitwright.engine.thresholds import EvenGrid
 from bitwright.errors import InputError
 
 

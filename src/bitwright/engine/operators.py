@@ -123,14 +123,13 @@ OPERATORS: dict[str, Operator] = {
         **_LAYER,
     ),
     # elementwise
-    "relu": Operator(run=lambda node, graph: F.relu, shape=_same, monotone=_always, clip=True),
+    "relu": Operator(run=lambda node, graph: F.relu, monotone=_always, clip=True),
     "clamp": Operator(
         attrs={"low": Attr(_bound), "high": Attr(_bound)},
         run=_with(lambda x, attrs: torch.clamp(x, attrs["low"], attrs["high"])),
         clip=True,
         monotone=_always,
         bound=rules.bound_moved,
-        shape=_same,
     ),
     "prelu": Operator(
         tensors="slope",
@@ -138,21 +137,18 @@ OPERATORS: dict[str, Operator] = {
         check=rules.check_prelu,
         monotone=lambda node, graph: bool((graph.need(node, "slope") >= 0).all()),
         bound=lambda node, graph, x: x[0] * max(1.0, rules.most(graph.need(node, "slope"))),
-        shape=_same,
     ),
     "add_scalar": Operator(
         attrs={"value": a.NUMBER},
         run=_with(lambda x, attrs: x + attrs["value"]),
         monotone=_always,
         bound=lambda node, graph, x: x[0] + abs(node.attrs["value"]),
-        shape=_same,
     ),
     "mul_scalar": Operator(
         attrs={"value": a.NUMBER},
         run=_with(lambda x, attrs: x * attrs["value"]),
         monotone=_always,
         bound=lambda node, graph, x: x[0] * abs(node.attrs["value"]),
-        shape=_same,
     ),
     "add": Operator(
         2,

@@ -68,9 +68,9 @@ class PackedModel(nn.Module):
         self.outputs = list(self._graph.nodes[-1].inputs)
         self.structure = self._graph.nodes[-1].attrs.get("structure", 0)
         tensors = stored(self._graph)[1]
-        reference = self.backend == "reference"
         self._answers = answers_of(self._graph)
-        self.register_buffer("graph_text", text_of(self._graph, reference, threads), persistent=False)
+        text = text_of(self._graph, self.backend == "reference", threads)
+        self.register_buffer("graph_text", text, persistent=False)
         self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
         for key, name in self._keys.items():  # last, so that no name of a file can hide an attribute
             if not name or hasattr(self, name):
@@ -110,7 +110,7 @@ class PackedModel(nn.Module):
             self._whole = self._laid_out(joined(single, set(self.outputs)))
         return self._whole
 
-    def _careful(self) -> Steps:
+    def folded_steps(self) -> Steps:
         """The folded graph, nothing fused: for numbers beyond `LIMIT`, whose sums may be infinite or NaN inside."""
         if self._plain is None:
             self._plain = self._laid_out(run_reference.build(self._graph))
@@ -128,42 +128,56 @@ class PackedModel(nn.Module):
         node = of or self.inputs[0]
         dtype = DTYPES[node.attrs["dtype"]]
         if x.dim() != len(node.shape) + 1 or x.shape[1:] != node.shape:
-            raise self._other_shape(x, node)
+            want = "x".join(str(s) for s in node.shape)
+            remedy = ". Resize, or convert again with this example"
+            if tuple(x.shape) == node.shape:
+                remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
+            given = "x".join(str(s) for s in x.shape)
+            text = f"packed model: {node.name} is {given}, the model was converted for {want} (any batch){remedy}"
+            raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=want)
         if x.is_floating_point() and not dtype.is_floating_point:
             kind = str(node.attrs["dtype"])
             text = f"packed model: {node.name} holds {kind}, got {x.dtype}"
             raise InputError(text, code="input-dtype", given=str(x.dtype), possible=kind)
-        layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-        if x.dtype is dtype and x.is_contiguous(memory_format=layout):
-            return x
-        pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
-        x = x.to(dtype) / 255 if pixels else x.to(dtype)
-        return x.contiguous(memory_format=layout)
-
-    def _other_shape(self, x: Tensor, node: Node) -> InputError:
-        want = "x".join(str(s) for s in node.shape)
-        remedy = ". Resize, or convert again with this example"
-        if tuple(x.shape) == node.shape:
-            remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
-        return InputError(
-            f"packed model: {node.name} is {'x'.join(str(s) for s in x.shape)}, the model was converted for {want} "
-            f"(any batch){remedy}",
-            code="input-shape",
-            given=str(list(x.shape)),
-            possible=want,
-        )
+        return laid_out(x, dtype)
 
     def environment(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The inputs under their nodes' names, checked."""
         if len(inputs) != len(self.inputs):
             names = ", ".join(n.name for n in self.inputs)
-            raise InputError(
-                f"packed model: takes {len(self.inputs)} inputs ({names}), got {len(inputs)}", code="input-count"
-            )
+            text = f"packed model: takes {len(self.inputs)} inputs ({names}), got {len(inputs)}"
+            raise InputError(text, code="input-count")
         env = {node.name: self.prepare(x, node) for node, x in zip(self.inputs, inputs, strict=True)}
         if len({x.shape[0] for x in env.values()}) > 1:
             raise InputError("packed model: its inputs differ in the size of the batch, axis 0", code="input-shape")
         return env
+
+    def forward(self, *inputs: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            tensors = [self.get_buffer(name) for name in self._keys.values()]
+            return self._in_structure(torch.ops.bitwright.packed(inputs, tensors, self.graph_text, self._answers))
+        return self.run(self.environment(*inputs))
+
+    def run(self, env: dict[str, Tensor]) -> Any:
+        """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes."""
+        return self._in_structure(self.answers(env))
+
+    @torch.no_grad()
+    def answers(self, env: dict[str, Tensor]) -> list[Tensor]:
+        """The outputs in a row, whatever the trained net returns them in."""
+        far = [x for x in env.values() if x.is_floating_point() and not self._near(x)]
+        broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
+        for _, step, forget in self.folded_steps() if far else self._joined():
+            step(env)
+            for name in forget:
+                del env[name]
+        for mask in broken:
+            if bool(mask.any()):
+                env |= {name: _marked(env[name], mask) for name in self.outputs}
+        return [env[o] for o in self.outputs]
+
+    def _in_structure(self, found: list[Tensor]) -> Any:
+        return found[0] if self.structure == 0 else _filled(self.structure, found)
 
     def _near(self, x: Tensor) -> bool:
         """Neither NaN nor infinite nor so large that a fused step could tell: one pass over the input."""
@@ -173,29 +187,6 @@ class PackedModel(nn.Module):
             return True
         low, high = torch.aminmax(x)
         return float(low) >= -LIMIT and float(high) <= LIMIT
-
-    def forward(self, *inputs: Tensor) -> Any:
-        if torch.compiler.is_compiling():
-            tensors = [self.get_buffer(name) for name in self._keys.values()]
-            found = torch.ops.bitwright.packed(inputs, tensors, self.graph_text, self._answers)
-        else:
-            found = self.answers(*inputs)
-        return found[0] if self.structure == 0 else _filled(self.structure, found)
-
-    @torch.no_grad()
-    def answers(self, *inputs: Tensor) -> list[Tensor]:
-        """The outputs in a row, whatever the trained net returns them in."""
-        env = self.environment(*inputs)
-        far = [x for x in env.values() if x.is_floating_point() and not self._near(x)]
-        broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
-        for _, step, forget in self._careful() if far else self._joined():
-            step(env)
-            for name in forget:
-                del env[name]
-        for mask in broken:
-            if bool(mask.any()):
-                env |= {name: _marked(env[name], mask) for name in self.outputs}
-        return [env[o] for o in self.outputs]
 
     def explain(self, measure: bool = False) -> Explanation:
         """How each layer with codes runs, and the predicted and measured time of every way; `print` it.
@@ -212,19 +203,15 @@ class PackedModel(nn.Module):
         self._steps = self._whole = self._plain = self._runtime = None
 
     @torch.no_grad()
-    def values(self, *inputs: Tensor) -> dict[str, Tensor]:
-        """Every value of one run, for checks."""
-        env = self.environment(*inputs)
-        for _, step, _ in self.steps():
+    def values(self, env: dict[str, Tensor], plain: bool = False) -> dict[str, Tensor]:
+        """Every value of one run, for checks. plain: of the folded graph in plain torch."""
+        for _, step, _ in self.folded_steps() if plain else self.steps():
             step(env)
         return env
 
     def __getstate__(self) -> dict[str, Any]:
         # kernel plans hold raw pointers: they are made again
         return {**self.__dict__, "_steps": None, "_whole": None, "_plain": None, "_runtime": None}
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> PackedModel:
-        return PackedModel(self._graph.copy(), self.backend, self.threads)
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -240,6 +227,16 @@ class PackedModel(nn.Module):
         ops = [n.op for n in self._graph.nodes]
         coded = sum(op.startswith("coded") for op in ops)
         return f"{len(ops)} nodes, {coded} coded layers, backend={self.backend}"
+
+
+def laid_out(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
+    """An input as the operators read it; pixels as k / 255."""
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    if x.dtype is dtype and x.is_contiguous(memory_format=layout):
+        return x
+    pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
+    x = x.to(dtype) / 255 if pixels else x.to(dtype)
+    return x.contiguous(memory_format=layout)
 
 
 def _marked(y: Tensor, broken: Tensor) -> Tensor:

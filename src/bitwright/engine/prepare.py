@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from bitwright.engine.packing import HOOKS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.transforms.bake import bake
@@ -76,6 +77,16 @@ def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Mod
     return model
 
 
+def plain_weights(layer: SlotLayer) -> None:
+    """In place: the weight and the bias that the operator gets, and nothing left to compute them."""
+    with torch.no_grad():
+        weight, bias = layer.quantized_weight().detach().clone(), layer.quantized_bias()
+        bias = None if bias is None else bias.detach().clone()
+    layer.set_slots(w=None, b=None, g=None)
+    layer.weight = nn.Parameter(weight, requires_grad=False)
+    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+
+
 def _own_code(found: Prepared) -> None:
     """Layers whose `forward`, or that of one of their parts, was replaced on the object, or whose weight a hook computes."""
     for name, layer in found.layers.items():
@@ -109,32 +120,32 @@ def _watch(found: Prepared) -> None:
     reads = _Reads(weights)
     called: set[str] = set()
     said: dict[nn.Module, set[str]] = defaultdict(set)
-    handles = []
-    for module in model.modules():
-        for table, i, hook, kind in _hooks(module):
-            table[i] = _Spy(hook, kind, said[module])
+    spied = [
+        (said[m], table, i, hook, kind)
+        for m in model.modules()
+        for table, kind in ((m._forward_pre_hooks, "forward pre-hook"), (m._forward_hooks, "forward hook"))
+        for i, hook in table.items()
+    ]
+    for words, table, i, hook, kind in spied:
+        table[i] = _Spy(hook, kind, words)
     wanted = {c.name: c.module for c in candidates(model)} | layers
-    for name, layer in wanted.items():
 
-        def enter(m: nn.Module, args: Any, kwargs: Any, name: str = name) -> None:
-            called.add(name)
-            reads.inside.append(name)
+    def enter(name: str, *call: Any) -> None:
+        called.add(name)
+        reads.inside.append(name)
 
-        def leave(m: nn.Module, args: Any, out: Any) -> None:
-            reads.inside.pop()
+    def leave(*call: Any) -> None:
+        reads.inside.pop()
 
-        handles += [
-            layer.register_forward_pre_hook(enter, with_kwargs=True, prepend=True),
-            layer.register_forward_hook(leave),
-        ]
+    handles = [m.register_forward_pre_hook(partial(enter, n), prepend=True) for n, m in wanted.items()]
+    handles += [m.register_forward_hook(leave) for m in wanted.values()]
     try:
         _run(found, reads)
     finally:
         for handle in handles:
             handle.remove()
-        for module in model.modules():
-            for table, i, hook, _ in _hooks(module):
-                table[i] = hook.hook if isinstance(hook, _Spy) else hook
+        for _, table, i, hook, _ in spied:
+            table[i] = hook
     found.uncalled = {n for n in wanted if n not in called}
     for name in reads.found - set(found.own):
         found.own[name] = "your code computes with its weight or bias, whose trained values a packed layer loses"
@@ -190,12 +201,6 @@ class _Spy:
         if result is not None or before != [t._version for t in seen]:
             self.said.add(self.kind)
         return result
-
-
-def _hooks(module: nn.Module) -> Iterator[tuple[dict[int, Any], int, Any, str]]:
-    for key, kind in zip(HOOKS, ("forward pre-hook", "forward hook"), strict=False):
-        table = getattr(module, key)
-        yield from ((table, i, hook, kind) for i, hook in list(table.items()))
 
 
 def first_line(error: BaseException) -> str:

@@ -2,19 +2,48 @@
 
 from __future__ import annotations
 
+import functools
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwright.engine import bitstrings
 from bitwright.engine.graph import Graph, Node, view
+from bitwright.errors import InputError
 
 EXACT_FLOAT32 = 1 << 24  # integers below this are exact in float32, whatever the order of the sum
 
 
+# -- bits on disk: one dense string per tensor, least significant bit first, padded only at its end ------------
+def pack_bits(bit: Tensor) -> Tensor:
+    """uint8 0/1 of any shape -> uint8 bytes; bit i of the flattened tensor is bit i % 8 of byte i // 8.
+
+    >>> pack_bits(torch.tensor([1, 0, 0, 0, 0, 0, 0, 1, 1])).tolist()
+    [129, 1]
+    """
+    flat = bit.detach().to(torch.uint8).cpu().reshape(-1).numpy()
+    return torch.from_numpy(np.packbits(flat, bitorder="little"))
+
+
+def unpack_bits(data: Tensor, shape: tuple[int, ...]) -> Tensor:
+    """Back to 0/1 of `shape`.
+
+    >>> unpack_bits(torch.tensor([129, 1], dtype=torch.uint8), (3, 3)).tolist()
+    [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
+    """
+    count = math.prod(shape)
+    if data.dtype != torch.uint8 or data.numel() != (count + 7) // 8:
+        text = f"packed file: {data.numel()} bytes of {data.dtype} where {count} bits need {(count + 7) // 8}"
+        raise InputError(text, code="file-graph")
+    flat = np.unpackbits(data.numpy(), count=count, bitorder="little")
+    return torch.from_numpy(flat).reshape(shape)
+
+
+# -- numbers --------------------------------------------------------------------------------------------------
 def affine(x: Tensor, scale: Tensor, add: Tensor, last: bool) -> Tensor:
     """One multiply, one add, each rounded: never fused."""
     return x * view(scale, x.dim(), last) + view(add, x.dim(), last)
@@ -52,7 +81,7 @@ def whole_numbers(bit: Tensor, planes: Sequence[int], mult: Sequence[int], zero:
 def weight_integers(graph: Graph, node: Node) -> list[Tensor]:
     """The whole numbers of each term of a stored weight: int32 [O, ...]."""
     info = node.attrs["weight"]
-    bit = bitstrings.unpack_bits(graph.need(node, "bits"), (info["planes"], *info["shape"]))
+    bit = unpack_bits(graph.need(node, "bits"), (info["planes"], *info["shape"]))
     return [whole_numbers(bit, t["planes"], t["mult"], t["zero"]) for t in info["terms"]]
 
 
@@ -113,3 +142,26 @@ def epilogue(products: list[Tensor], scale: Tensor, add: Tensor, last: bool) -> 
 def max_pool(x: Tensor, a: Mapping[str, Any]) -> Tensor:
     f = {1: F.max_pool1d, 2: F.max_pool2d, 3: F.max_pool3d}[int(a["rank"])]
     return f(x, a["kernel"], a["stride"], a["padding"], a["dilation"], ceil_mode=a["ceil"])
+
+
+# -- what the constant part of a layer's input adds, at the borders of an image and inside ---------------------
+def tap_sums(values: Tensor, x_zero: int | Sequence[int] | Tensor, groups: int) -> Tensor:
+    """int64 [O, kh, kw]: what the input constant x_zero (one, or one a channel) adds at each tap of the weight
+    [O, C / groups, kh, kw]."""
+    outputs, per_group = values.shape[:2]
+    zero = torch.as_tensor(x_zero).to(torch.int64).expand(per_group * groups)
+    of_output = torch.arange(outputs) * groups // max(outputs, 1)
+    return (values.to(torch.int64) * zero.reshape(groups, per_group)[of_output, :, None, None]).sum(1)
+
+
+@functools.lru_cache(4096)
+def border_classes(size: int, out: int, kernel: int, stride: int, pad: int, dilation: int) -> tuple[Tensor, Tensor]:
+    """Which taps are inside the image: the distinct cases `[classes, kernel]`, and each output's case."""
+    at = torch.arange(out)[:, None] * stride - pad + torch.arange(kernel) * dilation
+    cases, which = torch.unique((at >= 0) & (at < size), dim=0, return_inverse=True)
+    return cases.to(torch.int64), which.to(torch.int32).contiguous()
+
+
+def corrections(sums: Tensor, rows: Tensor, cols: Tensor) -> Tensor:
+    """int64 [row classes, column classes, O]: the sum over the taps that each class has inside the image."""
+    return torch.einsum("rk,cl,okl->rco", rows, cols, sums)

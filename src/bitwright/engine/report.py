@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-import csv
-import io
+from collections import Counter
+from collections.abc import Collection
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from itertools import groupby
+from typing import Any, ClassVar
 
 from torch import Tensor
 
 from bitwright import numbers
-from bitwright.engine import report_text
+from bitwright.tabular import Row, Tabular, fit, wrap
 from bitwright.timing import NOISY, quality
 
 PASS, WARN, REFUSE = "PASS", "WARN", "REFUSE"
@@ -71,9 +72,9 @@ class OutputProof:
 
     def count(self, classes: Tensor, target: Any) -> None:
         """Adds the trained net's classes of a batch, and how many of them its labels call right."""
-        _add(self.answers, classes)
+        self.answers = dict(Counter(self.answers) + Counter(classes.tolist()))
         if isinstance(target, Tensor) and target.shape == classes.shape and not target.is_floating_point():
-            _add(self.labels, target)
+            self.labels = dict(Counter(self.labels) + Counter(target.tolist()))
             self.right += int((target.cpu() == classes).sum())
 
     @property
@@ -97,18 +98,19 @@ class OutputProof:
 FEW = 16  # images below which the number of classes says nothing
 
 
-def _add(count: dict[int, int], values: Tensor) -> None:
-    for value, n in zip(*(t.tolist() for t in values.unique(return_counts=True)), strict=True):
-        count[int(value)] = count.get(int(value), 0) + n
+HEADERS = ("layer", "runs as", "w/x", "kB float", "kB", "ms float", "ms", "max diff", "why")
+DROP = ("max diff", "kB float", "ms float")  # on a narrow screen, the first one first
 
 
 @dataclass
-class ConvertReport:
+class ConvertReport(Tabular):
     """`.status` is PASS, WARN or REFUSE; `str()` is the table.
 
     form   "graph", or "layers": the user's module with packed layers in place, and why, and how many fusions that
            loses at most
     """
+
+    text: ClassVar[Collection[int]] = (0, 1, 2, 8)  # columns of words
 
     rows: list[ReportRow]
     status: str = REFUSE
@@ -169,13 +171,6 @@ class ConvertReport:
         d["classes"], d["blind"] = self.classes, self.blind
         return d
 
-    def to_csv(self) -> str:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(ReportRow.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(r) for r in self.rows)
-        return out.getvalue()
-
     @property
     def near_ties(self) -> int:
         """Images with another class although no code differs: only float layers round otherwise."""
@@ -207,16 +202,69 @@ class ConvertReport:
         values = bool(self.outputs) and not self.classes
         return self.same / self.images if self.images else 1.0, "values" if values else "class"
 
-    def to_markdown(self) -> str:
-        return report_text.markdown(self)
+    def cells(self) -> list[list[str]]:
+        """Texts of the head and the rows; the last one is the whole net: bytes of its files, time of a whole run."""
+        rows = [
+            [
+                *(r.layer, r.runs_as, r.bits, numbers.kb(r.bytes_before), numbers.kb(r.bytes_after)),
+                *(numbers.ms(r.ms_before), numbers.ms(r.ms_after), _difference(r.max_abs_diff)),
+                r.why.replace("its slots are empty", "slots empty"),
+            ]
+            for r in self.rows
+        ]
+        count = Counter(r.runs_as for r in self.rows)
+        order = sorted(count, key=lambda kind: ("bits", "int8").index(kind) if kind in ("bits", "int8") else 2)
+        kinds = ", ".join(f"{count[kind]} {kind}" for kind in order)
+        sizes = [numbers.kb(self.float_bytes), numbers.kb(self.file_bytes)]
+        times = [numbers.ms(self.ms_before), numbers.ms(self.ms_after)]
+        return [list(HEADERS), *rows, ["whole net", kinds, "", *sizes, *times, "", self.gain()]]
 
     def table(self, width: int | None = None, limit: int | None = None) -> list[str]:
         """Lines of the table, and what is gained; with `limit` a run of more than that many like layers is cut short."""
-        return report_text.table(self, width, limit)
+        _, *rows, total = self.cells()
+        body: list[Row] = []
+        for _, group in groupby(zip(self.rows, rows, strict=True), key=lambda pair: _alike(pair[0])):
+            alike = list(group)
+            shown = len(alike) if limit is None or len(alike) <= limit + 1 else limit
+            body += [texts for _, texts in alike[:shown]]
+            if shown < len(alike):
+                body.append(f"...  {len(alike) - shown} more {alike[0][0].runs_as} layers (--all)")
+        *total, gain = total
+        merged: list[str | None] = [*(None if i == 2 else text for i, text in enumerate(total)), ""]
+        lines = fit(HEADERS, [*body, merged], width, right=range(3, 8), drop=DROP)
+        return [*lines, *(wrap(f"gain       {gain}", width, 11) if gain else [])]
 
     def proof(self, width: int | None = None, what: str = "images", limit: int | None = 10) -> list[str]:
         """Lines on the verification and, at most `limit` of them, on images whose class differs."""
-        return report_text.proof(self, width, what, limit)
+        if not self.images:
+            return ["verify  not done"]
+        distinct = f" ({self.classes} different)" if self.classes else ""
+        exact = "equal bit for bit" if self.layers_exact else "DIFFER: " + ", ".join(self.inexact)
+        codes = (
+            f"codes of {self.codes_checked} layers {exact}" if self.codes_checked else "no layer computes with codes"
+        )
+        lines = [
+            f"verify  {self.same:,} of {self.images:,} {what}: same {self.share[1]} as the trained net{distinct}; "
+            f"largest output difference {self.largest_difference or 0:.0e}",
+            f"        {codes}{'' if self.beyond else '; values up to rounding'}",
+        ]
+        lines += [
+            f"        {b.where}: off by {b.difference:.1e}, rounding explains {b.bound:.1e} (image {b.image})"
+            for b in self.beyond[:limit]
+        ]
+        lines += [
+            f"        output{o.name}: {o.same:,} of {o.images:,} same {o.kind}, largest difference {o.largest:.0e}"
+            for o in (self.outputs if len(self.outputs) > 1 else [])
+        ]
+        shown = self.disagreements[:limit]
+        lines += [
+            f"        image {d.index}{d.output and f', output{d.output}'}: trained {d.trained}, packed {d.packed}, margin "
+            f"{d.margin:.1e}, first differing layer {d.first_layer or 'none (float head)'}"
+            for d in shown
+        ]
+        if len(self.disagreements) > len(shown):
+            lines.append(f"        ... {len(self.disagreements) - len(shown)} more in .disagreements (--details)")
+        return [part for line in lines for part in wrap(line, width, 8)]
 
     def __str__(self) -> str:
         return "\n".join([*self.table(), *self.proof(), f"{self.status}  {self.verdict}"])
@@ -227,3 +275,11 @@ class ConvertReport:
             return ""
         lost = f", {self.lost} fusion{'s' if self.lost != 1 else ''} lost" if self.lost else ""
         return f"runs with your code{lost}" + (f": {self.form_why}" if self.form_why else "")
+
+
+def _alike(r: ReportRow) -> tuple[str, ...]:
+    return r.kind.split()[0] if r.kind else "", r.runs_as, r.bits, r.why
+
+
+def _difference(value: float | None) -> str:
+    return "-" if value is None else "0" if value == 0 else f"{value:.0e}"

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine import bitstrings, native, reference, run_reference
+from bitwright.engine import native, reference, run_reference
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_codes import SMALL, pool_struct
@@ -79,7 +79,7 @@ def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     if a["x_form"] == "bytes":
         weights = [w.reshape(shape) for w in reference.weight_integers(graph, node)]
         return [native.ConvPlan.bytes(w, x_mult=int(x["mult"]), **geometry) for w in weights]
-    bit = bitstrings.unpack_bits(graph.need(node, "bits"), (info["planes"], *shape))
+    bit = reference.unpack_bits(graph.need(node, "bits"), (info["planes"], *shape))
     x_mult = [int(x["mult"]) << p for p in range(code_planes(x["levels"]))]
     return [
         native.ConvPlan.bits(bit[t["planes"]], w_mult=t["mult"], w_zero=int(t["zero"]), x_mult=x_mult, **geometry)

@@ -92,7 +92,7 @@ def _spelled_out(i: int, node: Node, tensors: dict[str, Tensor]) -> dict[str, An
         attrs["tensors"] = roles = {str(r): f"{node.name}.{r}" for r in roles}
     if table is not None:
         key = f"{node.name}.thresholds"
-        numbers = isinstance(table, list) and 0 < len(table) <= INLINE and all(_threshold(t) for t in table)
+        numbers = listed(lambda v: type(v) in (int, float) and abs(v) < 1e39, 1, INLINE)(table)
         if not numbers or key in tensors or not isinstance(roles, dict):
             where = f"packed file: node {i} {node.name[:60]!r}"
             raise InputError(f"{where}: thresholds are not up to {INLINE} numbers", code="file-graph")
@@ -103,10 +103,6 @@ def _spelled_out(i: int, node: Node, tensors: dict[str, Tensor]) -> dict[str, An
             attrs[name] = value
     attrs.setdefault("owner", usual_owner(node.op, node.name))
     return attrs
-
-
-def _threshold(value: Any) -> bool:
-    return type(value) in (int, float) and abs(value) < 1e39
 
 
 # -- checks -------------------------------------------------------------------------------------------------

@@ -64,7 +64,8 @@ def _net(tensors: Sequence[Tensor], text: Tensor) -> PackedModel:
 
 def _run(inputs: list[Tensor], tensors: list[Tensor], text: Tensor, answers: str) -> list[Tensor]:
     made, seen = [], {t.untyped_storage().data_ptr() for t in inputs}
-    for y in _net(tensors, text).answers(*inputs):
+    net = _net(tensors, text)
+    for y in net.answers(net.environment(*inputs)):
         y = y.contiguous()
         if y.untyped_storage().data_ptr() in seen:  # an operator's answers share no memory
             y = y.clone()

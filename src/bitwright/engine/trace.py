@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
@@ -12,15 +10,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitwright.engine.graph import Graph
-from bitwright.engine.integers import NotInteger
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import HOOKS, Packing, in_channels, packing_of
-from bitwright.engine.prepare import does_not_run, first_line
-from bitwright.engine.quantizer import grid_of, split
+from bitwright.engine.packing import HOOKS, NotInteger, Packing, grid_of, packing_of, split
+from bitwright.engine.prepare import first_line, plain_weights
 from bitwright.engine.store import check_graph
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.parts import moment
+from bitwright.parts.scale import width_of
 from bitwright.parts.traits import traits_of
 from bitwright.quiet import quiet as silent
 from bitwright.transforms.copying import copy_model
@@ -97,33 +94,23 @@ class _InputMarker(nn.Module):
         return torch.ops.bitwright.marked_layer(x, self.name, [], [], [], [], 1)
 
 
-def _float_run(layer: SlotLayer, name: str, rank: int, inputs: dict[str, Packing]) -> nn.Module:
-    """A refused slot layer for the graph: the plain operator on the weight it uses, behind its input part.
+def _float_run(name: str, layer: SlotLayer, inputs: dict[str, Packing]) -> None:
+    """A refused slot layer becomes the plain operator on the weight it uses, behind its input part.
 
     The part becomes a quantizer of the graph where it has levels; any other is exported as the user wrote it.
     """
-    plain = copy.copy(layer)
-    plain._modules = dict.fromkeys(layer._modules)
-    plain._modules["gate"] = layer.gate
-    plain._parameters = dict(layer._parameters)
+    plain_weights(layer)
     if any(crop_of(layer)):
-        plain.__dict__["padding_mode"] = "constant"  # pads by an operator of its own: zeros, more on one side
-    with torch.no_grad():
-        plain._parameters["weight"] = nn.Parameter(layer.quantized_weight().detach().clone(), requires_grad=False)
-        bias = layer.quantized_bias()
-        if layer.b is not None and bias is not None:
-            plain._parameters["bias"] = nn.Parameter(bias.detach().clone(), requires_grad=False)
-    if layer.x is not None:
-        before, quantizer = split(layer.x)
-        known = all(map(folds, before))
-        try:
-            grid = None if quantizer is None else grid_of(quantizer, in_channels(layer), rank, spread=True)
-        except NotInteger:
-            known, grid = False, None
-        if known:
-            inputs[name] = Packing(grid, before, False)
-        plain._modules["x"] = _InputMarker(name) if known else layer.x
-    return plain
+        layer.__dict__["padding_mode"] = "constant"  # pads by an operator of its own: zeros, more on one side
+    before, quantizer = split(layer.x)
+    if layer.x is None or not all(map(folds, before)):
+        return
+    try:
+        grid = None if quantizer is None else grid_of(quantizer, width_of(layer) or 0, layer.weight.dim(), spread=True)
+    except NotInteger:
+        return
+    inputs[name] = Packing(grid, before, False)
+    layer._modules["x"] = _InputMarker(name)
 
 
 def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
@@ -134,13 +121,12 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     work, batch = copy_model(model).eval(), example if isinstance(example, tuple) else (example,)
     _check_batch(batch)
     layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
-    ranks = _ranks(work, layers, batch)
     packings: dict[str, Packing] = {}
     inputs: dict[str, Packing] = {}  # of refused layers, whose input part alone enters the graph
     refused: dict[str, str] = {}
     for name, layer in layers.items():
         _check_ends(name, layer)
-        found, rank = packing_of(layer, ranks.get(name, 4)), ranks.get(name, 4)
+        found = packing_of(layer)
         if isinstance(found, Packing):
             packings[name] = found
             if not found.coded_weight:
@@ -149,13 +135,15 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
         else:
             if layer.w is not None or layer.x is not None:
                 refused[name] = found
-            work = put(work, layer, _float_run(layer, name, rank, inputs))
+            _float_run(name, layer, inputs)
     graph = Lowering(simplified(_export(work, batch)), layers, packings, inputs).run()
-    if any(n.op == "aten" for n in graph.nodes):  # it must work on the meta device, as it will when the file is read
-        try:
-            check_graph(graph.copy(), folded=False)
-        except InputError as error:
-            raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+    try:
+        check_graph(
+            graph, folded=False
+        )  # on the meta device, as when the file is read: this says the shapes of its values
+    except InputError as error:
+        raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
+    graph.work = None
     return Traced(graph, refused)
 
 
@@ -185,33 +173,10 @@ def _check_ends(name: str, layer: SlotLayer) -> None:
     """A grid without ends has no finite set of codes, and no operator of the graph."""
     for slot, link in [("w", m) for m in links_of(layer.w)] + [("x", m) for m in links_of(layer.x)]:
         if traits_of(link).clip is False and moment(link, "encode") is None:
-            text = (
-                f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number of "
-                "bits holds them. Train with clip = true"
-            )
+            text = f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number"
+            text += " of bits holds them. Train with clip = true"
             more = {"given": "clip = false", "possible": "clip = true"}
             raise InputError(text, code="convert-unbounded", layer=name, **more)
-
-
-def _ranks(work: nn.Module, layers: dict[str, SlotLayer], example: tuple[Tensor, ...]) -> dict[str, int]:
-    """Number of axes of each slot layer's input."""
-    found: dict[str, int] = {}
-
-    def note(name: str, module: nn.Module, args: tuple[Any, ...]) -> None:
-        found[name] = args[0].dim()
-
-    hooks = [layer.register_forward_pre_hook(partial(note, name)) for name, layer in layers.items()]
-    try:
-        with torch.no_grad():
-            work(*example)
-    except InputError:
-        raise
-    except (RuntimeError, ValueError, TypeError) as error:
-        raise does_not_run(example, error) from None
-    finally:
-        for h in hooks:
-            h.remove()
-    return found
 
 
 def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -227,10 +192,6 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
             what = f": {line.removeprefix(' at ')} branches on a tensor value."
         else:
             what = f"{line}: {first_line(error)}"
-        raise InputError(
-            f"convert {type(work).__name__}: cannot trace forward{what} "
-            "Convert a part, bw.convert(model.body, x), or move the branch outside",
-            code="convert-trace",
-            given=line.removeprefix(" at ") or None,
-            remedy="bw.convert(model.body, x)",
-        ) from None
+        remedy, given = "bw.convert(model.body, x)", line.removeprefix(" at ") or None
+        text = f"convert {type(work).__name__}: cannot trace forward{what} Convert a part, {remedy}, or move the branch outside"
+        raise InputError(text, code="convert-trace", given=given, remedy=remedy) from None

@@ -1,7 +1,8 @@
 """Proof that the packed net is the trained net: codes and integers of every layer, then every value it returns.
 
-(a) given the trained layer's own input, packed codes and integers equal those of `encode`, layer by layer
-(b) the packed net equals its folded graph (layer form: each layer itself) in plain torch, bit for bit from the first code on
+(a) weights are the whole numbers of `encode`, and so are the codes of the trained layer's own input, layer by layer
+(b) the packed net equals its folded graph (layer form: each layer itself) in plain torch, bit for bit: codes, integers with
+    their scales, from the first code on
 (c) told the inputs of the trained net's coding layers, its values are those of the trained net up to rounding: an input of
     a layer may have another code only within the bound of a threshold, an output may differ by no more than the bound
 (d) the class of every image in two ordinary runs, where (c) leaves nothing but values near a threshold to differ by
@@ -15,18 +16,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.utils._pytree import tree_flatten
 
+from bitwright.engine import verify_runs as runs
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
 from bitwright.engine.report import Beyond, Disagreement, OutputProof
-from bitwright.engine.verify_layers import checks_of_graph, checks_of_layers, encodes, levels_of
-from bitwright.engine.verify_runs import GraphSide, Inputs, LayerSide, Outputs, Side, Trained, as_float
+from bitwright.engine.verify_runs import Inputs, Outputs, levels_of
 from bitwright.errors import InputError
+from bitwright.nn import SlotLayer
 from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 
 SLACK, ULPS = 64.0, 256
@@ -61,19 +63,19 @@ def batches_of(batches: Iterable[object], example: Any) -> Iterator[tuple[Call, 
         pairs = zip(found, leaves, strict=True) if structure == want else ()
         return structure == want and all(isinstance(f, Tensor) for f, x in pairs if isinstance(x, Tensor))
 
-    count = len(example) if isinstance(example, tuple) else 0
     for given in batches:
-        b = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
+        b: Any = tuple(given) if isinstance(given, list) and not isinstance(example, list) else given
+        first = b[0] if isinstance(b, (tuple, list)) and b else b
         if like(b):
             yield Call.of(b), None
-        elif isinstance(b, (tuple, list)) and len(b) and like(b[0]):
-            yield Call.of(b[0]), b[1] if len(b) > 1 else None
-        elif count and isinstance(b, tuple) and len(b) == count + 1 and like(b[:count]):
-            yield Call.of(b[:count]), b[count]
+        elif first is not b and like(first):
+            yield Call.of(first), b[1] if len(b) > 1 else None
+        elif isinstance(example, tuple) and isinstance(b, tuple) and like(b[:-1]):
+            yield Call.of(b[:-1]), b[-1]
         else:
             what = "a tensor" if isinstance(example, Tensor) else f"made like the example ({type(example).__name__})"
-            inner = b[0] if isinstance(b, tuple) and b else b
-            raise InputError(f"verify: a batch is {what} or a pair, got {type(inner).__name__}", code="verify-batch")
+            text = f"verify: a batch is {what} or a pair, got {type(first if isinstance(b, tuple) else b).__name__}"
+            raise InputError(text, code="verify-batch")
 
 
 def verify(
@@ -98,104 +100,98 @@ def verify(
             work = work or _Work(model, packed, call, proof)
             work.step(call, target)
     if not proof.images:
-        raise InputError(
-            "verify: no image to verify on: the batches are empty, or a generator that was used up. Give batches, "
-            "verify=True for the example, or verify=False",
-            code="verify-empty",
-        )
+        text = "verify: no image to verify on: the batches are empty, or a generator that was used up. Give batches, "
+        raise InputError(f"{text}verify=True for the example, or verify=False", code="verify-empty")
     return proof
 
 
 class _Work:
     def __init__(self, model: nn.Module, packed: nn.Module, call: Call, proof: Proof) -> None:
-        self.trained, self.proof = Trained(as_float(model, call)), proof
-        layers = self.trained.layers
+        self.trained, self.proof = runs.Trained(runs.as_float(model, call)), proof
+        self.side: runs.GraphSide | runs.LayerSide
         if isinstance(packed, PackedModel):
-            checks = checks_of_graph(layers, packed.graph, packed.backend)
-            self.side: Side = GraphSide(self.trained.model, packed, checks)
+            self.side = runs.GraphSide(self.trained, packed)
         else:
-            packed = as_float(packed, call)
-            self.side = LayerSide(packed, checks_of_layers(layers, packed_layers(packed)))
+            self.side = runs.LayerSide(self.trained, runs.as_float(packed, call))
         self.rates: dict[str, float] = {}
         self.measured = 0
+        self.units = {name: runs.unit_of(self.trained.layers[name]) for name in self.side.weights}
+        for name, ours in self.side.weights.items():
+            want = runs.whole_weights(self.trained.layers[name])
+            if len(want) != len(ours) or not all(map(torch.equal, want, ours)):
+                proof.inexact.append(name)
 
     def step(self, call: Call, target: Any) -> None:
-        want, told = self.trained.run(call), self.trained.inputs
-        exact = self._compare_layers(told, self.trained.outputs)
-        got, inputs = self.side.run(call, self.proof.inexact)
+        want, inputs = self.trained.run(call), self.trained.inputs
+        got, read, differing = self.side.free_run(call)
+        told = self.side.told_run(call, inputs)
+        exact, wrong = self._compare_layers(inputs, self.trained.outputs, told[2])
+        proof = self.proof
+        proof.inexact += [name for name in dict.fromkeys([*wrong, *differing]) if name not in proof.inexact]
         if self.measured < MEASURED:
-            self._measure(call, want, told, exact)
-        self._compare_told(call, want, told, self.proof.images)
-        self._compare_answers(want, _named(got, want), target, told, inputs, call.images)
+            self._measure(call, want, inputs, exact)
+        self._compare_told(want, inputs, _named(told[0], want), told[1])
+        self._compare_answers(want, _named(got, want), target, inputs, read, call.images)
 
-    def _compare_layers(self, inputs: Inputs, outputs: Inputs) -> Inputs:
-        """(a); returns the outputs of the coding layers without rounding, in float64."""
-        proof, exact = self.proof, {}
+    def _compare_layers(self, inputs: Inputs, outputs: Inputs, numbers: Inputs) -> tuple[Inputs, list[str]]:
+        """(a); returns the outputs of the coding layers without rounding, in float64, and layers that read other numbers."""
+        proof, exact, wrong = self.proof, {}, []
         for name, calls in inputs.items():
-            check, values = self.side.checks.get(name), exact.setdefault(name, [])
+            layer, values, ours = self.trained.layers[name], exact.setdefault(name, []), iter(numbers.get(name, []))
             for x, y in zip(calls, outputs[name], strict=True):
-                if check is not None:
-                    proof.layers.add(name)
-                if check is None or bool(x.isnan().any()):  # NaN has no code: the answer is NaN
-                    values.append(y.double())
+                values.append(y.double())
+                if name not in self.side.weights:
                     continue
-                want, value = check.trained(x)
-                same = all(torch.equal(a.double(), b.double()) for a, b in zip(want, check.integers(x), strict=True))
-                if not same and name not in proof.inexact:
-                    proof.inexact.append(name)
-                values.append(value.reshape(y.shape))
-                off = _largest(values[-1].float() - y)
-                proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
-        return exact
+                proof.layers.add(name)
+                read = next(ours, torch.empty(0)).reshape(-1)
+                if not bool(x.isnan().any()):  # NaN has no code: the answer is NaN
+                    levels = levels_of(layer, x)
+                    if not torch.equal((levels / self.units[name]).round().float().reshape(-1), read):
+                        wrong.append(name)
+                    if self.measured < MEASURED:
+                        values[-1] = runs.unrounded(layer, levels)
+                        off = _largest(values[-1].float() - y)
+                        proof.layer_difference[name] = max(off, proof.layer_difference.get(name, 0.0))
+        return exact, wrong
 
     def _measure(self, call: Call, want: Outputs, told: Inputs, exact: Inputs) -> None:
         """Relative bounds from what float32 did to the trained net's own values."""
         outputs, inputs = self.trained.in_double(call, exact) or ({}, {})
         self.measured += call.images
-        pairs: list[tuple[str, Tensor, Tensor | None]] = [(f"output{k}", y, outputs.get(k)) for k, y in want.items()]
-        for name, calls in told.items():
-            others: list[Any] = inputs.get(name) or [None] * len(calls)
-            pairs += [(name, x, other) for x, other in zip(calls, others, strict=False)]
-        for name, value, other in pairs:
-            rate, size = UNMEASURED, _largest(value)
-            if not value.is_floating_point():
-                continue
-            if other is not None and other.shape == value.shape:
-                rate = min(MOST, LEAST + (SLACK * _largest(other - value.double()) / size if size else 0.0))
-            self.rates[name] = max(rate, self.rates.get(name, 0.0))
+        for where, _, value, other in _pairs(want, told, outputs, inputs):
+            if value.is_floating_point():
+                rate, size = UNMEASURED, _largest(value)
+                if other is not None and other.shape == value.shape:
+                    rate = min(MOST, LEAST + (SLACK * _largest(other - value.double()) / size if size else 0.0))
+                self.rates[where] = max(rate, self.rates.get(where, 0.0))
 
-    def _compare_told(self, call: Call, want: Outputs, told: Inputs, start: int) -> None:
+    def _compare_told(self, want: Outputs, told: Inputs, outputs: Outputs, inputs: Inputs) -> None:
         """(c)"""
-        outputs, inputs = self.side.told(call, told)
-        outputs = _named(outputs, want)
-        for name, calls in told.items():
-            for expected, got in zip(calls, inputs.get(name, []), strict=False):
-                if got.shape == expected.shape:
-                    self._near(name, as_pixels(expected), got.float(), start)
-        for key, expected in want.items():
-            got, where = outputs.get(key), f"output{key}"
+        for where, name, expected, got in _pairs(want, told, outputs, inputs):
             if got is None or got.shape != expected.shape:
-                self._judge(where, torch.full((1,), torch.inf), 0.0, start)
+                if name is None:
+                    self._judge(where, torch.full((1,), torch.inf), 0.0)
+            elif name is not None:
+                self._near(where, self.trained.layers[name], as_pixels(expected), got.float())
             elif expected.is_floating_point():
-                bound, proof = self._bound(where, expected, expected), self._output(key, expected)
-                self._judge(where, difference(expected, got), bound, start)
+                bound, proof = self._bound(where, expected, expected), self._output(where, expected)
+                self._judge(where, difference(expected, got), bound)
                 proof.bound = max(proof.bound, bound)
 
-    def _bound(self, name: str, expected: Tensor, got: Tensor) -> float:
-        return self.rates.get(name, UNMEASURED) * max(_largest(expected), _largest(got), 1e-30)
+    def _bound(self, where: str, expected: Tensor, got: Tensor) -> float:
+        return self.rates.get(where, UNMEASURED) * max(_largest(expected), _largest(got), 1e-30)
 
-    def _near(self, name: str, expected: Tensor, got: Tensor, start: int) -> None:
+    def _near(self, where: str, layer: SlotLayer, expected: Tensor, got: Tensor) -> None:
         """An input of a coding layer: the trained one within the bound, or with its codes up to a threshold within it."""
-        bound, layer = self._bound(name, expected, got), self.trained.layers[name]
+        bound = self._bound(where, expected, got)
         off = torch.where(expected.isnan(), 0.0, difference(expected, got))  # then the answer is NaN, and judged there
-        if bool((off > bound).any()) and not self.side.strict and encodes(layer):
-            low, high = levels_of(layer, got - bound), levels_of(layer, got + bound)
-            low, high = torch.minimum(low, high), torch.maximum(low, high)
+        if bool((off > bound).any()) and not self.side.strict and runs.encodes(layer):
+            ends = levels_of(layer, got - bound), levels_of(layer, got + bound)
             level = levels_of(layer, expected)
-            off = torch.where((low <= level) & (level <= high), 0.0, off)
-        self._judge(f"input of {name or 'the layer'}", off, bound, start)
+            off = torch.where((torch.minimum(*ends) <= level) & (level <= torch.maximum(*ends)), 0.0, off)
+        self._judge(where, off, bound)
 
-    def _judge(self, where: str, off: Tensor, bound: float, start: int) -> None:
+    def _judge(self, where: str, off: Tensor, bound: float) -> None:
         """Notes a difference beyond its bound: the first image, and the largest one seen."""
         wrong = off > bound
         if not bool(wrong.any()):
@@ -203,11 +199,12 @@ class _Work:
         image = int(wrong.reshape(off.shape[0], -1).any(1).nonzero()[0]) if off.dim() else 0
         found = next((b for b in self.proof.beyond if b.where == where), None)
         if found is None:
-            self.proof.beyond.append(found := Beyond(where, 0.0, 0.0, start + image))
+            self.proof.beyond.append(found := Beyond(where, 0.0, 0.0, self.proof.images + image))
         if float(off.max()) > found.difference:
             found.difference, found.bound = float(off.max()), bound
 
-    def _output(self, key: str, value: Tensor) -> OutputProof:
+    def _output(self, where: str, value: Tensor) -> OutputProof:
+        key = where.removeprefix("output")
         kind = "classes" if value.dim() == 2 and value.shape[1] > 1 and value.is_floating_point() else "values"
         return self.proof.outputs.setdefault(key, OutputProof(key, kind))
 
@@ -215,30 +212,30 @@ class _Work:
         self, want: Outputs, got: Outputs, target: Any, told: Inputs, inputs: Inputs, images: int
     ) -> None:
         """(d)"""
-        proof = self.proof
-        same = torch.ones(images, dtype=torch.bool)
-        first: dict[int, tuple[str, int, int, float]] = {}
+        proof, same = self.proof, torch.ones(images, dtype=torch.bool)
+        first: dict[int, Disagreement] = {}
         for key, expected in want.items():
-            found, output = got.get(key), self._output(key, expected)
+            found, output = got.get(key), self._output(f"output{key}", expected)
             if found is None or found.shape != expected.shape:
                 continue  # named by (c)
             off = _largest(difference(expected, found))
             output.largest, proof.largest = max(output.largest, off), max(proof.largest, off)
             alike, wanted, given = same_answer(expected, found, output.kind)
             if len(alike) != images:  # no answer for each image: one for the whole batch
-                alike = alike.all().expand(images)
-                wanted = given = torch.full((images,), -1)
+                alike, wanted = alike.all().expand(images), torch.full((images,), -1)
+                given = wanted
             output.images += images
             output.same += int(alike.sum())
             if output.kind == "classes":
                 output.count(wanted, target)
             for i in (~alike).nonzero().flatten().tolist():
                 margin = _margin(expected, i) if len(expected) == images else 0.0
-                first.setdefault(i, (key, int(wanted[i]), int(given[i]), margin))
+                classes = int(wanted[i]), int(given[i])
+                first.setdefault(i, Disagreement(proof.images + i, *classes, margin, "", key))
             same &= alike
-        for i, (key, wanted, given, margin) in sorted(first.items()):
-            layer = self._first_difference(told, inputs, i, images)
-            proof.disagreements.append(Disagreement(proof.images + i, wanted, given, margin, layer, key))
+        for i, found in sorted(first.items()):
+            found.first_layer = self._first_difference(told, inputs, i, images)
+            proof.disagreements.append(found)
         proof.images += images
         proof.same += int(same.sum())
 
@@ -249,15 +246,25 @@ class _Work:
         """
         for name, calls in told.items():
             layer = self.trained.layers[name]
-            if not encodes(layer):
+            if not runs.encodes(layer):
                 continue
             for a, b in zip(calls, inputs.get(name, []), strict=False):
-                a, b = as_pixels(a), as_pixels(b)
                 if a.shape == b.shape and len(a) == images:
                     a, b = a[image : image + 1], b[image : image + 1]
                     if not torch.equal(levels_of(layer, a), levels_of(layer, b)):
                         return name
         return ""
+
+
+def _pairs(
+    want: Outputs, told: Inputs, outputs: Outputs, inputs: Inputs
+) -> Iterator[tuple[str, str | None, Tensor, Tensor | None]]:
+    """(where, layer or None, its value, the other net's) of each output and each input of a coding layer."""
+    yield from ((f"output{key}", None, y, outputs.get(key)) for key, y in want.items())
+    for name, calls in told.items():
+        others = inputs.get(name, [])
+        for x, other in zip_longest(calls, others[: len(calls)]):
+            yield f"input of {name or 'the layer'}", name, x, other
 
 
 def _named(got: Outputs, want: Outputs) -> Outputs:

@@ -14,15 +14,20 @@ import torch
 from torch import Tensor, nn
 from torch.utils._pytree import keystr, tree_flatten_with_path
 
-from bitwright.engine import run_reference
+from bitwright.engine import native, reference
+from bitwright.engine.graph import Graph, Node
+from bitwright.engine.layer_form import packed_layers
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.packed_layer import packed_layers
+from bitwright.engine.packing import grid_of, split, weight_terms
+from bitwright.engine.prepare import plain_weights
 from bitwright.engine.rules import CODED
-from bitwright.engine.verify_layers import LayerCheck, plain_codes
-from bitwright.nn import is_slot_layer
+from bitwright.nn import SlotLayer, is_slot_layer
+from bitwright.parts import moment
+from bitwright.parts.scale import width_of
 from bitwright.transforms.call import Call, as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import quiet
+from bitwright.types import Coded
 
 Inputs = dict[str, list[Tensor]]  # of a layer, one for each of its calls
 Outputs = dict[str, Tensor]  # by their place in what the model returns; "" where that is one tensor
@@ -44,26 +49,32 @@ def as_float(model: nn.Module, call: Call) -> nn.Module:
         return copy_model(model).eval()
 
 
+def coding(model: nn.Module) -> list[str]:
+    """Slot layers with an input part."""
+    return [n for n, m in model.named_modules() if is_slot_layer(m) and m.x is not None]
+
+
 class RecordedModel:
-    """A model whose layers remember what they see and give, call by call; a run can tell them their inputs or answers."""
+    """A copy of a model whose layers remember what they see and give, call by call; a run can tell them their inputs or
+    answers."""
 
     def __init__(self, model: nn.Module, layers: Iterable[str]) -> None:
-        self.model = model
+        self.model = copy_model(model).eval()
         self.inputs: Inputs = {}
         self.outputs: Inputs = {}
         self.told: Inputs = {}
         self.answers: Inputs = {}
         for name in layers:
-            self._watch(name, model.get_submodule(name))
+            self._watch(name, self.model.get_submodule(name))
 
     def _watch(self, name: str, layer: nn.Module) -> None:
-        def forward(x: Tensor, *args: Any, was: Any = layer.forward, **kwargs: Any) -> Tensor:
+        def forward(input: Tensor, *args: Any, was: Any = layer.forward, **kwargs: Any) -> Tensor:
             calls, told, answers = self.inputs.setdefault(name, []), self.told.get(name, []), self.answers.get(name, [])
             k = len(calls)
-            calls.append(x.detach().clone())  # a later operator may write into it
-            if k < len(told) and told[k].shape == x.shape:
-                x = told[k]
-            y = answers[min(k, len(answers) - 1)].clone() if answers else was(x, *args, **kwargs)
+            calls.append(input.detach().clone())  # a later operator may write into it
+            if k < len(told) and told[k].shape == input.shape:
+                input = told[k]
+            y = answers[min(k, len(answers) - 1)].clone() if answers else was(input, *args, **kwargs)
             self.outputs.setdefault(name, []).append(y.detach().clone())
             return y
 
@@ -76,25 +87,19 @@ class RecordedModel:
 
 
 class Trained(RecordedModel):
-    """A copy of the trained net that remembers what its coding layers see and give."""
+    """The trained net, which remembers what its coding layers see and give."""
 
     def __init__(self, model: nn.Module) -> None:
-        self.plain = copy_model(model).eval()  # for the run in float64
-        copied = copy_model(self.plain)
-        self.layers = {n: m for n, m in copied.named_modules() if is_slot_layer(m)}
-        super().__init__(copied, [n for n, layer in self.layers.items() if layer.x is not None])
+        super().__init__(model, coding(model))
+        self.plain = model  # for the run in float64
+        self.layers = {n: m for n, m in self.model.named_modules() if is_slot_layer(m)}
 
     def in_double(self, call: Call, answers: Inputs) -> tuple[Outputs, Inputs] | None:
         """The net in float64 with the outputs of its coding layers given; None where its code asks for float32."""
         model = copy_model(self.plain)
         for name, layer in list(model.named_modules()):
             if is_slot_layer(layer) and name not in answers and layer.gate is None and layer.x is None:
-                with torch.no_grad():  # float inputs: the weight as it is used, in float64
-                    weight, bias = layer.quantized_weight().detach().clone(), layer.quantized_bias()
-                    bias = None if bias is None else bias.detach().clone()
-                layer.set_slots(w=None, b=None)
-                layer.weight = nn.Parameter(weight, requires_grad=False)
-                layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+                plain_weights(layer)  # float inputs: the weight as it is used, in float64
         watched = RecordedModel(model.double(), answers)
         try:
             found = watched.run(call.map(lambda t: t.double() if t.is_floating_point() else t), answers=answers)
@@ -103,30 +108,139 @@ class Trained(RecordedModel):
         return found, watched.inputs
 
 
+# -- one layer: what it computes with, in the trained net ----------------------------------------------------
+def encodes(layer: nn.Module) -> bool:
+    """Whether a slot layer's input becomes codes."""
+    return moment(getattr(layer, "x", None), "encode") is not None
+
+
+def exactly(part: nn.Module | None, x: Tensor) -> Coded:
+    """What a part makes of x, its steps in float64."""
+    encode = moment(part, "encode")
+    assert encode is not None
+    code = encode(x)
+    return Coded(code.bit, code.coef.detach().double(), code.offset.detach().double())
+
+
+def levels_of(layer: SlotLayer, x: Tensor) -> Tensor:
+    """The value that stands for each input: what the layer computes with, in float64."""
+    x = as_pixels(x)
+    batch = x[None] if x.dim() == layer.weight.dim() - 1 else x  # parts tell samples from channels
+    return exactly(layer.x, batch).value().expand(batch.shape).reshape(x.shape)
+
+
+def whole_weights(layer: SlotLayer) -> list[Tensor]:
+    """The whole numbers of each term of a trained weight: int32 [O, ...]."""
+    code = exactly(layer.w, layer.slot_weight().detach())
+    return [reference.whole_numbers(code.bit, *term.code) for term in weight_terms(code)]
+
+
+def unit_of(layer: SlotLayer) -> float:
+    """What one unit of the input's whole numbers is worth."""
+    quantizer = split(layer.x)[1]
+    assert quantizer is not None
+    return grid_of(quantizer, width_of(layer) or 0, layer.weight.dim()).unit
+
+
+def unrounded(layer: SlotLayer, levels: Tensor) -> Tensor:
+    """The layer's output in float64, before any rounding."""
+    weight, bias = exactly(layer.w, layer.slot_weight().detach()).value(), layer.quantized_bias()
+    return layer.op(levels, layer.from_slot(weight), None if bias is None else bias.detach().double())
+
+
+# -- packed nets ----------------------------------------------------------------------------------------------
+def numbers_read(graph: Graph, node: Node, env: dict[str, Tensor]) -> Tensor:
+    """The whole numbers that a coded layer computes with."""
+    x = graph.node(node.inputs[0])
+    return reference.numbers(env[x.name], x.attrs["mult"], x.attrs["zero"], x.attrs["last"])
+
+
+def differing(packed: PackedModel, mine: dict[str, Tensor], plain: dict[str, Tensor]) -> list[str]:
+    """Layers whose codes or values on the kernels are not those of the folded graph in plain torch: fused thresholds,
+    pooled bits, emitted codes, integers with their scales."""
+    runtime = {n.name: n for n, _, _ in packed.steps()}
+    emitted = {str(n.attrs["extra"]): n for n in runtime.values() if "extra" in n.attrs}
+    found: list[str] = []
+    for name, node in packed.graph.by_name().items():
+        made = runtime.get(name) or emitted.get(name)
+        if made is None or name not in mine:
+            continue
+        if node.op == "quantize":
+            form = made.attrs.get("emit") or made.attrs  # a value may have other axes than the node that it comes from
+            groups = int(form.get("groups", 1)) if name in runtime else 1
+            got, want = _plain_codes(mine[name], made, groups).reshape(-1), plain[name].reshape(-1)
+            same = torch.equal(got, want)
+        else:
+            exact = made.op in CODED and len(made.inputs) == 1
+            same = not (made.op in CODED or name in packed.outputs) or _equal(mine[name], plain[name], exact)
+        if not same:
+            found.append(made.owner.removesuffix(".x"))
+    return list(dict.fromkeys(found))
+
+
+def _plain_codes(value: Tensor, node: Node, groups: int) -> Tensor:
+    """Codes of any backend as int64, in the order of the value's own axes [N, C, H, W] or [N, C]."""
+    if value.dtype == torch.int64:
+        return value
+    codes = value if value.dtype == torch.uint8 else native.unpack_codes(value, node.channels, groups)
+    return (codes if node.last else codes.permute(0, 3, 1, 2)).long()
+
+
+def _equal(got: Tensor, want: Tensor, exact: bool) -> bool:
+    """Bit for bit; behind float operators up to the order of their sums, which the memory layout decides."""
+    if got.shape != want.shape or not torch.equal(got.isnan(), want.isnan()):
+        return False
+    got, want = got.nan_to_num(), want.nan_to_num()
+    if exact or not got.numel() or not got.is_floating_point():
+        return torch.equal(got, want)
+    return float((got - want).abs().max()) <= 2**-18 * float(want.abs().max())
+
+
 class GraphSide:
-    """The graph form: `packed` beside the folded graph in plain torch, which it must equal bit for bit.
+    """The graph form: `packed`, and its folded graph in plain torch, whose layers can be told what to read.
 
     strict  whether a layer's input is the trained layer's, not only its codes: a clip that no code depends on is gone
     """
 
     strict = False
 
-    def __init__(self, model: nn.Module, packed: PackedModel, checks: dict[str, LayerCheck]) -> None:
-        self.model, self.packed, self.folded, self.checks = model, packed, packed.graph, checks
+    def __init__(self, trained: Trained, packed: PackedModel) -> None:
+        self.model, self.packed = trained.model, packed
+        self.coded = [n for n in packed.graph.nodes if n.op in CODED]
+        self.weights = {n.owner: reference.weight_integers(packed.graph, n) for n in self.coded}
+        by_name = packed.graph.by_name()
         self.answers: Outputs = {}
-        self.steps = run_reference.build(self.folded)
-        owners = {n.name: n.owner for n in self.folded.nodes}
         # where the input part of a layer begins, in the order of the calls
         self.starts = {
             n.name: n.owner.removesuffix(".x")
-            for n in self.folded.nodes
-            if n.owner.endswith(".x") and owners[n.inputs[0]] != n.owner
+            for n in packed.graph.nodes
+            if n.owner.endswith(".x") and by_name[n.inputs[0]].owner != n.owner
         }
+
+    def free_run(self, call: Call) -> tuple[Outputs, Inputs, list[str]]:
+        """(answers, what coding layers read, layers that differ in plain torch)."""
+        call = call.in_order(self.model)
+        self.answers = outputs_of(self.packed(*call.args))
+        plain, seen = self._walk(call, {})
+        if any(not bool(t.isfinite().all()) for t in call.tensors):
+            return self.answers, seen, []
+        mine = self.packed.values(self.packed.environment(*call.args))
+        return self.answers, seen, differing(self.packed, mine, plain)
+
+    def told_run(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs, Inputs]:
+        """(answers, what coding layers would have read, their whole numbers), after `free_run` of the same call."""
+        env, seen = self._walk(call.in_order(self.model), inputs)
+        numbers: Inputs = {name: [] for name in self.weights}
+        for node in self.coded:
+            numbers[node.owner].append(numbers_read(self.packed.graph, node, env))
+        found = zip(self.answers.items(), self.packed.outputs, strict=True)
+        # samples with NaN in an input have NaN in the answer, which no value inside has
+        return {key: torch.where(y.isnan(), y, env[name]) for (key, y), name in found}, seen, numbers
 
     def _walk(self, call: Call, told: Inputs) -> tuple[dict[str, Tensor], Inputs]:
         """Values of the folded graph, layers told what they are to read; and what they would have read."""
         env, seen = self.packed.environment(*call.args), {}
-        for node, step in self.steps:
+        for node, step, _ in self.packed.folded_steps():
             name = self.starts.get(node.name)
             if name is None:
                 step(env)
@@ -140,77 +254,28 @@ class GraphSide:
             env[node.name] = other[node.name]
         return env, seen
 
-    def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]:
-        call = call.in_order(self.model)
-        got = self.answers = outputs_of(self.packed(*call.args))
-        env, inputs = self._walk(call, {})
-        if all(bool(t.isfinite().all()) for t in call.tensors):
-            differing = self._differing_codes(self.packed.values(*call.args), env)
-            by_name = self.folded.by_name()
-            for (key, value), name in zip(got.items(), self.packed.outputs, strict=True):
-                if not _equal(value, env[name], exact=by_name[name].op in CODED):
-                    differing.append(f"output{key}")
-            inexact += [name for name in dict.fromkeys(differing) if name not in inexact]
-        return got, inputs
 
-    def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
-        """After `run` of the same call."""
-        env, seen = self._walk(call.in_order(self.model), inputs)
-        found = zip(self.answers.items(), self.packed.outputs, strict=True)
-        # samples with NaN in an input have NaN in the answer, which no value inside has
-        return {key: torch.where(y.isnan(), y, env[name]) for (key, y), name in found}, seen
-
-    def _differing_codes(self, values: dict[str, Tensor], env: dict[str, Tensor]) -> list[str]:
-        """Fused thresholds, pooled bits and emitted codes against the folded graph in plain torch."""
-        runtime = {n.name: n for n, _, _ in self.packed.steps()}
-        emitted = {str(n.attrs["extra"]): n for n in runtime.values() if "extra" in n.attrs}
-        found: list[str] = []
-        for node in self.folded.nodes:
-            mine = runtime.get(node.name) or emitted.get(node.name)
-            if node.op != "quantize" or node.name not in values or mine is None:
-                continue
-            form = mine.attrs.get("emit") or mine.attrs  # a value may have other axes than the node that it comes from
-            groups = int(form.get("groups", 1)) if node.name in runtime else 1
-            got, want = plain_codes(values[node.name], mine, groups), env[node.name]
-            if got.numel() != want.numel() or not torch.equal(got.reshape(-1), want.reshape(-1)):
-                found.append(node.owner.removesuffix(".x"))
-        return found
-
-
-def _equal(got: Tensor, want: Tensor, exact: bool) -> bool:
-    """Bit for bit; behind float operators up to the order of their sums, which the memory layout decides."""
-    if got.shape != want.shape or not torch.equal(got.isnan(), want.isnan()):
-        return False
-    if exact or not got.numel():
-        return torch.equal(got.nan_to_num(), want.nan_to_num())
-    got, want = got.nan_to_num(), want.nan_to_num()
-    return float((got - want).abs().max()) <= 2**-18 * float(want.abs().max())
-
-
-class LayerSide:
+class LayerSide(RecordedModel):
     """The layer form: the user's module with packed layers; a layer on the kernels equals itself in plain torch."""
 
     strict = True
 
-    def __init__(self, model: nn.Module, checks: dict[str, LayerCheck]) -> None:
-        model, self.checks = copy_model(model).eval(), checks
-        self.packed = packed_layers(model)
-        coding = [n for n, m in model.named_modules() if is_slot_layer(m) and m.x is not None]
-        self.watched = RecordedModel(model, [*self.packed, *coding])
+    def __init__(self, trained: Trained, model: nn.Module) -> None:
+        super().__init__(model, [*packed_layers(model), *coding(model)])
+        self.packed = {n: p for n, p in packed_layers(self.model).items() if p.node.op in CODED}
+        self.weights = {n: reference.weight_integers(p.packed.graph, p.node) for n, p in self.packed.items()}
 
-    def run(self, call: Call, inexact: list[str]) -> tuple[Outputs, Inputs]:
-        found = self.watched.run(call)
+    def free_run(self, call: Call) -> tuple[Outputs, Inputs, list[str]]:
+        answers, wrong = self.run(call), []
+        for name, layer in packed_layers(self.model).items():
+            for x in self.inputs.get(name, [])[:1]:
+                runs = (layer.packed.values(layer.environment(x), plain) for plain in (False, True))
+                wrong += [name] if differing(layer.packed, *runs) else []
+        return answers, self.inputs, wrong
+
+    def told_run(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs, Inputs]:
+        numbers: Inputs = {}
         for name, layer in self.packed.items():
-            for x in self.watched.inputs.get(name, [])[:1]:
-                x = layer.batched(x)
-                shape = tuple(x.shape[1:])
-                plain = PackedModel(layer.graph(shape), "reference")
-                if not torch.equal(layer.program(shape)(x), plain(x)) and name not in inexact:
-                    inexact.append(name)
-        return found, self.watched.inputs
-
-    def told(self, call: Call, inputs: Inputs) -> tuple[Outputs, Inputs]:
-        return self.watched.run(call, inputs), self.watched.inputs
-
-
-Side = GraphSide | LayerSide  # a packed net that can be run as it is, and told the inputs of its coding layers
+            envs = [layer.packed.values(layer.environment(x), plain=True) for x in inputs.get(name, [])]
+            numbers[name] = [numbers_read(layer.packed.graph, layer.node, env) for env in envs]
+        return self.run(call, inputs), self.inputs, numbers

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from bitwright.engine import bitstrings, reference
-from bitwright.engine.borders import border_classes, corrections, tap_sums
-from bitwright.engine.even import EvenGrid
+from bitwright.engine import reference
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node, ints
 from bitwright.engine.operators import function
+from bitwright.engine.reference import border_classes, corrections, tap_sums
+from bitwright.engine.thresholds import EvenGrid
 
 if TYPE_CHECKING:
     from bitwright.export.net import FusedNet
@@ -263,12 +263,12 @@ def _convolutions(node: Node, values: list[Tensor]) -> list[tuple[dict[str, Any]
 def _weight(net: FusedNet, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
     """The names of bits, shape, mult, zero of one term of a weight, or of several alike, their outputs side by side."""
     info, count = node.attrs["weight"], int(term.get("count", 1))
-    bit = bitstrings.unpack_bits(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
+    bit = reference.unpack_bits(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
     planes = len(term["planes"]) // count
     bit = bit.reshape(count, planes, *info["shape"]).transpose(0, 1)
     shape = [planes, count * info["shape"][0], info["shape"][1], *kernel]
     return [
-        net.keep(node, f"bits{number}", bitstrings.pack_bits(bit), torch.uint8),
+        net.keep(node, f"bits{number}", reference.pack_bits(bit), torch.uint8),
         net.keep(node, f"shape{number}", shape, torch.int64),
         net.keep(node, f"mult{number}", term["mult"], torch.int32),
         net.keep(node, f"zero{number}", [int(term["zero"])], torch.int32),

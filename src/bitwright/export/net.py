@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from bitwright.engine import reference
-from bitwright.engine.even import even_grid
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
 from bitwright.engine.rules import CODED
+from bitwright.engine.thresholds import even_grid
 from bitwright.export import coded
 
 Values = dict[str, Tensor]

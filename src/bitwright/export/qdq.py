@@ -16,9 +16,9 @@ from torch import Tensor
 from torch.onnx.ops import symbolic
 
 from bitwright.engine import reference
-from bitwright.engine.even import even_grid
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.rules import CODED
+from bitwright.engine.thresholds import even_grid
 from bitwright.errors import InputError
 from bitwright.export.net import FusedNet, Values
 
@@ -80,7 +80,7 @@ class QdqNet(FusedNet):
         return rounded
 
     def _numbers(self, codes: Tensor, constants: list[str], axis: int | None = None) -> Tensor:
-        attrs = {} if axis is None else {"axis": axis}
+        attrs: dict[str, Any] = {} if axis is None else {"axis": axis}
         given = [codes, *map(self.get_buffer, constants)]
         return symbolic("DequantizeLinear", given, attrs, dtype=torch.float32, shape=list(codes.shape), version=OPSET)
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from bitwright.errors import InputError, nearest
+from bitwright.errors import unknown
 from bitwright.importers.mapping import Imported, MappedKey
 from bitwright.runs.pth import read_checkpoint
 
@@ -37,12 +37,7 @@ def import_checkpoint(path: str | os.PathLike[str], source: str, model: str | No
     """
     where = Path(path).name
     if source not in sources():
-        raise InputError(
-            f"import {where}: unknown source {source!r}.{nearest(source, sources())} Known: {', '.join(sources())}",
-            code="import-source",
-            given=source,
-            possible=", ".join(sources()),
-        )
+        raise unknown(f"import {where}: unknown source {source!r}", source, sources(), code="import-source")
     from bitwright.importers import dnn_gating, network_compression, pca_hybrid, xnor_net
 
     readers = {

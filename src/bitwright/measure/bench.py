@@ -159,7 +159,7 @@ def _is_graph(model: nn.Module | None) -> bool:
 
 
 def _is_packed(model: nn.Module) -> bool:
-    from bitwright.engine.packed_layer import packed_layers
+    from bitwright.engine.layer_form import packed_layers
 
     return _is_graph(model) or bool(packed_layers(model))
 

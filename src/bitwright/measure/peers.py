@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bitwright.errors import InputError, nearest
+from bitwright.errors import unknown
 from bitwright.measure import peers_openvino, peers_ort, peers_torch
 from bitwright.quiet import quiet
 from bitwright.transforms.twin import FloatNet, one_line
@@ -38,12 +38,7 @@ def check_peers(against: tuple[str, ...]) -> None:
     """`InputError` for a peer that is not known."""
     for name in against:
         if name not in PEERS:
-            raise InputError(
-                f"bench: unknown peer {name!r}.{nearest(name, PEERS)} Known: {', '.join(PEERS)}",
-                code="peer-unknown",
-                given=name,
-                possible=", ".join(PEERS),
-            )
+            raise unknown(f"bench: unknown peer {name!r}", name, PEERS, code="peer-unknown")
 
 
 def build_peer(name: str, net: FloatNet | str, threads: int) -> Peer:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from bitwright import numbers
-from bitwright.tabular import fit, wrap
+from bitwright.tabular import csv_text, fit, markdown, wrap
 from bitwright.timing import NOISY, Timing, quality
 
 
@@ -161,10 +159,8 @@ class BenchTable:
 
     def to_markdown(self) -> str:
         """A Markdown table, then the machine line and the sentence."""
-        head = [*self.HEADERS[:-1], "note"]
-        rows = ["| " + " | ".join(cells) + " |" for cells in ([*head], *self.cells())]
-        rule = "|---|---|" + "---:|" * 3 + "---|---|"
-        return "\n".join([rows[0], rule, *rows[1:], "", f"{self.head()}; {self.summary()}; {self.quality}"])
+        table = markdown([*self.HEADERS[:-1], "note"], self.cells(), range(2, 6))
+        return f"{table}\n\n{self.head()}; {self.summary()}; {self.quality}"
 
     def records(self) -> list[dict[str, Any]]:
         """One flat dict a row: raw values with the unit in the key, then the machine's columns."""
@@ -173,12 +169,7 @@ class BenchTable:
 
     def to_csv(self) -> str:
         """`records` as CSV text; empty where nothing was measured."""
-        text = io.StringIO()
-        records = self.records()
-        writer = csv.DictWriter(text, list(records[0]) if records else [], lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(records)
-        return text.getvalue()
+        return csv_text(self.records())
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, for JSON."""

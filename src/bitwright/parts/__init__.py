@@ -13,6 +13,7 @@ from bitwright.parts import (  # noqa: F401  (importing a module registers its p
     bireal,
     bwn,
     channel_gate,
+    codebook,
     dorefa,
     dorefa_g,
     dropout,

@@ -19,6 +19,7 @@ class Traits:
     bits_range: str = ""  # the values that the option `bits` takes, for listings
     planes: int | None = None  # bit planes of the code: what kernels pay for
     storage_bits: int | None = None  # bits of one value in a file
+    group: int | None = None  # weights of a filter that share a scale; None: all of them
     signed: bool | None = None  # whether the values lie on both sides of zero
     clip: bool = True  # False: a grid without ends, so no number of bits names its levels
     begins_at_zero: bool = False  # its grid begins at 0: a ReLU in front of it changes nothing

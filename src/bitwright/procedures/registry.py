@@ -26,12 +26,14 @@ class Procedure:
                returns a `Report`, or leaves it alone and returns a `Recipe` to apply
     options    their names, types and defaults: the keyword parameters of the function
     data       whether it sees training batches, each (inputs, labels)
+    verb       the command that runs it: "prune", "quantize", or "compress" for the rest
     """
 
     name: str
     function: Callable[..., Report | Recipe]
     options: type[BaseModel]
     data: bool
+    verb: str = "compress"
 
     @property
     def summary(self) -> str:
@@ -60,8 +62,8 @@ class Procedure:
         return self.function(model, *([batches] if self.data else []), **self.check(options))
 
 
-def procedure(name: str) -> Callable[[Function], Function]:
-    """Decorator: enters a function under `name`; the function stays what it is.
+def procedure(name: str, verb: str = "compress") -> Callable[[Function], Function]:
+    """Decorator: enters a function under `name`, for a command; the function stays what it is.
 
     >>> @procedure("halve_for_docs")
     ... def halve(model: nn.Module, *, by: float = 2.0) -> Report: ...
@@ -80,7 +82,7 @@ def procedure(name: str) -> Callable[[Function], Function]:
         fields: Any = {n: (hints[n], ... if d is inspect.Parameter.empty else d) for n, d in keywords.items()}
         options = create_model(name, __config__=ConfigDict(extra="forbid", arbitrary_types_allowed=True), **fields)
         places = [p for p in parameters if p.kind is not p.KEYWORD_ONLY]
-        _PROCEDURES[name] = Procedure(name, function, options, data=len(places) > 1)
+        _PROCEDURES[name] = Procedure(name, function, options, len(places) > 1, verb)
         return function
 
     return register
@@ -99,13 +101,13 @@ def get(name: str) -> Procedure:
     return _PROCEDURES[name]
 
 
-def names() -> list[str]:
-    """All procedures that a stage or a command may name.
+def names(verb: str | None = None) -> list[str]:
+    """All procedures that a stage or a command may name; `verb`: those of one command.
 
-    >>> "recalibrate_batchnorm" in names()
-    True
+    >>> "recalibrate_batchnorm" in names(), "l_obs" in names("prune")
+    (True, True)
     """
-    return sorted(_PROCEDURES)
+    return sorted(name for name, found in _PROCEDURES.items() if verb in (None, found.verb))
 
 
 def forget(name: str) -> None:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 
+from bitwright import tabular
 from bitwright.reporting.groups import Group, Spread
 from bitwright.reporting.matrix import Matrix
 
@@ -18,16 +17,12 @@ _LATEX = {
 
 def markdown(table: Matrix) -> str:
     """A row per group, so that it stays readable in a terminal; the best of a column is bold."""
-    head = ["run", *(row.name for row in table.rows)]
-    lines = [_line(head), _line(["---", *("---:" for _ in table.rows)])]
+    lines = [["run", *(row.name for row in table.rows)]]
     for i, name in enumerate(table.names):
         cells = [row.cells[i] for row in table.rows]
-        lines.append(_line([name, *(f"**{c}**" if c.best else str(c) for c in cells)]))
-    return "\n".join(lines) + "\n"
-
-
-def _line(cells: list[str]) -> str:
-    return "| " + " | ".join(_plain(cell) for cell in cells) + " |"
+        lines.append([name, *(f"**{c}**" if c.best else str(c) for c in cells)])
+    head, *rows = [[_plain(cell) for cell in line] for line in lines]
+    return tabular.markdown(head, rows, range(1, len(head))) + "\n"
 
 
 def _plain(text: str) -> str:
@@ -74,8 +69,4 @@ def csv_text(groups: list[Group]) -> str:
                 "latency_ms": times.mean, "latency_ms_std": times.std, "latency_runs": len(times.values) or None,
                 "measured_on": place, "verdict": g.verdicts, "same": same[0], "images": same[1], "warnings": g.warnings,
             })  # fmt: skip
-    text = io.StringIO()
-    writer = csv.DictWriter(text, list(rows[0]), lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+    return tabular.csv_text(rows)

@@ -19,7 +19,7 @@ FILES = {
     "model.safetensors": "the weights of the **last** epoch: results quote these",
     "best.safetensors": "the best epoch on held-out images, with `data.val`",
     "compute.safetensors": "nets with gates: the images of least and most work",
-    "hybrid.toml": "from `analyze`: the recipe that follows, where no other place was given",
+    "hybrid.toml": "from `analyze pca`: the recipe that follows, where no other place was given",
     "worst.safetensors": "the surest mistakes",
     "compressed.safetensors": "from `compress`: the net that it left",
     "packed.safetensors": "from `convert`: the packed net",

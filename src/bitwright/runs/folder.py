@@ -16,6 +16,7 @@ from bitwright.atomic import replacing
 from bitwright.errors import InputError
 from bitwright.runs.cells import Table, parsed
 from bitwright.runs.result_tables import NetResult
+from bitwright.tabular import csv_text
 from bitwright.usercode import KEPT, with_imports
 
 if TYPE_CHECKING:
@@ -167,13 +168,7 @@ class Run:
 
     def write_csv(self, name: str, rows: Iterable[Mapping[str, Any]], columns: Iterable[str] = ()) -> Path:
         """All rows; the columns are `columns`, then those of all rows in order of appearance. None is an empty cell."""
-        rows = list(rows)
-        columns = list(dict.fromkeys([*columns, *(key for row in rows for key in row)]))
-        text = io.StringIO()
-        writer = csv.DictWriter(text, columns, lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(rows)
-        return self.write_text(name, text.getvalue())
+        return self.write_text(name, csv_text(list(rows), columns))
 
     def put_results(self, rows: Iterable[Mapping[str, Any]]) -> Path:
         """Into results.csv: a row with the same `net` and `batch` is replaced, cell by cell.

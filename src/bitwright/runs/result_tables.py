@@ -38,7 +38,7 @@ class Choice(Row):
 
 
 class Components(Table):
-    """From `analyze`: counts and curves of all layers.
+    """From `analyze pca`: counts and curves of all layers.
 
     before   layer -> the one it is compared with;   significant   layers that were chosen
     """

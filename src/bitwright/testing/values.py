@@ -97,14 +97,15 @@ def channels_of(case: Case, t: Tensor) -> Tensor:
     return (t if case.slot in ("w", "b") else t.transpose(0, 1)).reshape(t.shape[int(case.slot in ("x", "g"))], -1)
 
 
-@law("no more distinct values per channel than 2**storage_bits", _declares_storage)
+@law("no more distinct values per channel (or group of it with a scale) than 2**storage_bits", _declares_storage)
 def grid(case: Case) -> None:
     for kind in ("conv", "linear"):
         part = case.build(kind).eval()
         bits = part.storage_bits
         assert isinstance(bits, int)
         value = part(case.tensor(kind, batch=40))
-        most = max(row.unique().numel() for row in channels_of(case, value.detach()))
+        rows = channels_of(case, value.detach())
+        most = max(some.unique().numel() for row in rows for some in row.split(traits_of(part).group or row.numel()))
         require(most <= 2**bits, f"{most} distinct values in a channel, storage_bits={bits}")
 
 

@@ -45,7 +45,7 @@ def _switch(past: Past) -> Iterator[Lesson]:
     row = rows[-1]
     if state.stage == 0 or row["epoch"] != 0 or len(rows) < 2:
         return
-    before = [r for r in rows if r.get("stage") == state.stage - 1][-1]["test_top1"]
+    before = rows[-2]["test_top1"]  # of the last stage that trained; a procedure alone has no epochs
     drop = before - row["test_top1"]
     if drop > DROP:
         stage = past.stage

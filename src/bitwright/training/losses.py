@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitwright import usercode
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 
 if TYPE_CHECKING:
     from bitwright.experiment.schema import Stage
@@ -34,12 +34,7 @@ def make_loss(stage: Stage, index: int = 0, *, smoothing: bool = True, home: use
         return squared_error
     if usercode.is_own(name):
         return _own(name, index, home or usercode.Home())
-    raise InputError(
-        f"stage {index}: unknown loss {name!r}.{nearest(name, NAMES)} Known: {', '.join(NAMES)}, file.py:fn",
-        code="loss-unknown",
-        given=name,
-        possible=", ".join(NAMES),
-    )
+    raise unknown(f"stage {index}: unknown loss {name!r}", name, NAMES, code="loss-unknown", more=", file.py:fn")
 
 
 def squared_hinge(outputs: Tensor, labels: Tensor) -> Tensor:

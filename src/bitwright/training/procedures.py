@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from bitwright import procedures
 from bitwright.engine.files import save
 from bitwright.errors import InputError
+from bitwright.runs.build import recipe_of_stage
 from bitwright.runs.result_tables import Procedures
+from bitwright.training.display import Screen, clock
 from bitwright.transforms import Recipe, apply, recipe_of
+from bitwright.transforms.decide import is_float
 
 if TYPE_CHECKING:
     from torch import nn
@@ -16,16 +21,62 @@ if TYPE_CHECKING:
     from bitwright.experiment import Experiment
     from bitwright.runs import Run
     from bitwright.training.job import Job
+    from bitwright.transforms.recipe import Rule
 
 
 def check_procedures(experiment: Experiment) -> None:
-    """Errors: `InputError` for a procedure or an option that does not exist, before any work."""
+    """Errors: `InputError`, before any work, for a procedure or an option that does not exist, and for one that prunes
+    weights which an earlier stage has put on levels: prune, then quantize, then train on."""
+    leveled = ""
     for index, stage in enumerate(experiment.stage):
-        if stage.procedure is not None:
-            try:
-                procedures.get(stage.procedure.name).check(stage.procedure.options)
-            except InputError as error:
-                raise error.reworded(f"stage {index}: {error}") from None
+        if stage.procedure is None:
+            if any(_has_levels(rule.slots.get("w")) for rule in _rules(experiment, index)):
+                leveled = f"stage {index}, a recipe with a weight part,"
+            continue
+        try:
+            found = procedures.get(stage.procedure.name)
+            options = found.check(stage.procedure.options)
+        except InputError as error:
+            raise error.reworded(f"stage {index}: {error}") from None
+        if found.verb == "prune" and leveled and not options.get("latent"):
+            raise InputError(
+                f"stage {index}: {found.name} comes after {leveled} put the weights on levels; possible: prune first, then "
+                "quantize, then train; or latent = true",
+                code="procedure-order",
+                given=found.name,
+            )
+        if found.verb == "quantize":
+            leveled = f"stage {index}, {found.name},"
+
+
+def _rules(experiment: Experiment, index: int) -> tuple[Rule, ...]:
+    stage = experiment.stage[index]
+    if stage.recipe is None and not stage.rule:
+        return ()
+    return recipe_of_stage(experiment, index).rules
+
+
+def _has_levels(value: Any) -> bool:
+    """Whether a weight slot gets more than a mask."""
+    if isinstance(value, (list, tuple)):
+        return any(_has_levels(one) for one in value)
+    name = value.get("part") if isinstance(value, dict) else value
+    return name not in (None, "mask") and not is_float(value)
+
+
+@contextmanager
+def showing(screen: Screen, name: str) -> Iterator[None]:
+    """Inside, a procedure says on the screen at which layer it is and how long it will take."""
+
+    def show(step: procedures.Step) -> None:
+        left = "" if step.left is None else f"left {clock(step.left)}"
+        screen.step(f"{name}  {step.layer}", step.done, step.total, lambda: left)
+
+    with procedures.watching(show):
+        try:
+            yield
+        finally:
+            screen.pause()
 
 
 def run_procedure(job: Job, index: int, again: bool) -> None:
@@ -42,7 +93,11 @@ def run_procedure(job: Job, index: int, again: bool) -> None:
         return
     found = procedures.get(stage.procedure.name)
     job.screen.line(f"stage {index}  procedure {found.name}, {stage.procedure.batches} batches")
-    result = found(job.net, job.first_batches(stage.procedure.batches), **stage.procedure.options)
+    options = stage.procedure.options
+    if "journal" in found.options.model_fields:  # a killed run goes on behind the layers that are done
+        options = {"journal": job.run.file(f"journal-{index}"), **options}
+    with showing(job.screen, found.name):
+        result = found(job.net, job.first_batches(stage.procedure.batches), **options)
     if isinstance(result, Recipe):
         follow(job.net, result, job.example())
     if job.main:

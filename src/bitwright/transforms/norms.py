@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
 
-from bitwright.errors import InputError
+from bitwright.errors import BitwrightWarning, InputError
 from bitwright.nn.layers import SlotLayer
+from bitwright.parts.mask import Mask
 from bitwright.parts.moments import moment
 from bitwright.parts.registry import SLOTS
 from bitwright.parts.traits import traits_of
@@ -112,6 +114,7 @@ def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
 
 def inherit(name: str, old: SlotLayer, new: SlotLayer) -> None:
     """A part put in the place of one of its own kind goes on with what that one learned, where it says how (`succeed`)."""
+    _inherit_mask(name, old, new)
     for slot in SLOTS:
         before, after = getattr(old, slot), getattr(new, slot)
         succeed = moment(after, "succeed")
@@ -126,6 +129,22 @@ def inherit(name: str, old: SlotLayer, new: SlotLayer) -> None:
             "apply it to the net as it was built, and load the weights",
             code="norm-lost",
             layer=name,
+        )
+
+
+def _inherit_mask(name: str, old: SlotLayer, new: SlotLayer) -> None:
+    """What is pruned stays pruned where the new parts have a mask too."""
+    before, after = (next((p for p in links_of(layer.w) if isinstance(p, Mask)), None) for layer in (old, new))
+    if before is None or before is after or before.mask.dim() == 0:
+        return
+    if after is not None:
+        after.mask.copy_(before.mask)
+    elif before.density() < 1 and old.w is not new.w:
+        warnings.warn(
+            f"apply: {name} loses its mask, {100 - 100 * before.density():.0f} % of its weights were pruned; write "
+            'w = ["...", "mask"] to keep it',
+            BitwrightWarning,
+            stacklevel=4,
         )
 
 

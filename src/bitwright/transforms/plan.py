@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -15,6 +13,7 @@ from bitwright.errors import InputError
 from bitwright.nn.layers import SlotLayer
 from bitwright.numbers import in_one_unit, kb_unit, macs
 from bitwright.parts.traits import traits_of
+from bitwright.tabular import csv_text, markdown
 from bitwright.transforms.apply import constant_input
 from bitwright.transforms.clips import clips_itself
 from bitwright.transforms.decide import Decision, build_layer, check_any, check_skipped, check_tied, decide, slot_layers
@@ -101,16 +100,11 @@ class Plan:
         }
 
     def to_csv(self) -> str:
-        out = io.StringIO()
-        writer = csv.DictWriter(out, list(PlanRow.__dataclass_fields__), lineterminator="\n")
-        writer.writeheader()
-        writer.writerows(asdict(r) for r in self.rows)
-        return out.getvalue()
+        return csv_text([asdict(r) for r in self.rows], PlanRow.__dataclass_fields__)
 
     def to_markdown(self) -> str:
-        head, *body = list(self._cells())
-        lines = ["| " + " | ".join(cells).replace("\n", " ") + " |" for cells in [head, ["---"] * len(head), *body]]
-        return "\n".join(lines)
+        head, *body = self._cells()
+        return markdown(head, [[cell.replace("\n", " ") for cell in row] for row in body])
 
     def cells(self, limit: int | None = None) -> list[list[str] | str]:
         """The head, then the rows as texts; with `limit` a run of more than that many like layers is one text."""

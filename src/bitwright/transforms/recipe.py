@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, nearest, unknown
 from bitwright.parts.registry import SLOTS, check_use
 from bitwright.toml import read_toml, toml_text, toml_value
 
@@ -56,12 +56,7 @@ class Rule:
         """A rule from its table: `{"match": "*", "w": "bwn"}`."""
         for key in table:
             if key not in RULE_KEYS:
-                raise InputError(
-                    f"unknown key {key!r}.{nearest(key, RULE_KEYS)} Keys: {', '.join(RULE_KEYS)}",
-                    code="recipe-key",
-                    given=key,
-                    possible=", ".join(RULE_KEYS),
-                )
+                raise unknown(f"unknown key {key!r}", key, RULE_KEYS, code="recipe-key", word="Keys")
         match = table.get("match")
         if not isinstance(match, str) or not match:
             raise InputError('no match: give match = "*", a glob, or first, last', code="recipe-match")
@@ -123,12 +118,7 @@ class Recipe:
         known = ("format", "name", "rule")
         for key in data:
             if key not in known:
-                raise InputError(
-                    f"{_title(name)}: unknown key {key!r}.{nearest(key, known)} Keys: {', '.join(known)}",
-                    code="recipe-key",
-                    given=key,
-                    possible=", ".join(known),
-                )
+                raise unknown(f"{_title(name)}: unknown key {key!r}", key, known, code="recipe-key", word="Keys")
         if data.get("format", FORMAT) != FORMAT:
             raise InputError(
                 f"{_title(name)}: format = {data['format']!r}; this version reads {FORMAT}",

@@ -14,7 +14,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from bitwright.errors import InputError, nearest
+from bitwright.errors import InputError, unknown
 from bitwright.zoo import find
 from bitwright.zoo.card import Card
 from bitwright.zoo.find import PREFIX, is_zoo
@@ -48,13 +48,7 @@ def card(name: str) -> Card:
     cards = find.cards()
     name = name.removeprefix(PREFIX)
     if name not in cards:
-        raise InputError(
-            f"zoo {name}: no such net.{nearest(name, cards)} All: {', '.join(cards)}",
-            code="zoo-unknown",
-            given=name,
-            possible=", ".join(cards),
-            remedy="bitwright zoo",
-        )
+        raise unknown(f"zoo {name}: no such net", name, cards, code="zoo-unknown", word="All", remedy="bitwright zoo")
     return cards[name]
 
 

@@ -1,0 +1,82 @@
+"""Small symmetric sets of levels for weights: whole numbers, in units of a scale."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from bitwright.errors import InputError
+
+FORMS = "ternary, pow2:N (N odd, 3 to 15), uniform:N (N 3 to 256)"
+FINENESS = 8  # scales that a fit begins at, for each doubling
+ROUNDS = 10
+
+
+def level_grid(levels: str) -> tuple[int, ...]:
+    """The levels of a name, sorted; the number in it counts them.
+
+    ternary     -1, 0, 1
+    pow2:N      0 and the powers of two of both signs: -4, -2, -1, 0, 1, 2, 4 of pow2:7
+    uniform:N   N whole numbers around 0; an even N has one more below: -4 ... 3 of uniform:8
+    Errors: `InputError` for another name
+
+    >>> level_grid("pow2:5"), level_grid("uniform:4")
+    ((-2, -1, 0, 1, 2), (-2, -1, 0, 1))
+    """
+    kind, _, number = str(levels).partition(":")
+    count = 3 if levels == "ternary" else int(number) if number.isascii() and number.isdecimal() else 0
+    if levels == "ternary" or (kind == "pow2" and count % 2 and 3 <= count <= 15):
+        powers = [2**i for i in range(count // 2)]
+        return (*(-p for p in reversed(powers)), 0, *powers)
+    if kind == "uniform" and 3 <= count <= 256:
+        return tuple(range(-(count // 2), (count + 1) // 2))
+    raise InputError(f"levels={levels!r}; possible: {FORMS}", code="levels", given=str(levels), possible=FORMS)
+
+
+def nearest_level(place: Tensor, grid: Tensor) -> Tensor:
+    """Positions in the sorted `grid` of the levels nearest to `place`, int64; halfway between two: the one away from 0.
+
+    >>> grid = torch.tensor([-2.0, -1.0, 0.0, 1.0, 2.0])
+    >>> grid[nearest_level(torch.tensor([-1.5, -0.5, 0.49, 0.5, 9.0]), grid)].tolist()
+    [-2.0, -1.0, 0.0, 1.0, 2.0]
+    """
+    if int(grid[-1] - grid[0]) == len(grid) - 1:  # whole numbers without a gap: no search
+        whole = place.trunc()
+        number = torch.where((place - whole).abs() >= 0.5, whole + place.sign(), whole)
+        return (number - grid[0].to(place.dtype)).nan_to_num_(0.0).clamp_(0, len(grid) - 1).long()
+    middle = ((grid[1:] + grid[:-1]) / 2).to(place.dtype)
+    place = place.contiguous()
+    below, above = middle[middle < 0], middle[middle >= 0]
+    return torch.bucketize(place, below) + torch.bucketize(place, above, right=True)
+
+
+def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:
+    """Scale of each row for which rounding to the nearest level leaves the least squared error, [R, n] -> [R], never 0.
+
+    Best of scales from a 32nd to twice the one that reaches the largest value, each refined by turns: nearest levels q,
+    then scale = <row, q> / <q, q>. A row of zeros gets 1.
+
+    >>> fit_scale(torch.tensor([[0.9, -1.1, 0.0], [0.0, 0.0, 0.0]]), torch.tensor([-1.0, 0.0, 1.0])).tolist()
+    [1.0, 1.0]
+    """
+    if not rows.numel():
+        return rows.new_ones(rows.shape[0])
+    reach = rows.abs().amax(1) / float(grid[-1])
+    reach = torch.where(reach > 0, reach, torch.ones_like(reach))
+    best, least = reach.clone(), torch.full_like(reach, torch.inf)
+    for i in range(6 * FINENESS + 1):
+        scale = reach * 2.0 ** (1 - i / FINENESS)
+        for _ in range(ROUNDS):
+            q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
+            size = q.square().sum(1)
+            found = (rows * q).sum(1) / size.clamp_min(1)
+            found = torch.where(found > 0, found, scale)
+            if torch.equal(found, scale):
+                break
+            scale = found
+        error = (
+            (rows - grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype) * scale[:, None]).square().sum(1)
+        )
+        better = error < least
+        best, least = torch.where(better, scale, best), torch.where(better, error, least)
+    return best

@@ -1,0 +1,75 @@
+"""Results of procedures become parts: masks and codebooks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+
+from bitwright.errors import InputError
+from bitwright.nn.layers import SlotLayer, is_slot_layer
+from bitwright.parts.codebook import Codebook
+from bitwright.parts.mask import Mask
+from bitwright.parts.traits import traits_of
+from bitwright.procedures.layerwise.select import Unit
+from bitwright.transforms.apply import apply
+from bitwright.transforms.decide import exact_glob
+from bitwright.transforms.facts import links_of
+
+
+def put_masks(model: nn.Module, masks: dict[str, tuple[Unit, Tensor]], who: str) -> None:
+    """Each mask into the weight slot of its layers: the `mask` part that is there, or a new one beside what is there."""
+    rules = []
+    names = {id(m): n for n, m in model.named_modules()}
+    wanted: list[tuple[str, Tensor]] = []
+    for unit, mask in masks.values():
+        for module in unit.modules:
+            name = names[id(module)]
+            wanted.append((name, mask))
+            if _mask_part(module) is None:
+                rules.append({"match": exact_glob(name), "w": _with_mask(module, name, who)})
+    if rules:
+        apply(model, rules)
+    for name, mask in wanted:
+        part = _mask_part(model.get_submodule(name))
+        assert part is not None
+        part.mask.copy_(mask)
+
+
+def _mask_part(module: nn.Module) -> Mask | None:
+    links = links_of(module.w) if is_slot_layer(module) else []
+    return next((m for m in links if isinstance(m, Mask)), None)
+
+
+def _with_mask(module: nn.Module, name: str, who: str) -> Any:
+    if not isinstance(module, SlotLayer) or module.w is None:
+        return "mask"
+    specs = [traits_of(link).spec for link in links_of(module.w)]
+    if not all(isinstance(spec, dict) for spec in specs):
+        raise InputError(
+            f"{who}: the weight part of {name} was built by hand; use bw.make_part, so that a mask can stand beside it",
+            code="recipe-spec",
+            layer=name,
+        )
+    return [*specs, "mask"]
+
+
+def put_codebooks(
+    model: nn.Module, found: dict[str, tuple[Unit, str, int | None, dict[str, Tensor]]], who: str
+) -> None:
+    """Each unit's levels, group width, index and scale into `codebook` parts; a mask that is there stays beside it."""
+    names = {id(m): n for n, m in model.named_modules()}
+    rules = []
+    for unit, levels, group, _ in found.values():
+        spec: dict[str, Any] = {"part": "codebook", "levels": levels}
+        if group is not None:
+            spec["group"] = group
+        for module in unit.modules:
+            masked = _mask_part(module) is not None
+            rules.append({"match": exact_glob(names[id(module)]), "w": [spec, "mask"] if masked else spec})
+    apply(model, rules)
+    for unit, _, _, tensors in found.values():
+        for name in (names[id(module)] for module in unit.modules):
+            layer: Any = model.get_submodule(name)
+            part = next(link for link in links_of(layer.w) if isinstance(link, Codebook))
+            part.hold(layer.weight, tensors["index"], tensors["scale"])
