@@ -15,6 +15,7 @@ from results_l_dnq import l_dnq
 from results_layerwise import layerwise
 from results_metaquant import metaquant
 from results_recipes import recipes
+from results_runtimes import runtimes
 from results_selfprune import selfprune
 from results_strangers import strangers
 from results_tables import FOLDER, listed, machine, number, read, table
@@ -288,7 +289,7 @@ than the peer, below 1 slower. {machine()}.
 
 {speeds()}
 
-{recipes()}{strangers()}## Training steps
+{recipes()}{strangers()}{runtimes()}## Training steps
 
     python bench/training.py
 

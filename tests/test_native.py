@@ -625,33 +625,7 @@ def test_maxpool(isa: str, planes: int) -> None:
     assert native.maxpool(packed[:0], 2).shape[0] == 0
 
 
-# ---- operators and errors --------------------------------------------------------------------------------
-
-
-def test_library_operators() -> None:
-    from torch.library import opcheck
-
-    ops = torch.ops.bitwright
-    case = Case(5, 2, 40, 12, (6, 6), (3, 3), padding=1)
-    bits = torch.randint(0, 2, (1, 12, 40, 3, 3), dtype=torch.uint8)
-    checks = [
-        (ops.pack_bits.default, (torch.randn(2, 40, 3, 3), torch.zeros(1), 1)),
-        (ops.bit_conv2d_int.default, (case.words, bits, [2], -1, [2], -1, [1, 1], [1, 1], [1, 1], 1)),
-        (
-            ops.bit_linear_int.default,
-            (native.pack_codes(torch.randn(4, 40), torch.zeros(1)), bits[..., 0, 0], [2], -1, [2], -1),
-        ),
-    ]
-    for op, arguments in checks:
-        opcheck(op, arguments, test_utils=("test_schema", "test_faketensor", "test_aot_dispatch_dynamic"))
-    x, w = torch.randn(4, 40), torch.randn(12, 40)
-    got = ops.bit_linear_int(ops.pack_bits(x, torch.zeros(1), 1), (w >= 0).to(torch.uint8)[None], [2], -1, [2], -1)
-    signs = [torch.where(t >= 0, 1.0, -1.0) for t in (x, w)]
-    assert torch.equal(got.float(), signs[0] @ signs[1].T)
-    bits.zero_()  # written in place: the remembered plan must not be used again
-    y = ops.bit_conv2d_int(case.words, bits, [2], -1, [2], -1, [1, 1], [0, 0], [1, 1], 1)
-    w_all = -torch.ones(12, 40, 3, 3)
-    assert torch.equal(y.double(), F.conv2d(case.code.double() * 2 - 1, w_all.double()))
+# ---- errors ----------------------------------------------------------------------------------------------
 
 
 def test_plan_is_reused_by_deepcopy_and_refuses_pickle() -> None:

@@ -238,7 +238,7 @@ def test_a_linear_layer_and_the_border_tables_of_the_core(isa: str) -> None:
     )  # fmt: skip
     codes = native.to_words(case.code.to(torch.uint8).permute(0, 2, 3, 1).contiguous(), 1, case.groups)
     want = plan.run_int(codes)
-    row_class, col_class, corr = plan.calls[codes.shape].keep
+    row_class, col_class, corr = plan.call(*codes.shape[:3]).keep
     (y,) = run("ConvInt", [*case.inputs()[:6], corr, row_class, col_class], "int", **case.attrs())
     assert same(y, want.permute(0, 2, 3, 1))
 

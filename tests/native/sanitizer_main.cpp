@@ -224,6 +224,59 @@ void pooling() {
   });
 }
 
+// A quantizer, the convolutions of two terms and their sum in one run: the same as one by one.
+void run() {
+  const int64_t pixels = pick(1, 40), c = pick(1, 70), o = pick(1, 70), line = 64;
+  const float threshold = 0.5f;
+  bw_pack pack = {};
+  pack.n = pack.h = pack.levels = 1, pack.w = pixels, pack.c = c, pack.thresholds = &threshold, pack.planes = 1, pack.groups = 1;
+  std::vector<int32_t> classes((size_t)pixels), corr((size_t)o);
+  for (int32_t& v : corr) v = pick(-50, 50);
+  bw_conv conv = {};
+  conv.n = conv.h = conv.kh = conv.kw = conv.stride_h = conv.stride_w = conv.dil_h = conv.dil_w = conv.groups = conv.oh = 1;
+  conv.w = conv.ow = pixels, conv.c = c, conv.o = o, conv.row_classes = conv.col_classes = 1;
+  conv.row_class = conv.col_class = classes.data(), conv.corr = corr.data();
+  std::vector<int16_t> weights((size_t)(c * o));
+  for (int16_t& v : weights) v = (int16_t)pick(-127, 127);
+  std::vector<float> x((size_t)(pixels * c)), scale((size_t)(2 * o)), add((size_t)o);
+  for (std::vector<float>* values : {&x, &scale, &add})
+    for (float& v : *values) v = (float)pick(-90, 90) / 32.0f;
+  bw_output output = {};
+  bw_terms terms = {pixels, o, 2, scale.data(), add.data()};
+  same_everywhere("run", [&](int threads) {
+    Memory packed((size_t)bw_byte_weights_size(&conv)), codes((size_t)(pixels * c)), sums((size_t)(pixels * o) * 4);
+    Memory out((size_t)(pixels * o) * 4);
+    check(bw_byte_weights_pack(&conv, weights.data(), packed.data), "weights");
+    const int64_t behind = (pixels * c + line - 1) / line * line;
+    bw_step steps[4] = {};
+    for (bw_step& step : steps) step.residual = step.extra = BW_NOWHERE, step.alone = pick(0, 1);
+    steps[0].operation = BW_PACK_BYTES, steps[0].shape = &pack, steps[0].x = -1, steps[0].out = 0;
+    for (int64_t term = 0; term < 2; term++) {
+      bw_step& step = steps[1 + term];
+      step.operation = BW_CONV_BYTES, step.shape = &conv, step.weights = packed.data, step.output = &output;
+      step.x = 0, step.out = behind + term * pixels * o * 4;
+    }
+    steps[3].operation = BW_TERMS, steps[3].shape = &terms, steps[3].x = behind, steps[3].out = -2;
+    void* outside[2] = {x.data(), out.data};
+    check(bw_run(steps, 4, outside, behind + 2 * pixels * o * 4, threads), "run");
+    check(bw_pack_bytes(&pack, x.data(), codes.data, threads), "pack_bytes");
+    check(bw_conv_bytes(&conv, codes.data, packed.data, &output, sums.data, nullptr, nullptr, threads), "conv_bytes");
+    const int32_t* sum = (const int32_t*)sums.data;
+    for (int64_t i = 0; i < pixels * o; i++) {
+      float want = (float)sum[i] * scale[(size_t)(i % o)];
+      want += (float)sum[i] * scale[(size_t)(o + i % o)];
+      want += add[(size_t)(i % o)];
+      if (((const float*)out.data)[i] == want) continue;
+      fprintf(stderr, "run: value %lld differs\n", (long long)i);
+      exit(1);
+    }
+    return copy_of(out);
+  });
+  if (bw_check_range(x.data(), (int64_t)x.size(), 3.0f)) exit(1);
+  x.back() = __builtin_nanf("");
+  if (bw_check_range(x.data(), (int64_t)x.size(), 3.0f) != BW_OUT_OF_RANGE) exit(1);
+}
+
 std::vector<float> random_floats(int64_t n) {
   std::vector<float> values((size_t)n);
   for (float& v : values) v = pick(0, 20) ? (float)pick(-90, 90) / 32.0f : pick(0, 1) ? -0.0f : __builtin_inff();
@@ -305,6 +358,7 @@ int main(int count, char** arguments) {
     convolution(false);
     packing();
     pooling();
+    run();
     training();
   }
   if (bw_force_isa("nonsense") != BW_BAD_ISA) return 1;

@@ -38,6 +38,9 @@ def onnx(
     standard: Annotated[
         bool, typer.Option("--standard", help="Standard operators only: nothing of ours in the file.")
     ] = False,
+    qdq: Annotated[
+        bool, typer.Option("--qdq", help="Standard operators, 8-bit integers in QDQ form: for other int8 kernels.")
+    ] = False,
     images: Annotated[int, typer.Option(min=1, help="Test images of a run to compare on.")] = 256,
 ) -> None:
     """One ONNX file that every onnxruntime runs with the same numbers.
@@ -52,10 +55,10 @@ def onnx(
     out.note(f"export {target}: compared on {where}")
     from bitwright.export import onnx as write
 
-    report = write(net, x, path, packed=not standard)
+    report = write(net, x, path, packed=not standard, qdq=qdq)
     out.result(str(report))
     out.data["export"] = report.to_dict()
-    if not standard:
+    if not (standard or qdq):
         out.next(f"python -c \"import bitwright as bw; s = bw.ort.session('{path}')\"", "runs it with our kernels")
 
 

@@ -28,7 +28,7 @@ extern "C" {
 #define BW_MAX_PLANES 8
 #define BW_MAX_POOL 8  // of pool_kernel
 
-enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4 };
+enum bw_error { BW_OK = 0, BW_BAD_ARGUMENT = 1, BW_BAD_ISA = 2, BW_BAD_LAYOUT = 3, BW_NO_MEMORY = 4, BW_OUT_OF_RANGE = 5 };
 
 // A linear layer is h = w = kh = kw = 1; a Conv1d is h = kh = 1; linear-after-flatten has kernel = whole map.
 typedef struct bw_conv {
@@ -131,6 +131,32 @@ BW_API int bw_unpack_bits(const uint32_t* x, int64_t pixels, int64_t planes, int
                           uint8_t* out);
 BW_API int bw_bytes_to_bits(const uint8_t* x, int64_t pixels, int64_t planes, int64_t channels, int64_t groups,
                             uint32_t* out);
+
+// A run: operations one after the other, in one call. A place says where a value lies: at that many bytes of a scratch
+// memory of the calling thread, or, below 0, at outside[-1 - place]. Nothing of a step changes from call
+// to call, so that threads may share it; `outside` belongs to one call.
+enum bw_operation {
+  BW_CONV_BITS = 0, BW_CONV_BYTES = 1, BW_PACK_BITS = 2, BW_PACK_BYTES = 3, BW_MAXPOOL_BITS = 4, BW_MAXPOOL_BYTES = 5,
+  BW_TERMS = 6
+};
+#define BW_NOWHERE INT64_MIN
+typedef struct bw_step {
+  int64_t operation;
+  const void* shape;            // bw_conv, bw_pack, bw_pool or bw_terms
+  const void* weights;          // of a convolution; so is the next
+  const bw_output* output;
+  int64_t x, residual, out, extra;  // places
+  int64_t alone;                // 1: too little work for a second thread
+} bw_step;
+// float [pixels][o] of the int32 sums of several terms, [terms][pixels][o]: fl(fl(I_0 s_0) + fl(I_1 s_1) ...) + add
+typedef struct bw_terms {
+  int64_t pixels, o, terms;
+  const float* scale;           // [terms][o]
+  const float* add;             // [o]
+} bw_terms;
+BW_API int bw_run(const bw_step* steps, int64_t count, void* const* outside, int64_t scratch, int threads);
+// BW_OUT_OF_RANGE if any x is NaN or not in -limit..limit; limit >= 0
+BW_API int bw_check_range(const float* x, int64_t count, float limit);
 
 // Training. Forward and backward of a part in one pass each, elementwise over dense memory in whatever order the
 // caller's tensors share. Masks are words of 64 bits, bit i % 64 of word i / 64 for element i. All tensors of one call

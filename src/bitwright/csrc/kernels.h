@@ -98,7 +98,7 @@ int bw_fail(int code, const char* format, ...);             // sets the text of 
 // Per-thread scratch that only grows; 64-byte aligned; null when memory is short. Slots are independent.
 enum bw_scratch_slot {
   BW_SCRATCH_IMAGE, BW_SCRATCH_PATCH, BW_SCRATCH_ROW, BW_SCRATCH_CUTS, BW_SCRATCH_PANEL, BW_SCRATCH_ROWS, BW_SCRATCH_SUMS,
-  BW_SCRATCH_POOL, BW_SCRATCH_RING, BW_SCRATCH_PLACES,
+  BW_SCRATCH_POOL, BW_SCRATCH_RING, BW_SCRATCH_PLACES, BW_SCRATCH_RUN,
   BW_SCRATCH_SLOTS
 };
 void* bw_scratch(bw_scratch_slot slot, size_t bytes);

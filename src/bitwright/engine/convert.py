@@ -216,10 +216,21 @@ def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
     elif report.level:
         ifs.append(f"not faster: {size}{speed}")
     elif faster is not None and faster < 1:
-        ifs.append(f"not faster: {size}, {faster:.2f}x the speed of its float net in torch (slower){noise}")
+        ifs.append(
+            f"not faster: {size}, {faster:.2f}x the speed of its float net in torch (slower){_where(report)}{noise}"
+        )
     elif ifs:
         ifs.append(f"{size}{speed}")
     return (WARN, "; ".join(ifs)) if ifs else (PASS, f"{size}{speed}{'' if verified else ' (not verified)'}")
+
+
+def _where(report: ConvertReport) -> str:
+    """The layer that loses most against its float operator."""
+    lost = [(r.ms_after - r.ms_before, r) for r in report.rows if r.ms_after is not None and r.ms_before is not None]
+    most, row = max(lost, key=lambda pair: pair[0], default=(0.0, None))
+    if row is None or most <= 0:
+        return ""
+    return f", most at {row.layer} ({row.runs_as}): {row.ms_after:.3f} ms against {row.ms_before:.3f}"
 
 
 def _refused(report: ConvertReport) -> str:

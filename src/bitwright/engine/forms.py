@@ -3,6 +3,7 @@
 Counting bits costs a pass for each pair of a weight's bit plane and an input's, over words of 32 channels; multiplying bytes costs
 the same whatever the bits. So bits pay for few pairs and many channels, and where the weights of a layer that is run on one
 pixel come from memory, an eighth as many bytes. The limits are measured: bench/forms.py.
+Where the layers of a net were timed on this CPU (planner.py), that decides.
 """
 
 from __future__ import annotations
@@ -26,7 +27,12 @@ STREAMED_PAIRS = 8
 
 
 def bytes_pay(layer: Node, x_planes: int) -> bool:
-    """Whether a coded layer is faster on byte codes than on bit planes."""
+    """Whether a coded layer is faster on byte codes than on bit planes: as measured here, else by the limits."""
+    from bitwright.engine.planner import measured  # which measures with the engine
+
+    times = measured(layer, x_planes)
+    if {"bits", "bytes"} <= times.keys():
+        return times["bytes"] < times["bits"]
     info = layer.attrs["weight"]
     pairs, shape = x_planes * int(info["planes"]), info["shape"]
     if layer.op == "coded_linear" and math.prod(shape) >= STREAMED:

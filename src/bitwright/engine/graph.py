@@ -7,6 +7,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -50,11 +51,13 @@ class Graph:
     """Nodes in execution order and the tensors they name.
 
     `work`: values and multiplications of one sample, once `store.check` has passed; the graph is not changed since.
+    `answers`: of each answer its sizes for the two batches of that check, and its type.
     """
 
     nodes: list[Node]
     tensors: dict[str, Tensor]
     work: tuple[int, int] | None = None
+    answers: list[tuple[torch.Size, torch.Size, torch.dtype]] = field(default_factory=list)
 
     def inputs(self) -> list[Node]:
         return [n for n in self.nodes if n.op == "input"]

@@ -12,12 +12,11 @@ immutable and may be shared by threads; they are not pickled, their owner keeps 
 Without the library (no compiler when the package was built) `available()` is False and `notice()` says why.
 
 This file is the public face; each part has its own: native_library (loading, instruction sets, errors),
-native_output, native_conv, native_codes, native_ops (torch operators).
+native_output, native_conv, native_codes; native_run calls them in a row.
 """
 
 from __future__ import annotations
 
-from bitwright.engine import native_ops  # noqa: F401  registers torch.ops.bitwright
 from bitwright.engine.native_codes import PackPlan, maxpool, pack_codes, to_words, unpack_codes
 from bitwright.engine.native_conv import ConvPlan
 from bitwright.engine.native_library import available, force_isa, isa, isas, notice, word_count

@@ -24,6 +24,8 @@ from bitwright.engine.native_output import grid_struct
 from bitwright.engine.thresholds import EvenGrid
 from bitwright.errors import InputError
 
+SMALL = 200_000  # values; fewer are packed before a second thread has woken up
+
 
 class PackPlan:
     """float32 -> code: the number of `thresholds` (`[levels]`, or `[C, levels]` per channel) that x reaches.
@@ -42,7 +44,7 @@ class PackPlan:
         self.function = library().bw_pack_bytes if bytes else library().bw_pack_bits
         if self.thresholds.dim() not in (1, 2):
             raise InputError(f"native core: thresholds must be [levels] or [C, levels], got {list(thresholds.shape)}")
-        self.calls: dict[tuple[torch.Size, bool], ctypes.Structure] = {}
+        self.calls: dict[tuple[int, ...], ctypes.Structure] = {}
 
     def run(self, x: Tensor, threads: int | None = None) -> Tensor:
         """x `[N, C, H, W]` (contiguous or channels_last), `[N, C, L]` or `[N, C]`."""
@@ -56,20 +58,26 @@ class PackPlan:
         if nchw:
             x = x.contiguous()
         n, c, h, w = x.shape
-        struct = self.calls.get((x.shape, nchw)) or self._prepare(x.shape, nchw)
-        if self.as_bytes:
-            out = torch.empty((n, h, w, c), dtype=torch.uint8)
-        else:
-            out = torch.empty((n, h, w, self.planes, word_count(c, self.groups)), dtype=torch.int32)
+        struct = self.struct(n, h, w, c, nchw)
+        memory, dtype = self.made(n, h, w, c)
+        out = torch.empty(memory, dtype=dtype)
         if threads is None:
-            threads = 1 if n * h * w * c < 200_000 else torch.get_num_threads()
+            threads = 1 if n * h * w * c < SMALL else torch.get_num_threads()
         code = self.function(ctypes.addressof(struct), x.data_ptr(), out.data_ptr(), threads)
         if code:
             check_code(code)
         return out
 
-    def _prepare(self, shape: torch.Size, nchw: bool) -> ctypes.Structure:
-        n, c, h, w = shape
+    def made(self, n: int, h: int, w: int, c: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """How the codes lie in memory, and their type."""
+        if self.as_bytes:
+            return (n, h, w, c), torch.uint8
+        return (n, h, w, self.planes, word_count(c, self.groups)), torch.int32
+
+    def struct(self, n: int, h: int, w: int, c: int, nchw: bool) -> ctypes.Structure:
+        """The descriptor of one input size."""
+        if (found := self.calls.get((n, h, w, c, nchw))) is not None:
+            return found
         per_channel = self.thresholds.dim() == 2
         for name, rows in (("thresholds", self.thresholds if per_channel else None), ("flip", self.flip)):
             if rows is not None and rows.shape[0] != c:
@@ -82,7 +90,7 @@ class PackPlan:
             flip=None if self.flip is None else self.flip.data_ptr(),
             grid=None if self.grid is None else ctypes.addressof(self.grid),
         )  # fmt: skip
-        self.calls[shape, nchw] = struct
+        self.calls[n, h, w, c, nchw] = struct
         return struct
 
     def __deepcopy__(self, memo: dict[int, Any]) -> PackPlan:
@@ -95,7 +103,8 @@ def pack_codes(x: Tensor, thresholds: Tensor, *args: Any, **options: Any) -> Ten
 
 
 @functools.lru_cache(1024)
-def _pool_struct(shape: torch.Size, kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Any:
+def pool_struct(shape: tuple[int, ...], kernel: Any, stride: Any, padding: Any, dilation: Any, ceil: bool) -> Any:
+    """The descriptor of max pooling of codes that lie as `shape` says."""
     (kh, kw), (sh, sw) = pair(kernel), pair(stride or kernel)
     (ph, pw), (dh, dw) = pair(padding), pair(dilation)
     n, h, w = shape[:3]
@@ -120,7 +129,7 @@ def maxpool(
     """Largest code of each window, words `[N, H, W, A, Cw]` or bytes `[N, H, W, C]`; padding never wins."""
     as_words = x.dim() == 5
     checked_tensor(x, "max pooling input", torch.int32 if as_words else torch.uint8)
-    pool = _pool_struct(x.shape, kernel, stride, padding, dilation, ceil_mode)
+    pool = pool_struct(tuple(x.shape), kernel, stride, padding, dilation, ceil_mode)
     out = torch.empty((x.shape[0], pool.oh, pool.ow, *x.shape[3:]), dtype=x.dtype)
     function = library().bw_maxpool_bits if as_words else library().bw_maxpool_bytes
     check_code(function(ctypes.addressof(pool), x.data_ptr(), out.data_ptr(), threads))

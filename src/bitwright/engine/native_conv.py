@@ -88,7 +88,7 @@ class ConvPlan:
         count = word_count(self.in_channels, groups)
         self.tail = (self.x_planes, count) if kind == "bits" else (self.in_channels,)
         self.dtype = torch.int32 if kind == "bits" else torch.uint8
-        self.calls: dict[torch.Size, _Call] = {}
+        self.calls: dict[tuple[int, int, int], _Call] = {}
 
     @classmethod
     def bits(
@@ -121,9 +121,10 @@ class ConvPlan:
 
     def run(self, x: Tensor, output: KernelOutput, residual: Tensor | None = None, threads: int | None = None) -> Any:
         """The result `output` describes; with something `extra` the pair (y, extra). `residual` is like y."""
-        call = self.calls.get(x.shape)
-        if call is None:
-            call = self._prepare(x, output)
+        if x.dim() != 3 + len(self.tail) or tuple(x.shape[3:]) != self.tail:
+            wanted = ", ".join(map(str, self.tail))
+            raise InputError(f"native core: input must be [N, H, W, {wanted}], got {list(x.shape)}")
+        call = self.call(*x.shape[:3])
         if x.dtype is not self.dtype or not x.is_contiguous():
             checked_tensor(x, "input", self.dtype)
         if output.channels is not None and output.channels != self.out_channels:
@@ -131,7 +132,11 @@ class ConvPlan:
                 f"native core: output is for {output.channels} channels, the layer has {self.out_channels}"
             )
         n = x.shape[0]
-        y = output.empty(n, call.oh, call.ow, self.out_channels)
+        image = n, call.oh, call.ow, self.out_channels
+        memory, dtype = output.made(*image)
+        y = torch.empty(memory, dtype=dtype)
+        if output.mode in (0, 1):
+            y = y.permute(0, 3, 1, 2)
         residual_at = extra_at = extra = None
         if residual is not None:
             if residual.shape != y.shape or residual.dtype is not torch.float32 or output.mode != 1:
@@ -139,7 +144,8 @@ class ConvPlan:
             residual = residual.contiguous(memory_format=torch.channels_last)
             residual_at = residual.data_ptr()
         if output.extra:
-            extra = output.empty_extra(n, call.oh, call.ow, self.out_channels)
+            memory, dtype = output.beside(*image)
+            extra = torch.empty(memory, dtype=dtype)
             extra_at = extra.data_ptr()
         if threads is None:
             threads = 1 if call.small else torch.get_num_threads()
@@ -150,14 +156,14 @@ class ConvPlan:
             check_code(code)
         return y if extra is None else (y, extra)
 
-    def _prepare(self, x: Tensor, output: KernelOutput) -> _Call:
-        if x.dim() != 3 + len(self.tail) or tuple(x.shape[3:]) != self.tail:
-            wanted = ", ".join(map(str, self.tail))
-            raise InputError(f"native core: input must be [N, H, W, {wanted}], got {list(x.shape)}")
-        if len(self.calls) > 256:  # a caller that varies the batch size without end
-            self.calls.clear()
-        call = self.calls[x.shape] = _Call(self, *x.shape[:3])
-        return call
+    def call(self, n: int, h: int, w: int) -> _Call:
+        """The descriptor of one input size."""
+        found = self.calls.get((n, h, w))
+        if found is None:
+            if len(self.calls) > 256:  # a caller that varies the batch size without end
+                self.calls.clear()
+            found = self.calls[n, h, w] = _Call(self, n, h, w)
+        return found
 
     def run_int(self, x: Tensor, threads: int | None = None) -> Tensor:
         """The int32 sums, `[N, O, OH, OW]`."""

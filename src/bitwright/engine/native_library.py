@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 from collections.abc import Sequence
 from ctypes import c_float, c_int, c_int64, c_void_p
 from typing import Any
@@ -35,6 +34,15 @@ OutputStruct = _struct(
 )
 PackStruct = _struct("bw_pack", "n h w c nchw levels per_channel planes groups *thresholds *flip *grid")
 PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow")
+StepStruct = _struct("bw_step", "operation *shape *weights *output x residual out extra alone")
+TermsStruct = _struct("bw_terms", "pixels o terms *scale *add")
+OPERATIONS = {
+    name: i
+    for i, name in enumerate(
+        ("conv_bits", "conv_bytes", "pack_bits", "pack_bytes", "maxpool_bits", "maxpool_bytes", "terms")
+    )
+}
+NOWHERE = -(1 << 63)  # the place of a value that a step has not
 
 
 class GridStruct(ctypes.Structure):
@@ -61,15 +69,21 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_pack_bytes": (c_int, [POINTER, POINTER, POINTER, c_int]),
     "bw_maxpool_bits": (c_int, [POINTER, POINTER, POINTER, c_int]),
     "bw_maxpool_bytes": (c_int, [POINTER, POINTER, POINTER, c_int]),
+    "bw_run": (c_int, [POINTER, _I, POINTER, _I, c_int]),
+    "bw_check_range": (c_int, [POINTER, _I, c_float]),
     "bw_unpack_bits": (c_int, [POINTER, _I, _I, _I, _I, POINTER]),
     "bw_bytes_to_bits": (c_int, [POINTER, _I, _I, _I, _I, POINTER]),
 }
 
 
-@functools.cache
+_loaded: list[tuple[ctypes.CDLL | None, str]] = []
+
+
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason."""
-    return open_core(SIGNATURES)
+    """The library, or None and the reason; once. By hand: compilers look through the caches of functools and warn."""
+    if not _loaded:
+        _loaded.append(open_core(SIGNATURES))
+    return _loaded[0]
 
 
 def available() -> bool:

@@ -34,14 +34,15 @@ class KernelOutput:
         self.struct = OutputStruct(mode=self.mode, **values)
         self.address = ctypes.addressof(self.struct)
 
-    def empty(self, n: int, oh: int, ow: int, o: int) -> Tensor:
-        dtype = torch.int32 if self.mode == 0 else torch.float32
-        return torch.empty((n, o, oh, ow), dtype=dtype, memory_format=torch.channels_last)
+    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """How the result lies in memory, and its type."""
+        return (n, oh, ow, o), torch.int32 if self.mode == 0 else torch.float32
 
-    def empty_extra(self, n: int, oh: int, ow: int, o: int) -> Tensor:
+    def beside(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
+        """The same of what `extra` names."""
         if self.extra == "bytes":
-            return torch.empty((n, oh, ow, o), dtype=torch.uint8)
-        return torch.empty((n, oh, ow, 1, word_count(o)), dtype=torch.int32)
+            return (n, oh, ow, o), torch.uint8
+        return (n, oh, ow, 1, word_count(o)), torch.int32
 
 
 def _address(value: Any) -> Any:
@@ -111,8 +112,8 @@ class GridOutput(KernelOutput):
         super().__init__(scale=scale, add=add, grid=grid_struct(grid))
         self.channels = scale.numel()
 
-    def empty(self, n: int, oh: int, ow: int, o: int) -> Tensor:
-        return torch.empty((n, oh, ow, o), dtype=torch.uint8)
+    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return (n, oh, ow, o), torch.uint8
 
 
 class CodeOutput(KernelOutput):
@@ -131,7 +132,7 @@ class CodeOutput(KernelOutput):
         if flip is not None and flip.numel() != self.channels:
             raise InputError(f"native core: flip has {flip.numel()} entries for {self.channels} channels")
 
-    def empty(self, n: int, oh: int, ow: int, o: int) -> Tensor:
+    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
         if self.mode == 3:
-            return torch.empty((n, oh, ow, o), dtype=torch.uint8)
-        return torch.empty((n, oh, ow, self.planes, word_count(o, self.groups)), dtype=torch.int32)
+            return (n, oh, ow, o), torch.uint8
+        return (n, oh, ow, self.planes, word_count(o, self.groups)), torch.int32

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -13,8 +13,13 @@ from bitwright.engine import native, run_native, run_reference
 from bitwright.engine.aten_list import DTYPES
 from bitwright.engine.fuse import LIMIT, fuse
 from bitwright.engine.graph import Graph, Node
+from bitwright.engine.native_run import joined, reads, within
 from bitwright.engine.store import from_json, stored
+from bitwright.engine.torch_op import answers_of, text_of
 from bitwright.errors import BitwrightWarning, InputError
+
+if TYPE_CHECKING:
+    from bitwright.engine.planner import Explanation
 
 BACKENDS = ("auto", "native", "reference")
 
@@ -33,7 +38,7 @@ def _best() -> str:
     return "reference"
 
 
-Steps = list[tuple[Node, Any, list[str]]]
+Steps = list[tuple[Node, Any, list[str]]]  # node, function on the environment, values to forget afterwards
 
 
 class PackedModel(nn.Module):
@@ -57,11 +62,15 @@ class PackedModel(nn.Module):
         self._graph = graph if graph.work is not None else from_json(*stored(graph))
         self._runtime: Graph | None = None
         self._steps: Steps | None = None
+        self._whole: Steps | None = None
         self._plain: Steps | None = None
         self.inputs = self._graph.inputs()
         self.outputs = list(self._graph.nodes[-1].inputs)
         self.structure = self._graph.nodes[-1].attrs.get("structure", 0)
         tensors = stored(self._graph)[1]
+        self._answers = answers_of(self._graph)
+        text = text_of(self._graph, self.backend == "reference", threads)
+        self.register_buffer("graph_text", text, persistent=False)
         self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
         for key, name in self._keys.items():  # last, so that no name of a file can hide an attribute
             if not name or hasattr(self, name):
@@ -87,12 +96,19 @@ class PackedModel(nn.Module):
         return self._runtime
 
     def steps(self) -> Steps:
-        """(node, function on the environment, values to forget afterwards), built once."""
+        """Node by node, built once: for looking at. A call runs `_joined` ones."""
         if self._steps is None:
             native_run = self.backend == "native"
             built = run_native.build(self.runtime, self.threads) if native_run else run_reference.build(self.runtime)
             self._steps = self._laid_out(built)
         return self._steps
+
+    def _joined(self) -> Steps:
+        """The same steps, neighboring native ones in one call."""
+        if self._whole is None:
+            single = [(node, step) for node, step, _ in self.steps()]
+            self._whole = self._laid_out(joined(single, set(self.outputs)))
+        return self._whole
 
     def folded_steps(self) -> Steps:
         """The folded graph, nothing fused: for numbers beyond `LIMIT`, whose sums may be infinite or NaN inside."""
@@ -101,7 +117,7 @@ class PackedModel(nn.Module):
         return self._plain
 
     def _laid_out(self, steps: list[tuple[Node, Any]]) -> Steps:
-        last = {name: i for i, (node, _) in enumerate(steps) for name in node.inputs if name not in self.outputs}
+        last = {name: i for i, step in enumerate(steps) for name in reads(*step) if name not in self.outputs}
         drop: list[list[str]] = [[] for _ in steps]
         for name, i in last.items():
             drop[i].append(name)
@@ -110,8 +126,9 @@ class PackedModel(nn.Module):
     def prepare(self, x: Tensor, of: Node | None = None) -> Tensor:
         """Checks and lays out one input batch."""
         node = of or self.inputs[0]
-        dtype, want = DTYPES[node.attrs["dtype"]], "x".join(str(s) for s in node.shape)
-        if tuple(x.shape[1:]) != node.shape or x.dim() != len(node.shape) + 1:
+        dtype = DTYPES[node.attrs["dtype"]]
+        if x.dim() != len(node.shape) + 1 or x.shape[1:] != node.shape:
+            want = "x".join(str(s) for s in node.shape)
             remedy = ". Resize, or convert again with this example"
             if tuple(x.shape) == node.shape:
                 remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
@@ -136,21 +153,54 @@ class PackedModel(nn.Module):
         return env
 
     def forward(self, *inputs: Tensor) -> Any:
+        if torch.compiler.is_compiling():
+            tensors = [self.get_buffer(name) for name in self._keys.values()]
+            return self._in_structure(torch.ops.bitwright.packed(inputs, tensors, self.graph_text, self._answers))
         return self.run(self.environment(*inputs))
 
-    @torch.no_grad()
     def run(self, env: dict[str, Tensor]) -> Any:
         """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes."""
-        far = [x for x in env.values() if x.is_floating_point() and not _near(x)]
+        return self._in_structure(self.answers(env))
+
+    @torch.no_grad()
+    def answers(self, env: dict[str, Tensor]) -> list[Tensor]:
+        """The outputs in a row, whatever the trained net returns them in."""
+        far = [x for x in env.values() if x.is_floating_point() and not self._near(x)]
         broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
-        for _, step, forget in self.folded_steps() if far else self.steps():
+        for _, step, forget in self.folded_steps() if far else self._joined():
             step(env)
             for name in forget:
                 del env[name]
         for mask in broken:
             if bool(mask.any()):
                 env |= {name: _marked(env[name], mask) for name in self.outputs}
-        return env[self.outputs[0]] if self.structure == 0 else _filled(self.structure, [env[o] for o in self.outputs])
+        return [env[o] for o in self.outputs]
+
+    def _in_structure(self, found: list[Tensor]) -> Any:
+        return found[0] if self.structure == 0 else _filled(self.structure, found)
+
+    def _near(self, x: Tensor) -> bool:
+        """Neither NaN nor infinite nor so large that a fused step could tell: one pass over the input."""
+        if self.backend == "native" and x.dtype is torch.float32:
+            return within(x, LIMIT)
+        if x.numel() == 0:
+            return True
+        low, high = torch.aminmax(x)
+        return float(low) >= -LIMIT and float(high) <= LIMIT
+
+    def explain(self, measure: bool = False) -> Explanation:
+        """How each layer with codes runs, and the predicted and measured time of every way; `print` it.
+
+        measure  True: times every way on this CPU (seconds), keeps the times for nets that are loaded later, and takes the fastest.
+                 All ways give the same answers
+        """
+        from bitwright.engine.planner import explain
+
+        return explain(self, measure)
+
+    def forget_steps(self) -> None:
+        """Fuses and lays out anew at the next call: the tensors, or the plan of this CPU, have changed."""
+        self._steps = self._whole = self._plain = self._runtime = None
 
     @torch.no_grad()
     def values(self, env: dict[str, Tensor], plain: bool = False) -> dict[str, Tensor]:
@@ -161,13 +211,13 @@ class PackedModel(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         # kernel plans hold raw pointers: they are made again
-        return {**self.__dict__, "_steps": None, "_plain": None, "_runtime": None}
+        return {**self.__dict__, "_steps": None, "_whole": None, "_plain": None, "_runtime": None}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
         for key, name in self._keys.items():
             self._graph.tensors[key] = self.get_buffer(name)
-        self._steps = self._plain = self._runtime = None  # fused and laid out from the old tensors
+        self.forget_steps()
 
     def train(self, mode: bool = True) -> PackedModel:
         """Stays in evaluation: there is nothing to train."""
@@ -181,17 +231,12 @@ class PackedModel(nn.Module):
 
 def laid_out(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     """An input as the operators read it; pixels as k / 255."""
+    layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
+    if x.dtype is dtype and x.is_contiguous(memory_format=layout):
+        return x
     pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
     x = x.to(dtype) / 255 if pixels else x.to(dtype)
-    return x.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else x.contiguous()
-
-
-def _near(x: Tensor) -> bool:
-    """Neither NaN nor infinite nor so large that a fused step could tell: one pass over the input."""
-    if x.numel() == 0:
-        return True
-    low, high = torch.aminmax(x)
-    return float(low) >= -LIMIT and float(high) <= LIMIT
+    return x.contiguous(memory_format=layout)
 
 
 def _marked(y: Tensor, broken: Tensor) -> Tensor:

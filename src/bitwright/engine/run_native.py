@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,13 @@ from torch import Tensor
 from bitwright.engine import native, reference, run_reference
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Graph, Node
+from bitwright.engine.native_codes import SMALL, pool_struct
+from bitwright.engine.native_library import TermsStruct, kernel_table
+from bitwright.engine.native_run import Laid, NativeRun, Program
 from bitwright.engine.rules import CODED
-from bitwright.engine.run_reference import Step, of_one
+from bitwright.engine.run_reference import Step
+
+Lay = Callable[[Program], None]
 
 
 def build(graph: Graph, threads: int | None = None) -> list[tuple[Node, Step]]:
@@ -22,23 +28,42 @@ def build(graph: Graph, threads: int | None = None) -> list[tuple[Node, Step]]:
 
 def step(node: Node, graph: Graph, threads: int | None) -> Step:
     if node.op == "quantize" and node.attrs["form"] != "plain":
-        return _pack(node, graph, threads)
+        return NativeRun([node], [_pack(node, graph)], threads)
     if node.op == "max_pool_codes":
-        kernel, stride, padding, dilation = (tuple(node.attrs[k]) for k in ("kernel", "stride", "padding", "dilation"))
-        rest = bool(node.attrs["ceil"]), threads or 1
-        return of_one(node, lambda x: native.maxpool(x, kernel, stride, padding, dilation, *rest))
+        return NativeRun([node], [_pool(node)], threads)
     if node.op in CODED:
-        return _coded(node, graph, threads)
+        return NativeRun([node], [_coded(node, graph)], threads)
     return run_reference.step(node, graph)
 
 
-def _pack(node: Node, graph: Graph, threads: int | None) -> Step:
+def _pack(node: Node, graph: Graph) -> Lay:
     a, table, flip = node.attrs, graph.need(node, "thresholds"), graph.tensor(node, "flip")
     options: dict[str, Any] = {"flip": flip, "bytes": a["form"] == "bytes", "grid": a.get("grid")}
     plan = native.PackPlan(table, code_planes(a["levels"]), int(a["groups"]), **options)
-    if bool(a["last"]) and len(node.shape) > 1:  # Linear on [N, ..., C]: pixels are all but the last axis
-        return of_one(node, lambda x: plan.run(x.flatten(1, -2).transpose(1, 2).contiguous(), threads))
-    return of_one(node, lambda x: plan.run(x, threads))
+    operation, source = f"pack_{a['form']}", node.inputs[0]
+
+    def lay(p: Program) -> None:
+        x = p.laid[source]
+        n, h, w, c = x.memory
+        made = Laid(*plan.made(n, h, w, c))
+        struct, small = plan.struct(n, h, w, c, x.nchw), n * h * w * c < SMALL
+        p.add(operation, struct, {"x": source}, {"out": (node.name, made)}, alone=small)
+
+    return lay
+
+
+def _pool(node: Node) -> Lay:
+    source, a = node.inputs[0], node.attrs
+    window = (*(tuple(a[k]) for k in ("kernel", "stride", "padding", "dilation")), bool(a["ceil"]))
+
+    def lay(p: Program) -> None:
+        x = p.laid[source]
+        struct = pool_struct(x.memory, *window)
+        made = Laid((x.memory[0], struct.oh, struct.ow, *x.memory[3:]), x.dtype)
+        operation = "maxpool_bytes" if x.dtype is torch.uint8 else "maxpool_bits"
+        p.add(operation, struct, {"x": source}, {"out": (node.name, made)}, alone=made.bytes < SMALL)
+
+    return lay
 
 
 def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
@@ -73,45 +98,64 @@ def plain_axes(node: Node) -> Callable[[Tensor], Tensor]:
     return lambda y: y.squeeze(2) if len(shape) == 2 else y
 
 
-def _coded(node: Node, graph: Graph, threads: int | None) -> Step:
-    a = node.attrs
+def _coded(node: Node, graph: Graph) -> Lay:
     plans = conv_plans(node, graph)
-    scale, add = graph.need(node, "scale"), graph.need(node, "add")
-    name, source, out = node.name, node.inputs[0], plain_axes(node)
-    plan = plans[0]
-    if "emit" in a:
-        e, flip = a["emit"], graph.tensor(node, "int_flip")
-        if "grid" in e:
-            output: native.KernelOutput = native.GridOutput(scale[0], add, e["grid"])
-        else:
-            output = native.CodeOutput(
-                graph.need(node, "int_thresholds"),
-                flip,
-                code_planes(e["levels"]),
-                int(e["groups"]),
-                e["form"] == "bytes",
-            )
-        return of_one(node, lambda x: plan.run(x, output, None, threads))
     if len(plans) > 1:
-        sums = native.KernelOutput()
-        return of_one(
-            node, lambda x: out(reference.epilogue([p.run(x, sums, None, threads) for p in plans], scale, add, False))
-        )
-    beside = a.get("extra")
-    floats = native.FloatOutput(
-        scale[0], add, relu=bool(a.get("relu")), grid=a.get("grid"), cuts=graph.tensor(node, "cuts"),
-        flip=graph.tensor(node, "flip"), bytes=a.get("extra_form") == "bytes",
-    )  # fmt: skip
-    extra = node.inputs[1] if len(node.inputs) == 2 else None
+        return _several(node, graph, plans)
+    plan, output, source = plans[0], _output(node, graph), node.inputs[0]
+    reads = {"x": source, "residual": node.inputs[1] if len(node.inputs) == 2 else None}
 
-    def run(env: dict[str, Tensor]) -> None:
-        residual = None if extra is None else env[extra]
-        if residual is not None and residual.dim() == 3:
-            residual = residual.unsqueeze(2)
-        y = plan.run(env[source], floats, residual, threads)
-        if beside is None:
-            env[name] = out(y)
-        else:
-            env[name], env[beside] = out(y[0]), y[1]
+    def lay(p: Program) -> None:
+        n, h, w = p.laid[source].memory[:3]
+        call = plan.call(n, h, w)
+        image = n, call.oh, call.ow, plan.out_channels
+        writes = {"out": (node.name, Laid(*output.made(*image)))}
+        if "extra" in node.attrs:
+            writes["extra"] = (node.attrs["extra"], Laid(*output.beside(*image)))
+        p.add(
+            f"conv_{plan.kind}", call.struct, reads, writes, weights=plan.weights, output=output.address, alone=call.small
+        )  # fmt: skip
+        p.keep += [call, plan, output]
 
-    return run
+    return lay
+
+
+def _output(node: Node, graph: Graph) -> native.KernelOutput:
+    """What becomes of the integers of a layer of one term."""
+    a, scale, add = node.attrs, graph.need(node, "scale"), graph.need(node, "add")
+    if "emit" not in a:
+        return native.FloatOutput(
+            scale[0], add, relu=bool(a.get("relu")), grid=a.get("grid"), cuts=graph.tensor(node, "cuts"),
+            flip=graph.tensor(node, "flip"), bytes=a.get("extra_form") == "bytes",
+        )  # fmt: skip
+    e = a["emit"]
+    if "grid" in e:
+        return native.GridOutput(scale[0], add, e["grid"])
+    cuts, flip = graph.need(node, "int_thresholds"), graph.tensor(node, "int_flip")
+    return native.CodeOutput(cuts, flip, code_planes(e["levels"]), int(e["groups"]), e["form"] == "bytes")
+
+
+def _several(node: Node, graph: Graph, plans: list[native.ConvPlan]) -> Lay:
+    """The integers of each term one after the other in memory, then their sum."""
+    output, source, sums = native.KernelOutput(), node.inputs[0], f"{node.name} terms"
+    scale, add = (kernel_table(graph.need(node, role), torch.float32) for role in ("scale", "add"))
+
+    def lay(p: Program) -> None:
+        n, h, w = p.laid[source].memory[:3]
+        call = plans[0].call(n, h, w)
+        image = n, call.oh, call.ow, plans[0].out_channels
+        pixels, dtype = math.prod(image[:3]), torch.int32
+        where: Any = Laid((len(plans), pixels, 1, image[3]), dtype)
+        for i, plan in enumerate(plans):
+            call = plan.call(n, h, w)
+            writes = {"out": (sums, where if i == 0 else i * pixels * image[3] * dtype.itemsize)}
+            p.add(
+                f"conv_{plan.kind}", call.struct, {"x": source}, writes, weights=plan.weights, output=output.address,
+                alone=call.small,
+            )  # fmt: skip
+            p.keep += [call, plan, output]
+        struct = TermsStruct(pixels, image[3], len(plans), scale.data_ptr(), add.data_ptr())
+        p.add("terms", struct, {"x": sums}, {"out": (node.name, Laid(image, torch.float32))}, alone=call.small)
+        p.keep += [scale, add]
+
+    return lay

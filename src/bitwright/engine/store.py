@@ -140,6 +140,8 @@ def check_graph(graph: Graph, folded: bool = True) -> None:
     if total > MAX_TOTAL:
         raise InputError(f"packed file: {total} values a sample, at most {MAX_TOTAL}", code="file-graph")
     graph.work = total, macs + watches[0].macs
+    found = [values[name] for name in graph.nodes[-1].inputs]
+    graph.answers = [(two.shape, three.shape, two.dtype) for two, three in found]
 
 
 def check_runs(graph: Graph, run: Callable[[], object], where: str) -> None:

@@ -57,7 +57,7 @@ class ExportReport:
 
 
 def onnx(
-    model: nn.Module | Converted, example: Any, path: str | os.PathLike[str], *, packed: bool = True
+    model: nn.Module | Converted, example: Any, path: str | os.PathLike[str], *, packed: bool = True, qdq: bool = False
 ) -> ExportReport:
     """Writes an ONNX file with a dynamic batch and checks it on `example`.
 
@@ -66,6 +66,8 @@ def onnx(
     packed   True: layers with bits are operators of the domain `bitwright`, whose meaning the file carries as functions of
              standard operators: a plain onnxruntime gives the same numbers, slower; `bw.ort.session` runs our kernels.
              False: standard operators only
+    qdq      True: standard operators, codes and weights as 8-bit integers between QuantizeLinear and DequantizeLinear, for the
+             int8 kernels of onnxruntime and others. Sums are rounded their way, so codes may differ from the net's
 
     Weights stay bits in the file in both cases where the model is packed. Inputs with NaN, or numbers beyond 2^20, give NaN.
 
@@ -80,10 +82,10 @@ def onnx(
         model = model.model
     inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
     if isinstance(model, PackedModel):
-        proto = _packed(model, inputs)
-        if not packed:
+        proto = _packed(model, inputs, qdq)
+        if qdq or not packed:
             proto = _standard(proto)
-    elif packed:
+    elif packed or qdq:
         raise InputError(
             f"export onnx: {type(model).__name__} is not packed as one graph. Possible: a net from convert(form='graph'), "
             "or packed=False for the trained net in standard operators",
@@ -106,14 +108,15 @@ def packed_proto(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
     return proto
 
 
-def _packed(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
+def _packed(model: PackedModel, inputs: tuple[Tensor, ...], qdq: bool = False) -> Any:
     from onnx import helper
 
     from bitwright.export.functions import protos
     from bitwright.export.net import FusedNet
+    from bitwright.export.qdq import QdqNet
 
     env = model.environment(*inputs)  # checks the example; a batch of 2, so that nothing is taken for constant
-    net = FusedNet(model.runtime).eval()
+    net = (QdqNet(model.graph) if qdq else FusedNet(model.runtime)).eval()
     two = tuple(x.repeat(2, *[1] * (x.dim() - 1))[:2].contiguous() for x in env.values())
     proto = _exported(net, two)
     proto.functions.extend(protos(net.used))

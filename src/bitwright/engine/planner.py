@@ -1,0 +1,226 @@
+"""The fastest exact way of each layer with codes, measured on this CPU: `packed.explain(measure=True)`.
+
+A layer may count bits or multiply bytes, with the same answers. Without a plan `engine/forms.py` says which, from limits that were
+measured once; a plan is the times of both for the very layers of a net, kept in a file of the user's cache for this CPU and this
+instruction set. Every net that is loaded later goes by it; BITWRIGHT_PLAN=0 ignores it. The float layer that torch would run
+stands beside them: where it is faster than both, the row says WARN.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from bitwright.atomic import replacing
+from bitwright.engine import native
+from bitwright.engine.graph import Graph, Node
+from bitwright.numbers import ms
+from bitwright.timing import clock_for, interleave
+from bitwright.version import __version__
+
+if TYPE_CHECKING:
+    from bitwright.engine.packed import PackedModel
+
+WAYS = ("bits", "bytes", "float")
+# products a nanosecond of wide layers, bits one plane against one plane: docs/results/forms.csv and, of float, speed.csv
+RATES = {"avx512": (1000.0, 220.0, 58.0), "avx2": (112.0, 41.0, 29.0)}
+ROUNDS, SLICE = 9, 0.002
+_read: dict[Path, tuple[float, dict[str, dict[str, float]]]] = {}  # files by the time they were written
+
+
+def cpu() -> str:
+    """The model of this CPU, as far as the system tells."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    found = [
+        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family", "model\t"))
+    ]
+    return " ".join(dict.fromkeys(found)) or platform.processor() or platform.machine()
+
+
+def plan_file() -> Path:
+    """The plan of this CPU, instruction set and version."""
+    root = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    identity = "|".join([cpu(), native.isa(), __version__])
+    return root / "bitwright" / "plans" / f"{hashlib.sha256(identity.encode()).hexdigest()[:16]}.json"
+
+
+def plan() -> dict[str, dict[str, float]]:
+    """Seconds of each way by layer; empty where none was made, or the file is damaged."""
+    if os.environ.get("BITWRIGHT_PLAN") == "0" or not native.available():
+        return {}
+    path = plan_file()
+    try:
+        written = path.stat().st_mtime
+        if _read.get(path, (None,))[0] != written:
+            found = json.loads(path.read_text(encoding="utf-8"))
+            _read[path] = written, {k: {w: float(v[w]) for w in v if w in WAYS} for k, v in found.items()}
+        return _read[path][1]
+    except (OSError, ValueError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
+def key(layer: Node, x_planes: int) -> str:
+    """What the time of a layer depends on."""
+    a, info = layer.attrs, layer.attrs["weight"]
+    planes = [t["planes"] for t in info["terms"]]
+    even = all(2 * int(t["zero"]) == -sum(t["mult"]) for t in info["terms"])
+    place = [a.get(k) for k in ("stride", "padding", "dilation", "groups")]
+    shape = list(info["shape"])
+    if a.get("flat"):  # a linear layer that fusing made a window over the whole map
+        place, shape = [None] * 4, [shape[0], math.prod(shape[1:])]
+    return json.dumps([shape, list(layer.shape), place, x_planes, planes, even], separators=(",", ":"))
+
+
+def measured(layer: Node, x_planes: int) -> dict[str, float]:
+    """Times of a layer in the plan of this CPU."""
+    return plan().get(key(layer, x_planes), {})
+
+
+@dataclass(frozen=True)
+class LayerWays:
+    """A layer with codes. Times in seconds, by way; a way that cannot be exact has none."""
+
+    layer: str
+    runs_as: str
+    predicted: dict[str, float]
+    measured: dict[str, float]
+
+    @property
+    def warning(self) -> str:
+        mine = [self.measured[w] for w in ("bits", "bytes") if w in self.measured]
+        slower = mine and "float" in self.measured and min(mine) > self.measured["float"]
+        return "WARN slower than torch's float layer" if slower else ""
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """`str()` is the table: predicted and measured time of each way, and which one runs."""
+
+    rows: list[LayerWays]
+    note: str
+
+    def __str__(self) -> str:
+        cells = [
+            ["layer", "runs as", *(f"{way}, predicted" for way in WAYS), *(f"{way}, measured" for way in WAYS), ""]
+        ]
+        for r in self.rows:
+            times = [ms(found.get(way)) for found in (r.predicted, r.measured) for way in WAYS]
+            cells.append([r.layer, r.runs_as, *times, r.warning])
+        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
+        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
+        return "\n".join([*lines, self.note])
+
+
+def explain(packed: PackedModel, measure: bool = False) -> Explanation:
+    """See `PackedModel.explain`."""
+    from bitwright.engine.fuse import code_planes
+    from bitwright.engine.rules import CODED
+
+    if not native.available():
+        return Explanation([], f"{native.notice()}: plain torch runs every layer, there is nothing to choose")
+    layers = [n for n in packed.runtime.nodes if n.op in CODED]
+    planes = {n.name: code_planes(int(n.attrs["x"]["levels"])) for n in layers}
+    if measure:
+        found = {key(n, planes[n.name]): _times(n, packed.runtime, planes[n.name]) for n in layers}
+        path = plan_file()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as beside:
+            beside.write_text(json.dumps({**plan(), **found}, indent=1), encoding="utf-8")
+        _read.clear()
+        packed.forget_steps()
+        layers = [n for n in packed.runtime.nodes if n.op in CODED]
+    rows = [
+        LayerWays(n.owner or n.name, str(n.attrs["x_form"]), _predicted(n, planes[n.name]), measured(n, planes[n.name]))
+        for n in layers
+        if n.name in planes
+    ]
+    known = sum(bool(r.measured) for r in rows)
+    note = f"{known} of {len(rows)} layers measured on this CPU ({cpu()}, {native.isa()})"
+    return Explanation(rows, note if known == len(rows) else f"{note}; packed.explain(measure=True) measures them")
+
+
+def _predicted(layer: Node, x_planes: int) -> dict[str, float]:
+    info = layer.attrs["weight"]
+    rates = RATES.get(native.isa())
+    if rates is None:
+        return {}
+    pixels = math.prod(layer.shape) // info["shape"][0] if layer.shape else 1
+    products = math.prod(info["shape"]) * pixels
+    filled = 32 * -(-info["shape"][1] // 32) / info["shape"][1]  # a word of bits holds 32 channels
+    passes = sum(len(t["planes"]) for t in info["terms"])
+    work = (products * x_planes * passes * filled, products * len(info["terms"]), products)
+    return {way: 1e-9 * w / rate for way, w, rate in zip(WAYS, work, rates, strict=True)}
+
+
+def _times(layer: Node, graph: Graph, x_planes: int) -> dict[str, float]:
+    """Each way on one image of random codes, one thread, in turn."""
+    n, info = 1, layer.attrs["weight"]
+    channels = info["shape"][1] * int(layer.attrs.get("groups", 1))
+    size = _input_size(layer, graph)
+    codes = torch.randint(0, int(layer.attrs["x"]["levels"]) + 1, (n, *size, channels), dtype=torch.uint8)
+    calls: dict[str, Callable[[], object]] = {}
+    for way in ("bits", "bytes"):
+        if (call := _native_call(layer, graph, way, codes, x_planes)) is not None:
+            calls[way] = call
+    calls["float"] = _float_call(layer, codes.permute(0, 3, 1, 2).float())
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        with torch.inference_mode():
+            found = interleave(calls, rounds=ROUNDS, slice_seconds=SLICE, clock=clock_for(1)[0])
+    finally:
+        torch.set_num_threads(before)
+    return {way: timing.median for way, timing in found.items()}
+
+
+def _input_size(layer: Node, graph: Graph) -> tuple[int, int]:
+    """Height and width of what a layer reads, as kernels see it."""
+    if layer.op == "coded_linear":
+        return 1, math.prod(layer.shape[:-1])
+    shape = graph.node(layer.inputs[0]).shape if any(n.name == layer.inputs[0] for n in graph.nodes) else ()
+    made = [int(s) for s in shape]
+    return (made[-2], made[-1]) if len(made) == 3 else (1, made[-1] if len(made) == 2 else 1)
+
+
+def _native_call(layer: Node, graph: Graph, way: str, codes: Tensor, x_planes: int) -> Callable[[], object] | None:
+    from bitwright.engine.run_native import conv_plans
+    from bitwright.errors import InputError
+
+    node = Node(layer.op, layer.name, list(layer.inputs), {**layer.attrs, "x_form": way})
+    groups = int(layer.attrs.get("groups", 1))
+    try:
+        plans = conv_plans(node, graph)
+    except InputError:  # weights beyond what bytes hold
+        return None
+    x = codes if way == "bytes" else native.to_words(codes, x_planes, groups)
+    scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
+    output = native.FloatOutput(scale[0], add) if len(plans) == 1 else native.KernelOutput()
+    return lambda: [plan.run(x, output, None, 1) for plan in plans]
+
+
+def _float_call(layer: Node, x: Tensor) -> Callable[[], object]:
+    a, shape = layer.attrs, list(layer.attrs["weight"]["shape"])
+    if layer.op == "coded_linear":
+        rows, weight = x.flatten(2).transpose(1, 2).reshape(-1, shape[1]), torch.randn(shape)
+        return lambda: F.linear(rows, weight)
+    missing = 2 - int(a["rank"])
+    weight = torch.randn(shape[:2] + [1] * missing + shape[2:]).contiguous(memory_format=torch.channels_last)
+    stride, padding, dilation = (
+        [u] * missing + list(a[k]) for k, u in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
+    x = x.contiguous(memory_format=torch.channels_last)
+    return lambda: F.conv2d(x, weight, None, stride, padding, dilation, int(a["groups"]))
