@@ -188,7 +188,7 @@ def _pool_codes(graph: Graph, bound: dict[str, float]) -> bool:
             continue
         if bound[pool.inputs[0]] == math.inf:  # codes of NaN are the lowest, but NaN wins a pooling
             continue
-        if _there_anyway(graph, pool):
+        if _there_anyway(graph, pool, []):
             continue
         source = by_name[pool.inputs[0]]
         tensors = dict(q.attrs["tensors"])
