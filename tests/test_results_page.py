@@ -354,7 +354,9 @@ def test_what_pca_won_is_told_as_measured() -> None:
     assert f"operations and {min(slower):.0f} to {max(slower):.0f} % more time" in guide
     assert f"The net that was analyzed had {top['plain 1/1']:.1f} %" in guide
     assert (
-        len(random) == 3 and min(ahead) > 0 and "behind three random ones of equal weight bits" in text_of("README.md")
+        len(random) == 3
+        and min(ahead) > 0
+        and "less accurate than three random choices with equally many weight bits" in text_of("README.md")
     )
     assert {rows[n]["storage_bytes"] for n in random} == {rows["hybrid 2/2"]["storage_bytes"]}
     assert {r["epochs"] for r in rows.values()} == {"8"}
