@@ -4,7 +4,7 @@
     python bench/cifar10.py evaluate --data DIR [--rows NAME ...]    accuracy of the checkpoints again
     python bench/cifar10.py measure --data DIR [--rows NAME ...]     converts, verifies 10,000 images, times peers
 
-One float net per topology; students start from it. Both commands skip rows that are done: stop and start at will.
+One float net per topology; students start from it. Both commands skip rows that are done, so you can stop and restart them.
 Settings are below; accuracy is that of the last epoch, never of the best.
 """
 

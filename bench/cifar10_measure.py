@@ -1,4 +1,4 @@
-"""Second half of cifar10.py: packs each trained student, proves it on all 10,000 test images, times it beside peers."""
+"""Second half of cifar10.py: it packs each trained student, verifies it on all 10,000 test images, and times it beside peers."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def packed_accuracy(model: torch.nn.Module, data: Any, normalize: bool) -> float
 
 
 def size_limit(model: PackedModel) -> dict[str, int]:
-    """Contract 2.2: payload, and the largest file it allows: payload + 8 bytes a channel + float layers + 24 kB."""
+    """The payload, and the limit that we set for the file: payload + 8 bytes a channel + float layers + 24 kB."""
     graph = model.graph
     payload = channels = floats = weights_bits = 0
     for node in graph.nodes:

@@ -1,4 +1,4 @@
-"""What rows of results say, in sentences: computed, so that no sentence outlives its figures.
+"""What rows of results say, in sentences. They are computed from the rows, so that no sentence is older than its figures.
 
 python -m doctest bench/findings.py
 """
@@ -47,7 +47,7 @@ def _fbs(rows: dict[str, dict[str, str]]) -> Iterator[str]:
         if name.startswith("FBS") and dense:
             yield (
                 f"{name}: {float(r['mac_reduction']):.2f} times fewer MACs, {beside(points(r) - points(dense))} the dense net "
-                "trained on alike."
+                "that was trained further in the same way."
             )
 
 
@@ -64,7 +64,7 @@ def _channel(rows: dict[str, dict[str, str]]) -> Iterator[str]:
 
 
 def _precision(rows: dict[str, dict[str, str]]) -> Iterator[str]:
-    """Against PACT at the same bits, and against the line through the PACT nets of fewer and more bit operations."""
+    """Compared with PACT at the same bits, and with the line through the PACT nets of fewer and more bit operations."""
     static = sorted((int(r["bops"]) / NET_BITS, points(r), name) for name, r in rows.items() if name.startswith("PACT"))
     for name, r in rows.items():
         peer = rows.get(f"PACT {name[3]}") if name.startswith("PG") else None
@@ -79,7 +79,7 @@ def _precision(rows: dict[str, dict[str, str]]) -> Iterator[str]:
         if plain:
             text += (
                 f", {beside(points(r) - points(plain))} {plain['row']}, which has {int(plain['bops']) / NET_BITS:,.0f} M "
-                "(no plane for the sign of weights)"
+                "(it has no bit plane for the sign of weights)"
             )
         low = max((s for s in static if s[0] <= bops), default=None)
         high = min((s for s in static if s[0] > bops), default=None)
@@ -113,12 +113,12 @@ def hybrid(found: Rows) -> list[str]:
     others = sorted(points(r) for name, r in rows.items() if name.startswith("random"))
     if others:
         texts.append(
-            f"{len(others)} random choices of as many extra bits have {' / '.join(f'{p:.2f}' for p in others)} %, the PCA choice "
+            f"{len(others)} random choices with equally many extra bits have {' / '.join(f'{p:.2f}' for p in others)} %, the PCA choice "
             f"{points(chosen):.2f} %: {_against(points(chosen), others)}"
         )
         work = sorted(int(r["bops"]) / NET_BITS for name, r in rows.items() if name.startswith("random"))
         texts.append(
-            f"Equal bits of weights are no equal work: {int(chosen['bops']) / NET_BITS:,.0f} M bit operations for the PCA choice, "
+            f"Equal weight bits do not mean equal work: {int(chosen['bops']) / NET_BITS:,.0f} M bit operations for the PCA choice, "
             f"{work[0]:,.0f} to {work[-1]:,.0f} M for the random ones."
         )
         times = sorted(float(r["ms"]) for name, r in rows.items() if name.startswith("random") and r["ms"])
@@ -189,7 +189,7 @@ def _pruned(name: str, r: dict[str, str], rows: dict[str, dict[str, str]], swept
 
 
 def sparsity(found: Rows) -> list[str]:
-    """Where zeros win time: against the dense float layer, and against packed bits."""
+    """Where zeros save time: compared with the dense float layer, and with packed bits."""
     kinds = {"csr": "sparse CSR", "bits": "1-bit weights and inputs", "weights": "1-bit weights with float inputs"}
     texts = []
     for batch in dict.fromkeys(r["batch"] for r in found):
@@ -219,7 +219,7 @@ def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
 
 
 def metaquant(found: Rows) -> list[str]:
-    """Each learned gradient beside the straight-through estimator, over the seeds that both have."""
+    """Each learned gradient compared with the straight-through estimator, over the seeds that both have."""
     sentences = []
     for optimizer in dict.fromkeys(r["optimizer"] for r in found):
         own = {(r["gradient"], r["seed"]): points(r) for r in found if r["optimizer"] == optimizer}

@@ -2,9 +2,9 @@
 
     python bench/forms.py [--isa avx2]
 
-One image, one thread, float output, medians of CPU time in turn. The limits of bitwright/engine/forms.py are read off these rows,
-which go to docs/results/forms.csv: a ratio below 1 means that bits are faster, than bytes of any size and than bytes that are known
-to be small (codes below 8, weights of -7..7), for which a kernel may need fewer products.
+One image, one thread, float output, medians of CPU time in turn. The limits of bitwright/engine/forms.py are taken from these rows,
+which go to docs/results/forms.csv. A ratio below 1 means that bits are faster. There are two ratios: to bytes of any size, and to
+bytes that are known to be small (codes below 8, weights of -7..7), for which a kernel may need fewer products.
 """
 
 from __future__ import annotations

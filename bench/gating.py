@@ -3,16 +3,16 @@
     python bench/gating.py --data DIR [--epochs 6] [--rows NAME ...]
     python bench/gating.py --data DIR --epochs 20 --float-epochs 40 --parents resnet20=zoo:cifar10-resnet20-float ...
 
-"float" rows train a net from scratch (SGD, cosine) for `--epochs`. All rows but these and the "static" ones train the float net
-of their topology on for as many more, in the same way: Adam, cosine. "dense" rows
-do that without changing the net: what gates and quantizers cost is the distance to them. FBS lowers the share of channels in
-steps, within the same epochs. With --parents, nets of a topology start from the net that is named for it, and it has no float row.
+"float" rows train a net from scratch (SGD, cosine) for `--epochs`. All rows but these and the "static" ones start from the float
+net of their topology and train it for as many epochs again, all in the same way: Adam, cosine. "dense" rows
+do that without changing the net: the distance to them is the cost of gates and quantizers. FBS lowers the share of channels in
+steps, within the same epochs. With --parents, nets of a topology start from the net that is named for it, and there is no float row.
 "static" rows are narrower nets with the MACs that the row beside them really spent: as many
 epochs as a float net, then as many as the others.
 Work is counted by `bw.count_macs` on every test image: MACs per image, their 5th, 50th and 95th percentile, the reduction
 against all gates open, and bit operations (a float counts 32 bits).
 
-Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its checkpoint; several processes
+You can stop and restart it: rows in the CSV are skipped, and a row that was stopped continues from its checkpoint. Several processes
 may share one CSV when their --rows differ and the float rows exist. Accuracy is that of the last epoch, never of the best.
 """
 
@@ -41,7 +41,7 @@ STEPS = (0.9, 0.7, 0.5)  # of FBS
 class Row:
     """One result.
 
-    rules     of a stage, each net from the float net of `model`; none: the float net, or with `on` that net trained on
+    rules     of a stage, each net from the float net of `model`; none: the float net, or with `on` that net trained further
     keep      of FBS: the share of channels at the end
     like      of a static net: the row whose MACs it has
     """

@@ -9,8 +9,8 @@ then bireal_resnet20 is trained with each recipe, from
 scratch, on the same schedule and seed: `1/1`, `2/2`, `hybrid 2/2`, `random-0` ... Each row is converted and checked on test
 images, and then written to docs/results/hybrid.csv: accuracy of the last epoch, bytes of the packed file, energy efficiency
 and compression as `bitwright cost --energy hybrid45` counts them. In the end the packed nets of all rows are timed side by
-side, one image on one thread. Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its
-checkpoint.
+side, one image on one thread. You can stop and restart it: rows in the CSV are skipped, and a row that was stopped continues from
+its checkpoint.
 """
 
 from __future__ import annotations
@@ -140,7 +140,7 @@ def plain_choice(plain: Run, row: Row) -> list[str]:
 
 
 def packed(run: Run, experiment: Experiment, args: argparse.Namespace) -> dict[str, Any]:
-    """Bytes, equality and time of the packed net; what it costs on paper."""
+    """Bytes, equality and time of the packed net, and its counted cost."""
     torch.set_num_threads(1)
     images = dataset(experiment, "test").limit(VERIFIED)
     net, x = run.model(), example_of(experiment, images, 1)

@@ -4,9 +4,9 @@
     python bench/l_dnq.py --data DIR --rows ternary  one of them
 
 Each row starts from the float net. "rounded" takes the nearest levels for the scale of least squared error, and nothing else;
-"without H" goes the whole road (statistics of the norms anew, the cascade after each layer) with such rounding in place of what
-the layer reads; "layers alone" leaves the cascade out. Every layer is on the levels, the first and the last too. Writes l_dnq.csv;
-rows that are there are skipped.
+"without H" is the whole method (norm statistics estimated anew, the cascade after each layer), but with such rounding, which ignores
+the layer's inputs; "layers alone" leaves the cascade out. Every layer is on the levels, also the first and the last. Writes
+l_dnq.csv; rows that it has already are skipped.
 """
 
 from __future__ import annotations

@@ -6,8 +6,9 @@ lenet     LeNet-300-100 on MNIST, trained here for 12 epochs: 7 % of the weights
 resnet20  the zoo's float ResNet-20 on CIFAR-10, 512 training images: half pruned, 2:4, 4 and 3 bits
 speed     ResNet-20 and ResNet-18 of random weights, all layers; one 9216 x 4096 layer. Each in a process of its own
 
-Rows are written as they are done; a row that is there is skipped. `lost` is in points of test accuracy. `cpu_seconds` counts
-this process alone, so it is the figure to trust on a machine that others use too; `peak_mb` is the most memory above that before.
+Rows are written as they are done; a row that is in the file already is skipped. `lost` is in points of test accuracy. `cpu_seconds`
+counts this process alone, so it is the figure to trust on a machine that others use too; `peak_mb` is the peak memory less the
+memory before the work.
 """
 
 from __future__ import annotations
@@ -77,7 +78,7 @@ def batches(images: Images, count: int, size: int = 128) -> list[Any]:
 
 
 def lenet() -> tuple[nn.Module, Images, list[Any]]:
-    """Trained here, the same net each time; its file stays below runs/."""
+    """The net is trained here, the same each time; its file stays below runs/."""
     folder = ROOT / "runs" / "bench-layerwise-lenet"
     text = """
     seed = 0

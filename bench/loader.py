@@ -3,9 +3,9 @@
     python bench/loader.py ROOT [--out docs/results/loader.csv] [--transform squash108-crop96] [--seconds 4]
 
 ROOT has train/CLASS/*.JPEG and val/CLASS/*.JPEG. One row per case; the median of three passes of --seconds each, taken
-in turn. `threads` is what the loader does; `processes` decodes the same pictures in a pool of forked processes, which
-hand the pixels back through shared memory: the alternative that was not taken. Anonymous memory in use is that of a process
-of its own, in MB after each of five whole epochs with two workers. Load is the machine's, at the start: other work on
+in turn. `threads` is what the loader does; `processes` is an alternative that the loader does not use: it decodes the same pictures
+in a pool of forked processes, which return the pixels through shared memory. Anonymous memory in use is measured in a process
+of its own, in MB after each of five whole epochs with two workers. Load is that of the machine at the start: other work on
 it slows all rows down.
 """
 
@@ -55,7 +55,7 @@ def _decode(task: tuple[int, list[int]]) -> None:
 
 
 def processes(images: Streamed, workers: int, seconds: float) -> float:
-    """The same steps but for the shuffle: decode, copy out, crop and mirror, to float."""
+    """The same steps except for the shuffle: decode, copy out, crop and mirror, to float."""
     global _set, _memory
     side, size = images.transform.side(), images.transform.size
     _set, _memory = images, SharedMemory(create=True, size=BATCH * side * side * 3)

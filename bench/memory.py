@@ -1,8 +1,8 @@
-"""Memory and time of a long life: many batch sizes, trainings in one process, large batches, widths doubled.
+"""Memory and time of a long-running process: many batch sizes, trainings in one process, large batches, widths doubled.
 
     python bench/memory.py [--out docs/results/memory.csv] [--only calls trainings batch width]
 
-Every row is measured in a process of its own; growth is resident memory less that before, peak the most of the process.
+Every row is measured in a process of its own. Growth is resident memory less the memory before; peak is the process's maximum.
 Random images: neither memory nor time depends on them.
 """
 
@@ -63,7 +63,7 @@ def packed_net(source: nn.Module | int) -> nn.Module:
 
 
 def calls() -> Iterator[Row]:
-    """A packed net under a server: every call another batch size."""
+    """A packed net in a server: every call has another batch size."""
     packed = packed_net(32)
     images = torch.rand(SIZES, 3, 8, 8)
     packed(images)

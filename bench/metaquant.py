@@ -4,8 +4,8 @@
 
 A row trains ResNet-20 from the float net of the zoo, every layer 1 bit (the first and the last too, as in the paper), 2 epochs on
 12,800 CIFAR-10 images, rate 1e-3. "STE" is `dorefa_w` with compat="seed", whose values are the published ones, -1 and +1; the
-other rows put `metaquant` in its place. Accuracy is that of the last epoch on all test images. Stop and start at will: rows in the
-CSV are skipped, a row that was stopped goes on from its checkpoint.
+other rows put `metaquant` in its place. Accuracy is that of the last epoch on all test images. You can stop and restart it: rows in
+the CSV are skipped, and a row that was stopped continues from its checkpoint.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ GRADIENTS: dict[str, dict[str, Any]] = {
     "STE": {"part": "dorefa_w", "bits": 1, "compat": "seed"},
     "FC-Grad": {"part": "metaquant", "net": "fc_grad"},
     "MLP": {"part": "metaquant", "net": "mlp"},
-    # what FC-Grad's factor alone would do: it comes to about 5 in so few steps
+    # the effect of FC-Grad's factor alone: it grows to about 5 in so few steps
     "STE, rate x 5": {"part": "dorefa_w", "bits": 1, "compat": "seed"},
 }
 
@@ -62,7 +62,7 @@ def train(gradient: str, optimizer: str, seed: int, args: argparse.Namespace) ->
 
 
 def factor(run: Run) -> float:
-    """What FC-Grad has come to: the number that multiplies every gradient; it began at 1."""
+    """What FC-Grad has learned: the number that multiplies every gradient; it began at 1."""
     state = load_file(run.file("model.safetensors"))
     first, second = next(value for key, value in state.items() if key.endswith(".w.meta.phi")).chunk(2)
     return round(float(first @ second), 2)
@@ -77,7 +77,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "metaquant.csv"))
     args = parser.parse_args()
     path = Path(args.out)
-    # the pair of the paper for every seed first, so that a stop leaves a whole comparison
+    # the paper's pair first, for every seed, so that a stop leaves a complete comparison
     groups = [(("sgd", "adam"), ("STE", "FC-Grad")), (("sgd",), ("STE, rate x 5",)), (("sgd", "adam"), ("MLP",))]
     order = [(g, o, s) for optimizers, each in groups for s in args.seeds for o in optimizers for g in each]
     for gradient, optimizer, seed in order:

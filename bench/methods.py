@@ -5,7 +5,7 @@
     python bench/methods.py cifar10 --data DIR     ten rows of the literature on all 50,000 images, 8 epochs each
     python bench/methods.py short   --data DIR     the other methods: 3 epochs on 10,000 CIFAR-10 images, no ranking meant
 
-Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its checkpoint; several processes
+You can stop and restart it: rows in the CSV are skipped, and a row that was stopped continues from its checkpoint. Several processes
 may share one CSV when their --rows differ and the float rows exist. Accuracy is that of the last epoch, never of the
 best. Every row is an ordinary run directory below --runs.
 """

@@ -2,7 +2,7 @@
 
     python bench/newcomer.py --data DIR [--runs DIR]
 
-Six epochs a stage instead of twenty. A finished step is not done again; a training that was stopped goes on. The run's
+Six epochs a stage instead of twenty. A finished step is not done again; a training that was stopped continues. The run's
 metrics and results are copied to docs/results/newcomer_*.csv.
 """
 

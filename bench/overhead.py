@@ -1,13 +1,13 @@
-"""What a packed net costs in torch beside its kernels, for each layer: one image, one thread.
+"""What a packed net costs in torch in addition to its kernels, for each layer: one image, one thread.
 
     python bench/overhead.py [--rounds 31]
 
-kernels       the native calls of the net with everything ready, and torch's own float operators on ready inputs
+kernels       the native calls of the net with inputs and outputs prepared, and torch's own float operators on prepared inputs
 whole         a call of the packed net
 node by node  the same with a native call for each node, the way that `packed.values()` goes
 overhead      (whole - kernels) / layers
 
-CPU time, all three in turn, the lower quartile of the rounds: what other jobs of the machine do to the caches only adds to a time.
+CPU time, all three in turn. The lower quartile of the rounds counts, because other jobs, which share the caches, only add to a time.
 Rows go to docs/results/overhead.csv.
 """
 
@@ -38,7 +38,7 @@ NETS = (
 
 
 def kernels(packed: PackedModel, x: Tensor) -> list[Callable[[], Any]]:
-    """A call for each step of the net, its inputs and outputs ready."""
+    """A call for each step of the net, with its inputs and outputs prepared."""
     env, calls = packed.environment(x), []
     for node, step, _ in packed._joined():
         given = [env[name] for name in (step.reads if isinstance(step, NativeRun) else node.inputs)]

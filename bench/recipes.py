@@ -1,10 +1,10 @@
-"""Is every shipped recipe at least as fast as what its user had? One table: each recipe on three nets, beside all peers.
+"""Is every shipped recipe at least as fast as the program its user had before? Each recipe on three nets, beside all peers.
 
     python bench/recipes.py [--models resnet20 ...] [--recipes bwn-a8 ...] [--rounds 15]
 
 Random weights, one image, one thread, medians of CPU time in turn (`bitwright bench`). The peers are built from the float net of the
-same topology. Rows go to docs/results/recipes.csv as they are done; a row that is there is skipped, so stop and start at will.
-`ratio_int8`, `ratio_fp32`: the best peer of that precision over ours, above 1 is faster.
+same topology. Rows go to docs/results/recipes.csv as they are done; a row that is in the file already is skipped, so you can stop and
+restart it. `ratio_int8`, `ratio_fp32`: the time of the best peer of that precision over ours; above 1 ours is faster.
 """
 
 from __future__ import annotations

@@ -26,9 +26,9 @@ def index() -> str:
     head = table(["claim", "number", "table", "command"], rows)
     return f"""## Claims
 
-Each number is computed from the CSV file that its command wrote; its table below has the rest, rows where we lose included.
-Speeds are against the fastest program of any precision measured in the same run (torch, onnxruntime and, where the table has it,
-OpenVINO, each in fp32, bf16 and int8 as far as they have it); sizes are files against files. One seed where nothing else is said.
+Each number is computed from the CSV file that its command wrote. The table below it has all rows, also those where we lose.
+Speeds are compared with the fastest program of any precision measured in the same run (torch, onnxruntime and, where the table has
+it, OpenVINO, each in those of fp32, bf16 and int8 that it supports). Sizes compare file with file. One seed unless stated otherwise.
 
 {head}
 
@@ -233,7 +233,9 @@ def _gates() -> Iterator[Claim]:
         yield Claim(
             "`fbs`: MACs of the dense net over its own", f"{float(half['mac_reduction']):.2f}", "Gates", "gating.py"
         )
-        yield Claim("the net trained on alike without gates", f"{percent(dense['accuracy'])} %", "Gates", "gating.py")
+        yield Claim(
+            "the dense net, trained equally long without gates", f"{percent(dense['accuracy'])} %", "Gates", "gating.py"
+        )
 
 
 def _selfprune() -> Iterator[Claim]:

@@ -43,11 +43,11 @@ def hybrid() -> str:
 
     python bench/hybrid.py --data DIR --epochs {epochs}
 
-All rows on one schedule of {epochs} epochs ({images} training images) and one seed, from scratch, accuracy of the last epoch on
-all test images; where an epoch takes more than a minute, as here, 8 are run instead of 15. Random rows have as many extra
-weight bits as the PCA choice, as far as whole layers allow. Energy is computed by the formula of the hybrid-net papers
+All rows are trained from scratch on one schedule of {epochs} epochs ({images} training images) with one seed; accuracy is that of
+the last epoch on all test images. Where an epoch takes more than a minute, as here, 8 epochs are run instead of 15. Random rows have
+as many extra weight bits as the PCA choice, as far as whole layers allow. Energy is computed by the formula of the hybrid-net papers
 (`hybrid45`); ms is one image on one thread, kernels {kernels}, all rows side by side in one
-run of 31 rounds. Bytes are counted as those papers do, a file has names and its graph besides; bytes and energy against 1/1 are those of the all-binary net divided by those of the row. {machine("hybrid.csv")}.
+run of 31 rounds. Bytes are counted as in those papers; a file also holds names and its graph. Bytes and energy against 1/1 are those of the all-binary net divided by those of the row. {machine("hybrid.csv")}.
 
 {table(head, rows)}
 

@@ -23,9 +23,9 @@ def l_dnq() -> str:
 
     python bench/l_dnq.py --data DIR
 
-The zoo's float ResNet-20 on CIFAR-10, all layers on the levels, the first and the last too; no label is read, nothing is trained on
-afterwards. Accuracy on {tests:,} test images, one seed. "rounded" takes the nearest levels and does nothing else. "without H" does all
-that the method does but rounds instead of asking what a layer reads; "layers alone" leaves out the cascade, in which layers
+The zoo's float ResNet-20 on CIFAR-10 with all layers on the levels, also the first and the last. No label is read, and the net is not
+trained afterwards. Accuracy on {tests:,} test images, one seed. "rounded" takes the nearest levels and does nothing else. "without H"
+is the whole method, but with rounding that ignores the inputs of a layer; "layers alone" leaves out the cascade, in which layers
 that are still float learn the float net's answers. Float nets count four bytes a weight. {machine("l_dnq.csv")}.
 
 {table(head, rows)}
@@ -34,7 +34,7 @@ that are still float learn the float net's answers. Float nets count four bytes 
 
 
 def sentences(found: list[dict[str, str]]) -> list[str]:
-    """What the rows say, as far as they are there.
+    """What the rows say, as far as they exist.
 
     >>> rows = [{"row": "float", "accuracy": "0.91"}, {"row": "ternary", "accuracy": "0.87"}, {"row": "ternary rounded", "accuracy": "0.1"}]
     >>> sentences(rows)

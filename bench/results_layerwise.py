@@ -29,14 +29,14 @@ def layerwise() -> str:
         [r["method"], r["images"], r["seconds"], r["cpu_seconds"], r["peak_mb"]] for r in found if r["case"] == "speed"
     ]
     if speed:
-        parts.append(table(["random weights, all layers", "images", "s", "CPU s", "peak MB above before"], speed))
+        parts.append(table(["random weights, all layers", "images", "s", "CPU s", "peak MB above the start"], speed))
     tables = "\n\n".join(parts)
     return f"""## Compression without retraining
 
     python bench/layerwise.py
 
-No label is seen and nothing is trained after the procedure; batch norms keep their statistics, unless a row says otherwise. One net each, one seed. CPU seconds are
-those of the process, all threads together; wall seconds were taken beside other work (column `load` of the CSV). {machine("layerwise.csv")}.
+No label is read and nothing is trained after the procedure; batch norms keep their statistics, unless a row says otherwise. One net each, one seed. CPU seconds are
+those of the process, all threads together; wall seconds were measured while other work ran (column `load` of the CSV). {machine("layerwise.csv")}.
 
 {tables}
 

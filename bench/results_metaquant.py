@@ -38,9 +38,9 @@ def metaquant() -> str:
 
 MetaQuant beside the straight-through estimator (STE), ResNet-20, every layer 1 bit, from the float net of the zoo:
 {first["epochs"]} epochs on {int(first["images"]):,} images of CIFAR-10, rate {float(first["lr"]):g}, no decay, the same for all rows. Accuracy of the last
-epoch on all {int(first["test_images"]):,} test images: far from what the published 100 epochs reach. FC-Grad is the net of the paper{ours}: it
-multiplies every gradient by one number, which begins at 1; a rate that is too small is made larger. The
-machine had other work, so that seconds say little. {machine("metaquant.csv")}.
+epoch on all {int(first["test_images"]):,} test images: far from what the published 100 epochs reach. FC-Grad is the net of the paper{ours}. It
+multiplies every gradient by one number, which begins at 1, so it can make up for a learning rate that is too small. The
+machine had other work, so the seconds are not reliable. {machine("metaquant.csv")}.
 
 {table(head, rows)}
 

@@ -1,4 +1,4 @@
-"""Writes docs/results/README.md from the CSV files beside it: no number on that page is typed by hand.
+"""Writes docs/results/README.md from the CSV files beside it; no number on that page is typed by hand.
 
 python bench/results_page.py
 """
@@ -123,14 +123,14 @@ def epoch_text(found: list[dict[str, str]]) -> str:
 
     >>> row = {"row": "float", "epochs": "6", "images": "all", "seconds": "900"}
     >>> epoch_text([row]).strip()
-    'An epoch of the float net takes 150 s here, more than 60: so it is 6 epochs and not 10.'
+    'An epoch of the float net takes 150 s here, more than 60. So 6 epochs were run instead of 10.'
     >>> epoch_text([row | {"seconds": "300"}]) + epoch_text([row | {"epochs": "10"}])
     ''
     """
     plain = next((r for r in found if r["row"] == "float" and r["images"] == "all"), None)
     if plain is None or int(plain["epochs"]) >= 10 or (each := float(plain["seconds"]) / int(plain["epochs"])) <= 60:
         return ""
-    return f"An epoch of the float net takes {each:.0f} s here, more than 60: so it is {plain['epochs']} epochs and not 10. "
+    return f"An epoch of the float net takes {each:.0f} s here, more than 60. So {plain['epochs']} epochs were run instead of 10. "
 
 
 def gating() -> str:
@@ -151,15 +151,15 @@ def gating() -> str:
         parts.append(
             f"""    python bench/gating.py --data DIR
 
-"float" rows are nets from their first weights, {found[0]["epochs"]} epochs of SGD. "static" rows are narrower nets with the MACs
-that the gated row they name really spent: trained like a float row, then as many epochs more like all others. Every other row
-trains the float net of its topology on, {found[0]["epochs"]} epochs of Adam with what the column slots says; "dense" rows change
-nothing else, and FBS lowers its share of channels in steps within these epochs. {epoch_text(found)}"CG post-activated" has 4 splits
+"float" rows are nets trained from scratch with {found[0]["epochs"]} epochs of SGD. "static" rows are narrower nets with the MACs
+that the gated row they name really spent: trained like a float row, then for as many epochs again like all other rows. Every other
+row starts from the float net of its topology and trains it for {found[0]["epochs"]} epochs of Adam, with the parts in the column
+"slots"; "dense" rows have no parts. FBS lowers its share of channels in steps within these epochs. {epoch_text(found)}"CG post-activated" has 4 splits
 like "CG original"; its public script has 2. No row has the bit operations of a PG row: the static peer at equal bit operations is
 a point on the straight line between the PACT rows around it, not a trained net. MACs are counted on every one of the {int(found[0]["counted_images"]):,}
-test images, those of the first layer, of shortcuts, of the classifier and of predictors with them; reductions are against the same
-net with all gates open, at its own bits. A float counts 32 bits, so first and last layer, which are float, weigh much in bit
-operations. {machine("gating.csv")}.
+test images, and include the first layer, shortcuts, the classifier and predictors. Reductions compare with the same
+net with all gates open, at its own bits. A float counts 32 bits, so the first and last layer, which are float, are a large share of
+the bit operations. {machine("gating.csv")}.
 
 {table(head, rows)}
 
@@ -179,8 +179,8 @@ operations. {machine("gating.csv")}.
         parts.append(
             f"""    python bench/sparse_backprop.py
 
-A training step (batch {found[0]["batch"]}) of a channel-gated ResNet-20 with sparse back-propagation and the step without it beside
-it. {machine("sparse_backprop.csv")}.
+A training step (batch {found[0]["batch"]}) of a channel-gated ResNet-20 with sparse back-propagation, and the step without it, side
+by side. {machine("sparse_backprop.csv")}.
 
 {table(head, rows)}"""
         )
@@ -247,7 +247,7 @@ Written by `python bench/results_page.py` from the CSV files in this folder; no 
     python bench/cifar10.py train --data DIR      # DIR holds cifar-10-batches-py
     python bench/cifar10.py measure --data DIR
 
-Test accuracy of the last epoch, one seed, few epochs: a check that the cycle works, not what the methods can reach.
+Test accuracy of the last epoch, one seed, few epochs: this checks that the cycle works; it does not show what the methods can reach.
 Students start from the float net of their topology. "Rarer sign" is the share of the rarer sign among a binary layer's
 inputs, at the layer where it is smallest. "Same class" counts images out of 10,000 on which the packed net gives the class of
 the trained net as it runs in float32, and of the folded net (BatchNorm merged), whose arithmetic the packed net follows bit
@@ -273,8 +273,8 @@ Rows of one topology start from the same float net of their seed; accuracy of th
 
     python bench/newcomer.py --data DIR
 
-`cifar10-bireal_resnet20-bireal` with six epochs a stage, one seed, one thread, on a machine shared with other work: the
-times of the epochs vary with it. The training was once killed from outside and resumed. Batch 1, medians of one interleaved run.
+`cifar10-bireal_resnet20-bireal` with six epochs a stage, one seed, one thread, on a machine shared with other work, so the
+times of the epochs vary. The training was killed once from outside and resumed. Speeds: batch 1, medians of one interleaved run.
 
 {newcomer()}
 
@@ -284,8 +284,8 @@ times of the epochs vary with it. The training was once killed from outside and 
 
     python bench/speed.py
 
-Batch 1 and one thread unless said; median (quartiles) of interleaved rounds; ratios are peer / ours, so above 1 is faster
-than the peer, below 1 slower. {machine()}.
+Batch 1 and one thread unless stated otherwise; median (quartiles) of interleaved rounds. Ratios are peer / ours: above 1 we are
+faster than the peer, below 1 slower. {machine()}.
 
 {speeds()}
 
@@ -306,9 +306,9 @@ with its activations (the low-bit net keeps the hardtanh). w1a1 adds a norm befo
 
 {ceilings()}
 
-Products a second of one thread on registers, median of 9. Where int8 has matrix tiles (AMX) its ceiling lies above that of
-counting bits, so no 1-bit kernel can be four times as fast as a good int8 convolution there; ours then runs on the tiles too.
-Without AMX the first line is to be compared with the second.
+Products per second of one thread on registers, median of 9. Where int8 has matrix tiles (AMX), its peak throughput lies above that
+of counting bits, so no 1-bit kernel can be four times as fast as a good int8 convolution there; ours then runs on the tiles too.
+Without AMX, compare the first line with the second.
 """
 
 

@@ -1,4 +1,4 @@
-"""The section of bench/recipes.py and bench/forms.py: is every recipe as fast as what its user had?"""
+"""The section of bench/recipes.py and bench/forms.py: is every recipe as fast as the program that its user had before?"""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def recipes() -> str:
 
     python bench/recipes.py
 
-Random weights, one image, one thread; the peers run the float net of the same topology. Ratios are peer / ours: above 1 is
+Random weights, one image, one thread; the peers run the float net of the same topology. Ratios are peer / ours: above 1 we are
 faster than the peer. {len(found) - len(slower)} of {len(found)} rows are faster than the best fp32 program; slower somewhere: {names}.
 {machine("recipes.csv")}.
 

@@ -1,4 +1,4 @@
-"""The section on one net in three programs, and on what a call costs beside its kernels."""
+"""The section on one net in three programs, and on what a call costs in addition to its kernels."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ def _programs() -> str:
 
     python bench/three_runtimes.py --data DIR
 
-Whole test sets in torch (`bw.zoo.load`), in onnxruntime with our operators (`bw.ort.session`) and in a plain onnxruntime by the
-functions of the same file: right answers in each; images whose class is not torch's, in the second and the third; the largest
-difference of an output from torch's as a share of the largest output. {machine("three_runtimes.csv")}.
+Whole test sets in torch (`bw.zoo.load`), in onnxruntime with our operators (`bw.ort.session`), and in a plain onnxruntime, which
+uses the functions in the same file. Columns: right answers in each program; images whose class differs from torch's, in the second
+and the third; the largest difference of an output from torch's, as a share of the largest output. {machine("three_runtimes.csv")}.
 
 {table(head, rows)}
 
@@ -50,14 +50,14 @@ def _overhead() -> str:
         ]
         for r in found
     ]
-    head = ["net", "layers", "kernels, us", "a call, us", "beside kernels, us a layer", "the same node by node"]
+    head = ["net", "layers", "kernels, us", "a call, us", "besides kernels, us a layer", "the same node by node"]
     return f"""## What a call costs in torch beside its kernels
 
     python bench/overhead.py
 
-Batch 1, one thread, lower quartile of the rounds. "Kernels" are the native calls and torch's float operators with everything
-ready; neighboring native operations run in one call, "node by node" each has its own. What is left is Python between the calls,
-one look at every number of the input (is it finite?), and new memory for floats that torch's operators read. {machine("overhead.csv")}.
+Batch 1, one thread, lower quartile of the rounds. "Kernels" are the native calls and torch's float operators, with inputs and outputs
+prepared. Neighboring native operations run in one call; in "node by node" each has its own call. The rest is Python between the calls,
+the check that every number of the input is finite, and new memory for floats that torch's operators read. {machine("overhead.csv")}.
 
 {table(head, rows)}
 

@@ -35,7 +35,7 @@ def trained() -> str:
     epochs, swept = read("selfprune_epochs.csv"), read("selfprune_sweep.csv")
     return f"""    python bench/selfprune.py --data DIR
 
-784-4000x3-10 on 1-bit pixels (`--epochs` and `--rows` for those of other length), accuracy of the last epoch on all test images with running statistics, and with
+784-4000x3-10 on 1-bit pixels (`--epochs` and `--rows` for rows with another number of epochs). Accuracy of the last epoch on all test images with running statistics, and with
 statistics estimated anew from 10,000 training images. Float nets count four bytes a weight. {machine("selfprune.csv")}.
 
 {table(head, rows)}
@@ -57,7 +57,7 @@ def by_epoch(found: list[dict[str, str]]) -> str:
     last = max(max(points) for points in cells.values())
     rows = [[n, *(points.get(n, "") for points in cells.values())] for n in range(1, last + 1)]
     pictures = [
-        f"{name}, a point per epoch, from the first on the left:\n\n"
+        f"{name}, one point per epoch, the first on the left:\n\n"
         + chart(
             f"selfprune-epochs-{name.replace(' ', '-')}",
             f"{name}: test accuracy after each epoch",
@@ -72,7 +72,7 @@ def by_epoch(found: list[dict[str, str]]) -> str:
 
 
 def apart(values: list[float]) -> list[str]:
-    """With as many decimals as tell them apart, 2 to 6: a chart takes equal labels for one place.
+    """As texts with enough decimals, 2 to 6, to be different: a chart treats equal labels as one place.
 
     >>> apart([0.5, 0.25]), apart([0.4811, 0.4842])
     (['0.50', '0.25'], ['0.481', '0.484'])
@@ -121,7 +121,7 @@ def over_values(found: list[dict[str, str]]) -> str:
     )  # fmt: skip
     return "\n\n".join(
         [
-            f"Test % while all weights that are on take one value, trained at 1:\n\n{right}",
+            f"Test % when all weights that are on take one value; the net was trained at 1:\n\n{right}",
             *pictures,
             'The same ranked by what the last layer computes, before tanh and norm ("ranked"), and the share of images that get the '
             f'class of the circuit at 100 ("circuit"); "two-valued": hidden activations that take at most two values there.\n\n{ranked}',
@@ -130,7 +130,7 @@ def over_values(found: list[dict[str, str]]) -> str:
 
 
 def speed() -> str:
-    """bench/sparsity.py: what the zeros of 0/1 weights are worth in time."""
+    """bench/sparsity.py: how much time the zeros of 0/1 weights save."""
     found = read("sparsity.csv")
     if not found:
         return ""

@@ -28,11 +28,11 @@ def strangers() -> str:
 
     python bench/strangers.py
 
-What a user may bring: small nets in the idiom of the originals (`tests/strangers`), fresh weights and one training step, which
-is all that form, layers and speed depend on. Form: "graph" is one file that runs without the model's code, "layers" is the user's
+Models as users may have them: small nets written in the style of the originals (`tests/strangers`), with fresh weights and one
+training step. Form, layers and speed depend on nothing else. Form: "graph" is one file that runs without the model's code, "layers" is the user's
 module with packed layers in it. "Bits on disk": 1-bit weights whose inputs are float, expanded when they are loaded. The largest
-difference is over all outputs, as a share of the largest value of its output in the trained net. Batch 1; ours and the faster of
-torch and onnxruntime in int8 take turns, above 1 is faster than the peer. These nets are far smaller than those in use; the
+difference is over all outputs, as a share of the largest value of its output in the trained net. Batch 1; our net and the faster of
+torch and onnxruntime in int8 take turns, and above 1 ours is faster. These nets are far smaller than those in use; the
 speed of nets of common size is in the section above. {machine("strangers.csv")}.
 
 {listed(sentences(found))}{table(head, rows)}

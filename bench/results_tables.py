@@ -1,4 +1,4 @@
-"""What all sections of docs/results/README.md are made with: CSV files in, Markdown out."""
+"""Functions that all sections of docs/results/README.md share: CSV files in, Markdown out."""
 
 from __future__ import annotations
 

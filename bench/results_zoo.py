@@ -15,7 +15,7 @@ CARDS = BENCH.parent / "src" / "bitwright" / "zoo" / "nets"
 
 
 def zoo() -> str:
-    """Rows of the queue that are done, each beside its figure of the literature; what is left, by name."""
+    """Rows of the queue that are done, each beside the published figure; and the names of those that are left."""
     found = read("zoo.csv")
     if not found:
         return ""
@@ -40,10 +40,10 @@ def zoo() -> str:
     python bench/zoo.py run --data DIR       # goes on where it stopped; status, next, measure
     bitwright zoo NAME --check               # measures a kept net again
 
-All training images, accuracy of the last epoch, counted on all test images with the packed file where there is one, else with
-the trained net. Epochs of the float parent come first. Settings were fixed before a row
+Nets are trained on all training images. Accuracy is that of the last epoch on all test images, of the packed file where there is one,
+else of the trained net. Epochs of the float parent come first. Settings were fixed before a row
 was trained; test accuracy is logged after each epoch, and that of the last one counts, never the best.
-Rows of several seeds: mean and standard deviation; the kept net is that of the first seed, and its card says its own accuracy.
+Rows of several seeds have mean and standard deviation; the kept net is that of the first seed, and its card has its own accuracy.
 Published figures: {_sources(rows)}. {machine("zoo.csv")}.
 
 {table(head, [line for line in done if line])}

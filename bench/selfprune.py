@@ -13,7 +13,7 @@ pixels beside it, and the published setting, whose schedule is meant for 60 epoc
 
 The nets are large and few of their weights matter, so a step is bound by memory; where malloc gives large blocks back to the
 system after each use (glibc), `MALLOC_MMAP_THRESHOLD_=2000000000 MALLOC_TRIM_THRESHOLD_=8000000000` avoids that.
-Stop and start at will: rows in the CSV are skipped, a row that was stopped goes on from its checkpoint.
+You can stop and restart it: rows in the CSV are skipped, and a row that was stopped continues from its checkpoint.
 """
 
 from __future__ import annotations

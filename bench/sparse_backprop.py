@@ -2,11 +2,11 @@
 
     python bench/sparse_backprop.py [--out docs/results/sparse_backprop.csv] [--rounds 25]
 
-With it, nothing that a gate left out is needed in backward: hardware that skips it would save that work. Here the gradient
+With it, the backward pass does not need what a gate left out, so hardware that skips it would save that work. Here the gradient
 of what is off is set to 0, in a pass of its own. Thresholds begin at the target of their paper's net, so that most gates are off, as
-late in a training. The nets take turns, one step each (batch 128, forward, loss, backward, optimizer); the ratio is the
-median over rounds of a step with and the step without beside it. One thread, CPU time: what else the machine does counts
-little. Random images: speed does not depend on them.
+they are late in a training. The nets take turns, one step each (batch 128, forward, loss, backward, optimizer). The ratio is the
+median over rounds of a step with it over the step without it next to it. One thread, CPU time: other work on the machine has little
+effect. Random images: speed does not depend on them.
 """
 
 from __future__ import annotations

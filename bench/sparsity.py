@@ -1,4 +1,4 @@
-"""What the zeros of a self-pruned layer are worth in time: dense float, the connections alone, and packed bits, side by side.
+"""How much time the zeros of a self-pruned layer save: dense float, the connections alone, and packed bits, side by side.
 
     python bench/sparsity.py [--rounds 25]
 
@@ -6,7 +6,7 @@
 "float": torch's dense float32 layer. "csr": the connections alone, torch's sparse CSR times dense. "bits": packed, inputs cut
 to bits, so that the layer runs at one bit. "weights": packed, inputs real, so that bits lie on disk and floats are computed.
 All give the same numbers; that is checked. They take turns, one call each, on one thread in CPU time. Which weights are on is
-drawn: time does not depend on it, nor, but for CSR, on how many.
+random: time does not depend on it, and only for CSR it depends on how many are on.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CALLS = 3  # in one turn
 
 
 def packed(weight: Tensor, example: Tensor, bits: bool) -> Callable[[Tensor], Tensor]:
-    """The converted layer; with `bits`, of inputs that a step has cut."""
+    """The converted layer; with `bits`, its inputs are cut to 0 and 1 by a step."""
     outputs, inputs = weight.shape
     slots: dict[str, Any] = {"x": {"part": "heaviside", "threshold": 0.5}} if bits else {}
     layer = bw.nn.Linear(inputs, outputs, bias=False, w={"part": "zero_one", "init": "keep"}, **slots)

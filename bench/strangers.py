@@ -2,8 +2,8 @@
 
     python bench/strangers.py [--rows NAME ...] [--rounds 15]
 
-The nets of `tests/strangers`, two recipes each, with fresh weights and one training step. Stop and start at will: each row is
-written when it is done, rows in the CSV that converted are skipped (`--again` measures them anew). Writes
+The nets of `tests/strangers`, two recipes each, with fresh weights and one training step. You can stop and restart it: each row is
+written when it is done, and rows in the CSV that converted are skipped (`--again` measures them anew). Writes
 docs/results/strangers.csv, then the page of results. Needs the extra `onnx` for the onnxruntime peer.
 """
 
@@ -99,7 +99,7 @@ COLUMNS = (
 
 
 def run_row(stranger: Any, recipe: str, rounds: int) -> dict[str, Any]:
-    """A row; where something refuses or breaks, with its words in the note: one net must not end the table."""
+    """A row; where a net is refused or fails, the error text is its note: one net must not end the table."""
     try:
         found = measure(stranger, recipe, rounds)
     except InputError as error:

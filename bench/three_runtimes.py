@@ -1,9 +1,9 @@
-"""Every packed net of the zoo over its whole test set, in three programs: do they say the same?
+"""Every packed net of the zoo over its whole test set, in three programs: do they give the same answers?
 
     python bench/three_runtimes.py [--data DIR] [NAME ...]
 
 The programs are `bw.zoo.load` in torch, the exported file in onnxruntime with our operators (`bw.ort.session`), and the same
-file in an onnxruntime that knows nothing of us, by the functions it carries. Rows go to docs/results/three_runtimes.csv:
+file in an onnxruntime without our operators, which uses the functions in the file. Rows go to docs/results/three_runtimes.csv:
 images whose class differs from torch's, and the largest difference of an output as a share of the largest output.
 """
 
@@ -27,7 +27,7 @@ BATCH = 100
 
 
 def plain(path: Path) -> onnxruntime.InferenceSession:
-    """onnxruntime as anyone has it."""
+    """A plain onnxruntime, without our operators."""
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads, options.log_severity_level = 1, 3
     return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])

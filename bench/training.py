@@ -3,8 +3,8 @@
     python bench/training.py [--out docs/results/training.csv] [--rounds 15] [--only NAME ...] [--threads 1 2]
 
 "plain torch" is the same low-bit net without the native training kernels (BITWRIGHT_FUSED=0). The nets take turns, one
-step each; a ratio is the median over rounds of a step and the float step beside it, so that what else the machine does
-hits both. One thread is measured in CPU time, two in wall time. Random images: speed does not depend on them.
+step each; a ratio is the median over rounds of a step over the float step next to it, so that other work on the machine
+affects both. One thread is measured in CPU time, two in wall time. Random images: speed does not depend on them.
 """
 
 from __future__ import annotations
@@ -105,7 +105,7 @@ def measure(case: str, precision: str, threads: int, rounds: int) -> list[dict[s
 
 
 def keep(out: Path, new: list[dict[str, Any]]) -> None:
-    """Puts the records of one measurement into the file, in place of what it held for the same one."""
+    """Puts the records of one measurement into the file, in place of older records of the same one."""
 
     def key(r: dict[str, Any]) -> tuple[int, int, int]:
         return list(NETS).index(r["case"]), int(r["threads"]), list(PRECISIONS).index(r["precision"])
@@ -130,7 +130,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="*", default=None)
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     args = parser.parse_args()
-    warnings.simplefilter("ignore")  # random nets: filters of zeros are no news here
+    warnings.simplefilter("ignore")  # random nets: filters of zeros are expected here
     out = Path(args.out)
     for threads in args.threads:
         for case in [c for c in NETS if args.only is None or c in args.only]:

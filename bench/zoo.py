@@ -5,10 +5,10 @@
     python bench/zoo.py run   [--rows NAME ...] rows until none is left; several processes take different rows
     python bench/zoo.py measure                 times of the kept packed nets beside their peers: on a quiet machine only
 
-The rows are data: bench/zoo.toml. A row is an ordinary run directory below --runs, trained by `bw.train` and resumed where a
-process or a machine ended; its result is a row of docs/results/zoo.csv, and the net with its card goes into the package or into
-zoo/. Rows with a parent begin with the parent's weights. A row in the CSV is never trained again; a lost run directory costs
-that row only. Accuracy is that of the last epoch; of a packed net, of its file, on all test images.
+The rows are data: bench/zoo.toml. A row is an ordinary run directory below --runs, trained by `bw.train` and resumed where the
+process or the machine stopped; its result is a row of docs/results/zoo.csv, and the net with its card goes into the package or into
+zoo/. Rows with a parent begin with the parent's weights. A row in the CSV is never trained again; if a run directory is lost, only
+that row is trained again. Accuracy is that of the last epoch; of a packed net, of its file, on all test images.
 """
 
 from __future__ import annotations
@@ -115,7 +115,7 @@ def rows() -> list[Row]:
 
 @contextmanager
 def claimed(folder: Path, name: str) -> Iterator[bool]:
-    """Whether this process may work on a row; the system takes the claim back when the process ends, however it ends."""
+    """Whether this process may work on a row; the system releases the claim when the process ends, however it ends."""
     folder.mkdir(parents=True, exist_ok=True)
     with open(folder / f"{name}.claim", "w") as f:
         try:
@@ -182,7 +182,7 @@ def epochs(row: Row, experiment: Experiment) -> str:
 
 
 def keep(row: Row, run: Run, seed: int, right: int, trained: float | None, float_bytes: int | None) -> None:
-    """The net into its folder, its card into the package."""
+    """Writes the net into its folder and its card into the package."""
     experiment = run.experiment
     form = "float" if trained is None else "packed"
     source = run.file("packed.safetensors" if form == "packed" else "model.safetensors")
@@ -260,7 +260,7 @@ def status(args: argparse.Namespace) -> None:
 
 
 def progress(found: Run) -> str:
-    """Where a run directory stands; empty without one."""
+    """How far a run directory has got; empty without one."""
     if not found.has("state.json"):
         return ""
     done, stages = len(found.read_csv("metrics.csv")), found.experiment.stage

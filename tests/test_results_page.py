@@ -256,9 +256,9 @@ def test_gating_says_how_each_kind_of_row_was_trained(put: Any) -> None:
     text = " ".join(gating().split())
     assert "Every row trains" not in text
     for said in (
-        '"float" rows are nets from their first weights, 6 epochs of SGD.',
-        "trained like a float row, then as many epochs more like all others.",
-        "An epoch of the float net takes 200 s here, more than 60: so it is 6 epochs and not 10.",
+        '"float" rows are nets trained from scratch with 6 epochs of SGD.',
+        "trained like a float row, then for as many epochs again like all other rows.",
+        "An epoch of the float net takes 200 s here, more than 60. So 6 epochs were run instead of 10.",
         '"CG post-activated" has 4 splits like "CG original"; its public script has 2.',
         "a point on the straight line between the PACT rows around it, not a trained net.",
     ):
