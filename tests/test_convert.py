@@ -187,7 +187,7 @@ def test_a_refused_layer_runs_in_float_and_says_why(name: str) -> None:
     row = done.report.rows[1]
     assert (row.layer, row.kind, row.runs_as) == ("body", kind, "float")
     line = line_of("return op(x, w, b) * 0.5" if name == "gate" else "# the line that reports")
-    assert row.why == f"{why} (packing.py line {line})"
+    assert row.why == f"{why} (test_convert.py line {line})"
     assert done.model is not None and (done.model(X) - net(X)).abs().max() < 1e-4
     assert done.report.rows[0].runs_as == "bits" and done.report.layers_exact
     assert done.report.refused == [row]

@@ -3,9 +3,8 @@
 // four products exactly (it does not saturate).
 //
 // A tile is 4 pixels x 64 channels, or 8 x 32 or 8 x 16 where so many are left: per four codes of 4 x 64, 4 loads of weights, 4
-// broadcasts and 16 vpdpbusd. Zen 4 starts one such product a cycle and reads one vector a cycle: the loop is at 0.97 of its
-// peak, with the results written at 0.94 from 128 channels on. 8 x 16 needs nine loads for eight products, so 16 channels end
-// at 0.6 of it. Six pixels instead of four are slower (measured), although they load less.
+// broadcasts and 16 vpdpbusd. Zen 4 starts one such product a cycle and reads one vector a cycle, so the products are the limit;
+// 8 x 16 needs nine loads for eight products, and there the loads are.
 //
 // Weights beyond int8 (-255..255) are split W = 2 high + low with low in {0, 1}: two passes, still exact.
 // A run whose length is no multiple of four reads into its neighbour; the weights there are zero.

@@ -8,8 +8,7 @@
 //
 // Tiles of pixels take turns: V of some tiles is made once, [16][tiles][C]; for 64 outputs at a time each of the sixteen places
 // is a matrix product in 4 x 4 register tiles, [16][tiles][64] int32, which the last step adds up. Both lie in L2.
-// Zen 4, as a share of the direct kernel's time (the limit is 16/36 = 0.44): 0.9 at 32 channels, 0.7 at 64, 0.57 at 128, 0.52
-// at 256 and more; `bench/forms.py` measures it. Of vpdpbusd's peak the products run at 0.85 and more from 128 channels on.
+// The limit is 16/36 = 0.44 of the direct kernel's time; what the transforms leave of it, by channels: `bench/forms.py`.
 #pragma once
 #include "avx512_pool.h"
 

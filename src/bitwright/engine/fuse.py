@@ -110,10 +110,10 @@ def _same_axis(q: Node, source: Node, graph: Graph) -> bool:
     return not q.attrs["last"] or graph.need(source, "slope").numel() == 1  # prelu's channels are axis 1
 
 
-def _there_anyway(graph: Graph, source: Node) -> bool:
-    """Whether a float operator computes this value for other readers too. A quantizer then reads it as it is, and what writes
-    it keeps one reader; layers with bits write codes beside their floats instead."""
-    if all(reader.op == "quantize" for reader in graph.users()[source.name]):
+def _there_anyway(graph: Graph, source: Node, chain: list[Node]) -> bool:
+    """Whether a float operator computes this value for readers outside the chain too. A quantizer then reads it as it is, and
+    what writes it keeps one reader; layers with bits write codes beside their floats instead."""
+    if all(reader.op == "quantize" or reader in chain for reader in graph.users()[source.name]):
         return False
     by_name = graph.by_name()
     while source.op == "max_pool" or monotone(source, graph):
@@ -138,7 +138,7 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     for q in [n for n in _coding(graph) if "apart" not in n.attrs]:
         chain: list[Node] = []
         source = by_name[q.inputs[0]]
-        while monotone(source, graph) and _same_axis(q, source, graph) and not _there_anyway(graph, source):
+        while monotone(source, graph) and _same_axis(q, source, graph) and not _there_anyway(graph, source, chain):
             chain.append(source)
             source = by_name[source.inputs[0]]
         if not chain:
@@ -188,7 +188,7 @@ def _pool_codes(graph: Graph, bound: dict[str, float]) -> bool:
             continue
         if bound[pool.inputs[0]] == math.inf:  # codes of NaN are the lowest, but NaN wins a pooling
             continue
-        if _there_anyway(graph, pool):
+        if _there_anyway(graph, pool, []):
             continue
         source = by_name[pool.inputs[0]]
         tensors = dict(q.attrs["tensors"])

@@ -149,7 +149,10 @@ class MetaQuant(nn.Module):
             fixed = w.detach()
             place, slope = self.before(fixed, keep)
             return ste(w, self.value(fixed, keep), slope * (place.abs() <= 1))
-        return ste(w, self.value(_OUTSIDE(self, w, keep, group), keep))
+        shifted = self.shifted
+        if torch.compiler.is_compiling():  # it reads the optimizer, and keeps what it finds: a compiler runs it as it is
+            shifted = torch.compiler.disable(shifted)
+        return ste(w, self.value(shifted(w, keep, group), keep))
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         if self.scaled:
@@ -283,7 +286,3 @@ class MetaQuant(nn.Module):
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
-
-
-# a compiler runs it as it is: it reads the optimizer, and keeps what it finds
-_OUTSIDE: Any = torch.compiler.disable(MetaQuant.shifted)
