@@ -54,6 +54,13 @@ def test_an_all_zero_filter_gives_exactly_zero_and_a_finite_gradient(name: str) 
         assert t.grad is not None and torch.isfinite(t.grad).all() and torch.isfinite(value).all()
 
 
+def test_an_all_zero_filter_of_metaquant_is_zero_where_filters_have_a_scale() -> None:
+    w = torch.randn(2, 3, 2, 2)
+    w[0] = 0
+    value = bw.make_part("metaquant", slot="w", quantizer="bwn", granularity="filter").eval()(w)
+    assert (value[0] == 0).all() and (value[1] != 0).all()
+
+
 @pytest.mark.parametrize("name", ["bwn", "xnor"])
 def test_an_all_zero_filter_recovers(name: str) -> None:
     w = torch.zeros(1, 3, requires_grad=True)
