@@ -9,7 +9,7 @@ import statistics
 from collections.abc import Iterator
 
 Rows = list[dict[str, str]]
-NET_BITS = 1e6  # bit operations are told in millions
+NET_BITS = 1e6  # bit operations are given in millions
 
 
 def points(row: dict[str, str]) -> float:

@@ -37,7 +37,7 @@ def zoo() -> str:
     ]
     return f"""## Nets of the zoo
 
-    python bench/zoo.py run --data DIR       # goes on where it stopped; status, next, measure
+    python bench/zoo.py run --data DIR       # continues where it stopped; status, next, measure
     bitwright zoo NAME --check               # measures a kept net again
 
 Nets are trained on all training images. Accuracy is that of the last epoch on all test images, of the packed file where there is one,
