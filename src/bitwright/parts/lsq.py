@@ -98,7 +98,7 @@ class Lsq(nn.Module):
     # -- the step -------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def observe(self, t: Tensor) -> None:
-        """Sets the step from weights, averages it over batches of inputs. Zeros say nothing."""
+        """Sets the step from weights, or averages it over batches of inputs. A tensor of zeros changes nothing."""
         if not t.numel():
             return
         size = wide(t).abs()

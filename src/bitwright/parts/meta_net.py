@@ -16,7 +16,7 @@ from bitwright.parts.remembered import Remembered
 
 State: TypeAlias = "tuple[Tensor, Tensor] | None"  # (h, c) of an LSTM, each [weights, hidden]
 
-FLOATS = 2**22  # that a piece of the work may keep for its backward pass, so that memory does not grow with the net
+FLOATS = 2**22  # kept at most for the backward pass of one piece of the work, so that memory does not grow with the net
 LONGEST = 2**18  # weights in a piece
 NETS = ("fc_grad", "multi_fc", "lstm_fc", "mlp")
 INITS = ("ste", "random")

@@ -120,7 +120,8 @@ class Uniform(nn.Module):
     def _first_batch(self, t: Tensor) -> None:
         """Training: `ema` follows every batch, the others take the first one if nothing was calibrated.
 
-        Where a branch may look at data the others measure that batch alone; compiled, each, without use.
+        Where a branch may look at data, the others measure only that batch. Compiled code measures every batch, and
+        drops what the later ones give.
         """
         if not t.numel():
             return
