@@ -53,7 +53,7 @@ def fold_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Folded:
     left     norms of layers whose weight goes through a part other than a mask (their codes would change), whose weight is
              shared, or that have hooks; norms without running statistics. `bw.convert` folds those where it can
     errors   no images
-    use      before layer-wise procedures on nets for inference; training goes on better with the norms
+    use      before layer-wise procedures on nets for inference; further training works better with the norms
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
     >>> x = torch.randn(4, 2)

@@ -33,7 +33,7 @@ class Take:
 class NormKeys:
     """Load hook: the state of a norm that was taken over becomes the state of the part that took it. Picklable.
 
-    rows   (name of the norm, prefix of the part), where the part says by `norm_state` what it makes of such a state
+    rows   (name of the norm, prefix of the part), where the part has `norm_state`, which converts such a state
     """
 
     def __init__(self, rows: list[tuple[str, str]]) -> None:
@@ -113,7 +113,7 @@ def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
 
 
 def inherit(name: str, old: SlotLayer, new: SlotLayer) -> None:
-    """A part put in the place of one of its own kind goes on with what that one learned, where it says how (`succeed`)."""
+    """A part that replaces one of its own kind keeps what that one learned, if it has the moment `succeed`."""
     _inherit_mask(name, old, new)
     for slot in SLOTS:
         before, after = getattr(old, slot), getattr(new, slot)

@@ -127,7 +127,7 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("first\\nsecond"))
     'ValueError: first'
     """
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # some are colored
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # some messages are colored
     first = next((line.strip() for line in plain.splitlines() if line.strip()), "")
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return text if len(text) <= 140 else text[:137] + "..."

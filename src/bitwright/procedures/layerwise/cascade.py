@@ -1,4 +1,4 @@
-"""What is still real makes up for what is quantized already: it learns the answers of the net as it was, without labels."""
+"""Weights that are still float make up for the quantized ones: they learn the old net's answers, without labels."""
 
 from __future__ import annotations
 
