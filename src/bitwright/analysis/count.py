@@ -31,7 +31,7 @@ MEASURED = ("macs", "bops", "overhead", "comparisons", "quadratic", "x_bits")
 
 @contextmanager
 def count_macs(model: nn.Module) -> Iterator[MacCount]:
-    """Counts what the forward passes of `model` compute while the block runs; parts inside called alone do not count.
+    """Counts what the forward passes of `model` compute while the block runs; calls of a part on its own do not count.
 
     Each layer is priced by its gate (`spent`), or as dense; a channel that a gate upstream switched off counts for nothing
     in the layers that read it, as long as only operators lie between that leave zeros where they are (a sum of maps is

@@ -15,7 +15,7 @@ class Scatter:
 
     scatter   sum (x - mean)(x - mean)^T = X^T X - n mean mean^T, [C, C], kept centered so that a large mean costs no digits
     product   number type of the product of one piece; the sums over pieces are float64 always. None: that of the rows
-    groups    so many independent scatters of equal size at once, [G, C, C]; rows are [G, n, C]. 0: one, without that axis
+    groups    number of independent scatters of equal size, [G, C, C]; rows are [G, n, C]. 0: one, without that axis
 
     >>> s = Scatter(1)
     >>> s.add(torch.tensor([[1.0], [2.0]])); s.add(torch.tensor([[6.0]]))

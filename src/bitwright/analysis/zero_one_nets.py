@@ -34,7 +34,7 @@ def zero_one_layers(model: nn.Module) -> dict[str, SlotLayer]:
 
 
 def is_zero_one(layer: SlotLayer) -> bool:
-    """Whether its weights are on or off; alone, or with a mask beside."""
+    """Whether it has a 0/1 part for its weights, alone or with a mask."""
     return any(isinstance(link, ZeroOne) for link in links_of(layer.w))
 
 

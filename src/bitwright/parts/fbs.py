@@ -69,8 +69,8 @@ class FBS(Watched):
     shape     that of the layer
     options   keep: share of channels; 1 only boosts. channel_block: neighbors that win or lose together, by their mean g.
               l1: weight of the mean over a batch of the sum of g, a penalty that makes channels unimportant
-    moments   takes over the BatchNorm that alone reads the layer. With keep=1 no output changes: the predictor starts
-              as the norm's gain (its sign becomes f, its shift is divided by it). A new norm (no step made yet): shift 0.1,
+    moments   takes over the BatchNorm that is the only reader of the layer. With keep=1 no output changes: the predictor
+              starts as the norm's gain (its sign becomes f, its shift is divided by it). A new norm (no step made yet): shift 0.1,
               predictor bias 1. A later recipe with the same part changes keep and keeps what was learned
     source    Gao et al. 2019, arXiv 1810.05331; deep-fry/mayo, the authors' code
     edges     a depthwise layer is left without a gate, with a warning: it has no work where the layer in front switched

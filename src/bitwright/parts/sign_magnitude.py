@@ -62,7 +62,7 @@ class SignMagnitude(nn.Module):
         self.kept = scale == "static" or (slot == "x" and scale == "max")  # s is state, not a property of the tensor
         if self.kept:
             self.register_buffer("high", torch.ones(()))
-            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches behind s; 0 = a guess
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches seen so far; 0 = a guess
 
     @classmethod
     def for_layer(cls, layer: nn.Module, *, slot: str = "w", **options: Any) -> SignMagnitude:

@@ -74,7 +74,7 @@ class Uniform(nn.Module):
         if slot == "x":
             self.register_buffer("low", torch.full((1,), -1.0 if self.signed else 0.0))
             self.register_buffer("high", torch.ones(1))
-            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches behind the range; 0 = a guess
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches seen so far; 0 = a guess
 
     @classmethod
     def for_layer(cls, layer: nn.Module, *, slot: str = "w", **options: Any) -> Uniform:

@@ -45,7 +45,7 @@ class Folded(Report):
 
 @procedure("fold_batchnorm")
 def fold_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Folded:
-    """Fold each batch norm into the layer that it alone reads; in evaluation the net computes the same.
+    """Fold each batch norm into its layer, if nothing else reads that layer; in evaluation the net computes the same.
 
     value    W' = W gamma / sigma,  b' = beta + (b - mean) gamma / sigma,  sigma = sqrt(var + eps); float64, rounded once
     norm     becomes `nn.Identity`; a layer without a bias gets one

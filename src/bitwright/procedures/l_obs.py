@@ -59,7 +59,7 @@ def l_obs(
               each is pruned to a dozen shares on trial, then those are taken with the least sum of relative E; `keep` is the
               share of all together)
     damping   added to H, a share of its mean diagonal; rises tenfold where H cannot be factored
-    inputs    H of what a layer reads behind the layers pruned so far ("compressed"), or in the net as it was ("original")
+    inputs    H of what a layer reads after the layers pruned so far ("compressed"), or in the net as it was ("original")
     norms     "recalibrate": estimate the statistics of batch norms again at the end, from the same images. It pays with
               thousands of images; from a few hundred the new statistics are worse than the old ones, since outputs have hardly moved
     bias      absorbs error as a constant input, is never pruned

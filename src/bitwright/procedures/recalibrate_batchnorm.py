@@ -52,7 +52,7 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Recalibra
               what a deeper norm reads depends, a little, on which samples are in a batch together. A batch with one value
               per channel has no variance: it is normalized by the values so far
     batches   inputs, or (input, target) pairs; training data, not test data
-    changes   the statistics alone. Momentum, modes, gains, the random state stay; after an exception the statistics too.
+    changes   only the statistics. Momentum, modes, gains, the random state stay; after an exception the statistics too.
               The two norms of a gate (`output_bn="dual"`) are not touched
     errors    no batches; fewer than two values per channel; a model without such norms
     source    Ioffe, Szegedy 2015, arXiv 1502.03167, algorithm 2 (population statistics after training)

@@ -36,7 +36,7 @@ class Flow:
     """Facts from one forward pass.
 
     nonneg   layer name -> (module, operator) that made its input non-negative, in every call
-    reader   layer name -> name of the BatchNorm that alone reads its output, if there is one
+    reader   layer name -> name of the BatchNorm that is the only reader of its output, if there is one
     clip_readers   name of a Hardtanh or ReLU -> the layers that read its output, if nothing else reads it
     signed   layer name -> the layers that read its output, normed or not, where no ReLU has removed the negative values;
              "" for an operator outside of layers, and for the caller of the model

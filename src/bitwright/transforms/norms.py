@@ -1,4 +1,4 @@
-"""Parts that own a norm (`owns_norm = True`) take over the BatchNorm that alone reads their layer."""
+"""Parts that own a norm (`owns_norm = True`) take over the BatchNorm that is the only reader of their layer."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def plan_norms(
                 norm = dict(model.named_modules()).get(wanted) if wanted else None
                 if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
                     raise InputError(
-                        f"{verb}: the {slot} part of {name} takes over the BatchNorm that alone reads it; "
+                        f"{verb}: the {slot} part of {name} takes over the BatchNorm that is the only reader of its output; "
                         + (f"{wanted!r} is none" if wanted else "there is none"),
                         code="norm-none",
                         layer=name,

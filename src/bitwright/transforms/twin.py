@@ -56,7 +56,7 @@ def float_net(model: nn.Module, inputs: tuple[Tensor, ...]) -> FloatNet:
 
 
 def float_twin(model: nn.Module) -> nn.Module:
-    """A copy with ordinary torch layers: slots emptied, parts that stand alone dropped, the same weights.
+    """A copy with ordinary torch layers: slots emptied, parts outside of layers dropped, the same weights.
 
     Norm parts in front of a quantizer go with their slot: the twin is never slower than the float net was.
 

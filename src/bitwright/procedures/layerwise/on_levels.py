@@ -63,7 +63,7 @@ class Quadratic:
         return per_row.sum().expand_as(per_row) if self.shared else per_row
 
     def error(self, v: Tensor) -> Tensor:
-        """E of the rows behind each scale, [G, R, 1]."""
+        """E of the rows that share each scale, [G, R, 1]."""
         change = v - self.w
         return self.total((self.times(change) * change).sum(-1, keepdim=True)).clamp_min(0)
 

@@ -97,7 +97,7 @@ class Surgery:
 
     # -- the ways -------------------------------------------------------------------------------------------------
     def _rounds(self, blocks: list[Block], count: int, rounds: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Each round keeps the same share of what is left; the others make up for the rest, and scores are taken anew."""
+        """Each round keeps the same share of the weights left, which make up for the rest; then scores are taken anew."""
         keep = [b.free | ~_prunable(b) for b in blocks]
         w, diagonals = [b.w for b in blocks], [_diagonal(b) for b in blocks]
         start = sum(int((k & _prunable(b)).sum()) for k, b in zip(keep, blocks, strict=True))

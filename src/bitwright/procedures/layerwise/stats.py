@@ -38,7 +38,7 @@ WIDEST = 10_240
 class Limits:
     """What one layer may cost.
 
-    rows   at most so many rows (samples times positions) are read, chosen by `seed`. None: 50,000 or 8 per input, whichever
+    rows   the most rows (samples times positions) that are read, chosen by `seed`. None: 50,000 or 8 per input, whichever
            is more. A sample always gives at least one row, and a linear layer on [N, C] all of them
     dim    widest matrix; a layer with more inputs is split into blocks of inputs that are treated as uncorrelated
     """
@@ -157,7 +157,7 @@ def visit_layers(
               changed weight: one pass over the images for all layers, and only one layer's matrices in memory. Where a
               model keeps state between its modules, so that two forwards cannot wait for each other, each layer's
               inputs come from a forward of its own; with `fresh` always, for a `visit` that changes more than its layer
-    inputs    "compressed": what the layer reads behind the layers changed so far; "original": as the net was
+    inputs    "compressed": what the layer reads after the layers changed so far; "original": as the net was
     batches   inputs, or (input, target) pairs
     bias      fold the bias in as a constant input
     tokens    name of the model's keyword argument, bool [N, T], that says which tokens are no padding; linear layers
