@@ -523,7 +523,7 @@ def test_a_part_takes_over_the_norm_and_its_keys() -> None:
 
 @pytest.mark.usefixtures("owner")
 def test_no_norm_found_is_an_error() -> None:
-    with pytest.raises(InputError, match="takes over the BatchNorm that alone reads it; there is none"):
+    with pytest.raises(InputError, match="the only reader of its output; there is none"):
         apply(Net(), [{"match": "fc", "gate": "norm_owner"}], X)
     with pytest.raises(InputError, match="give an example"):
         apply(Net(), [{"match": "conv1", "gate": "norm_owner"}])

@@ -569,7 +569,7 @@ def test_a_wrong_option_is_one_clear_line(options: dict[str, Any], words: str) -
 @pytest.mark.parametrize(
     ("tail", "gate", "words"),
     [
-        ([nn.ReLU()], "fbs", "the gate part of 0 takes over the BatchNorm that alone reads it; there is none"),
+        ([nn.ReLU()], "fbs", "the gate part of 0 takes over the BatchNorm that is the only reader of its output"),
         ([nn.BatchNorm2d(8, track_running_stats=False)], "fbs", "part of 0 takes over the BatchNorm 1, which keeps no"),
         ([nn.ReLU()], {"part": "channel_gate", "output_bn": "dual"}, "the gate part of 0 takes over the BatchNorm"),
     ],
@@ -586,7 +586,7 @@ def test_a_part_that_owns_a_norm_finds_one_or_says_so(tail: list[nn.Module], gat
 def test_a_norm_over_tokens_is_not_that_of_the_features() -> None:
     """Eight tokens and eight features: the BatchNorm would fit, and normalize along the wrong axis."""
     net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8))
-    with pytest.raises(InputError, match="takes over the BatchNorm that alone reads it; there is none"):
+    with pytest.raises(InputError, match="the only reader of its output; there is none"):
         bw.apply(net, [{"match": "0", "gate": "fbs"}], torch.zeros(2, 8, 4))
     assert type(bw.apply(net, [{"match": "0", "gate": "fbs"}], torch.zeros(2, 4))[1]) is nn.Identity
 

@@ -543,7 +543,7 @@ def test_reconstruct_needs_something_to_come_close_to() -> None:
     with pytest.raises(InputError, match="reconstruct: no layer has a mask"):
         reconstruct(net, [x])
     l_obs(net, [x], keep=0.5)
-    with pytest.raises(InputError, match="the pruned weights of 0 are 0, so nothing says what they were"):
+    with pytest.raises(InputError, match="the pruned weights of 0 are 0, their old values are lost"):
         reconstruct(net, [x])
     with pytest.raises(InputError, match=r"the dense net has no layer 0 with weights \(16, 32\)"):
         reconstruct(net, [x], dense=nn.Sequential(nn.Linear(3, 4)))

@@ -13,7 +13,7 @@ PREFIX = ".bitwright-"  # of temporary files; a killed process leaves one, which
 
 @contextmanager
 def replacing(target: Path) -> Iterator[Path]:
-    """A path to write to; it becomes `target` when the block ends well, and is gone when it does not.
+    """A path to write to; it becomes `target` when the block ends without an error, and is removed otherwise.
 
     Errors: OSError, as the system gives it; the file that was there is untouched.
 
@@ -46,7 +46,7 @@ def _umask() -> int:
 
 
 def _sync_folder(folder: Path) -> None:
-    """So that the rename itself survives a power cut; not every system can open a folder."""
+    """Flushes the folder, so that the rename survives a power cut; not every system can open a folder."""
     if os.name == "posix":
         handle = os.open(folder, os.O_RDONLY)
         try:

@@ -1,4 +1,4 @@
-"""Downloads with a checksum, by pooch: a file gets its name when it is whole, and one that broke off goes on where it stopped."""
+"""Downloads with a checksum, by pooch: a file gets its name when it is complete, and an interrupted one resumes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ TIMEOUT = 30  # seconds without a byte
 
 
 class DownloadError(Exception):
-    """Why nothing came, in few words."""
+    """Why the download failed, in a few words."""
 
 
 def download(
@@ -28,15 +28,15 @@ def download(
     progress: Progress = lambda file, done, size: None,
     room: Callable[[int], None] = lambda needed: None,
 ) -> Path:
-    """The file of `address` at `target`, which is not fetched again where it is there and right.
+    """The file of `address` at `target`, which is not fetched again if it exists with the right checksum.
 
     checksum   `md5:...` or `sha256:...`
     room       told how many bytes will come; it raises where they do not fit
-    Errors: `DownloadError`; what comes later goes on from the bytes in `target.part`.
+    Errors: `DownloadError`; the next call resumes from the bytes in `target.part`.
     """
     import pooch
 
-    logging.getLogger("pooch").setLevel(logging.WARNING)  # it prints where it saves
+    logging.getLogger("pooch").setLevel(logging.WARNING)  # otherwise it prints where it saves
     part = target.with_name(target.name + ".part")
     loader = _Loader(part, target.name, progress, room)
     while True:
@@ -46,12 +46,12 @@ def download(
             return target
         except (urllib.error.URLError, http.client.HTTPException, TimeoutError, ConnectionError) as error:
             raise DownloadError(_why(error)) from None
-        except InputError:  # of `room`
+        except InputError:  # from `room`
             raise
         except ValueError as error:
             if not loader.done:
                 raise DownloadError(str(error)) from None
-            if not went_on:  # what was gone on with and is wrong is fetched once more, whole
+            if not went_on:  # a resumed file that is wrong is fetched once more from the start
                 raise DownloadError(f"its {checksum.partition(':')[0].upper()} is not the published one") from None
 
 
@@ -76,7 +76,7 @@ class _Loader:
         try:
             answer = urllib.request.urlopen(request, timeout=TIMEOUT)
         except urllib.error.HTTPError as error:
-            if error.code != 416:  # nothing behind the last byte we have: it is all there, or another file
+            if error.code != 416:  # no bytes after our last one: it is complete, or another file
                 raise
             return
         with answer:

@@ -47,7 +47,7 @@ def kb_unit(size: float | None) -> str:
 
 
 def ratio(value: float | None) -> str:
-    """Reference / ours, larger is better; a loss is called one.
+    """Reference / ours, larger is better; a value below 1 says that it is slower.
 
     >>> ratio(2.345), ratio(0.62), ratio(0.999), ratio(None)
     ('2.3x', '0.6x (slower)', '1.0x', '-')
@@ -59,7 +59,7 @@ def ratio(value: float | None) -> str:
 
 
 def smaller(before: float, after: float) -> str:
-    """How many times smaller a packed file is than the file of the float net; a loss is called one.
+    """How many times smaller a packed file is than the file of the float net; a value below 1 says that it is larger.
 
     >>> smaller(1_090_000, 70_000), smaller(900, 1_000)
     ('15.6x smaller', '0.9x (larger)')

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 def without_telemetry() -> None:
     """Before onnxruntime is imported: newer ones send usage data and write to ~/.cache unless this is set.
 
-    A setting of the user stays.
+    A value that the user has set is kept.
     """
     os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 

@@ -165,7 +165,7 @@ def csv_text(records: Sequence[Mapping[str, Any]], names: Iterable[str] = ()) ->
 
 
 class Tabular(ABC):
-    """Text, Markdown, CSV and HTML of a result that says its `cells()` (head and rows, as text) and its `to_dict()`.
+    """Text, Markdown, CSV and HTML of a result that has `cells()` (head and rows, as text) and its `to_dict()`.
 
     text   which columns are words, to the left; the others are numbers, to the right
     """

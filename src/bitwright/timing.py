@@ -73,7 +73,7 @@ def interleave(
     Slices, not single calls, because one call may be shorter than the clock is fine. The first call of each slice is
     not timed: it brings the candidate's data back into the caches.
 
-    pause   seconds before each slice, so that threads that spin after a candidate's last call have gone to sleep
+    pause   seconds before each slice, so that threads spinning after a candidate's last call are asleep
     """
     repeats = {name: _repeats(call, slice_seconds, wall) for name, call in calls.items()}
     samples: dict[str, list[float]] = {name: [] for name in calls}

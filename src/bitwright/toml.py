@@ -1,4 +1,4 @@
-"""TOML of recipes and experiments: a reader with bounds, for files of strangers, and a writer for their small grammar."""
+"""TOML of recipes and experiments: a reader with bounds, for untrusted files, and a writer for their small grammar."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ _LONG_KEY = re.compile(rf"(?<![\w-]){_PART}(?:\.[ \t]*+{_PART}){{{DEEPEST}}}")
 def read_toml(text: str) -> dict[str, Any]:
     """What `tomllib` reads, within bounds that no recipe comes near: 1 MB, 32 levels, whole numbers of 64 bits.
 
-    Errors: `tomllib.TOMLDecodeError`, for a text beyond them too: no other exception, and no minutes of work.
+    Errors: `tomllib.TOMLDecodeError`, for a text beyond them too: no other exception, and no long run.
 
     >>> read_toml("a = [1, 2]")
     {'a': [1, 2]}

@@ -22,7 +22,7 @@ _asked = False  # whether the command at hand was given --trust
 
 @contextmanager
 def asked(wanted: bool) -> Iterator[None]:
-    """While it lasts, and if `wanted`, every run whose code is asked for is trusted, and remembered."""
+    """Inside the block, if `wanted`, every run whose code is asked for is trusted, and remembered."""
     global _asked
     before, _asked = _asked, wanted
     try:
@@ -33,7 +33,7 @@ def asked(wanted: bool) -> Iterator[None]:
 
 def remember(run: Path, folders: tuple[Path, ...] = ()) -> None:
     """From now on the code of this run, as it is now, may run; `folders` are where it was found in training."""
-    with suppress(OSError, RuntimeError):  # a place to write is not needed: it is asked again
+    with suppress(OSError, RuntimeError):  # where nothing can be written, --trust is asked for again
         path = _record(run)
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
         text = json.dumps(
@@ -58,7 +58,7 @@ def folders_of(run: Path) -> tuple[Path, ...] | None:
 
 
 def digest(run: Path) -> str:
-    """Of the experiment and all Python files below the run: what decides which code runs."""
+    """SHA-256 of the experiment and all Python files below the run, which decide what code runs."""
     whole = hashlib.sha256()
     for path in [run / "experiment.toml", *sorted(run.rglob("*.py"))]:
         if path.is_file():

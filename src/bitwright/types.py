@@ -1,4 +1,4 @@
-"""Frozen data that every floor shares: codes, layer facts, part facts. No behaviour beyond reading itself."""
+"""Frozen data that every floor shares: codes, layer facts, part facts. No behavior beyond values computed from it."""
 
 from __future__ import annotations
 

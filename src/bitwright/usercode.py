@@ -120,7 +120,7 @@ def with_imports(folder: Path, file: str) -> dict[str, Path]:
     finder = ModuleFinder([str(path.parent)])
     try:
         finder.run_script(str(path))
-    except Exception:  # its import will say what is wrong with it
+    except Exception:  # the import will report the error
         return found
     base = Path(kept_as(file)).parent
     for module in finder.modules.values():
@@ -214,7 +214,7 @@ def _import(place: str, spec: str, where: str, folder: Path) -> Any:
         sys.modules[path.stem] = module
         try:
             loader.loader.exec_module(module)
-        except BaseException:  # half a module must not pass for a whole one the next time
+        except BaseException:  # the next import must not find a half-loaded module
             del sys.modules[path.stem]
             raise
         return module

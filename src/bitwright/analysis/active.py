@@ -26,7 +26,7 @@ class ActiveChannels(Fact):
     """Carries `Active`s from tensor to tensor. An operator that it does not know ends them: all channels count.
 
     Through an addition goes the union, through a multiplication the intersection, through a concatenation both side by
-    side; norms, biases and whatever else moves a zero end it.
+    side; norms, biases and everything else that changes a zero end it.
     """
 
     def put(self, t: Tensor, mark: Active | None) -> None:
@@ -40,7 +40,7 @@ class ActiveChannels(Fact):
             self.put(out[0], self._mark(call, out[0]))
 
     def _written(self, t: Tensor) -> None:
-        """Whatever shares memory with a tensor that was written to is known no longer."""
+        """Nothing is known any more of tensors that share memory with one that was written to."""
         place = t.untyped_storage().data_ptr()
         for other in [o for o in self.marks if o.untyped_storage().data_ptr() == place]:
             if other is not t:
@@ -52,7 +52,7 @@ class ActiveChannels(Fact):
             return self._cat(call)
         first, second = (a if isinstance(a, Tensor) else None for a in (*call.args[:2], None, None)[:2])
         if any(t is not None and t.dim() not in (0, out.dim()) for t in (first, second)) and plain in _BROADCAST:
-            return None  # axes move: [N, C] beside [N, C, H, W] lies along H and W
+            return None  # axes shift: [N, C] broadcasts over H and W of [N, C, H, W]
         mine, other = self.of(first), self.of(second)
         if plain in ("mul", "div"):
             return _both(mine, other if plain == "mul" else None)
@@ -78,7 +78,7 @@ class ActiveChannels(Fact):
 
 
 def _zero_inside(name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
-    """Whether a clamp lets 0 be; bounds are numbers, or None for none (tensors: who knows)."""
+    """Whether a clamp leaves 0 unchanged; bounds are numbers or None (for tensors the answer is no)."""
     if name == "clamp_max":
         args = (args[0], None, *args[1:])
     rest = dict(zip(("low", "high"), args[1:3], strict=False))
@@ -101,7 +101,7 @@ def _both(one: Active | None, two: Active | None) -> Active | None:
 
 
 def _view(call: OperatorCall, mine: Active, source: Tensor, out: Tensor) -> Active | None:
-    """Shapes that keep samples and channels apart, or lay each channel's places out in a row (flatten)."""
+    """Shapes that keep samples and channels apart, or flatten the positions of each channel into a row."""
     n, c = mine.channels.shape
     name, args = call.plain, call.args
     if name == "constant_pad_nd":

@@ -14,7 +14,7 @@ def layer_sets(
     """Name -> layers of k bits: "pca", "binary", "kbit", "random-0" ..., "first-heavy", "last-heavy".
 
     Extra bits are proportional to the weights of the layers. A random set is the one of 400 seeded orders, each filled
-    greedily, whose weights come closest to those of `chosen`; sets that are there already are not taken again, so a
+    greedily, whose weights come closest to those of `chosen`; duplicates are not taken, so a
     small net may have fewer. The heavy sets take layers from one end as long as they fit.
 
     >>> sets = layer_sets(["b"], {"a": 2, "b": 2, "c": 2}, count=1)

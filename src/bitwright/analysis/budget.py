@@ -1,4 +1,4 @@
-"""A budget of work instead of a hand-tuned threshold: the loop closes on the multiply-accumulates really done."""
+"""A budget of work instead of a hand-tuned threshold: a control loop on the multiply-accumulates really done."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class Budget:
                  the layer's outputs that are on, times the gate's own slope s (1 - s) slope
     The gates' own pull to a target is off while a budget governs them. Several processes move as one.
     Errors       `InputError` for a net without gates, a budget that its gates cannot reach or that is above the dense work,
-                 infinite thresholds, both kinds of gates in one net. `BitwrightWarning` where `refit` ends more than 2 % off:
+                 infinite thresholds, fbs beside other gates. `BitwrightWarning` where `refit` ends more than 2 % off:
                  no step of the gates is fine enough, or too many channels are dead
     source       the budget term relu(C / C_target - 1)^2 is common; the papers of the three gates have thresholds and shares
                  tuned by hand
     differs      a soft count, the sum of sigmoids, is the usual C: it is above or below what is done whenever sums are not
-                 spread evenly about their threshold, so it would pull at a net that holds its budget. Here C is the count of
+                 spread evenly about their threshold, so it would change a net that holds its budget. Here C is the count of
                  what was done, with the slope of that soft count. One price per layer: outputs of one layer differ in price
                  only where channels do not divide evenly
 
@@ -100,7 +100,7 @@ class Budget:
             self.refit(example)
 
     def remove(self) -> None:
-        """The gates go on alone."""
+        """Takes the hooks off; the gates work without the budget from then on."""
         for gate, watcher in self.handles:
             gate.governed = False
             gate.watchers = tuple(w for w in gate.watchers if w is not watcher)
@@ -188,7 +188,7 @@ class Budget:
         return look
 
     def penalty(self) -> Tensor:
-        """Of the forward passes since the last call; 0 for fbs."""
+        """The penalty of the forward passes since the last call; 0 for fbs."""
         rows: dict[str, int] = {}
         for name, on in self._now:
             rows[name] = rows.get(name, 0) + on.shape[0]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-CLOSE = 0.005  # share of the budget; nearer than this is reached
+CLOSE = 0.005  # share of the budget; a smaller distance counts as reached
 FIRST, FURTHEST = 0.125, 1024.0  # shifts tried, in standard deviations of a partial sum
 HALVINGS, ROUNDS = 20, 3
 
@@ -18,7 +18,7 @@ def fit_channels(gates: dict[str, Any], work: Callable[[], float], prices: Calla
     blocks that fit, the most expensive first.
 
     work     work / target - 1 with the shares as they are set
-    prices   layer -> at least what one more block of it adds to that, as measured by the last `work`
+    prices   layer -> a lower bound of what one more block of it adds to that, as measured by the last `work`
     """
     blocks = {name: gate.outputs // gate.block for name, gate in gates.items()}
     order = sorted((k / n, 1 / n, name) for name, n in blocks.items() for k in range(2, n + 1))

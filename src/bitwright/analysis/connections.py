@@ -113,8 +113,8 @@ class Connections(Tabular):
 def connections(model: nn.Module, example: Any = None) -> Connections:
     """On weights, fan-in and live units of every layer with 0/1 weights; norms and other layers are not counted.
 
-    value     a weight is on where its latent reaches the threshold and no mask hides it, whatever `on` is worth. A unit lives
-              if a path of on weights leads from an input of the net to it, and another from it to an output
+    value     a weight is on where its latent reaches the threshold and no mask hides it, whatever the value of `on`. A unit
+              lives if a path of on weights leads from an input of the net to it, and another from it to an output
     example   a batch of inputs, or a tuple of arguments: one eval forward then tells which layer reads which, and which is
               never called. Without it the layers are taken in the order of definition, if their sizes fit such a chain
     other     layers with float or other weights read all their inputs; a unit of a convolution is a channel. Between layers

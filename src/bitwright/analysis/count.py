@@ -31,7 +31,7 @@ MEASURED = ("macs", "bops", "overhead", "comparisons", "quadratic", "x_bits")
 
 @contextmanager
 def count_macs(model: nn.Module) -> Iterator[MacCount]:
-    """Counts what the forward passes of `model` compute while the block runs; parts inside called alone do not count.
+    """Counts what the forward passes of `model` compute while the block runs; calls of a part on its own do not count.
 
     Each layer is priced by its gate (`spent`), or as dense; a channel that a gate upstream switched off counts for nothing
     in the layers that read it, as long as only operators lie between that leave zeros where they are (a sum of maps is
@@ -85,7 +85,7 @@ class _Pass(threading.local):
 
 
 class _Watch:
-    """The hooks of a block. They are copied with the net; on a copy they sleep, for the block counts one net."""
+    """The hooks of a block. They are copied with the net, but do nothing on a copy: the block counts one net."""
 
     asleep = False
 
@@ -192,8 +192,8 @@ class _Watch:
         batch.add(index, "dense_bops", dense * site.w_bits * site.x_bits)
 
     def _reads(self, index: int, layer: Any, x: Tensor) -> Active | None:
-        """The mask of the layer's input, as long as its x part leaves a zero a zero."""
-        # a mask is of axis 1: not what a Linear reads of tokens
+        """The mask of the layer's input, as long as its x part maps 0 to 0."""
+        # the mask is for axis 1, which for a Linear on tokens is not the features
         mask = None if self.at.active is None or x.dim() != layer.weight.dim() else self.at.active.of(x)
         if mask is None or not isinstance(layer, SlotLayer) or layer.x is None:
             return mask
@@ -206,7 +206,7 @@ class _Watch:
         return mask if self.zero_kept[index] else None
 
     def _pass_through(self, layer: Any, mask: Active, y: Tensor) -> None:
-        """Without a bias an output channel all of whose inputs are off is off: depthwise layers pass a mask on."""
+        """Without a bias, an output channel is off if all its inputs are: so depthwise layers pass a mask on."""
         if layer.bias is None and layer.groups > 1 and self.at.active is not None and y.dim() > 2:
             alive = mask.channels.unflatten(1, (layer.groups, layer.in_channels // layer.groups)).any(2)
             self.at.active.put(y, Active(alive.repeat_interleave(layer.out_channels // layer.groups, 1)))

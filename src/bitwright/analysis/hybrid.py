@@ -142,7 +142,7 @@ class Fit:
 
 
 def fit(layers: Sequence[str], target: nn.Module, example: Any, kinds: tuple[type[nn.Module], ...]) -> Fit:
-    """By name where all names are there, else by position among the inner layers without shortcuts."""
+    """By name if all names exist in the target, else by position among the inner layers without shortcuts."""
     sources = trace_flow(target, example)
     modules = dict(target.named_modules())
     inner = [n for n in sources.order[1:-1] if n not in sources.shortcuts and isinstance(modules[n], kinds)]

@@ -35,18 +35,18 @@ class _PerLayer:
 class MacCount:
     """What was counted so far, over all processes; every number is exact. Reading changes nothing.
 
-    On several processes every read is a sum over them, so all of them must make it, in the same order: what only one prints
+    On several processes every read is a sum over them, so all of them must make it, in the same order. What only one prints
     is read `with macs.here()` (its own numbers), or by all beforehand. A process that reads alone hangs.
 
     total, dense       multiply-accumulates done, and with every gate open; overhead (predictors, scaling) is in total
     bops, dense_bops   times the bits of weight and input; a float counts 32
     samples            forward passes by sample
     per_layer          layer -> multiply-accumulates; also per_layer_dense, per_layer_bops, fired (outputs, or channels, that
-                       a gate let through) and decided (that it judged)
+                       a gate let through) and decided (those it decided on)
     per_sample         int64 [samples], in the order they came (on several processes: process by process)
-    overhead, comparisons   of which predictors and scaling (also per_layer_overhead); what the decisions cost besides, no
-                       multiplies
-    quadratic          all-quadratic total, as papers of `fbs` count it: a sum of maps taken for as sparse as the sparsest of
+    overhead, comparisons   predictors and scaling, part of total (also per_layer_overhead); what the decisions cost
+                       besides, without a multiply
+    quadratic          all-quadratic total, as papers of `fbs` count it: a sum of maps counts as sparse as the sparsest of
                        them, so never more than total. dense / quadratic is the reduction they publish, an upper bound
     mean_bits, net_bits   bits of the inputs by which a layer multiplied: layer -> mean over its products, and the mean over
                        all products of the net; a float counts 32. `precision_gate`: top + rate (bits - top)

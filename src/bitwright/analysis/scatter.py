@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-ROUNDING = 1e-13  # square of what float32 rounds off
+ROUNDING = 1e-13  # square of the rounding error of float32
 
 
 class Scatter:
@@ -15,7 +15,7 @@ class Scatter:
 
     scatter   sum (x - mean)(x - mean)^T = X^T X - n mean mean^T, [C, C], kept centered so that a large mean costs no digits
     product   number type of the product of one piece; the sums over pieces are float64 always. None: that of the rows
-    groups    so many independent scatters of equal size at once, [G, C, C]; rows are [G, n, C]. 0: one, without that axis
+    groups    number of independent scatters of equal size, [G, C, C]; rows are [G, n, C]. 0: one, without that axis
 
     >>> s = Scatter(1)
     >>> s.add(torch.tensor([[1.0], [2.0]])); s.add(torch.tensor([[6.0]]))
@@ -39,7 +39,7 @@ class Scatter:
         """More rows, [n, C] or [G, n, C]."""
         if rows.shape[-2]:
             rows = rows.detach() if self.product is None else rows.detach().to(self.product)
-            # twice, as a product: the second pass takes what float32 lost in the first, and both are fast
+            # twice, as a product: the second pass recovers what float32 lost in the first, and both are fast
             ones = rows.new_full((1, rows.shape[-2]), 1 / rows.shape[-2])
             about = ones @ rows
             centered = rows - about
@@ -59,7 +59,7 @@ class Scatter:
     def _merge(self, count: int, mean: Tensor, scatter: Tensor) -> None:
         total = self.count + count
         apart = (mean - self.mean) * (self.count * count / total) ** 0.5
-        # in place: the scatter of a wide layer is most of the memory that there is
+        # in place: the scatter of a wide layer takes most of the memory
         self.scatter.add_(scatter)
         if self.count:
             self.scatter.addcmul_(apart.unsqueeze(-1), apart.unsqueeze(-2))
@@ -69,7 +69,7 @@ class Scatter:
     def spectrum(self) -> Tensor:
         """Variances along the principal axes, [C], largest first, on the CPU; rounding below zero becomes zero.
 
-        All zero where they sum to less than what float32 rounds off outputs of this mean: nothing varies there.
+        All zero where they sum to less than the rounding error of float32 at this mean: nothing varies there.
         """
         if self.scatter.trace() <= ROUNDING * self.count * self.mean.square().sum():
             return torch.zeros(len(self.mean), dtype=torch.float64)

@@ -1,4 +1,4 @@
-"""From spectra to counts, and from counts to the layers that deserve more bits."""
+"""From spectra to counts, and from counts to the layers that get more bits."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def select_layers(
         )
     if budget is None:
         least = delta if relative is None else relative
-        # counts / channels are rounded: 1/16 of a rise must not be lost to its last bit
+        # counts / channels are rounded: a rise of exactly 1/16 must count in spite of rounding
         chosen = {name for name, r in rise.items() if r >= least - 1e-12} | forced
     else:
         chosen = _within(budget, rise, dict(weights or {}), forced, barred)

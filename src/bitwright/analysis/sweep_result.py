@@ -19,7 +19,7 @@ class SweepPoint:
 
     right          the largest output is the true class
     preactivation  the class with the best pre-activation is the true one; None where outputs and classes are not one to one
-    agree          the class is the one of the net at `limit`; ties of outputs are broken by the pre-activation, both times
+    agree          the class is the one of the net at `limit`; ties of outputs are broken by the pre-activation in both nets
     tied           several classes share the largest output
     """
 

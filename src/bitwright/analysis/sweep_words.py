@@ -1,4 +1,4 @@
-"""What sweeps say, in sentences: what is invariant to the weight value, and what only looks so."""
+"""What sweeps say, in sentences: what does not depend on the weight value, and what only appears not to."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def findings(sweeps: Sequence[WeightSweep]) -> list[str]:
     apart = {s.norm: b - a for s in sweeps if (found := spread(s)) for a, b in [found]}
     if apart.get("batch", 1.0) + FLAT < apart.get("running", 0.0):
         texts.append(
-            "The statistics of the test batch divide the weight value away, so that accuracy looks flatter than the net is: "
+            "The statistics of the test batch cancel the weight value, so that accuracy looks flatter than the net is: "
             "a class then depends on the other images of its batch."
         )
     return [text for text in (*texts, _ties(first), _circuit(first)) if text]

@@ -1,4 +1,4 @@
-"""The two nets that a low-bit net is compared with on paper: itself in float, and itself with one bit wherever it has few."""
+"""The two nets that a low-bit net is compared with on paper: itself in float, and with one bit wherever it has few."""
 
 from __future__ import annotations
 

@@ -54,7 +54,7 @@ def weight_sweep(
     errors    a model without 0/1 weights; no batches; no targets; recalibrate without `train`; values that are not finite;
               outputs that are not [images, classes]; with "batch", a batch of one image
     source    Agrawal, Karlupia 2019, arXiv 1909.00052, and its notebook
-    differs   the notebook evaluates in training mode, so that test images of every value end up in the statistics, and takes
+    differs   the notebook evaluates in training mode, so that test images of every value enter the statistics, and takes
               the mean over batches, the last one smaller or not
 
     >>> import bitwright as bw
@@ -154,7 +154,7 @@ def _keep(seen: list[Tensor]) -> Callable[..., None]:
 
 
 class _Tally:
-    """Images that are right, or answered as by the circuit, at one weight value."""
+    """Counts of images at one weight value: classified right, or as the circuit does."""
 
     def __init__(self) -> None:
         self.right = self.ranked = self.agree = self.tied = 0
@@ -199,8 +199,8 @@ class _Statistics:
 
 
 class _TwoValued:
-    """Whether each input of some layers takes at most two values over all images, up to the last digits: a tanh may round one
-    number otherwise in another place of a batch."""
+    """Whether each input of some layers takes at most two values over all images, up to the last digits: a tanh may
+    round the same number differently at another place of a batch."""
 
     def __init__(self) -> None:
         self.seen: dict[int, tuple[Tensor, Tensor, Tensor]] = {}

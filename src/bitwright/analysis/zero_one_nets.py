@@ -34,7 +34,7 @@ def zero_one_layers(model: nn.Module) -> dict[str, SlotLayer]:
 
 
 def is_zero_one(layer: SlotLayer) -> bool:
-    """Whether its weights are on or off; alone, or with a mask beside."""
+    """Whether it has a 0/1 part for its weights, alone or with a mask."""
     return any(isinstance(link, ZeroOne) for link in links_of(layer.w))
 
 
@@ -120,7 +120,7 @@ def find_head(model: nn.Module, x: Any, who: str) -> Head:
 
 def _signs(model: nn.Module, x: Any, layer: nn.Module, seen: Tensor) -> Tensor | None:
     """Sign of d output_c / d pre-activation_c: at 0.5, where no tanh is flat, then at the mean of what was seen (behind a
-    norm 0.5 may be far out). Image c of the batch asks for class c, so one backward pass answers for all."""
+    norm, 0.5 may be out of range). Image c of the batch asks for class c, so one backward pass answers for all."""
     classes = seen.shape[1]
     signs = seen.new_zeros(classes)
     for probe in (torch.full_like(signs, 0.5), seen.mean(0)):
@@ -151,7 +151,7 @@ def _answer(value: Tensor) -> Callable[..., Tensor]:
 
 
 def _repeated(x: Any, times: int) -> Any:
-    """The first sample, so many times."""
+    """The first sample, repeated."""
     if isinstance(x, Tensor):
         return x[:1].expand(times, *x.shape[1:]).clone()
     if isinstance(x, dict):

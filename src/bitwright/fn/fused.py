@@ -76,7 +76,7 @@ def sign_value(x: Tensor, mask: Tensor | None = None, is_open: bool = False) -> 
 
 
 class _OneBit(torch.autograd.Function):
-    """Of one tensor and one setting; saves one bit per element: where the gradient passes."""
+    """A function of one tensor and one setting; saves one bit per element: where the gradient passes."""
 
     @_once
     def backward(ctx: Any, grad: Tensor) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 
 class _Gate(torch.autograd.Function):
-    """Saves v alone: the sigmoid is for backward, and evaluation needs none. Backward has a gradient of its own."""
+    """Saves v alone: only backward needs the sigmoid. The backward pass can itself be differentiated."""
 
     generate_vmap_rule = True
 

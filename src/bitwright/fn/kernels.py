@@ -110,7 +110,7 @@ def needs_graph(*tensors: Tensor) -> bool:
 
 
 def call_core(name: str, *arguments: Any) -> None:
-    """A function of the core; its complaint as an error."""
+    """A function of the core; its error message is raised as an exception."""
     lib = _library()
     assert lib is not None
     if getattr(lib, name)(*arguments):

@@ -71,7 +71,7 @@ def step_size(step: Tensor) -> Tensor:
 
 
 def lsq_slopes(x: Tensor, step: Tensor, low: float, high: float) -> tuple[Tensor, Tensor]:
-    """Of the value in x (a mask) and in the step."""
+    """Slopes of the value: in x (a mask) and in the step."""
     v = x / step
     slope = torch.where(v <= low, low, v.round() - v)
     return (v >= low) & (v <= high), torch.where(v >= high, high, slope)

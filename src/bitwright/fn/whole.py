@@ -16,8 +16,8 @@ HALF = (torch.float16, torch.bfloat16)
 
 def whole_op(op: Callable[..., Tensor], weights: Tensor) -> Callable[..., Tensor]:
     """The operator `op(x, w, b)` for whole numbers: it computes in float32 (float64 for double inputs), whatever type
-    autocast would take; where a sum might pass 2^24, in float64, rounded once. Under a compiler or a transform, which
-    cannot look at values, it computes in float32.
+    autocast would take. Where a sum might pass 2^24 it computes in float64 and rounds once. Under a compiler or
+    a transform, which cannot look at values, it computes in float32.
 
     weights   [O, ...], what one output sums: they bound its sums. The operator may get parts of them, in its own layout
 

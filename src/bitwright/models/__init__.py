@@ -104,7 +104,7 @@ def _known(given: object, known: Iterable[str]) -> str:
     """The end of an error line: the nearest name, if one is near, and all names."""
     word, names = str(given), tuple(known)
 
-    def likeness(name: str) -> tuple[float, bool]:  # for resnet21 the beginning decides: not 32
+    def likeness(name: str) -> tuple[float, bool]:  # the beginning decides: resnet21 is near resnet20
         return difflib.SequenceMatcher(a=name, b=word).ratio(), name.startswith(word[:-1])
 
     near = max(names, key=likeness)
@@ -113,7 +113,7 @@ def _known(given: object, known: Iterable[str]) -> str:
 
 
 def _check(name: str, entry: _Entry, options: dict[str, Any]) -> None:
-    """Values of the options, so that a slip is one line here and not a traceback from deep inside torch."""
+    """Values of the options, so that a mistake is one line here and not a traceback from deep inside torch."""
     for key in ("num_classes", "in_channels", "size", "hidden", "depth", "stem_stride"):
         value = options.get(key, 1)
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:

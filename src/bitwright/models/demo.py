@@ -1,4 +1,4 @@
-"""The small net of `bitwright demo`: it trains in seconds, and is wide enough that bits pay."""
+"""The small net of `bitwright demo`: it trains in seconds, and is wide enough for bits to save time."""
 
 from torch import nn
 
@@ -19,8 +19,9 @@ def demo(
     names     conv1, bn1, act1 to conv4, bn4, act4; pool2, pool4; flatten, fc
     shapes    x [N, in_channels, size, size] -> [N, num_classes]
 
-    hardtanh, because its output is signed: where a recipe puts a sign or a 2-bit grid in front of the next layer, it
-    becomes part of that, and `convert` turns norm, activation and quantizer into one integer threshold per channel.
+    The activation is hardtanh, because its output is signed: where a recipe puts a sign or a 2-bit grid in front of
+    the next layer, the hardtanh becomes part of that. `convert` then turns norm, activation and quantizer into one
+    integer threshold per channel.
 
     >>> demo(10).fc.weight.shape
     torch.Size([10, 256])

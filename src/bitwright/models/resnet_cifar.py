@@ -135,7 +135,7 @@ def resnet20_postact(
     width: float = 1,
     dropout: float = 0.0,
 ) -> ResNetCifar:
-    """ResNet-20 whose second activation stands before the addition: behind every conv of a block comes a ReLU.
+    """ResNet-20 whose second activation stands before the addition: a ReLU follows every conv of a block.
 
     So a gate that skips what the ReLU would clip can sit on both convs; block outputs are sums of non-negative maps.
     names     as `resnet20`, with the same MACs and parameters
@@ -160,7 +160,7 @@ def resnet20_plain(
 ) -> ResNetCifar:
     """ResNet-20 without shortcuts, for PCA: the width of a layer's outputs is then its own.
 
-    names     as `resnet20`, so a recipe found here fits there; with the same MACs and parameters
+    names     as `resnet20`, so a recipe found on this net fits that one; with the same MACs and parameters
     source    Chakraborty et al. 2020, arXiv 1906.01493 (Hybrid-Net), which measures on nets without shortcuts
     differs   their classifier has a norm before and behind it
 

@@ -1,4 +1,4 @@
-"""The self-pruning nets: nothing but linear layers without bias, tanh and a norm; recipes make the weights 0 or 1."""
+"""The self-pruning nets: layers without bias, tanh and a norm, nothing else; recipes make the weights 0 or 1."""
 
 from typing import Literal
 
@@ -73,7 +73,7 @@ def selfprune_conv(
 ) -> nn.Sequential:
     """32-P-64-P-128-P and the output block: the blocks of `selfprune_mlp` with 3x3 convs (padding 1, no bias).
 
-    order     conv, activation, norm, pool; of bits, the pool is an OR
+    order     conv, activation, norm, pool; a pool of bits is an OR
     names     conv1, act1, norm1, pool1, ..., pool3, flatten, [dropout], fcx, actx, normx
     source    own work, after Agrawal, Karlupia 2019, arXiv 1909.00052
     shapes    x [N, in_channels, size, size] -> [N, num_classes]; fcx reads 128 * (size // 8)^2

@@ -1,4 +1,4 @@
-"""What stands in a norm's place in nets of 0/1 weights: without an inversion such a net could only count up."""
+"""Inverters, in the place of a norm in nets of 0/1 weights: without an inversion such a net could only count up."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class SoftInvert(nn.Module):
     """Between x and 1 - x, learned: y = x (1 - t) + (1 - x) t with one number t for the layer.
 
     value     x (1 - 2 t) + t, the same in one multiply and one add; t is read as clip(t, 0, 1)
-    gradient  dy/dx = 1 - 2 t, nothing at t = 1/2;  dL/dt = sum of g (1 - 2 x), also where the clip holds t at an end
+    gradient  dy/dx = 1 - 2 t, so 0 at t = 1/2;  dL/dt = sum of g (1 - 2 x), also where the clip holds t at an end
     shape     any
     keys      `invert`, the scalar t; starts from U(0, 1)
     moments   after_step: `bw.attach` puts t back into [0, 1] after each step of the optimizer that holds it, so Adam goes

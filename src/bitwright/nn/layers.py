@@ -115,7 +115,7 @@ class SlotLayer(nn.Module):
         return y if self.g is None else self.g(y)
 
     def gated(self, gate: nn.Module, raw: Tensor, op: Callable[..., Tensor]) -> Tensor:
-        """What the gate makes of the operator."""
+        """The output of the gate."""
         wants, call = traits_of(gate), GateCall(op, from_slot=self.from_slot)
         seen, quantizer = raw, self.x
         if isinstance(self.x, Chain) and (wants.needs_raw_input or wants.needs_code):

@@ -47,7 +47,7 @@ __all__ = ["Chain", "forget", "make_part", "make_slot", "moment", "options_of", 
 
 
 class _Callable(ModuleType):
-    """`bw.parts()` and `from bitwright.parts import part` are both public: the package answers a call too."""
+    """`bw.parts()` and `from bitwright.parts import part` are both public, so the package itself can be called."""
 
     def __call__(self) -> dict[str, PartInfo]:
         return parts()

@@ -26,7 +26,7 @@ class Bwn(nn.Module):
     source    Rastegari et al. 2016, arXiv 1603.05279, section 3.1
     differs   the paper prints the second term without its sum (a weight seen alone); this is the full derivative.
               A filter of zeros keeps the second term, so it recovers. compat="seed": sign(0) = 0, a third value; a is
-              constant and the gradient g * 1[|w| <= a], so that what is larger than the mean never moves; Linear layers
+              constant and the gradient g * 1[|w| <= a], so that weights larger than the mean never move; Linear layers
               have one a; latents are not clipped
 
     >>> Bwn()(torch.tensor([[1.0, -2.0, 3.0]])).tolist()

@@ -21,7 +21,7 @@ from bitwright.types import Site, Spent
 
 @part("channel_gate", "gate")
 class ChannelGate(SplitGate):
-    """Each output is first summed over 1/splits of the input channels; only where that sum is large, over the others too.
+    """Each output is first summed over 1/splits of the input channels; only where that is large are the others added.
 
     value     base + on rest, on = 1 where norm(base) > threshold_o; base: the sum over the output's base channels (and
               the bias), rest: over the others
@@ -38,8 +38,8 @@ class ChannelGate(SplitGate):
     source    Hua et al. 2019, arXiv 1805.12549; its public code, cornell-zhang/dnn-gating
     differs   the code masks a frozen full-size copy of the weight, computes the full sum beside the base, and compares a
               rounded sigmoid; no shipped number uses two norms or the shuffle. compat="seed" changes nothing: with equal
-              shares the two decide alike, in evaluation by the running statistics. One-sided, as the code: a test for sums that no
-              ReLU follows (two-sided, or undecided) is not offered; `bw.plan` notes such layers
+              shares the two decide alike, in evaluation by the running statistics. The test is one-sided, as in the
+              code; one for sums that no ReLU follows (two-sided, or undecided) is not offered; `bw.plan` notes such layers
 
     >>> import bitwright as bw
     >>> layer = bw.nn.Conv2d(8, 8, 3, padding=1, gate={"part": "channel_gate", "splits": 4})
@@ -105,7 +105,7 @@ class ChannelGate(SplitGate):
         new.register_buffer("base", base_mask(fan, outs, groups, new.splits, new.group), persistent=False)
         mixed = new.shuffle and new.splits > 1
         new.register_buffer("order", shuffled(inputs, new.splits) if mixed else None, persistent=False)
-        # equal shares: the base is a convolution in groups, at 1/splits of the price; not so for Linear
+        # equal shares: the base is a convolution in groups, at 1/splits of the cost; not so for Linear
         even = groups == 1 and inputs % new.splits == 0 and new.outputs % new.splits == 0
         new.grouped = new.group and even and not new.transposed and not new.last
         new.to(new.threshold.device)

@@ -25,7 +25,7 @@ LEAST = 1e-4  # smaller gains count as this one, because the shift is divided by
 
 
 class _MeanSize(torch.autograd.Function):
-    """Autograd's own would spread its gradient in another order of dimensions than the one that activations have."""
+    """A backward pass of our own: autograd's gives a gradient in another memory format than that of the activations."""
 
     generate_vmap_rule = True
 
@@ -69,18 +69,18 @@ class FBS(Watched):
     shape     that of the layer
     options   keep: share of channels; 1 only boosts. channel_block: neighbors that win or lose together, by their mean g.
               l1: weight of the mean over a batch of the sum of g, a penalty that makes channels unimportant
-    moments   takes over the BatchNorm that alone reads the layer. With keep=1 nothing changes by it: the predictor starts as
-              the norm's gain (its sign becomes f, its shift is divided by it). A new norm (no step made yet): shift 0.1,
+    moments   takes over the BatchNorm that is the only reader of the layer. With keep=1 no output changes: the predictor
+              starts as the norm's gain (its sign becomes f, its shift is divided by it). A new norm (no step made yet): shift 0.1,
               predictor bias 1. A later recipe with the same part changes keep and keeps what was learned
     source    Gao et al. 2019, arXiv 1810.05331; deep-fry/mayo, the authors' code
-    edges     a depthwise layer is left without a gate, with a warning: it is spared where the layer in front switched its
-              input off, and an affine norm behind it makes other values of those zeros. One output channel (or block) is
+    edges     a depthwise layer is left without a gate, with a warning: it has no work where the layer in front switched
+              its input off, and an affine norm behind it would change those zeros. One output channel (or block) is
               always kept, with a warning. A SyncBatchNorm taken over stays one
     differs   the authors start from bias 1 also for a trained net, and gate by the signed mean; a depthwise layer with its
-              norm does not inherit the mask of its input; their code can also compare with a learned threshold, a running mean
-              of the (k+1)-th largest g: not offered, since keep would then be a mean over training images and bind no
-              single one, which staged keep and steady latency rest on; the published ratio counts all inputs of a layer as sparse:
-              here only those that can really be zero. compat="seed": the code of network-compression, which keeps k - 1
+              norm does not inherit the mask of its input. Their code can also compare with a learned threshold, a running mean
+              of the (k+1)-th largest g: not offered, since keep would then hold on average over training images, but not
+              for each image, as a staged keep and a steady latency need it. The published ratio counts all inputs of a
+              layer as sparse: here only those that can really be zero. compat="seed": the code of network-compression, which keeps k - 1
               channels (k rounded to even), takes |predictor|, sums its penalty over the batch, and gates in front of the
               affine BatchNorm, so that nothing behind it is zero
 
@@ -121,8 +121,8 @@ class FBS(Watched):
         groups = int(getattr(layer, "groups", 1))
         if groups > 1 and groups == inputs:
             warnings.warn(
-                "fbs: depthwise, left without a gate: it is spared where the layer in front switched its input off, "
-                "unless something between them moves zeros",
+                "fbs: depthwise, left without a gate: it has no work where the layer in front switched its input off, "
+                "unless something between them changes zeros",
                 BitwrightWarning,
                 stacklevel=2,
             )
@@ -240,7 +240,7 @@ class FBS(Watched):
         return self.predictor.bias.new_zeros(()) if last is None else self.l1 * last
 
     def density(self) -> float:
-        """Share of output channels that are computed at most."""
+        """Largest share of output channels that are computed."""
         if self.seed:
             return max(0, max(1, round(self.keep * self.outputs)) - 1) / self.outputs
         blocks = self.outputs // self.block

@@ -1,4 +1,4 @@
-"""The part that is not there."""
+"""The part `float`: an empty slot."""
 
 from __future__ import annotations
 

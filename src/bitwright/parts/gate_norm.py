@@ -38,7 +38,7 @@ class FullPrecision(nn.Module):
 
 
 def scope(channels: int, like: nn.Module | None = None) -> nn.Module:
-    """Whose values a norm of a gate takes together: those of a group of processes if a SyncBatchNorm, else of this one.
+    """Which processes share the statistics of a gate's norm: a process group (SyncBatchNorm), or this process alone.
 
     A child without state or use of its own, so that `nn.SyncBatchNorm.convert_sync_batchnorm` finds and replaces it.
     """
@@ -63,12 +63,12 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
         self.last, self.scope = last, scope(channels)
 
     def follow(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
-        """eps, momentum and processes of another norm."""
+        """Takes eps, momentum and processes from another norm."""
         self.eps, self.momentum = norm.eps, norm.momentum
         self.scope = scope(self.num_features, norm).train(self.training)
 
     def forward(self, input: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
-        """gain, shift: from outside, [C]; a bfloat16 input then stays one, as in a BatchNorm of its own."""
+        """gain, shift: from outside, [C]; with a gain, bfloat16 in gives bfloat16 out, as in a plain BatchNorm."""
         x = input if gain is not None and input.dtype == torch.bfloat16 else wide(input)
         flat = x.flatten(0, -2) if self.last else x
         with autocast_off(x):
@@ -83,7 +83,7 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
         return out.reshape(x.shape)
 
     def _by_running(self, flat: Tensor) -> Tensor:
-        """One rounding per operation: a gate decides by this, and some machines fuse what a batch norm multiplies and adds."""
+        """Rounds after each operation, because a gate decides by this; some machines fuse the steps of a batch norm."""
         assert self.running_mean is not None and self.running_var is not None
         shape = (-1, *[1] * (flat.dim() - 2))
         spread = torch.sqrt(self.running_var + self.eps)
@@ -179,7 +179,7 @@ def _moments(rows: Tensor, share: Tensor | None, group: Any) -> tuple[Tensor, Te
 def _learned(
     running_mean: Tensor, running_var: Tensor, count: Tensor, mean: Tensor, var: Tensor, momentum: float | Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Moves the running statistics; (mean, variance) to normalize by: the running ones where fewer than two values are."""
+    """Moves the running statistics; returns (mean, variance) to normalize by: the running ones below two values."""
     enough = count >= 2
     with torch.no_grad():
         unbiased = var * (count / (count - 1).clamp_min(1))

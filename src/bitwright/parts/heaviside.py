@@ -22,7 +22,7 @@ class Heaviside(nn.Module):
               swish: g b / 2 (2 - b z tanh(b z / 2)) / (1 + cosh(b z)), b = 5;
               identity: g, not halved: the slope of whatever stands in front, e.g. a tanh, decides
     shape     any
-    options   threshold: 0 behind a BatchNorm; 0.5 for pixels in [0, 1], or bits that are there already, which 0 would
+    options   threshold: 0 behind a BatchNorm; 0.5 for pixels in [0, 1], or inputs that are bits already, which 0 would
               make all 1
     source    Hubara et al. 2016, arXiv 1602.02830, section 1.3 (clip); a BatchNorm and this step are an integer threshold
     differs   1 at the threshold itself, where the public codes have 0 (sign) or a half; NaN stays NaN in training
@@ -38,12 +38,12 @@ class Heaviside(nn.Module):
         self.threshold = check_number("heaviside", "threshold", threshold, "a finite number")
         self.surrogate = check_word("heaviside", "surrogate", surrogate, SURROGATES)
         self.boundary = check_word("heaviside", "boundary", boundary, ("closed", "open"))
-        self.signed = self.threshold <= 0  # behind a ReLU it would then be 1 everywhere
-        self.local_gradient = self.threshold == 0 and surrogate in ("clip", "approx")  # it is 0 beyond 1
+        self.signed = self.threshold <= 0  # behind a ReLU such a step is 1 everywhere
+        self.local_gradient = self.threshold == 0 and surrogate in ("clip", "approx")  # the gradient is 0 beyond 1
 
     def forward(self, x: Tensor) -> Tensor:
         fixed = x.detach()
-        value = torch.maximum(self.bit(fixed).to(x.dtype), fixed.clamp_max(0.0))  # only a NaN wins, and so stays one
+        value = torch.maximum(self.bit(fixed).to(x.dtype), fixed.clamp_max(0.0))  # the second wins only where NaN
         slope = surrogate_slope(fixed - self.threshold, self.surrogate, self.boundary)
         return ste(x, value, None if slope is None else 0.5 * slope)
 

@@ -27,7 +27,7 @@ class Input8(nn.Module):
     shape     [N, C, ...]; takes uint8 codes k, or floats k / 255
     options   mean, std: a number, or one per channel. mean alone: the name of a data set ("cifar10", "mnist", ...), or
               "measured": those of the pixels that `bw.calibrate` shows, 0 and 1 before it; one mean in a Linear layer.
-              The values of a data set with another number of channels than the layer are measured too, and it says so
+              If the named data set has another number of channels than the layer, they are measured too, with a warning
     source    the 8-bit first layer of Esser et al. 2020, arXiv 1902.08153, section 3
     differs   from float normalization: the mean is rounded to a whole code and all channels share one step, because the
               layer's sum of products stays an integer only then, and zero padding stays exact
@@ -98,7 +98,7 @@ class Input8(nn.Module):
         mean = torch.as_tensor(total) / count
         std = (torch.as_tensor(square) / count - mean**2).clamp_min(0).sqrt() / 255
         self.zero.copy_(mean.round())
-        self.width.copy_(torch.where(std > 0, std, torch.ones_like(std)).mean())  # a constant channel divides by no 0
+        self.width.copy_(torch.where(std > 0, std, torch.ones_like(std)).mean())  # a constant channel: no division by 0
 
     @property
     def step(self) -> Tensor | float:
@@ -118,7 +118,7 @@ class Input8(nn.Module):
         # [1] against [N, C, ...] broadcasts either way; a full vector needs the channel axis
         value = (self.codes(x.detach()) - self._per_channel(x)) * self.step
         if x.dtype == torch.uint8:
-            return value.to(self.zero.dtype)  # of the net: bytes have no dtype of their own to keep
+            return value.to(self.zero.dtype)  # the dtype of the net, since the input is bytes
         return ste(x, value.to(x.dtype), ((x.detach() >= 0) & (x.detach() <= 1)) * (255 * self.step))
 
     def encode(self, x: Tensor) -> Coded:

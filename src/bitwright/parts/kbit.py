@@ -76,7 +76,7 @@ class Kbit(nn.Module):
         if weight is not None:
             new.to(weight.device)
             if new.learned and weight.device.type != "meta" and weight.numel():
-                with torch.no_grad():  # the grid then ends at 2 mean|w| for 2 bits, farther out for more
+                with torch.no_grad():  # the grid then ends at 2 mean|w| for 2 bits, and farther out for more bits
                     step = wide(weight).abs().mean() * (math.sqrt(new.top + 1) / new.top)
                     new.step.copy_(torch.where(step > 0, step, new.step))
         return new

@@ -23,7 +23,7 @@ class Lsq(nn.Module):
 
     value     s round(clip(t / s, -Q, P)): signed Q = 2^(b-1), P = 2^(b-1) - 1; unsigned Q = 0, P = 2^b - 1
     gradient  dt = g where -Q <= t / s <= P;   ds = c sum g r, r = -Q below, P above, round(t / s) - t / s inside,
-              c = 1 / sqrt(N P), N = weights behind one step, or features of one sample behind one step
+              c = 1 / sqrt(N P), N = weights that share a step, or features of one sample that share a step
     shape     w [O, ...]; x [N, C, ...], or [..., C] before a Linear layer; s a scalar, or one per row of w or channel of x
     options   signed: True for w, False for x where not given
     moments   observe: s = 2 mean|t| / sqrt(P), for inputs averaged over the batches; `bw.calibrate` calls it. Weight steps
@@ -55,7 +55,7 @@ class Lsq(nn.Module):
         self.top = self.floor + 2**bits - 1
         self.slot, self.per_channel, self.last = slot, False, False
         self.step = nn.Parameter(torch.ones(()))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # calibration batches behind the step
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # calibration batches seen so far
 
     @classmethod
     def for_layer(
@@ -98,7 +98,7 @@ class Lsq(nn.Module):
     # -- the step -------------------------------------------------------------------------------------------------
     @torch.no_grad()
     def observe(self, t: Tensor) -> None:
-        """Sets the step from weights, averages it over batches of inputs. Zeros say nothing."""
+        """Sets the step from weights, or averages it over batches of inputs. A tensor of zeros changes nothing."""
         if not t.numel():
             return
         size = wide(t).abs()

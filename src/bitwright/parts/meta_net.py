@@ -16,14 +16,14 @@ from bitwright.parts.remembered import Remembered
 
 State: TypeAlias = "tuple[Tensor, Tensor] | None"  # (h, c) of an LSTM, each [weights, hidden]
 
-FLOATS = 2**22  # that a piece of the work may keep for its backward pass, so that memory does not grow with the net
+FLOATS = 2**22  # kept at most for the backward pass of one piece of the work, so that memory does not grow with the net
 LONGEST = 2**18  # weights in a piece
 NETS = ("fc_grad", "multi_fc", "lstm_fc", "mlp")
 INITS = ("ste", "random")
 
 
 class MetaNet(nn.Module):
-    """M(g, t): the gradient of a weight before its quantizer, from g, the gradient behind it, and t, the weight there.
+    """M(g, t): the gradient of a weight before its quantizer, from g, the gradient after it, and t, the weight there.
 
     value     fc_grad   g (u.v)                              a number that all weights share
               multi_fc  g (e + (u.v) t)                      e = 1 with init="ste", 0 as published
@@ -33,7 +33,7 @@ class MetaNet(nn.Module):
               number: it is what is computed, while u and v are what learns
     init      "ste": M(g, t) = g exactly. "random": as torch starts Linear and LSTM; the same for all nets of one seed
     learns    by Adam (betas 0.9, 0.999) at the rate `lr`: `collect` adds the gradient of one layer, `step` makes the step.
-              All of it is in buffers, so that no optimizer of the user's moves it and a checkpoint goes on with it
+              All of it is in buffers, so that no optimizer of the user moves it and a checkpoint holds it
 
     >>> net = MetaNet("mlp", hidden=4)
     >>> g = torch.tensor([0.5, -2.0])

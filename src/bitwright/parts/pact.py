@@ -56,7 +56,7 @@ class Pact(nn.Module):
             self.planes, self.storage_bits = None, 32
         self.top, self.decay = 2**bits - 1, decay
         self.alpha = nn.Parameter(torch.tensor(float(alpha)))
-        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # calibration batches behind alpha
+        self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # calibration batches seen so far
 
     def offers(self, moment: str) -> bool:
         return not (self.seed and moment in ("encode", "whole"))

@@ -33,14 +33,14 @@ class PrecisionGate(SplitGate):
     options   bits, top: code and high bits, 1 <= top < bits. The code is that of the layer's x part, whose bits must be
               the same; where it has none (empty, or a clipping without a grid) the gate quantizes like sign_magnitude,
               with scale="static": the largest magnitude of calibration, then a mean that follows those of training batches;
-              "batch_max": of the very batch, in evaluation too. init, target: where thresholds start and are pulled to, by weight times the
-              norm ("norm") of the difference or its square ("sq"); unit: "raw" outputs, or "normalized": one target
-              then means the same share in every layer
+              "batch_max": of the batch itself, in evaluation too. init, target: where thresholds start and are
+              pulled to, by weight times the norm ("norm") of the difference or its square ("sq"); unit: "raw" outputs, or
+              "normalized": one target then means the same share in every layer
     source    Zhang et al. 2020, arXiv 2002.07136; its public code, cornell-zhang/dnn-gating
     differs   the code quantizes by the maximum of the batch in evaluation too, decays thresholds, and refuses a bias.
               compat="seed": scale="batch_max" unless told otherwise. unit="raw" is the default because the code's targets
-              are in it; for a net of your own "normalized" is the better choice. One-sided, as the code: a test for
-              sums that no ReLU follows is not offered (`bw.plan` notes such layers)
+              are in it; for a net of your own "normalized" is the better choice. The test is one-sided, as in the
+              code; one for sums that no ReLU follows is not offered (`bw.plan` notes such layers)
 
     >>> import bitwright as bw
     >>> layer = bw.nn.Conv2d(4, 8, 3, x={"part": "pact", "bits": 4}, gate={"part": "precision_gate", "bits": 4, "top": 2})

@@ -22,7 +22,7 @@ def limits(t: Tensor, observer: str, levels: int, grid: str, keep: Tensor | None
     """(low, high) of each row of t [R, n]; low <= 0 <= high always, so that 0 is on the grid.
 
     max, ema     smallest and largest value
-    percentile   on each side of 0 the 0.1 % largest magnitudes are left out
+    percentile   on each side of 0 the largest 0.1 % of the magnitudes are left out
     mse          of 20 shrunken ranges the one with the least mean squared rounding error on the `grid`:
                  "signed" (symmetric about 0), "unsigned" or "affine"
     keep         1 where an entry counts (t is 0 elsewhere)

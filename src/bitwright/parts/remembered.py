@@ -1,4 +1,4 @@
-"""What a part keeps from one forward to the next moment, and nothing longer."""
+"""A value that a part keeps from a forward pass to its next moment (an optional method), and no longer."""
 
 from __future__ import annotations
 

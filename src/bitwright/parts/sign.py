@@ -62,7 +62,7 @@ class Sign(nn.Module):
             raise InputError(f"part sign: boundary={boundary!r} is neither closed nor open", code="option")
         self.surrogate, self.boundary = surrogate, boundary
         self.seed = check_compat("sign", compat)
-        self.local_gradient = self.seed or surrogate in ("clip", "approx")  # it is 0 beyond 1
+        self.local_gradient = self.seed or surrogate in ("clip", "approx")  # the gradient is 0 beyond 1
         if self.seed:
             self.surrogate, self.boundary = "clip", "open"
             self.planes = self.storage_bits = 2

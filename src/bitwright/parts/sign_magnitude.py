@@ -29,7 +29,7 @@ class SignMagnitude(nn.Module):
     options   scale: where s comes from. Weights: "max" is read off the weight each time, "static" is kept from the start or
               the last calibration. Inputs: "max" follows the maxima of training batches (a tenth of the way each), since
               one outlier would leave two bits nothing but zeros; "static" is set by calibration alone (the first training
-              batch, without calibration). "batch_max" is the maximum of the very tensor, in evaluation too: a result
+              batch, without calibration). "batch_max" is the maximum of the tensor itself, in evaluation too: a result
               then depends on its batch, so inputs have no codes
     moments   observe: the largest magnitude of calibration batches
     source    cornell-zhang/dnn-gating, utils: the quantizer under precision gating (Zhang et al. 2020, arXiv 2002.07136)
@@ -46,7 +46,7 @@ class SignMagnitude(nn.Module):
     bits_range = "1-8"
     signed = True
     fits_nonnegative = (
-        True  # behind a ReLU all 2^b magnitudes are in use, only the sign bit lies idle: dnn-gating's case
+        True  # behind a ReLU, as in dnn-gating, all 2^b magnitudes are in use and only the sign bit is unused
     )
 
     def __init__(self, bits: int = 4, scale: str = "max", compat: str | None = None, *, slot: str = "w") -> None:
@@ -62,7 +62,7 @@ class SignMagnitude(nn.Module):
         self.kept = scale == "static" or (slot == "x" and scale == "max")  # s is state, not a property of the tensor
         if self.kept:
             self.register_buffer("high", torch.ones(()))
-            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches behind s; 0 = a guess
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches seen so far; 0 = a guess
 
     @classmethod
     def for_layer(cls, layer: nn.Module, *, slot: str = "w", **options: Any) -> SignMagnitude:
@@ -85,8 +85,8 @@ class SignMagnitude(nn.Module):
         self._note(t, 1.0)
 
     def _note(self, t: Tensor, rate: float) -> None:
-        """Moves s towards the peak of t by `rate`; 1 only widens, 0 only if nothing was seen before. Not finite: says
-        nothing. No branch on data."""
+        """Moves s towards the peak of t by `rate`; 1 only widens, 0 only if nothing was seen before. A peak that is not
+        finite changes nothing. No branch on data."""
         if not self.kept or not t.numel():
             return
         peak = t.detach().abs().max().to(self.high.dtype)

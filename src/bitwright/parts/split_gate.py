@@ -99,7 +99,7 @@ class SplitGate(Watched, FullPrecision):
         self.to(like.device)
 
     def succeed(self, old: SplitGate) -> None:
-        """The same part with other options: thresholds and statistics go on."""
+        """The same part with other options; it keeps its thresholds and statistics."""
         if old.threshold.shape == self.threshold.shape:
             self.threshold = nn.Parameter(old.threshold.detach().clone(), self.threshold.requires_grad)
         if self.norm is not None and old.norm is not None:

@@ -31,7 +31,7 @@ class Traits:
     projects: bool = False  # `after_step` twice is `after_step` once
     decay: float | None = None  # weight decay of its own parameters
     latent_decay: float = 0.0  # weight decay of the weight in front of it, where that has at most 2 bits
-    owns_norm: bool = False  # takes over the BatchNorm that alone reads its layer
+    owns_norm: bool = False  # takes over the BatchNorm that is the only reader of its layer
     bitwright_norm: str = ""  # name of the BatchNorm that it took over
     needs_raw_input: bool = False  # a gate that also reads what the quantizer of the x slot reads
     needs_code: bool = False  # a gate that also reads input and weight as whole numbers

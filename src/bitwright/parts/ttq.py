@@ -25,9 +25,9 @@ class Ttq(nn.Module):
               "one" at 1 as the authors' code
     moments   observe (`bw.calibrate`): with init="mean" reads p and n again, for weights that were loaded after `bw.apply`
     source    Zhu et al. 2017, arXiv 1612.01064, section 3
-    differs   the paper prints dn without its minus, so n would walk uphill; latents are not divided by max|w| first
+    differs   the paper prints dn without its minus, so n would raise the loss; latents are not divided by max|w| first
               (no public code does it). compat="seed": p and n start at random in 0..1, their gradients are means over all
-              weights instead of sums, and the latents below -d get -n g: they walk uphill
+              weights instead of sums, and the latents below -d get -n g, which raises the loss
 
     >>> Ttq()(torch.tensor([[-1.0, 0.01, 0.5]])).tolist()
     [[-1.0, 0.0, 1.0]]

@@ -74,7 +74,7 @@ class Uniform(nn.Module):
         if slot == "x":
             self.register_buffer("low", torch.full((1,), -1.0 if self.signed else 0.0))
             self.register_buffer("high", torch.ones(1))
-            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches behind the range; 0 = a guess
+            self.register_buffer("seen", torch.zeros((), dtype=torch.int64))  # batches seen so far; 0 = a guess
 
     @classmethod
     def for_layer(cls, layer: nn.Module, *, slot: str = "w", **options: Any) -> Uniform:
@@ -120,7 +120,8 @@ class Uniform(nn.Module):
     def _first_batch(self, t: Tensor) -> None:
         """Training: `ema` follows every batch, the others take the first one if nothing was calibrated.
 
-        Where a branch may look at data the others measure that batch alone; compiled, each, without use.
+        Where a branch may look at data, the others measure only that batch. Compiled code measures every batch, and
+        drops what the later ones give.
         """
         if not t.numel():
             return

@@ -31,7 +31,7 @@ class Xnor(nn.Module):
     moments   after_step centers (project), then clips to [-1, 1] (project, off)
     source    Rastegari et al. 2016, arXiv 1603.05279; XNOR-Net-PyTorch (jiecaoyu), util.py
     differs   projection runs once per optimizer step, never in evaluation; gradients are not multiplied by
-              (1 - 1/I) n 1e9, which Adam cancels and which only silenced weight decay: use `bw.param_groups`.
+              (1 - 1/I) n 1e9, which Adam cancels and which only made weight decay ineffective: use `bw.param_groups`.
               compat="seed": sign(0) = 0, a third value; gradients times (1 - 1/I) n, as the MNIST and CIFAR-10 scripts
               (0 where I = 1: such a layer never learned there); the 1e9 of the ImageNet script is left out
 

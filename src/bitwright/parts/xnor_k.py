@@ -14,7 +14,7 @@ class XnorK(nn.Module):
     """The scale map K of the inputs: each output is multiplied by the mean |x| under its window.
 
     value     op(x, w) K + b,  K = mean over the channels of |raw|, averaged over the window: stride, padding, dilation and
-              groups are the layer's own; K [N, 1, H', W'], or [..., 1] in a Linear layer; with groups a map each
+              groups are the layer's own; K [N, 1, H', W'], or [..., 1] in a Linear layer; with groups, one map each
     gradient  that of op times K; detach=False: through |raw| too (neither the paper nor a code defines it)
     shape     that of the layer
     options   detach: see gradient. raw is what the quantizer of the x slot reads, behind its norm where there is one
@@ -53,7 +53,7 @@ class XnorK(nn.Module):
         """K by the layer's own operator on |raw|, with equal weights."""
         ones, taps = (torch.ones_like(w[:1]), max(1, w[0].numel())) if self.ones is None else (self.ones, self.taps)
         size = (raw.detach() if self.detach else raw).abs()
-        return op(size.to(w.dtype), ones.to(w.dtype), None) / taps  # here, in the type that the layer has now
+        return op(size.to(w.dtype), ones.to(w.dtype), None) / taps  # cast here: the layer's dtype may change
 
     def forward(self, op: GateCall, x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         assert op.raw is not None

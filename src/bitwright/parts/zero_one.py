@@ -17,7 +17,7 @@ from bitwright.parts.registry import part
 from bitwright.parts.scale import weight_of
 from bitwright.types import Coded, scalar
 
-ADAPTIVE = (  # their weight decay is one of gradients, unless their group says decoupled
+ADAPTIVE = (  # they add weight decay to the gradient, unless their group says decoupled
     torch.optim.Adam, torch.optim.NAdam, torch.optim.RAdam, torch.optim.RMSprop, torch.optim.Adagrad, torch.optim.Adamax,
 )  # fmt: skip
 PUBLISHED = 0.001  # the notebook's share of weights that start on
@@ -38,12 +38,13 @@ class ZeroOne(nn.Module):
               output begins with C connections; "bernoulli:P" is 1 with probability P; "published" is the notebook's
               Bernoulli(0.001), made for 4000 inputs; "keep" draws nothing
               decay: weight decay of the latents alone, `bw.param_groups` gives it a group: a step of AdamW takes
-              lr * decay of each latent away. Without it the noise of gradients alone switches on connections, the more
-              the longer; what a consistent gradient holds stays on
+              lr * decay of each latent away. Without it the noise of gradients alone switches on more and more
+              connections; what a consistent gradient holds stays on
     moments   start, by `bw.apply` and the constructor of a layer: where some weight is negative, the numbers are those of
               a float layer, not latents, and are replaced by new ones (a bias becomes 0); latents from elsewhere that were not
               clipped to [0, 1] need init="keep". after_step clips the latent to [0, 1] and counts the step. bind
-              refuses a decay to an optimizer that would divide it by the size of gradients, and tells if it is not in the group
+              refuses an optimizer that would divide the decay by the size of gradients, and warns if the weight's group has
+              another decay
     state     none, but with random_mag above 0 two integers, `stream` (torch's seed when the part was made) and `count`
               (optimizer steps): all layers made under one seed draw the same number, a resumed run goes on with it, and
               so do the processes of a parallel run, which train one net
@@ -177,7 +178,7 @@ class ZeroOne(nn.Module):
         """Draws the first latents where `weight` holds those of a float layer."""
         if self.init == "keep" or weight.device.type == "meta" or not weight.numel():
             return
-        if not bool((weight < 0).any()):  # latents are never negative behind a step
+        if not bool((weight < 0).any()):  # latents are never negative after a step
             return
         if self.slot == "b":
             weight.zero_()
@@ -199,7 +200,7 @@ class ZeroOne(nn.Module):
         if given != self.latent_decay:
             warnings.warn(
                 f"part zero_one: decay={self.latent_decay:g}, but the optimizer's group of its weight has a weight decay of "
-                f"{given}. bw.param_groups(model, lr, weight_decay) makes a group of it",
+                f"{given}. bw.param_groups(model, lr, weight_decay) makes such a group",
                 BitwrightWarning,
                 stacklevel=2,
             )

@@ -20,7 +20,7 @@ from bitwright.procedures.report import Report
 from bitwright.transforms import attach, param_groups, penalty
 from bitwright.transforms.unwrap import unwrap
 
-SLACK = 1.5  # of the least rate: one that was divided by ten a few times does not meet it exactly
+SLACK = 1.5  # tolerance at the smallest rate, which a few divisions by ten do not meet exactly
 
 
 @dataclass(frozen=True)
@@ -83,8 +83,8 @@ def co_prune(
     batches   (inputs, labels) pairs of each domain, read again every epoch: lists or loaders. An epoch ends with the shorter
     alpha     stages: share of the source's weights in the target's choice (`CoPrune`). Each begins with new Adam optimizers at
               `lr`, from the best epoch of the stage before it
-    rate      a tenth, of both nets, where the target's loss has not fallen for `patience` epochs; a stage ends when it gets to
-              `min_lr`, or after `epochs`
+    rate      falls to a tenth, for both nets, if the target's loss has not fallen for `patience` epochs; a stage ends when
+              it gets to `min_lr`, or after `epochs`
     best      the epoch with the highest accuracy of the target on `val`, (inputs, labels) pairs that are no test images; without
               it, with the lowest training loss of the target
     watching  `bw.procedures.watching` is told each stage
@@ -134,7 +134,7 @@ def _stage(
     pruner: CoPrune, nets: tuple[nn.Module, nn.Module], feeds: tuple[Any, Any], tests: Any, epochs: int, lr: float,
     min_lr: float, patience: int,
 ) -> tuple[CoPruneStage, int]:  # fmt: skip
-    """(what one alpha came to, images of the target in an epoch); both nets are then those of its best epoch."""
+    """(result of one alpha, images of the target in an epoch); both nets are then as in its best epoch."""
     optimizers = [torch.optim.Adam(param_groups(net, lr, 0.0)) for net in nets]
     handles = [attach(net, optimizer) for net, optimizer in zip(nets, optimizers, strict=True)]
     lowest_loss, waited, steps, swaps, best, done = math.inf, 0, 0, 0, None, 0
@@ -199,7 +199,7 @@ def _placed(net: nn.Module, batch: Any) -> tuple[Tensor, Tensor]:
 
 
 def _feed(batches: Iterable[Any], option: str) -> Any:
-    """Batches that can be read again and again; the first one is looked at."""
+    """Batches that can be read again and again; the first one is checked."""
     feed = list(batches) if isinstance(batches, Iterator) else batches
     first = next(iter(feed), None)
     if first is None:

@@ -45,7 +45,7 @@ class Folded(Report):
 
 @procedure("fold_batchnorm")
 def fold_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Folded:
-    """Fold each batch norm into the layer that it alone reads; in evaluation the net computes the same.
+    """Fold each batch norm into its layer, if nothing else reads that layer; in evaluation the net computes the same.
 
     value    W' = W gamma / sigma,  b' = beta + (b - mean) gamma / sigma,  sigma = sqrt(var + eps); float64, rounded once
     norm     becomes `nn.Identity`; a layer without a bias gets one
@@ -53,7 +53,7 @@ def fold_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Folded:
     left     norms of layers whose weight goes through a part other than a mask (their codes would change), whose weight is
              shared, or that have hooks; norms without running statistics. `bw.convert` folds those where it can
     errors   no images
-    use      before layer-wise procedures on nets for inference; training goes on better with the norms
+    use      before layer-wise procedures on nets for inference; further training works better with the norms
 
     >>> net = nn.Sequential(nn.Linear(2, 3), nn.BatchNorm1d(3)).eval()
     >>> x = torch.randn(4, 2)

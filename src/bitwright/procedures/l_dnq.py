@@ -48,7 +48,7 @@ def l_dnq(
     tokens: str | None = None,
     journal: Path | str | None = None,
 ) -> LayerReport:
-    """Put each layer's weights on a few levels times a scale, those that suit what it reads; layers still real make up for it.
+    """Put each layer's weights on a few levels times a scale, chosen for what it reads; float layers make up for it.
 
     value      s q, q in the level set, s > 0: one per layer, or with `per_channel` one per output unit; lands in the part
                `codebook`. Minimizes E = tr((s q - w) H (s q - w)^T), H = mean of x x^T over what the layer reads: the mean
@@ -66,8 +66,8 @@ def l_dnq(
     norms      "recalibrate": running statistics are estimated again after each layer and at the end
     others     limits, journal, errors: those of `l_obs`
     source     Chen et al. 2019 (AAAI), Deep neural network quantization via layer-wise optimization using limited training data
-    differs    r follows the mean of the diagonal, not its first entry; stops are relative; halfway goes away from 0 at every
-               threshold; patches of a convolution in the order of its kernel; the bias is not quantized; the net as it was
+    differs    r follows the mean of the diagonal, not its first entry; stops are relative; ties round away from 0;
+               patches of a convolution in the order of its kernel; the bias is not quantized; the net as it was
                evaluates while it is imitated
 
     >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -109,7 +109,7 @@ def l_dnq(
 
 
 class _Follow:
-    """The cascade after each layer, and what a journal keeps of it: all that is still learning."""
+    """The cascade after each layer, and what a journal keeps of it: everything that still learns."""
 
     def __init__(self, model: nn.Module, cascade: Cascade, feed: list[Any], recalibrate: bool, kept: bool) -> None:
         self.model, self.cascade, self.feed, self.kept = model, cascade, feed, kept
@@ -151,7 +151,7 @@ def _forget(solved: Solved) -> None:
 
 
 def _state(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters, and what the norms have counted."""
+    """Parameters, and the statistics of the norms."""
     norms = {f"{n}.{key}": value for n, norm in batch_norms(model).items() for key, value in norm.named_buffers()}
     return dict(model.named_parameters()) | norms
 
@@ -175,7 +175,7 @@ def _solve(
     weight: Tensor = stats.layer.weight
     h, flat, means = list(stats.h), torch.cat(stats.w, -1), None
     w = flat
-    if stats.bias:  # it makes up for the mean of what is left, so that the weights answer for the covariance alone
+    if stats.bias:  # the bias makes up for the mean of the error, so that the weights only face the covariance
         last = h[-1]
         means = last[..., :-1, -1:]
         h[-1] = last[..., :-1, :-1] - means @ means.mT

@@ -44,10 +44,10 @@ def l_obs(
     tokens: str | None = None,
     journal: Path | str | None = None,
 ) -> LayerReport:
-    """Prune each layer by second-order scores; what stays makes up for what goes, from a few hundred unlabeled images.
+    """Prune each layer by second-order scores, from a few hundred unlabeled images; weights that stay make up for the rest.
 
-    score     w_q^2 / [H^-1]_qq, H = mean of x x^T over what the layer reads: by how much E, the mean squared change of the
-              layer's output, rises if this weight alone goes and the others of its row make up for it
+    score     w_q^2 / [H^-1]_qq, H = mean of x x^T over what the layer reads: the rise of E, the mean squared change of the
+              layer's output, if this weight alone goes and the others of its row make up for it
     keep      share of weights that stay, a number or a mapping by layer glob; a layer keeps exactly max(1, round(n keep)).
               A full name counts before globs, of several globs the last. Layers that no glob matches, and those with
               keep 1, are not touched. `sparsity` = 1 - keep, instead
@@ -59,13 +59,13 @@ def l_obs(
               each is pruned to a dozen shares on trial, then those are taken with the least sum of relative E; `keep` is the
               share of all together)
     damping   added to H, a share of its mean diagonal; rises tenfold where H cannot be factored
-    inputs    H of what a layer reads behind the layers pruned so far ("compressed"), or in the net as it was ("original")
+    inputs    H of what a layer reads after the layers pruned so far ("compressed"), or in the net as it was ("original")
     norms     "recalibrate": estimate the statistics of batch norms again at the end, from the same images. It pays with
               thousands of images; from a few hundred the new statistics are worse than the old ones, since outputs have hardly moved
     bias      absorbs error as a constant input, is never pruned
     limits    flop_budget: operations per layer, beyond it a cheaper way is taken (the report names it); max_rows,
               max_dim, seed: see `Limits`; tokens: argument of the model with the mask of real tokens
-    journal   folder for finished layers: the same call after a kill goes on behind them. Gone at the end
+    journal   folder for finished layers: the same call after a kill continues after them. Removed at the end
     errors    no images, NaN images, keep outside of (0, 1], a layer never called, weights behind a quantizer unless
               `latent`. The net is then as it was
     source    Dong, Chen, Pan 2017, arXiv 1705.07565; Frantar, Alistarh 2022, arXiv 2208.11580 (obc)
@@ -93,14 +93,14 @@ def l_obs(
 
 
 def units_below_one(model: nn.Module, who: str, keeps: dict[str, float], latent: bool) -> list[Unit]:
-    """The units that lose weights; those that keep all are not even looked at."""
+    """The units that lose weights; those that keep all are left out."""
     wanted = [exact_glob(name) for name, share in keeps.items() if share < 1]
     every = len(wanted) == len(compressible(model, who, latent=True, listing=True))
     return compressible(model, who, None if every else wanted, latent) if wanted else []
 
 
 def cost_of(unit: Unit) -> float:
-    """For the time left: the factor dominates, then the rows."""
+    """Relative cost of a layer, to estimate the time left: the factor dominates, then the rows."""
     columns = unit.layer.weight[0].numel()
     return float(columns**3 + unit.layer.weight.shape[0] * columns**2)
 

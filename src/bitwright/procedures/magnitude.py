@@ -74,7 +74,7 @@ def magnitude(
     at: Annotated[float, Field(ge=0, le=1)] = 1.0,
     latent: bool = False,
 ) -> PruneReport:
-    """Prune the smallest weights; needs no images, and training on is what makes it good.
+    """Prune the smallest weights; it needs no images, but further training to recover accuracy.
 
     keep      share of weights that stay, a number or a mapping by layer glob; a layer keeps exactly max(1, round(n keep)).
               `sparsity` = 1 - keep, instead

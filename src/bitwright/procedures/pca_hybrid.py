@@ -28,7 +28,7 @@ def pca_hybrid(
 ) -> Recipe:
     """Recipe that gives k bits to the layers where the number of significant dimensions rises.
 
-    value     `bw.analyze.pca(model, batches, threshold, delta, count).recipe(bits, shortcut)`: their options, their errors
+    value     `bw.analyze.pca(model, batches, threshold, delta, count).recipe(bits, shortcut)`, with its options and errors
 
     >>> import torch
     >>> net = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 2), nn.Linear(2, 8), nn.Linear(8, 2))

@@ -23,7 +23,7 @@ class Recalibration(Report):
 
     @property
     def largest_shift(self) -> float:
-        """Of a mean, in standard deviations, over all norms."""
+        """Largest shift of a mean, in standard deviations, over all norms."""
         return max((row.shift for row in self.rows), default=0.0)
 
     @property
@@ -47,12 +47,12 @@ def recalibrate_batchnorm(model: nn.Module, batches: Iterable[Any]) -> Recalibra
     """Estimates the running statistics of every batch norm again, in place, after the weights in front of it changed.
 
     value     running_mean, running_var: mean and unbiased variance of all values that the norm reads over all batches,
-              each value with the same weight, so that a smaller last batch counts as what it is. Sums in float64
+              each value with the same weight, so that a smaller last batch counts by its size. Sums in float64
     how       one pass. Norms normalize by the statistics of their batch, as in training, everything else evaluates; so
               what a deeper norm reads depends, a little, on which samples are in a batch together. A batch with one value
               per channel has no variance: it is normalized by the values so far
     batches   inputs, or (input, target) pairs; training data, not test data
-    changes   the statistics alone. Momentum, modes, gains, the random state stay; after an exception the statistics too.
+    changes   only the statistics. Momentum, modes, gains, the random state stay; after an exception the statistics too.
               The two norms of a gate (`output_bn="dual"`) are not touched
     errors    no batches; fewer than two values per channel; a model without such norms
     source    Ioffe, Szegedy 2015, arXiv 1502.03167, algorithm 2 (population statistics after training)

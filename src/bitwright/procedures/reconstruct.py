@@ -46,7 +46,7 @@ def reconstruct(
     w0       the dense weight: of `dense`, the net before pruning, by the same names; without it the layer's own latent,
              where a mask (of `magnitude`, or of training) hides weights that are still there
     others   damping, inputs, norms, limits, journal, errors: those of `l_obs`
-    errors   no layer has a mask; pruned weights that are 0, so that nothing says what they were, and no `dense`
+    errors   no layer has a mask; pruned weights that are 0, so that their old values are lost, and no `dense`
 
     >>> from bitwright.procedures import magnitude
     >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
@@ -92,7 +92,7 @@ def _dense_rows(name: str, layer: Any, mask: Any, dense: nn.Module | None) -> tu
     pruned = layer.weight.detach()[~mask.bool()]
     if pruned.numel() and not bool(pruned.any()):
         raise InputError(
-            f"reconstruct: the pruned weights of {name} are 0, so nothing says what they were; give the net before pruning: "
+            f"reconstruct: the pruned weights of {name} are 0, their old values are lost; give the net before pruning: "
             "reconstruct(model, batches, dense=net)",
             code="reconstruct-dense",
             layer=name,

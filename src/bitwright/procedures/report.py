@@ -10,7 +10,7 @@ from bitwright.tabular import Tabular
 
 @dataclass(frozen=True)
 class Report(Tabular):
-    """Rows in the order of the model; prints as its table. Each procedure adds what it has to say.
+    """Rows in the order of the model; prints as its table. Each procedure adds its own columns.
 
     procedure   its name;   samples   of the data that it saw
     """

@@ -40,7 +40,7 @@ def sparse_gpt(
 ) -> LayerReport:
     """Prune each layer in one pass from left to right (SparseGPT): the fast way, for the widest layers too.
 
-    score     w^2 / U_ii^2 at the moment the pass is there, H^-1 = U^T U;  per block of 128 columns, over all rows
+    score     w^2 / U_ii^2 when the pass gets there, H^-1 = U^T U;  per block of 128 columns, over all rows
     update    w_j -= (w_i / U_ii) U_ij for the columns j that are still to come
     pattern   "2:4": 2 of each 4 consecutive input channels stay (at each tap of a kernel), "4:8"; instead of keep.
               A last group of r keeps half, rounded up

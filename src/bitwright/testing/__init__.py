@@ -41,7 +41,7 @@ def cases(part_name: str, *, slot: str | None = None, **options: Any) -> list[Ca
 
 
 def laws(part_name: str, *, slot: str | None = None, **options: Any) -> list[str]:
-    """Names of the laws checked on a part, in every slot it serves with these options.
+    """Checks the laws on a part, in every slot it serves with these options; returns the names of those laws.
 
     Errors: `LawError` at the first broken law; `InputError` for an unknown part or option.
 

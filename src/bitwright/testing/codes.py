@@ -1,4 +1,4 @@
-"""Laws of the code: it says what forward says."""
+"""Laws of the code: it holds the values that forward gives."""
 
 from __future__ import annotations
 

@@ -15,7 +15,7 @@ from bitwright.testing.law import finite, law, require
 
 @contextmanager
 def _fresh() -> Iterator[None]:
-    """An empty compile cache; warnings of the tracer about its own insides are not the part's."""
+    """An empty compile cache; warnings of the tracer about its own code do not concern the part."""
     torch._dynamo.reset()
     try:
         with warnings.catch_warnings():

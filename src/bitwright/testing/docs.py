@@ -1,4 +1,4 @@
-"""The law of the docstring: it says what the part computes, whence, and shows it."""
+"""The law of the docstring: it says what the part computes and from which source, and shows an example."""
 
 from __future__ import annotations
 

@@ -42,4 +42,4 @@ def double_backward(case: Case) -> None:
     except RuntimeError as error:
         require("twice" in str(error) or "once_differentiable" in str(error), f"unclear refusal: {error}")
     else:
-        require(False, "the second derivative of a step function came out without a word")
+        require(False, "the second derivative of a step function was computed without an error")

@@ -1,4 +1,4 @@
-"""The law that matters in the end: a net of it learns."""
+"""The law of training: a net that uses the part learns."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def _train(case: Case, x: Tensor, target: Tensor, rate: float) -> list[float]:
     head = nn.Linear(8 * 25, 4)
     for p in head.parameters():
         p.requires_grad_(False)  # a head that learns would hide layers that do not
-    optimizer = torch.optim.AdamW(param_groups(net, rate, 0.0))  # Adam, but for parts that have a decay of their own
+    optimizer = torch.optim.AdamW(param_groups(net, rate, 0.0))  # Adam, unless a part has its own decay
     bind(net, optimizer)
     losses: list[float] = []
     for _ in range(30):

@@ -173,7 +173,7 @@ def keep(case: Case) -> None:
             )
 
 
-@law("bits=32 is nothing at all: an empty slot", lambda case: "bits" in options_of(case.part))
+@law("bits=32 gives an empty slot", lambda case: "bits" in options_of(case.part))
 def bits32(case: Case) -> None:
     layer = case.layer()
     made = make_slot({"part": case.part, **case.options, "bits": 32}, case.slot, layer)

@@ -105,7 +105,7 @@ def apply(model: Model, recipe: RecipeLike, example: Any = None) -> Model:
 
 
 class Undo:
-    """Steps back, newest first."""
+    """Undo steps, newest first."""
 
     def __init__(self) -> None:
         self.steps: list[Any] = []
@@ -159,7 +159,7 @@ def constant_inputs(flow: Flow, built: list[tuple[Decision, SlotLayer]]) -> Iter
 
 def _install(model: nn.Module, decision: Decision, new: SlotLayer, undo: Undo) -> None:
     old = decision.layer.module
-    if isinstance(old, SlotLayer):  # re-slotted in place: the object the user holds stays the layer
+    if isinstance(old, SlotLayer):  # its slots change in place: the object that the user holds stays the layer
         before = dict(old._modules)
         undo.add(lambda: old._modules.update(before))
         old._modules.update({s: new._modules[s] for s in SLOTS})

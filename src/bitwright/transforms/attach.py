@@ -17,7 +17,7 @@ from bitwright.transforms.project import parts_of, project
 from bitwright.transforms.steppers import held_by, steppers
 from bitwright.transforms.unwrap import unwrap
 
-# which optimizers serve which model; on neither of them, so that both can be copied and pickled at any time
+# which optimizers serve which model; stored on neither, so that both can be copied and pickled at any time
 _Hooks: TypeAlias = "weakref.WeakKeyDictionary[Any, list[Any]]"
 _ATTACHED: weakref.WeakKeyDictionary[nn.Module, _Hooks] = weakref.WeakKeyDictionary()
 
@@ -48,8 +48,8 @@ def attach(model: nn.Module, optimizer: Any, add: bool = False) -> Handle:
     """From now on each `optimizer.step()` is followed by `after_step` of the parts whose weight it moves.
 
     A tied weight is projected once per step. With several optimizers, attach each; the one holding the part
-    parameters first. Where an optimizer works through another one that it holds (SAM, Lookahead, the wrappers of
-    trainers), the step of that one counts; and where a `step` of the outer one never calls it, that of the outer.
+    parameters first. Where an optimizer holds another one and works through it (SAM, Lookahead, the wrappers of
+    trainers), the step of the inner one counts; where the outer `step` does not call the inner one, the outer counts.
     add      True: trainable part parameters in no group get one, without weight decay
     Errors   `InputError` listing part parameters, of layers this optimizer trains, that no optimizer moves; for an
              optimizer that is none of torch's and holds none; for one that holds no parameter of this model
@@ -90,7 +90,7 @@ def attach(model: nn.Module, optimizer: Any, add: bool = False) -> Handle:
         bind(model, each)
     attached = _ATTACHED.setdefault(model, weakref.WeakKeyDictionary())
     for hook in attached.pop(optimizer, ()):
-        hook.remove()  # attached again, e.g. after another `apply`: still once per step
+        hook.remove()  # attached before, e.g. ahead of another `apply`: still once per step
     watched, done = weakref.ref(model), set[int]()
 
     def after(opt: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -98,7 +98,7 @@ def attach(model: nn.Module, optimizer: Any, add: bool = False) -> Handle:
         outer = opt is found[-1]
         if living is not None:
             project(living, weights=held - done if outer else held)
-        done.clear() if outer else done.update(held)  # by an optimizer inside, since the outer one stepped last
+        done.clear() if outer else done.update(held)  # `done`: projected after an inner optimizer
 
     attached[optimizer] = [each.register_step_post_hook(after) for each in found]
     return Handle(model, optimizer, attached[optimizer])
@@ -139,7 +139,7 @@ def bind(model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
 
 
 def release(model: nn.Module, optimizers: list[torch.optim.Optimizer]) -> None:
-    """Tells parts that ask for it that nothing runs after the steps of these optimizers any more."""
+    """Tells parts that ask for it that the steps of these optimizers are followed no longer."""
     for _, _, _, part in parts_of(model):
         tell = moment(part, "release")
         if tell is not None:

@@ -18,8 +18,9 @@ from bitwright.transforms.layers import hooks_of
 class IdleClip(nn.Module):
     """An activation that passes its input on while all its readers, layers by name, would clip it themselves.
 
-    Two of the memory-bound operations of a low-bit block less, forward and backward; no value changes. (Where an input is
-    exactly at the edge, the activation would have stopped the gradient; the quantizer's rule decides there alone.)
+    This saves two of the memory-bound operations of a low-bit block, one forward and one backward; no value changes.
+    (Where an input is exactly at the edge, the activation would have stopped the gradient; now the quantizer's rule
+    alone decides there.)
     """
 
     readers: tuple[str, ...]
@@ -49,7 +50,7 @@ class IdleReLU(nn.ReLU, IdleClip):
 
 
 def clips_itself(layer: nn.Module, clip: nn.Module) -> bool:
-    """Whether the first thing that this layer does to its input makes the activation in front of it needless."""
+    """Whether the first thing that this layer does to its input makes the activation in front of it unnecessary."""
     if not isinstance(layer, SlotLayer) or traits_of(layer.gate).needs_raw_input:
         return False
     first = traits_of(next(iter(links_of(layer.x)), None))
@@ -59,7 +60,7 @@ def clips_itself(layer: nn.Module, clip: nn.Module) -> bool:
 def idle_clips(model: nn.Module, flow: Flow | None, undo: Any) -> None:
     """Activations that only such layers read become `IdleClip`s; the readers are known from the flow of an example."""
     plain = ((n, m) for n, m in model.named_modules() if type(m) is nn.ReLU or _is_hardtanh(m))
-    found = {n: m for n, m in plain if not hooks_of(m)}  # a hook on an activation needs it to work
+    found = {n: m for n, m in plain if not hooks_of(m)}  # a hooked activation must really compute
     read_by = {} if flow is None else flow.clip_readers
     for name, module in found.items():
         readers = tuple(sorted(read_by.get(name, ())))

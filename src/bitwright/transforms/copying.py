@@ -28,7 +28,7 @@ def copy_model(model: Model) -> Model:
     with _Detached():
         try:
             return copy.deepcopy(model, memo)
-        except Exception:  # whatever an object's own way of copying raises
+        except Exception:  # an object's own copy method may raise anything
             memo = _shared(model)
             return copy.deepcopy(model, memo)
 
@@ -54,7 +54,7 @@ def _shared(model: nn.Module) -> dict[int, Any]:
             if key in ("_modules", "_parameters", "_buffers"):
                 continue
             try:
-                copy.deepcopy(value, dict(modules))  # the net itself is not copied with each attribute that knows it
+                copy.deepcopy(value, dict(modules))  # an attribute that refers to the net must not copy the net again
             except Exception:
                 memo[id(value)] = value
     return memo

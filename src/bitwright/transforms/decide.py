@@ -118,7 +118,7 @@ def decide(model: nn.Module, recipe: Recipe, example: Any, verb: str) -> Resolut
 
 
 def _run(model: nn.Module, example: Any, found: list[ComputeLayer], where: str) -> tuple[dict[int, Seen], Flow]:
-    """All that is to be known of the model, from one eval forward."""
+    """What one eval forward shows of the model."""
     try:
         with awake(model), watching(model) as watch:
             seen = try_example(model, example, found)
@@ -128,8 +128,8 @@ def _run(model: nn.Module, example: Any, found: list[ComputeLayer], where: str) 
 
 
 def _leave_unreached(decisions: list[Decision], hits: list[list[str]], seen: dict[int, Seen], verb: str) -> Recipe:
-    """Layers that the example never calls (an auxiliary head, a rest of pretraining) stay float, and the saved recipe
-    says so; where a rule is for such layers alone, its part would do nothing: an error."""
+    """Layers that the example never calls (an auxiliary head, a pretraining head) stay float, and the saved recipe
+    says so. It is an error if a rule is for such layers alone, because its part would do nothing."""
     called = {d.name for d in decisions if id(d.layer.module) in seen}
     rules = []
     for d in decisions:
@@ -153,7 +153,7 @@ def unreached(layer: ComputeLayer, head: str) -> InputError:
 
 
 def check_any(result: Resolution, verb: str) -> str:
-    """In words: that not one layer would get a part, and why; "" where one does, or where no rule wants one."""
+    """The message that not one layer would get a part, and why; "" where one does, or where no rule wants one."""
     wanted = any(not is_float(value) for rule in result.recipe.rules for value in rule.slots.values())
     if not wanted or any(d.replaces and d.fills for d in result.decisions):
         return ""
@@ -240,7 +240,7 @@ def build_layer(decision: Decision, verb: str, share: bool) -> SlotLayer:
 
 
 def check_tied(layers: dict[str, SlotLayer], verb: str) -> None:
-    """Two different weight parts on one tied Parameter are refused: each would move it its own way."""
+    """Two different weight parts on one tied Parameter are refused: each would move it in its own way."""
     first: dict[int, tuple[str, Any]] = {}
     for name, layer in layers.items():
         if layer.w is None:
@@ -257,7 +257,7 @@ def check_tied(layers: dict[str, SlotLayer], verb: str) -> None:
 
 
 def shared_with_float(model: nn.Module, layers: dict[str, SlotLayer]) -> list[str]:
-    """In words: weights that a part will clip or center while a module without that part reads them as they are."""
+    """The message for weights that a part will clip or center while a module without that part reads them unchanged."""
     owners: dict[int, list[str]] = {}
     mine = {name for name, layer in layers.items() if layer.w is not None}
     for name, module in model.named_modules():

@@ -36,9 +36,9 @@ class Flow:
     """Facts from one forward pass.
 
     nonneg   layer name -> (module, operator) that made its input non-negative, in every call
-    reader   layer name -> name of the BatchNorm that alone reads its output, if there is one
+    reader   layer name -> name of the BatchNorm that is the only reader of its output, if there is one
     clip_readers   name of a Hardtanh or ReLU -> the layers that read its output, if nothing else reads it
-    signed   layer name -> the layers that read its output, normed or not, where no ReLU has cut off what is negative;
+    signed   layer name -> the layers that read its output, normed or not, where no ReLU has removed the negative values;
              "" for an operator outside of layers, and for the caller of the model
     order    layers in the order in which they ran first
     inputs   layer name -> layers whose outputs reach its input without passing through another layer, in that order
@@ -87,7 +87,7 @@ class _NonNegative(Fact):
 
 
 class _Readers(Fact):
-    """Mark: the layer or clip that put this very tensor out. Kept: the modules that read it."""
+    """Mark: the layer or clip whose output this tensor is. Kept: the modules that read it."""
 
     def __init__(self, stack: list[str]) -> None:
         super().__init__()
@@ -162,7 +162,7 @@ class FlowWatch:
                 self.marks.setdefault(layer, []).append(self.nonneg.of(first))
                 self.inputs[layer] = self.inputs.get(layer, NONE) | self.sources.behind(given)
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
-                tokens = first is not None and first.dim() > 2  # axis 1 is then not what a Linear puts out
+                tokens = first is not None and first.dim() > 2  # axis 1 is then not the features of a Linear
                 if tokens and self.readers.of(first) in self.rows:
                     return
                 self.norms[name] = self.norms.get(name, 0) + 1
@@ -215,7 +215,7 @@ class FlowWatch:
 
 @contextmanager
 def watching(model: nn.Module) -> Iterator[FlowWatch]:
-    """Forward passes inside are watched; `flow()` of what it gives says what they showed."""
+    """Watches the forward passes inside the block; `flow()` of the yielded object says what they showed."""
     watch = FlowWatch(model)
     with ExitStack() as stack:
         for name, module in model.named_modules():
@@ -252,7 +252,7 @@ def _layer_of(reader: str, layers: set[str]) -> str:
 def _shortcuts(
     order: tuple[str, ...], inputs: dict[str, Names], joins: list[tuple[Names, Names]], modules: dict[str, nn.Module]
 ) -> dict[str, str]:
-    """A 1x1 conv that reads what another layer reads, and whose output is added to what came of that layer."""
+    """A 1x1 conv that reads what another layer reads, and whose output is added to a result of that layer."""
     found: dict[str, str] = {}
     for pair in joins:
         for side, other in (pair, pair[::-1]):

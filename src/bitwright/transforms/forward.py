@@ -13,7 +13,7 @@ from torch import nn
 
 @contextmanager
 def eagerly() -> Iterator[None]:
-    """What `torch.compile` has compiled runs as written inside: compiled code does not see hooks that come after it."""
+    """Inside, compiled modules run eagerly: code compiled by `torch.compile` does not see hooks added later."""
     if "torch._dynamo" not in sys.modules:  # nothing was compiled, and the import takes seconds
         yield
         return

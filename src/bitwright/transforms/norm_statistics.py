@@ -15,7 +15,7 @@ from bitwright.transforms.batch_norms import batch_norms, norms_training, rows_o
 from bitwright.transforms.forward import evaluating, run_model
 from bitwright.transforms.unwrap import unwrap
 
-CONSTANT = 1e-3  # of eps; the norms in front blow rounding up, so that 0 itself would be too strict
+CONSTANT = 1e-3  # of eps; earlier norms magnify rounding, so that 0 itself would be too strict
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class RecalibratedNorm:
     shift      largest |new mean - old mean| over its channels, in old standard deviations
     spread     largest factor, either way, between new and old standard deviation
     constant   channels whose new variance is below a thousandth of eps, so that the norm's output stays within 0.03 of its
-               mean: what is behind them hardly depends on the input. 0 up to rounding where all weights in front are off
+               mean: what follows them hardly depends on the input. It is 0, up to rounding, if all weights
+               in front are off
     """
 
     layer: str
@@ -92,7 +93,7 @@ class Moments:
 
     @property
     def variance(self) -> Tensor:
-        """Unbiased; 0 of a single row."""
+        """Unbiased; 0 for a single row."""
         return self.square / max(1, self.count - 1)
 
 

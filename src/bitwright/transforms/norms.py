@@ -1,4 +1,4 @@
-"""Parts that own a norm (`owns_norm = True`) take over the BatchNorm that alone reads their layer."""
+"""Parts that own a norm (`owns_norm = True`) take over the BatchNorm that is the only reader of their layer."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Take:
 class NormKeys:
     """Load hook: the state of a norm that was taken over becomes the state of the part that took it. Picklable.
 
-    rows   (name of the norm, prefix of the part), where the part says by `norm_state` what it makes of such a state
+    rows   (name of the norm, prefix of the part), where the part has `norm_state`, which converts such a state
     """
 
     def __init__(self, rows: list[tuple[str, str]]) -> None:
@@ -69,7 +69,7 @@ def plan_norms(
                 norm = dict(model.named_modules()).get(wanted) if wanted else None
                 if not isinstance(norm, nn.modules.batchnorm._BatchNorm):
                     raise InputError(
-                        f"{verb}: the {slot} part of {name} takes over the BatchNorm that alone reads it; "
+                        f"{verb}: the {slot} part of {name} takes over the BatchNorm that is the only reader of its output; "
                         + (f"{wanted!r} is none" if wanted else "there is none"),
                         code="norm-none",
                         layer=name,
@@ -113,7 +113,7 @@ def give_norms(model: nn.Module, takes: list[Take], undo: Any) -> None:
 
 
 def inherit(name: str, old: SlotLayer, new: SlotLayer) -> None:
-    """A part put in the place of one of its own kind goes on with what that one learned, where it says how (`succeed`)."""
+    """A part that replaces one of its own kind keeps what that one learned, if it has the moment `succeed`."""
     _inherit_mask(name, old, new)
     for slot in SLOTS:
         before, after = getattr(old, slot), getattr(new, slot)

@@ -14,7 +14,7 @@ from bitwright.transforms.facts import bit_facts, density_of, folds, links_of, p
 
 PACKED = (Linear, Conv1d, Conv2d)
 MAX_PLANES = 8  # of a weight or an input, in the kernels
-BIT_PAIRS = 4  # planes of weight times planes of input above which no machine but one with AMX counts bits
+BIT_PAIRS = 4  # planes of weight times planes of input above which only machines with AMX count bits
 
 
 def runs_as(layer: nn.Module) -> str:

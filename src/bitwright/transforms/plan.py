@@ -31,7 +31,7 @@ from bitwright.types import LayerInfo
 class PlanRow:
     """One layer. rule = numbers of the deciding rules, from 0; macs None = not known without example.
 
-    runs   once it is packed: "bits", "int8", "float" (also weights that are bits in the file alone), "your code" (a
+    runs   once it is packed: "bits", "int8", "float" (also weights that are bits only in the file), "your code" (a
            forward of its own)
     why    what keeps a layer with parts float, as `convert` will say; "" where nothing does
     """
@@ -243,7 +243,7 @@ def _row(d: Decision, layer: nn.Module, info: LayerInfo, ran: bool, said: list[d
 
 
 def _check_tied(model: nn.Module, built: list[tuple[Decision, SlotLayer]]) -> None:
-    """Parts are built by now, so the shadows may hold the model's own Parameters: ties show by identity."""
+    """Parts are built by now, so these layers may hold the model's own Parameters: tied weights show by identity."""
     layers = slot_layers(model)
     for d, new in built:
         new._parameters = dict(d.layer.module._parameters)
@@ -317,7 +317,7 @@ def _shorten(rows: tuple[PlanRow, ...], limit: int) -> list[int | str]:
             j += 1
         shown = (
             j if j - i <= limit + 1 else i + limit
-        )  # hiding a single line saves nothing: a line says that it is hidden
+        )  # hiding a single line saves nothing, because the note takes a line too
         out += list(range(i + 1, shown + 1))
         if shown < j:
             out.append(f"...  {j - shown} more like these (--all)")

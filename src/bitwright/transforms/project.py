@@ -14,7 +14,7 @@ from bitwright.parts.traits import traits_of
 
 
 def parts_of(model: nn.Module) -> Iterator[tuple[str, SlotLayer | None, str, nn.Module]]:
-    """(name, layer, slot, part) of every part once; one that stands alone has layer None and slot "".
+    """(name, layer, slot, part) of every part once; a part outside of a layer has layer None and slot "".
 
     >>> import bitwright as bw
     >>> net = nn.Sequential(bw.nn.Linear(2, 2, x="sign"), bw.make_part("sign"))

@@ -43,7 +43,7 @@ POSITIVE = _names(
 )
 # a ReLU behind these does the same as one in front of them
 MOVES = COPIES | SHAPES | AXES | PICKS | MAX_POOLS | NEAREST | BORDERS | _names("amax max")
-# not negative where the first input is not; where no input is
+# not negative if the first input is not; if no input is
 KEEPS_FIRST = MOVES | MEAN_POOLS | BLENDS | ROUNDINGS | _names("cumsum sort topk mean sum prod amin min ceil")
 KEEPS_ALL = JOINS | _names("add add_ mul mul_ div div_ minimum where addcmul")
 # a channel of zeros stays one, each channel by itself
@@ -84,7 +84,7 @@ class OperatorCall:
 
     @property
     def clips_at_zero(self) -> bool:
-        """Whether it is a clip that begins at a number from 0 on."""
+        """Whether it is a clip whose lower bound is 0 or more."""
         low = self.get(1, "min", "min_val")
         if self.plain == "threshold":
             low = min(self.args[1], self.args[2]) if len(self.args) > 2 else None
@@ -102,7 +102,7 @@ class Fact:
         return None if t is None else self.marks.get(t)
 
     def put(self, t: Tensor, mark: Any) -> None:
-        """None: what was known is so no longer."""
+        """mark None: nothing is known of the tensor any more."""
         if mark is not None:
             self.marks[t] = mark
         elif t in self.marks:

@@ -26,7 +26,7 @@ def metadata_of(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
 def load_trained(
     model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], path: str | os.PathLike[str]
 ) -> nn.Module:
-    """Applies the file's recipe where it is missing, then loads strictly; the given model stays as it is unless all fits."""
+    """Applies the file's recipe where it is missing, then loads strictly; if not all fits, the model is unchanged."""
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
     needed = bool(recipe.rules) and recipe_of(model).to_toml() != recipe.to_toml()
     trial = copy_model(model)
@@ -53,7 +53,7 @@ def _restore_layout(model: nn.Module, metadata: dict[str, str]) -> None:
     try:
         names = set(json.loads(metadata.get("channels_last", "[]")))
     except (ValueError, TypeError, RecursionError):
-        return  # an order of memory is no reason to refuse weights that are whole
+        return  # a damaged memory order is no reason to refuse intact weights
     for key, value in model.state_dict(keep_vars=True).items():
         if key in names and value.dim() in CHANNELS_LAST:
             value.data = value.data.contiguous(memory_format=CHANNELS_LAST[value.dim()])

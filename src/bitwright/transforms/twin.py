@@ -56,7 +56,7 @@ def float_net(model: nn.Module, inputs: tuple[Tensor, ...]) -> FloatNet:
 
 
 def float_twin(model: nn.Module) -> nn.Module:
-    """A copy with ordinary torch layers: slots emptied, parts that stand alone dropped, the same weights.
+    """A copy with ordinary torch layers: slots emptied, parts outside of layers dropped, the same weights.
 
     Norm parts in front of a quantizer go with their slot: the twin is never slower than the float net was.
 
@@ -127,7 +127,7 @@ def one_line(error: BaseException) -> str:
     >>> one_line(ValueError("first\\nsecond"))
     'ValueError: first'
     """
-    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # some are colored
+    plain = re.sub(r"\x1b\[[0-9;]*m", "", str(error))  # some messages are colored
     first = next((line.strip() for line in plain.splitlines() if line.strip()), "")
     text = f"{type(error).__name__}: {first}" if first else type(error).__name__
     return text if len(text) <= 140 else text[:137] + "..."

@@ -80,7 +80,7 @@ def try_example(model: nn.Module, example: Any, found: list[ComputeLayer]) -> di
 
 
 def _one(model: nn.Module, example: Any) -> str:
-    """In words: that the example is a single sample, where the model runs once it has a batch axis."""
+    """The hint that the example is a single sample, if the model runs on it with a batch axis added."""
     if not isinstance(example, Tensor):
         return ""
     try:
@@ -171,7 +171,7 @@ def info_of(candidate: ComputeLayer, layer: nn.Module, seen: Seen) -> LayerInfo:
         notes.append(f"skipped: {candidate.reason}")
     elif hooks := hooks_of(candidate.module):
         notes.append(f"{', '.join(hooks)}: kept")
-    if isinstance(layer, SlotLayer) and layer.gate is None and (why := why_not(layer)):  # a gate holds up the whole net
+    if isinstance(layer, SlotLayer) and layer.gate is None and (why := why_not(layer)):  # a gate stops the whole net
         notes.append(f"stays float when packed: {why}")
     if candidate.is_depthwise:
         notes.append("depthwise")

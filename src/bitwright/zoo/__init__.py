@@ -40,7 +40,7 @@ def list(form: str | None = None) -> builtins.list[str]:
 
 
 def card(name: str) -> Card:
-    """What is known of a net. Errors: `InputError` with the names that there are.
+    """What is known of a net. Errors: `InputError` that lists the known names.
 
     >>> card("digits-mlp-zero_one").data
     'digits'

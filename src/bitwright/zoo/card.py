@@ -18,7 +18,7 @@ class Card(BaseModel):
     epochs           of each stage, those of the parent first, joined by +
     parent           the float net of the zoo that training began with
     accuracy         share of right answers of THIS file on all test images: `right` of `images`
-    trained          the same of the net before packing
+    trained          accuracy of the net before packing
     latency_ms       one image, one thread; with `peers`, the medians of other programs in the same run
     command          makes the net again; `commit` the state of the repository that made it
     """

@@ -43,7 +43,7 @@ def cards() -> dict[str, Card]:
 
 
 def file(card: Card, root: str | os.PathLike[str] | None = None) -> Path:
-    """The net's file, whole: its SHA-256 is the card's."""
+    """Path of the net's file, once its SHA-256 matches the card's."""
     given = os.fspath(root) if root is not None else os.environ.get(VARIABLE, "")
     places = [NETS / card.file]
     if "://" not in given:

@@ -1,4 +1,4 @@
-"""What is still real makes up for what is quantized already: it learns the answers of the net as it was, without labels."""
+"""Weights that are still float make up for the quantized ones: they learn the old net's answers, without labels."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Cascade:
     """Steps of SGD with momentum on the mean squared distance of the answers, over their variance, in evaluation mode.
 
     pieces    what the net is given, at most 128 samples at once;   answers   of the net as it was
-    epochs    at most so many passes over the pieces for one layer; ends earlier where two of them bring less than a
+    epochs    the most passes over the pieces for one layer; ends earlier where two of them bring less than a
               thousandth of the loss
     """
 
@@ -126,7 +126,7 @@ def _learners(model: nn.Module, done: set[int]) -> Iterator[nn.Parameter]:
 
 @contextmanager
 def _only(model: nn.Module, learners: list[nn.Parameter]) -> Iterator[None]:
-    """Gradients for these parameters alone; what the others had stays with them."""
+    """Gradients for these parameters only; those of the others do not change."""
     mine = {id(p) for p in learners}
     others = [p for p in model.parameters() if p.requires_grad and id(p) not in mine]
     kept = [p.grad for p in learners]

@@ -37,7 +37,7 @@ class CoPrunedRow:
 class CoPrune(nn.Module):
     """Masks of a source and a target net, drawn anew from their weights: one call after every step of any loop.
 
-    value     per layer the k = max(1, round(n keep)) highest of S stay, of equal ones those that come last
+    value     per layer the k = max(1, round(n keep)) highest of S stay; of equal ones the last
               source  S = N(s(w_source));   target  S = alpha N(s(w_source)) + (1 - alpha) N(s(w_target))
               score="magnitude": s(w) = |w|;  "obs": s(w) = w^2 / [H^-1]_qq, H the mean of x x^T over what the layer reads
               normalize: N divides nothing ("none"; for "obs" by the mean over the layer), by the root mean square over the layer
@@ -93,7 +93,7 @@ class CoPrune(nn.Module):
         check_damping("co_prune", damping)
         self.score, self.normalize, self.damping = score, normalize, damping
         self.refresh_every, self.freeze_after = refresh_every, freeze_after
-        self._nets = (unwrap(source), unwrap(target))  # a tuple: they are no children, their state is their own
+        self._nets = (unwrap(source), unwrap(target))  # a tuple: no child modules, their state is their own
         self.register_buffer("count", torch.zeros((), dtype=torch.int64))
         self.register_buffer("share", torch.zeros((), dtype=torch.float64))
         self.register_buffer("finished", torch.zeros((), dtype=torch.int64))
@@ -150,7 +150,7 @@ class CoPrune(nn.Module):
 
     @torch.no_grad()
     def step(self) -> int:
-        """Draws the masks anew where it is time; returns how many weights of the target left theirs for others."""
+        """Draws the masks anew when it is time; returns how many weights of the target were exchanged for others."""
         self.swaps = self.source_swaps = 0
         if self.frozen:
             return 0
@@ -199,7 +199,7 @@ class CoPrune(nn.Module):
         return normalized(score / _or_one(score.mean()), self.normalize)
 
     def _put(self, unit: Unit, score: Tensor) -> int:
-        """Writes the mask of one weight; how many entered it."""
+        """Writes the mask of one weight; returns how many weights are new in it."""
         mask = ~lowest(score, score.numel() - self.counts[unit.name])
         before = _mask(unit.layer).mask.bool()
         for module in unit.modules:
@@ -229,7 +229,7 @@ def _or_one(size: Tensor) -> Tensor:
 
 
 def _follow(pruner: CoPrune, keys: Any) -> None:
-    """Behind a loaded state: masks that were final are."""
+    """After a state is loaded: masks that were final stay final."""
     pruner._grow()
 
 

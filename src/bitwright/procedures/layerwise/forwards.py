@@ -16,13 +16,13 @@ Reading = tuple[nn.Module, Tensor]  # a layer that is about to run, and what it 
 
 
 class _Left(BaseException):
-    """Unwinds a forward that nobody goes on with; no `except Exception` of a model holds it."""
+    """Unwinds a forward that is abandoned; no `except Exception` in a model can catch it."""
 
 
 class Forward:
     """One forward pass in a thread of its own; only one of all threads ever runs.
 
-    A pass holds what its own code still needs, so nothing is kept that the model would have let go.
+    A pass holds only what its own code still needs: what the model releases is freed.
     """
 
     def __init__(self, model: nn.Module, inputs: Any) -> None:

@@ -60,7 +60,7 @@ def rows_of(layer: nn.Module, x: Tensor, most: int | None = None, seed: int = 0)
     """Rows [G, n, D] in pieces of at most 64 MB, columns in the order of `weight.flatten(1)`: channel, then taps.
 
     x      what the operator reads: [..., C] of a linear layer, [N, C, *space] of a convolution
-    most   at most so many rows per sample, chosen by `seed`
+    most   upper bound of rows per sample, chosen by `seed`
 
     >>> conv = nn.Conv2d(4, 6, 3, stride=2, groups=2)
     >>> x = torch.randn(5, 4, 7, 7)

@@ -113,8 +113,8 @@ def invert_upper_(r: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Subsets:
-    """M_CC of some rows of like size. rows [n];   at [n, b], the columns C of each;   real [n, b], False where it is filled up
-    to the size of the largest;   matrix [n, b, b], there that of the identity"""
+    """M_CC of some rows of like size. rows [n];   at [n, b], the columns C of each;   real [n, b], False where it is
+    padded to the size of the largest;   matrix [n, b, b], padded with the identity"""
 
     rows: Tensor
     at: Tensor
@@ -149,8 +149,8 @@ def subsets(m: Tensor, group: Tensor, chosen: Tensor, order: Tensor | None = Non
 def solve_subsets(m: Tensor, group: Tensor, right: Tensor, chosen: Tensor, order: Tensor | None = None) -> Tensor:
     """x [R, d], 0 outside of `chosen`, with M_CC x_C = right_C for each row and its own set C.
 
-    order   given: only the lower triangle of M_CC in the order of these numbers is solved, which is what updates done one
-            weight after another come to
+    order   given: only the lower triangle of M_CC in the order of these numbers is solved, the same as updates of one
+            weight after another
     """
     out = torch.zeros_like(right)
     for part in subsets(m, group, chosen, order):

@@ -18,7 +18,7 @@ from bitwright.transforms.facts import links_of
 
 
 def put_masks(model: nn.Module, masks: dict[str, tuple[Unit, Tensor]], who: str) -> None:
-    """Each mask into the weight slot of its layers: the `mask` part that is there, or a new one beside what is there."""
+    """Puts each mask into the weight slot of its layers: into the `mask` part there, or a new one beside the others."""
     rules = []
     names = {id(m): n for n, m in model.named_modules()}
     wanted: list[tuple[str, Tensor]] = []
@@ -60,7 +60,7 @@ def put_codebooks(
     who: str,
     granularity: str = "filter",
 ) -> None:
-    """Each unit's levels, group width, index and scale into `codebook` parts; a mask that is there stays beside it."""
+    """Puts each unit's levels, group width, index and scale into `codebook` parts; an existing mask stays beside it."""
     names = {id(m): n for n, m in model.named_modules()}
     rules = []
     for unit, levels, group, _ in found.values():

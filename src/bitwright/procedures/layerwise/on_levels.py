@@ -63,7 +63,7 @@ class Quadratic:
         return per_row.sum().expand_as(per_row) if self.shared else per_row
 
     def error(self, v: Tensor) -> Tensor:
-        """E of the rows behind each scale, [G, R, 1]."""
+        """E of the rows that share each scale, [G, R, 1]."""
         change = v - self.w
         return self.total((self.times(change) * change).sum(-1, keepdim=True)).clamp_min(0)
 
@@ -155,7 +155,7 @@ def admm(problem: Quadratic, start: OnLevels, rho: float, iterations: int = 100)
 
 def descend(problem: Quadratic, found: OnLevels) -> tuple[OnLevels, bool]:
     """One sweep over the inputs, all rows at once: each weight moves to the level that is best while the others stay. E only
-    falls. Also whether a level changed. Inputs with the largest diagonal come first, so that their order means nothing."""
+    falls. Also whether a level changed. Inputs with the largest diagonal come first, so the order in the layer has no effect."""
     index = found.index.clone()
     residual = problem.hw - problem.times(problem.value(found))
     changed = False
@@ -241,7 +241,7 @@ def _mixed(one: OnLevels, other: OnLevels, better: Tensor) -> OnLevels:
 
 
 def _with_dead(problem: Quadratic, found: OnLevels) -> OnLevels:
-    """What an input that is always 0 is multiplied with costs nothing: the nearest level of its weight."""
+    """The weight of an input that is always 0 costs nothing: it gets its nearest level."""
     dead = torch.cat([h.diagonal(dim1=-2, dim2=-1) <= 0 for h in problem.h], -1).unsqueeze(1)
     if not bool(dead.any()):
         return found

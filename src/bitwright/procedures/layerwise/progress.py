@@ -1,4 +1,4 @@
-"""Which layer a procedure is at, told to whoever watches."""
+"""Which layer a procedure is at, reported to a watcher."""
 
 from __future__ import annotations
 

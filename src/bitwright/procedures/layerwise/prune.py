@@ -97,7 +97,7 @@ class Surgery:
 
     # -- the ways -------------------------------------------------------------------------------------------------
     def _rounds(self, blocks: list[Block], count: int, rounds: int) -> tuple[list[Tensor], list[Tensor]]:
-        """Each round keeps the same share of what the one before has kept; then the others make up, and scores are taken anew."""
+        """Each round keeps the same share of the weights left, which make up for the rest; then scores are taken anew."""
         keep = [b.free | ~_prunable(b) for b in blocks]
         w, diagonals = [b.w for b in blocks], [_diagonal(b) for b in blocks]
         start = sum(int((k & _prunable(b)).sum()) for k, b in zip(keep, blocks, strict=True))
@@ -245,7 +245,7 @@ def _diagonal(block: Block) -> Tensor:
 
 
 def _reciprocal(block: Block) -> Tensor:
-    """Stands for the diagonal of the inverse where H is not inverted: w^2 H_qq is what the weight alone puts out."""
+    """Stands for the diagonal of the inverse where H is not inverted: w^2 H_qq is the mean square of its own output."""
     return block.raw.diagonal(dim1=1, dim2=2)[block.group].clamp_min(torch.finfo(torch.float64).tiny).reciprocal()
 
 
@@ -261,7 +261,7 @@ def _swept(block: Block, keep: Tensor) -> Tensor:
 
 
 def _chosen(blocks: list[Block], score: list[Tensor], count: int, scope: str, keep: list[Tensor]) -> list[Tensor]:
-    """Keep-masks per block with exactly `count` weights: the highest scores; what `keep` has lost stays out."""
+    """Keep-masks per block with exactly `count` weights: the highest scores; weights not in `keep` stay out."""
     flat = torch.cat(
         [s.masked_fill(~k, -torch.inf)[:, : b.columns] for s, k, b in zip(score, keep, blocks, strict=True)], 1
     )

@@ -62,7 +62,7 @@ def compressible(
 
     layers   globs of names; None: all layers of a kind that can
     latent   whether a weight that goes through a quantizer is taken by its latent values; else it is an error
-    listing  only to know which there are: no warning, and a weight may be shared
+    listing  only to list them: no warning, and a weight may be shared
     errors   `InputError`: a glob that matches nothing, a layer that cannot, a weight shared with a lookup table
     """
     found = candidates(model)

@@ -38,7 +38,7 @@ WIDEST = 10_240
 class Limits:
     """What one layer may cost.
 
-    rows   at most so many rows (samples times positions) are read, chosen by `seed`. None: 50,000 or 8 per input, whichever
+    rows   the most rows (samples times positions) that are read, chosen by `seed`. None: 50,000 or 8 per input, whichever
            is more. A sample always gives at least one row, and a linear layer on [N, C] all of them
     dim    widest matrix; a layer with more inputs is split into blocks of inputs that are treated as uncorrelated
     """
@@ -157,7 +157,7 @@ def visit_layers(
               changed weight: one pass over the images for all layers, and only one layer's matrices in memory. Where a
               model keeps state between its modules, so that two forwards cannot wait for each other, each layer's
               inputs come from a forward of its own; with `fresh` always, for a `visit` that changes more than its layer
-    inputs    "compressed": what the layer reads behind the layers changed so far; "original": as the net was
+    inputs    "compressed": what the layer reads after the layers changed so far; "original": as the net was
     batches   inputs, or (input, target) pairs
     bias      fold the bias in as a constant input
     tokens    name of the model's keyword argument, bool [N, T], that says which tokens are no padding; linear layers
@@ -191,7 +191,7 @@ def visit_layers(
 
 
 def inputs_of(model: nn.Module, batches: Iterable[Any], who: str) -> list[Any]:
-    """The inputs of batches that have any: they may be (input, target) pairs. Errors: none at all; another device."""
+    """The inputs of batches that are not empty; (input, target) pairs too. Errors: no images; another device."""
     every = (batch[0] if isinstance(batch, (tuple, list)) else batch for batch in batches)
     if not (feed := [one for one in every if Call.of(one).images]):
         raise InputError(f"{who}: no images. Give at least one batch of inputs", code="batches-none")
@@ -269,7 +269,7 @@ class _Walk:
         for unit in self.units:
             if unit.name not in last:
                 raise InputError(
-                    f"{self.who}: {unit.name} is never called by the model's forward, so there is nothing to go by; leave "
+                    f"{self.who}: {unit.name} is never called by the model's forward, so nothing is known of its inputs; leave "
                     "it out",
                     code="layer-unreached",
                     layer=unit.name,
@@ -277,14 +277,14 @@ class _Walk:
         return sorted(self.units, key=lambda unit: last[unit.name])
 
     def can_wait(self, model: nn.Module) -> bool:
-        """Whether two forwards that stop in front of each layer in turn give what they give one after the other."""
+        """Whether two forwards that take turns, layer by layer, give the same as when run one after the other."""
         if len(self.feed) < 2:
             return True
         pair = [Call.of(one).map(lambda t: t[:2] if t.dim() else t) for one in self.feed[:2]]
         examples = [call.kwargs or call.args for call in pair]
         try:
             plain = [run_model(model, one) for one in examples]
-        except Exception:  # a model may insist on the size of its batch
+        except Exception:  # a model may require its batch size
             examples = self.feed[:2]
             plain = [run_model(model, one) for one in examples]
         forwards = [Forward(model, one) for one in examples]
@@ -351,7 +351,7 @@ class _Walk:
 
 
 class _Gram:
-    """Rows become matrices; small pieces wait until a product of them is worth the pass over the matrix."""
+    """Rows become matrices; small pieces are gathered until their product is worth a pass over the matrix."""
 
     def __init__(self, layer: nn.Module, x: Tensor, limits: Limits, bias: bool) -> None:
         groups, columns = groups_of(layer), columns_of(layer)

@@ -14,7 +14,7 @@ BLOCK = 128
 
 
 class Fix(Protocol):
-    """What the columns become."""
+    """The rule by which columns are fixed."""
 
     def begin(self, start: int, block: Tensor, diagonal: Tensor) -> None:
         """Before a block of columns: `block` [G, b, O] as they are by then, `diagonal` [G, b] of the factor."""
@@ -29,7 +29,7 @@ def sweep(upper: Tensor, w: Tensor, columns: int, fix: Fix, block: int = BLOCK) 
     """The new weight [G, O, d], float64.
 
     upper     [G, d, d], H^-1 = upper^T upper
-    columns   the first so many are fixed; what is behind them (a bias) only makes up for them
+    columns   how many are fixed, from the first on; the rest (a bias) only makes up for them
     update    err = (w_i - q_i) / U_ii;  w_j -= err U_ij for j > i, later blocks by one product per block
     source    Frantar, Alistarh 2023, arXiv 2301.00774; Frantar et al. 2022, arXiv 2210.17323
     """

@@ -63,7 +63,7 @@ class LayerRow:
 
 @dataclass(frozen=True)
 class LayerReport(Report):
-    """A row per layer, and how the layers of the net hang together (`error_bound` reads that)."""
+    """A row per layer, and how the layers of the net are connected (`error_bound` reads that)."""
 
     rows: tuple[LayerRow, ...] = ()
     net: Net | None = field(default=None, repr=False, compare=False)
@@ -100,7 +100,7 @@ class LayerwiseRun:
     journal: str | os.PathLike[str] | None = None
     options: dict[str, Any] = field(default_factory=dict)
     cost: Callable[[Unit], float] | None = None
-    # may change more of the net, once a layer is written; and what the journal had, before the first layer that is left
+    # called after a layer is written, may change more of the net; called with the journal's layers, before the others
     after: Callable[[LayerStats, Solved], None] | None = None
     resumed: Callable[[dict[str, tuple[Unit, Solved]]], None] | None = None
 
@@ -121,7 +121,7 @@ class LayerwiseRun:
         found: dict[str, tuple[Unit, Solved]] = {}
         journal = None if self.journal is None else Journal(self.journal, self.who, self.options, before)
         samples = 0
-        # E of inputs behind compressed layers goes with the gain of the old weights, E of the old inputs with that of the new
+        # E on inputs of compressed layers takes the gain of the old weights, E on the old inputs that of the new ones
         net = Net(model, feed) if self.inputs == "compressed" else None
 
         def visit(stats: LayerStats) -> None:
@@ -131,7 +131,7 @@ class LayerwiseRun:
             if solved.keep is not None:
                 _zero(stats.layer.weight, solved.keep)
             rows[stats.name] = _row(stats, solved, time.perf_counter() - start)
-            solved.new = []  # its memory; the net has it
+            solved.new = []  # frees the memory; the net has the weight
             if self.after is not None:
                 self.after(stats, solved)
             found[stats.name] = (stats.unit, solved)
