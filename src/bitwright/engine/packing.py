@@ -258,7 +258,7 @@ class Packing:
 
 
 def packing_of(layer: SlotLayer) -> Packing | str:
-    """What bits can do for this layer, or the reason why nothing."""
+    """What bits can do for this layer, or the reason why they cannot do anything."""
     if layer.w is None and layer.x is None and layer.gate is None:
         return EMPTY
     if why := no_codes(layer):
