@@ -44,7 +44,7 @@ def bench(
     """Measure speed against the best fp32, bf16 and int8 programs of this machine, interleaved in one process.
 
     In a run directory: its packed net against its float net in the peers; bench.json and the rows of results.csv
-    for this batch size are written anew. Narrow terminals lose p95, then the quartiles, then img/s.
+    for this batch size are written anew. Narrow terminals leave out p95, then the quartiles, then img/s.
     """
     out: Output = ctx.obj
     run = looks_like_run(target)

@@ -39,7 +39,7 @@ LEAST_FREE = 1e9  # bytes; the largest download needs a third of it
 
 @dataclass(frozen=True)
 class Check:
-    """One line. state: "ok", "no" (is not there, need not be), "FAIL" (should work and does not)."""
+    """One line. state: "ok", "no" (is missing, and is optional), "FAIL" (should work and does not)."""
 
     name: str
     state: str

@@ -15,7 +15,7 @@
 
 namespace {
 
-// The runtime has checked the type of its elements before: an operator says what it takes.
+// The runtime has already checked the element type, because an operator declares what it takes.
 struct View {
   const void* data = nullptr;
   int64_t dims[8] = {}, count = 0;

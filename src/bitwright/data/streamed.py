@@ -19,7 +19,7 @@ from .transform import Item, Transform, quiet_pillow
 
 AHEAD = 2  # batches being decoded while one is used
 _TASK = 8  # pictures of one task of a worker
-LISTED = 20_000  # pictures looked through for the list of bad ones, once one was met
+LISTED = 20_000  # pictures checked for the list of bad ones, after the first bad one
 
 
 class Source(Protocol):

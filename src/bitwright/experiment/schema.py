@@ -162,7 +162,7 @@ class WorkBudget(TomlTable):
 class ProcedureCall(TomlTable):
     """A procedure of `bw.procedures` and its options, e.g. { name = "recalibrate_batchnorm", batches = 20 }.
 
-    batches   so many training batches, not augmented, are what it sees
+    batches   number of training batches, not augmented, that it sees
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

@@ -16,9 +16,9 @@ REDRAW_SECONDS = 0.1
 
 
 class Screen:
-    """Where the words go.
+    """Where messages go.
 
-    echo   takes results (epochs, the end);   note   takes progress;   live   a person looks at stderr
+    echo   takes results (epochs, the end);   note   takes progress;   live   stderr is a terminal
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Screen:
         self._last = time.monotonic()
 
     def line(self, text: str) -> None:
-        """Above the live line."""
+        """Prints a line above the live line."""
         self._above(self._echo, text)
 
     def note(self, text: str) -> None:

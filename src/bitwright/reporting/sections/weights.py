@@ -24,7 +24,7 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Histogram:
-    """Latent weights of a layer divided by the largest of their sizes, in 20 equal bins from -1 to 1; latents of 0/1
+    """Latent weights of a layer divided by their largest magnitude, in 20 equal bins from -1 to 1; latents of 0/1
     weights less their threshold."""
 
     layer: str
