@@ -37,7 +37,7 @@ def bench(
     input: Annotated[str | None, typer.Option(help="Shape of one input, e.g. 3,32,32. [default: the model's]")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Outputs of a model by name. [default: 10]")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs per call.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads for everybody.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of every candidate.")] = 1,
     against: Annotated[str | None, typer.Option(help="Peers, e.g. ort-int8,torch-bf16. [default: all]")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Slices of about 6 ms per candidate.")] = 15,
 ) -> None:

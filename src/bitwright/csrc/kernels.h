@@ -2,7 +2,7 @@
 //
 // This header is included by units compiled with different -m flags. It therefore holds declarations, plain
 // structs and `static` functions only: an inline function with external linkage would be emitted once per unit
-// and the linker might keep the AVX-512 copy for everybody.
+// and the linker might keep the AVX-512 copy for all units.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

@@ -53,7 +53,7 @@ class Transform:
         return _STD[self.kind]
 
     def side(self) -> int:
-        """Of what `pixels` gives. Squashed pictures are cropped later, a whole batch on the device."""
+        """Side of what `pixels` gives. Squashed pictures are cropped later, a whole batch on the device."""
         return self.stage if self.kind == "squash" else self.size
 
     def pixels(self, item: Item, where: str, key: int | None, place: int) -> np.ndarray:

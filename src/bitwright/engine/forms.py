@@ -13,8 +13,8 @@ import math
 from bitwright.engine import native_library
 from bitwright.engine.graph import Node
 
-# (channels, pairs): from so many input channels of a group on, up to so many pairs of planes run faster as bits. "balanced": the weights lie evenly
-# about 0, which a kernel of AVX-512 can use
+# (channels, pairs): with at least these input channels per group, up to these pairs of planes run faster as bits.
+# "balanced": the weights lie evenly about 0, which a kernel of AVX-512 can use
 LIMITS = {
     "avx512": ((256, 4), (128, 3), (64, 2), (32, 1)),
     "avx512 balanced": ((64, 4), (32, 3), (0, 1)),

@@ -268,7 +268,7 @@ def _pairs(
 
 
 def _named(got: Outputs, want: Outputs) -> Outputs:
-    """By the places of the trained net's: a graph gives a tuple where that has names for its fields."""
+    """Outputs under the trained net's places: a graph gives a plain tuple where the net gives one with named fields."""
     return dict(zip(want, got.values(), strict=True)) if len(got) == len(want) else got
 
 

@@ -185,7 +185,7 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _moves(model: nn.Module, tensors: dict[str, Tensor]) -> list[Move]:
-    """From each of our keys to theirs."""
+    """The moves from their keys to ours."""
     moves = []
     for key, value in model.state_dict().items():
         old = key.replace("fc.", "linear.", 1) if key.startswith("fc.") else key

@@ -98,7 +98,7 @@ def from_checkpoint(checkpoint: Checkpoint, where: str, model: str | None) -> Im
 
 
 def _depth(tensors: dict[str, Tensor], where: str) -> int:
-    """From the count of blocks in the first stage."""
+    """The depth, from the number of blocks in the first stage."""
     blocks = {key.split(".")[1] for key in tensors if key.startswith("layer1.") and key.endswith(".conv1.weight")}
     if len(blocks) not in BLOCKS or "fc.weight" not in tensors:
         some = ", ".join(list(tensors)[:4])

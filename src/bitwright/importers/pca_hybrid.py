@@ -109,7 +109,7 @@ def _layers(model: str | None, name: str, convs: int, where: str) -> set[str]:
 
 
 def _numbers(text: str) -> set[int]:
-    """Empty where it is not understood.
+    """The numbers in a list with ranges; empty where it is not understood.
 
     >>> sorted(_numbers("12,13,22-24")), _numbers("a")
     ([12, 13, 22, 23, 24], set())

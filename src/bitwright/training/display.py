@@ -115,7 +115,7 @@ class TimeLeft:
             self.seconds += (seconds - self.seconds) * max(1 / (self.steps - 1), 0.02)
 
     def text(self, steps: int, extra: float = 0.0) -> str:
-        """For so many more steps and `extra` seconds; "" while nothing is known. Never 0:00 while working."""
+        """Time left for `steps` more steps and `extra` seconds; "" while it is not known. Never 0:00 while working."""
         return f"left {clock(steps * self.seconds + extra)}" if self.steps >= self.WARM else ""
 
 

@@ -106,7 +106,7 @@ def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:
 
 
 def expected_band(experiment: Experiment, top1: float) -> str | None:
-    """Where the result lies against what the experiment's file expects; None where it expects nothing."""
+    """How the result compares with what the experiment's file expects; None where it expects nothing."""
     band = experiment.expected
     if band is None:
         return None

@@ -67,7 +67,7 @@ class TrainingModule(pl.LightningModule):
         return make_optimizer(self.net, self.job.experiment.stage[index].optimizer, f"stage {index}: optimizer")
 
     def train_dataloader(self) -> EpochLoader:
-        """Asked for anew each epoch: the rest of the epoch where a resumed training stands."""
+        """Lightning asks for it in each epoch: after a resume it gives the rest of the epoch."""
         job, data = self.job, self.job.experiment.data
         self.loader = EpochLoader(
             job.train,
