@@ -105,7 +105,7 @@ def train(row: Row, folder: Path, train_set: Any, test_set: Any) -> dict[str, An
         plain = bw.models.create(row.model)
         plain.load_state_dict(source.state_dict())
         model = bw.apply(plain, row.recipe, torch.zeros(2, 3, 32, 32))
-    model.to(memory_format=torch.channels_last)
+    model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = optimizer_of(row, model)
     batch = 128
     steps = row.epochs * (len(train_set) // batch)

@@ -55,7 +55,7 @@ def test_prune_then_quantize(run: Run, call: Any) -> None:
     assert {row["layer"]: row["kept"] / row["weights"] for row in said["rows"]}["fc2"] == pytest.approx(0.5, abs=0.01)
     net = bw.load(said["file"], build_model(run.experiment, dataset(run.experiment, "test"), weights=False))
     rows = {row["layer"]: row["kept"] for row in said["rows"]}
-    assert {name: int(mask_of(m).sum()) for name, m in net.named_modules() if mask_of(m) is not None} == rows
+    assert {name: int(mask.sum()) for name, m in net.named_modules() if (mask := mask_of(m)) is not None} == rows
     assert not list(run.path.glob("*.journal"))
     code, text, note = call(
         "quantize", str(run.path), "--bits", "4", "-o", str(run.path / "q.safetensors"), "--test", "0"
@@ -125,10 +125,10 @@ def test_a_chain_in_one_experiment(tmp_path: Path) -> None:
     run = train(HEAD + TRAIN + STAGES, tmp_path / "run")
     assert [row["procedure"] for row in done(run)] == ["l_obs", "gptq"]
     net = run.model()
-    layers: list[Any] = [m for m in net.modules() if mask_of(m) is not None]
-    assert layers and all(m.w.part_name == "codebook+mask" for m in layers)
-    assert all(bool((m.quantized_weight()[mask_of(m) == 0] == 0).all()) for m in layers)
-    assert all(int(mask_of(m).sum()) == round(m.weight.numel() * 0.5) for m in layers)
+    layers: list[tuple[Any, torch.Tensor]] = [(m, mask) for m in net.modules() if (mask := mask_of(m)) is not None]
+    assert layers and all(m.w.part_name == "codebook+mask" for m, _ in layers)
+    assert all(bool((m.quantized_weight()[mask == 0] == 0).all()) for m, mask in layers)
+    assert all(int(mask.sum()) == round(m.weight.numel() * 0.5) for m, mask in layers)
     assert not list(run.path.glob("journal-*")) and torch.isfinite(net(torch.zeros(2, 1, 8, 8))).all()
 
 

@@ -83,7 +83,7 @@ def test_a_stem_pools_its_floats_itself(name: str, operator: str, tmp_path: Path
     x = torch.rand(3, 3, 21, 18)
     recipe: list[Any] = [{"match": "stem", "w": {"part": "uniform", "bits": 8}, "x": "input8"}]
     if name == "bytes":
-        recipe.append({"match": "a", **dict.fromkeys("wx", {"part": "uniform", "bits": 8})})
+        recipe.append({"match": "a", **{key: {"part": "uniform", "bits": 8} for key in "wx"}})
     elif name != "none":
         recipe.append({"match": "a", **CODES[name]})
     net = packed(Pooled(), recipe, x)

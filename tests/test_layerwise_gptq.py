@@ -33,6 +33,13 @@ WAYS: dict[str, dict[str, Any]] = {
 }
 
 
+def need_mask(layer: nn.Module) -> Tensor:
+    """The mask of a layer that has one."""
+    found = mask_of(layer)
+    assert found is not None
+    return found
+
+
 def quantized(net: nn.Sequential) -> Tensor:
     layer: Any = net[0]
     return layer.quantized_weight().detach()
@@ -44,7 +51,7 @@ def test_weights_are_levels_times_scales_and_beat_rounding(kind: str, way: str) 
     torch.manual_seed(0)
     make, shape = LAYERS[kind]
     layer, x = make(), torch.randn(shape).cumsum(-1) / 3
-    net = nn.Sequential(copy.deepcopy(layer))
+    net: Any = nn.Sequential(copy.deepcopy(layer))
     report = gptq(net, [x], **WAYS[way])
     bits, group = WAYS[way].get("bits", 4), WAYS[way].get("group", layer.weight[0].numel())
     found, part = quantized(net), net[0].w
@@ -76,7 +83,7 @@ def test_weights_are_levels_times_scales_and_beat_rounding(kind: str, way: str) 
 def test_the_sweep_is_the_loop_over_columns() -> None:
     torch.manual_seed(0)
     x = torch.randn(200, 12, dtype=torch.float64) @ torch.randn(12, 12, dtype=torch.float64)
-    net = nn.Sequential(nn.Linear(12, 5, bias=False)).double()
+    net: Any = nn.Sequential(nn.Linear(12, 5, bias=False)).double()
     w = net[0].weight.detach().clone()
     dense = w.clone()
     gptq(net, [x], bits=3)
@@ -99,7 +106,7 @@ def test_the_sweep_is_the_loop_over_columns() -> None:
 def test_the_order_of_the_inputs_does_not_matter_with_act_order() -> None:
     torch.manual_seed(0)
     x = torch.randn(200, 10, dtype=torch.float64) * torch.linspace(0.5, 3, 10)
-    net = nn.Sequential(nn.Linear(10, 4)).double()
+    net: Any = nn.Sequential(nn.Linear(10, 4)).double()
     turned, places = copy.deepcopy(net), torch.randperm(10)
     turned[0].weight.data = turned[0].weight.data[:, places]
     gptq(net, [x])
@@ -109,14 +116,14 @@ def test_the_order_of_the_inputs_does_not_matter_with_act_order() -> None:
 
 def test_prune_then_quantize_keeps_the_zeros_and_trains_on() -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
+    net: Any = nn.Sequential(nn.Conv2d(3, 6, 3), nn.ReLU(), nn.Flatten(), nn.Linear(6 * 36, 4))
     x = torch.randn(300, 3, 8, 8)
     l_obs(net, [x], keep=0.5)
-    masks = [mask_of(net[0]).clone(), mask_of(net[3]).clone()]
+    masks = [need_mask(net[0]).clone(), need_mask(net[3]).clone()]
     report = gptq(net, [x], bits=4)
     assert [r.kept for r in report.rows] == [81, 432]
     for layer, mask in zip((net[0], net[3]), masks, strict=True):
-        assert layer.w.part_name == "codebook+mask" and torch.equal(mask_of(layer), mask)
+        assert layer.w.part_name == "codebook+mask" and torch.equal(need_mask(layer), mask)
         assert bool((layer.quantized_weight()[mask == 0] == 0).all())
     optimizer = torch.optim.SGD(net.parameters(), 0.05)
     with bw.attach(net, optimizer):
@@ -129,7 +136,7 @@ def test_prune_then_quantize_keeps_the_zeros_and_trains_on() -> None:
 
 def test_a_result_packs_and_loads(tmp_path: Any) -> None:
     torch.manual_seed(0)
-    net = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
+    net: Any = nn.Sequential(nn.Linear(16, 8), nn.ReLU(), nn.Linear(8, 4)).eval()
     x = torch.randn(60, 16)
     gptq(net, [x], bits={"*": 4, "2": 8})
     converted = bw.convert(net, x[:4], verify=[x])
@@ -149,7 +156,7 @@ def test_a_result_packs_and_loads(tmp_path: Any) -> None:
     ],
 )
 def test_bad_options_are_one_line(options: dict[str, Any], text: str) -> None:
-    net = nn.Sequential(nn.Linear(16, 8))
+    net: Any = nn.Sequential(nn.Linear(16, 8))
     before = net[0].weight.clone()
     with pytest.raises(InputError, match=text):
         gptq(net, [torch.randn(60, 16)], **options)
@@ -157,11 +164,11 @@ def test_bad_options_are_one_line(options: dict[str, Any], text: str) -> None:
 
 
 def test_apply_says_when_a_mask_would_be_lost() -> None:
-    net = nn.Sequential(nn.Linear(8, 4))
+    net: Any = nn.Sequential(nn.Linear(8, 4))
     magnitude(net, keep=0.5)
-    mask = mask_of(net[0]).clone()
+    mask = need_mask(net[0]).clone()
     bw.apply(net, [{"match": "*", "w": ["bwn", "mask"]}])
-    assert torch.equal(mask_of(net[0]), mask)
+    assert torch.equal(need_mask(net[0]), mask)
     with pytest.warns(
         bw.errors.BitwrightWarning, match=r"0 loses its mask, 50 % of its weights were pruned; write w = "
     ):

@@ -127,7 +127,8 @@ def test_float32_products_in_small_pieces_reach_float64_sums() -> None:
 
 
 def test_half_weights_and_channels_last() -> None:
-    net = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False)).to(torch.bfloat16, memory_format=torch.channels_last)
+    net: Any = nn.Sequential(nn.Conv2d(2, 3, 3, bias=False))
+    net.to(torch.bfloat16, memory_format=torch.channels_last)
     x = torch.randn(4, 2, 6, 6).to(torch.bfloat16)
     found = stats_of(net, [x])["0"]
     rows = patches(net[0], x.double(), 0)
@@ -235,7 +236,7 @@ def test_the_input_part_is_what_the_layer_reads() -> None:
 
 
 def test_error_is_the_mean_squared_change_of_the_output() -> None:
-    layer = nn.Conv2d(2, 4, 3, groups=2).double()
+    layer: Any = nn.Conv2d(2, 4, 3, groups=2).double()
     net, x = nn.Sequential(layer), torch.randn(3, 2, 6, 6, dtype=torch.float64)
     before = net(x).detach()
     found = stats_of(net, [x])["0"]

@@ -21,6 +21,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from bitwright.engine import native, native_library
+from bitwright.engine.graph import Node
+from bitwright.engine.native_run import Laid, Program
 from bitwright.engine.thresholds import EvenGrid, float_thresholds
 from bitwright.errors import InputError
 
@@ -456,6 +458,35 @@ def test_floats_that_are_pooled(
         case.want.float() * scale.view(column) + add.view(column), kernel, stride, padding
     )
     assert torch.equal(case.plan.run(case.words, native.FloatOutput(scale, add, pool=pool)), want)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_pooled_floats_in_a_list_of_steps(isa: str, bits: int) -> None:
+    """A layer reads the codes beside pooled floats inside one call: memory is laid out by the pooled size."""
+    g = torch.Generator().manual_seed(bits)
+    codes = torch.randint(0, 2**bits, (2, 9, 8, 40), generator=g, dtype=torch.uint8)
+    first, second = (torch.randint(-9, 10, (o, c, 3, 3), generator=g) for o, c in ((48, 40), (5, 48)))
+    grid, scale, add = EvenGrid(0.5, "divide", 3, 0, 2**bits - 1), torch.full((48,), 0.01), torch.randn(48, generator=g)
+    plans = [native.ConvPlan.bytes(w, x_bits=bits, padding=1) for w in (first, second)]
+    pooled = native.FloatOutput(scale, add, grid=grid, pool=(3, 2, 1))
+    plain = native.FloatOutput(torch.ones(5), torch.zeros(5))
+    program = Program({"x": Laid((2, 9, 8, 40), torch.uint8)})
+    for plan, output, source, name, size in zip(plans, (pooled, plain), "xc", "yz", ((9, 8), (5, 4)), strict=True):
+        call = plan.call(2, *size)
+        image = 2, *size, plan.out_channels
+        writes = {"out": (name, Laid(*output.made(*image)))}
+        if output.extra:
+            writes["extra"] = ("c", Laid(*output.beside(*image)))
+        program.add("conv_bytes", call.struct, {"x": source}, writes, weights=plan.weights, output=output.address)
+    shapes = {"y": [48, 5, 4], "z": [5, 5, 4]}
+    program.finish({name: Node("coded_conv", name, [], {"shape": shape}) for name, shape in shapes.items()})
+    sums = conv_oracle(codes.permute(0, 3, 1, 2), first, torch.zeros(48), 1, 1, 1, 1)
+    y = F.max_pool2d(sums.float() * 0.01 + add.view(1, -1, 1, 1), 3, 2, 1)
+    z = conv_oracle(grid_oracle(y, grid), second, torch.zeros(5), 1, 1, 1, 1).float()
+    for threads in (1, 3):
+        env: dict[str, torch.Tensor] = {}
+        program.run(env, [codes], threads)
+        assert torch.equal(env["y"], y) and torch.equal(env["z"], z)
 
 
 @pytest.mark.parametrize("value", [0.37, 0.0123, 1 / 255, 3.1e-5, 911.0])

@@ -69,6 +69,8 @@ def test_the_fitted_scale_is_close_to_the_best_of_a_fine_search(levels: str, see
     fine = torch.stack([error(torch.full((3,), s, dtype=torch.float64)) for s in torch.logspace(-3, 1, 3000).tolist()])
     assert bool((error(fit_scale(rows, grid)) <= 1.02 * fine.amin(0)).all())
     assert torch.allclose(fit_scale(2.0**-40 * rows, grid), 2.0**-40 * fit_scale(rows, grid), rtol=1e-12)
+    beside = fit_scale(torch.cat([rows, torch.zeros_like(rows[:2])]), grid)
+    assert beside[-2:].tolist() == [1, 1] and torch.equal(beside[:-2], fit_scale(rows, grid))
 
 
 def test_a_scale_for_a_filter_a_layer_and_a_group() -> None:

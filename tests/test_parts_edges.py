@@ -46,11 +46,19 @@ def test_an_all_zero_filter_gives_exactly_zero_and_a_finite_gradient(name: str) 
     for t in (w, torch.zeros_like(w)):
         t = t.clone().requires_grad_()
         value = part(t)
-        # dorefa_w: its scale or grid belongs to the layer, not the filter; binaryconnect has no scale at all
-        if part.part_name not in ("dorefa_w", "binaryconnect") or (part.part_name == "dorefa_w" and not t.any()):
+        # dorefa_w: its scale or grid belongs to the layer, not the filter; the other two have no scale at all
+        scaleless = part.part_name in ("binaryconnect", "metaquant")
+        if not scaleless and (part.part_name != "dorefa_w" or not t.any()):
             assert (value[0] == 0).all()
         value.sum().backward()
         assert t.grad is not None and torch.isfinite(t.grad).all() and torch.isfinite(value).all()
+
+
+def test_an_all_zero_filter_of_metaquant_is_zero_where_filters_have_a_scale() -> None:
+    w = torch.randn(2, 3, 2, 2)
+    w[0] = 0
+    value = bw.make_part("metaquant", slot="w", quantizer="bwn", granularity="filter").eval()(w)
+    assert (value[0] == 0).all() and (value[1] != 0).all()
 
 
 @pytest.mark.parametrize("name", ["bwn", "xnor"])
@@ -226,8 +234,10 @@ def test_a_tied_weight_is_quantized_alike_and_no_forward_changes_it(name: str) -
     for layer in (one, two):
         layer(torch.randn(2, 4)).sum().backward()
     assert torch.equal(one.weight, before)
-    if moment(one.w, "after_step") is None or name == "ttq":
-        return
+    for layer in (one, two):  # what a part read off a weight when it was built, as its first scale
+        observe = moment(layer.w, "observe")
+        if observe is not None:
+            observe(layer.weight.detach())
     assert torch.equal(one.quantized_weight(), two.quantized_weight())
 
 

@@ -95,11 +95,11 @@ class FloatOutput(KernelOutput):
             return oh, ow
         return (oh + 2 * padding - kernel) // stride + 1, (ow + 2 * padding - kernel) // stride + 1
 
-    def empty(self, n: int, oh: int, ow: int, o: int) -> Tensor:
-        return super().empty(n, *self._pooled(oh, ow), o)
+    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return super().made(n, *self._pooled(oh, ow), o)
 
-    def empty_extra(self, n: int, oh: int, ow: int, o: int) -> Tensor:
-        return super().empty_extra(n, *self._pooled(oh, ow), o)
+    def beside(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return super().beside(n, *self._pooled(oh, ow), o)
 
 
 class GridOutput(KernelOutput):

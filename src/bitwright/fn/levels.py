@@ -66,8 +66,10 @@ def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:
     if not rows.numel():
         return rows.new_ones(rows.shape[0])
     reach = rows.abs().amax(1) / float(grid[-1])
-    reach = torch.where(reach > 0, reach, torch.ones_like(reach))
-    best, least = reach.clone(), torch.full_like(reach, torch.inf)
+    some_weight = reach > 0
+    reach = torch.where(some_weight, reach, torch.ones_like(reach))
+    # every scale fits a row of zeros, so none is better than the 1 it begins with
+    best, least = reach.clone(), torch.zeros_like(reach).masked_fill(some_weight, torch.inf)
     some = rows[:, :: -(-rows.numel() // SEARCHED)]
     for i in range(6 * FINENESS + 1):
         scale, error = _refined(some, grid, reach * 2.0 ** (1 - i / FINENESS))

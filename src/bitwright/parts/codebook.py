@@ -30,7 +30,8 @@ class Codebook(nn.Module):
     options   levels: "ternary", "pow2:N" (0 and powers of two of both signs), "uniform:N" (whole numbers); N counts levels.
               granularity: one scale a "filter" or a "layer"; group=n: one for each n weights of a filter, in their order
     moments   after_step: the choice follows the latents, nearest level of w / s, halfway away from 0.
-              `hold(weight, index, scale)` sets a result; without one the scale is that of least squared error
+              `hold(weight, index, scale)` sets a result; without one the scale is that of least squared error.
+              observe (`bw.calibrate`): reads scale and choice again, for weights that were loaded or tied after `bw.apply`
     source    Chen et al. 2019 (AAAI), Deep neural network quantization via layer-wise optimization using limited training data
     differs   levels are rounded halfway away from 0 at every threshold; bias is never quantized. With `group` there is no
               single unit per filter, so it has codes but no bit kernel

@@ -149,8 +149,9 @@ class MetaQuant(nn.Module):
             fixed = w.detach()
             place, slope = self.before(fixed, keep)
             return ste(w, self.value(fixed, keep), slope * (place.abs() <= 1))
-        shifted = self.shifted
-        if torch.compiler.is_compiling():  # it reads the optimizer, and keeps what it finds: a compiler runs it as it is
+        shifted: Any = self.shifted
+        # it reads the optimizer, and keeps what it finds: a compiler runs it as it is
+        if torch.compiler.is_compiling():
             shifted = torch.compiler.disable(shifted)
         return ste(w, self.value(shifted(w, keep, group), keep))
 

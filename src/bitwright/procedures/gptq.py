@@ -150,11 +150,8 @@ def _refit(h: Tensor, w: Tensor, q: Tensor, scale: Tensor, bias: bool) -> Tensor
         q = torch.cat([q, torch.zeros_like(q[..., :1])], -1)
     qh, wh = q @ h, w @ h
     qq, qw = (qh * q).sum(-1), (qh * w).sum(-1)
-    if bias:
-        qb, bb, wb = qh[..., -1], h[:, -1:, -1], wh[..., -1]
-        best = (qw * bb - qb * wb) / (qq * bb - qb * qb)
-    else:
-        best = qw / qq
+    qb, bb, wb = qh[..., -1], h[:, -1:, -1], wh[..., -1]  # of the input that is 1, the last one where there is a bias
+    best = (qw * bb - qb * wb) / (qq * bb - qb * qb) if bias else qw / qq
     good = torch.isfinite(best) & (best > 0)
     scale[..., 0] = torch.where(good, best, scale[..., 0])
     new = q * scale

@@ -83,20 +83,21 @@ def error_bound(report: LayerReport) -> float:
     holds    for the images the report was made from, while the model is there and its norms are kept, all rows read, and nothing between layers that
              stretches a change: ReLU, adds, mean pooling
     use      it is loose by orders of magnitude: it ranks layers, it does not predict accuracy
-    errors   `InputError` where the net could not be followed, or has a layer without a known gain
+    errors   `InputError` where the net is gone, could not be followed, or has a layer without a known gain
     source   Dong, Chen, Pan 2017, arXiv 1705.07565, theorem 3.3
     differs  singular values instead of Frobenius norms; branches add
 
     >>> from bitwright.procedures import l_obs
-    >>> report = l_obs(nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2)), [torch.randn(64, 4)], keep=0.5)
+    >>> net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    >>> report = l_obs(net, [torch.randn(64, 4)], keep=0.5)
     >>> error_bound(report) > 0
     True
     """
     links = report.net.links() if report.net else ()
     if not links:
         raise InputError(
-            f"error_bound: the report of {report.procedure} does not say how the layers hang together: its net could not be "
-            "followed, or has a norm that is not right behind a layer",
+            f"error_bound: the report of {report.procedure} does not say how the layers hang together: its net is gone (a report "
+            "does not keep it alive), could not be followed, or has a norm that is not right behind a layer",
             code="bound",
         )
     lost = {row.layer: math.sqrt(row.error * row.positions) for row in report.rows}
