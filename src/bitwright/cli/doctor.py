@@ -135,7 +135,7 @@ def _unused(here: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _cpu_flags() -> set[str] | None:
-    """What the CPU can do; None where the system does not tell, or is no x86."""
+    """What the CPU can do; None where the system does not tell, or is not an x86."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

@@ -37,7 +37,7 @@ int32_t bytes_layout(const bw_conv& conv, const int16_t* values) {
   if (conv.groups != 1 || !tiles_bytes_fit(conv, values)) return otherwise.bytes_layout(conv, values);
   return BW_LAYOUT_TILES_BYTES | (tiles_taps(conv) ? TILES_TAPS : 0);
 }
-int64_t bytes_size(const bw_conv& conv) {  // one size for every layout the values may ask for
+int64_t bytes_size(const bw_conv& conv) {  // one size that fits every layout the values may need
   const int64_t lanes = otherwise.bytes_size(conv), tiles = conv.groups == 1 ? tiles_bytes_size(conv) : 0;
   return lanes > tiles ? lanes : tiles;
 }

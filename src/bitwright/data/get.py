@@ -23,7 +23,7 @@ class Archive:
     """One file to download: its name, its MD5, the addresses to try in order.
 
     members   files to take out of it -> their MD5, name in the archive as in the set's folder; a .gz holds one,
-              and what is no archive is the file itself
+              and a download that is not an archive is the file itself
     """
 
     name: str

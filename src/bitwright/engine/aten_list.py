@@ -82,7 +82,7 @@ def overload(call: str) -> Any:
     packet = getattr(torch.ops.aten, name, None)
     found = getattr(packet, which) if packet is not None and which in packet.overloads() else None
     if found is None or found._schema.is_mutable or not all(str(r.type) == "Tensor" for r in found._schema.returns):
-        raise Unlisted(f"{call[:60]} is no pure operator of this torch")
+        raise Unlisted(f"{call[:60]} is not a pure operator of this torch")
     return found
 
 

@@ -166,7 +166,7 @@ def _graph(prepared: Prepared) -> Traced:
 
 
 def _check_finite(model: nn.Module) -> None:
-    """A net with nan or infinite weights has no codes: the answer is no, and says where."""
+    """A net with nan or infinite weights has no codes: convert refuses it and says where they are."""
     norm = nn.modules.batchnorm._BatchNorm
     own = {id(b) for m in model.modules() if is_slot_layer(m) or isinstance(m, norm) for b in m.buffers()}
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if id(b) in own)]

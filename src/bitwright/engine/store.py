@@ -177,7 +177,7 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
     need(isinstance(n.attrs, dict) and set(n.attrs) <= COMMON | set(op.attrs), "unknown attributes")
     for key in ("owner", "frame"):
         text = n.attrs.get(key, "")
-        need(isinstance(text, str) and len(text) <= 1000, f"{key} is no short text")
+        need(isinstance(text, str) and len(text) <= 1000, f"{key} is not a short text")
     shape = n.attrs.get("shape", None if n.op == "input" else [])
     size = whole(0, MAX_VALUES) if n.op == "input" else lambda v: isinstance(v, str) or whole(0, MAX_VALUES)(v)
     need(listed(size, 0, MAX_RANK)(shape), "shape is not a short list of sizes")

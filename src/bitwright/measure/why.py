@@ -1,4 +1,4 @@
-"""Why is it not faster? Sentences from what the packed net's steps took here, none without a figure behind it."""
+"""Why is it not faster? Sentences from the times of the packed net's steps here; each one has a figure."""
 
 from __future__ import annotations
 

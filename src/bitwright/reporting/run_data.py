@@ -58,7 +58,7 @@ class RunData:
         return next(iter(self.rows(table)), None)
 
     def path(self, name: str) -> Path | None:
-        """A file that is no table, if it is there."""
+        """A file that is not a table, if it is there."""
         return self.run.file(name) if self.run and self.run.has(name) else None
 
     @property

@@ -52,7 +52,7 @@ class Run:
         return cls(path)
 
     def file(self, name: str) -> Path:
-        """Where a file of the run lies, there or not."""
+        """Where a file of the run lies, or would lie."""
         return self.path / name
 
     def has(self, name: str) -> bool:

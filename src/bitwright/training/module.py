@@ -30,7 +30,7 @@ class NotFinite(Exception):
 class TrainingModule(pl.LightningModule):
     """net, loss, teacher and penalty of one stage.
 
-    The teacher is no child: it is neither trained nor saved, and DDP does not see it.
+    The teacher is not a submodule: it is neither trained nor saved, and DDP does not see it.
     """
 
     def __init__(self, job: Job, loss: Loss, teacher: nn.Module | None, rule: Teacher | None) -> None:

@@ -1,4 +1,4 @@
-"""From values to places on paper: linear and logarithmic axes, and ticks at round numbers."""
+"""From values to positions in the drawing: linear and logarithmic axes, and ticks at round numbers."""
 
 from __future__ import annotations
 
