@@ -139,7 +139,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "a step per channel": (
         lambda: B.Conv2d(32, 8, 3, w="bwn", x=PER_CHANNEL),
         "Conv2d 32>8 3x3|slot x holds uniform(bits=3, granularity='channel'): one step per input channel: "
-        "the sum over channels is no integer product",
+        "the sum over channels is not an integer product",
     ),
     "transposed": (
         lambda: B.ConvTranspose2d(32, 8, 3, **ONE_BIT),

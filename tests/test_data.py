@@ -323,17 +323,17 @@ def test_hostile_pickles_run_nothing(tmp_path: Path):
     ("batch", "text"),
     [
         ([], "it holds a list where a dict belongs"),
-        ({}, "data is no uint8 array of rows of 3,072"),
+        ({}, "data is not a uint8 array of rows of 3,072"),
         (
             {b"data": np.zeros((2, 3071), np.uint8), b"labels": [0, 1]},
-            "data is no uint8 array of rows of 3,072",
+            "data is not a uint8 array of rows of 3,072",
         ),
         ({b"data": np.zeros((2, 3072), np.uint8), b"labels": [0]}, "1 labels for 2 images"),
         (
             {b"data": np.zeros((2, 3072), np.uint8), b"labels": [0, 10]},
-            "labels is no list of integers in 0..9",
+            "labels is not a list of integers in 0..9",
         ),
-        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": b"01"}, "labels is no list of integers in 0..9"),
+        ({b"data": np.zeros((2, 3072), np.uint8), b"labels": b"01"}, "labels is not a list of integers in 0..9"),
     ],
 )
 def test_damaged_cifar(tmp_path: Path, batch: Any, text: str):

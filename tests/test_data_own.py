@@ -428,7 +428,7 @@ OK = "torch.zeros(2, 1, 4, 4, dtype=torch.uint8)"
         (f"return {OK}, [0, 1], [2]", "gave tuple; possible: "),
         ("raise KeyError('lost')", "failed: KeyError: 'lost'"),
         ("return []", "gave no image"),
-        ("return [1, 2]", "item 0 is no pair (image, label): TypeError: cannot unpack"),
+        ("return [1, 2]", "item 0 is not a pair (image, label): TypeError: cannot unpack"),
         ("return [('x', 1)]", "image 0 is str; possible: [C, H, W], [H, W], [H, W, C] or a Pillow picture"),
         (
             "return [(torch.zeros(3, 4, 4), 0), (torch.zeros(3, 4, 5), 0)]",

@@ -46,7 +46,7 @@ def test_convert_refuses_a_gate_in_one_line(gate: dict[str, Any], force: bool) -
     assert "nothing else is wrong" in report.verdict
     why = {row.layer: row.why for row in report.rows}
     assert list(why) == ["0", "3", "6", "10"]
-    assert why["3"].startswith(f"gate {gate['part']}") and "its fast execution is not there yet" in why["3"]
+    assert why["3"].startswith(f"gate {gate['part']}") and "its fast execution is not implemented yet" in why["3"]
     assert why["0"] == "its slots are empty" and [row.layer for row in report.gated] == ["3"]
 
 
@@ -134,4 +134,4 @@ def test_convert_of_a_gated_run_is_exit_1_and_the_report_says_why(
     assert "--force" not in out and not (made / "packed.safetensors").exists()
     assert command(["report", str(made)]) == 0
     page = (made / "report.html").read_text(encoding="utf-8")
-    assert "its fast execution is not there yet" in page and 'id="gates"' in page
+    assert "its fast execution is not implemented yet" in page and 'id="gates"' in page

@@ -14,7 +14,7 @@ from bitwright.engine.reference import whole_numbers
 from bitwright.parts import moment
 from bitwright.types import Coded
 
-OFFSET = "the offset is no multiple of a step"
+OFFSET = "the offset is not the same multiple of a step"
 WEIGHTS: list[Any] = [
     "bwn",
     {"part": "bwn", "granularity": "layer"},
@@ -67,9 +67,7 @@ def test_integers_times_units_are_the_weight(w: Any, masked: bool) -> None:
     except NotInteger as reason:
         text = str(reason)
         if affine:
-            assert text == (
-                "9 planes; bit kernels take 1 to 8" if masked else f"{OFFSET}, the same one in every filter"
-            )
+            assert text == ("9 planes; bit kernels take 1 to 8" if masked else f"{OFFSET} in every filter")
             return
         assert masked and w == {"part": "dorefa_w", "bits": 8}, text  # 255 odd levels and 0: 9 planes
         assert text == "9 planes; bit kernels take 1 to 8"
@@ -144,7 +142,7 @@ def test_uneven_levels_are_refused() -> None:
             bit = torch.stack([x >= 0, x >= 1]).to(torch.uint8)
             return Coded(bit, torch.tensor([1.0, 0.37]).reshape(2, *[1] * x.dim()), torch.zeros(()))
 
-    with pytest.raises(NotInteger, match="no multiples of one step"):
+    with pytest.raises(NotInteger, match="not multiples of one step"):
         grid_of(Uneven(), 3, 4)
 
 

@@ -168,7 +168,7 @@ def test_an_off_value_that_is_no_multiple_of_the_step_stays_float_and_says_why()
     slot.off = 0.3
     done, _ = converted(made)
     (row,) = [row for row in done.report.rows if row.layer == "fc2"]
-    assert row.runs_as == "float" and "off=0.3" in row.why and "no multiple of a step" in row.why
+    assert row.runs_as == "float" and "off=0.3" in row.why and "not the same multiple of a step" in row.why
 
 
 # -- layers without a connection ------------------------------------------------------------------------------------------

@@ -28,7 +28,7 @@ def pca(
         str | None, typer.Option("--output", "-o", "--out", help="The recipe. [default: RUN/hybrid.toml]")
     ] = None,
     threshold: Annotated[float, typer.Option(help="Share of the variance that counted components hold.")] = 0.99,
-    delta: Annotated[float, typer.Option(help="Components more than in the layer before, at least.")] = 2,
+    delta: Annotated[float, typer.Option(help="Least rise in components over the layer before.")] = 2,
     relative: Annotated[float | None, typer.Option(help="Instead of delta: rise of components / channels.")] = None,
     budget: Annotated[
         float | None, typer.Option(help="Instead of delta: the largest rises, up to this share of the weights.")
@@ -40,9 +40,9 @@ def pca(
         str, typer.Option(help="Where adds give a layer several inputs: the latest layer, or the largest count.")
     ] = "latest",
     always: Annotated[
-        list[str] | None, typer.Option(help="Layers to choose whatever they count; may be repeated.")
+        list[str] | None, typer.Option(help="Layers to choose, whatever their count; may be repeated.")
     ] = None,
-    never: Annotated[list[str] | None, typer.Option(help="Layers to leave out whatever they count.")] = None,
+    never: Annotated[list[str] | None, typer.Option(help="Layers to leave out, whatever their count.")] = None,
     bits: Annotated[str, typer.Option(help="Bits of the chosen layers: weights, inputs.")] = "2,2",
     shortcut: Annotated[str, typer.Option(help="1x1 shortcut convs: fp, kbit or binary.")] = "fp",
     target: Annotated[
@@ -61,7 +61,7 @@ def pca(
         int | None, typer.Option(min=1, help="Training images. [default: 1,000, more where layers are wide]")
     ] = None,
     random: Annotated[int, typer.Option(min=0, help="Random choices to compare with.")] = 3,
-    seed: Annotated[int, typer.Option(min=0, help="Of the random choices.")] = 0,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the random choices.")] = 0,
     baselines: Annotated[
         str | None, typer.Option(help="Folder for the recipes of all choices that it is compared with.")
     ] = None,

@@ -37,14 +37,14 @@ def bench(
     input: Annotated[str | None, typer.Option(help="Shape of one input, e.g. 3,32,32. [default: the model's]")] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Outputs of a model by name. [default: 10]")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs per call.")] = 1,
-    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads for everybody.")] = 1,
+    threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of every candidate.")] = 1,
     against: Annotated[str | None, typer.Option(help="Peers, e.g. ort-int8,torch-bf16. [default: all]")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Slices of about 6 ms per candidate.")] = 15,
 ) -> None:
     """Measure speed against the best fp32, bf16 and int8 programs of this machine, interleaved in one process.
 
     In a run directory: its packed net against its float net in the peers; bench.json and the rows of results.csv
-    for this batch size are written anew. Narrow terminals lose p95, then the quartiles, then img/s.
+    for this batch size are written anew. Narrow terminals leave out p95, then the quartiles, then img/s.
     """
     out: Output = ctx.obj
     run = looks_like_run(target)

@@ -1,4 +1,4 @@
-"""What the tab key offers: names and `key=` overrides. Nothing here imports torch; a test asks for each."""
+"""What the tab key offers: names and `key=` overrides. Nothing here imports torch; a test checks that for each."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from bitwright.cli.method import SETTINGS, run_method
 Target = Annotated[
     str, typer.Argument(help="A run directory (bitwright train), or zoo:NAME.", autocompletion=complete_run)
 ]
-Batches = Annotated[int, typer.Option(min=1, help="Training batches, not augmented, that it sees.")]
+Batches = Annotated[int, typer.Option(min=1, help="Training batches, not augmented, that the procedure sees.")]
 Output = Annotated[
     Path | None, typer.Option("--output", "-o", help="File of the net. [default: RUN/compressed.safetensors]")
 ]

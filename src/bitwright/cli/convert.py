@@ -64,7 +64,7 @@ def convert(
             nothing is written, exit 1
 
     In a run directory: all test images; packed.safetensors, convert.json, layers.csv and the row `bitwright` of
-    results.csv are written anew. Narrow terminals lose max diff, kB float, ms float, in this order.
+    results.csv are written anew. Narrow terminals leave out max diff, kB float, ms float, in this order.
     """
     out: Output = ctx.obj
     if looks_like_run(file):

@@ -45,7 +45,7 @@ def cost(
 ) -> None:
     """Count what a model costs per layer and in total, with or without a recipe.
 
-    Narrow terminals lose kind, activations, bits and density, in this order.
+    Narrow terminals leave out kind, activations, bits and density, in this order.
     """
     out: Output = ctx.obj
     net, x, is_run = _net(out, model, recipe, input, classes)
@@ -134,7 +134,7 @@ def measured_gates(target: str) -> dict[str, float]:
 
 
 def gate_note(target: str, gates: dict[str, str], measured: dict[str, float], is_run: bool) -> str:
-    """What the table cannot know, and what does."""
+    """What the table cannot know, and the command that counts it."""
     names = ", ".join(dict.fromkeys(gates.values()))
     head = f"{names} ({len(gates)} layer{'s' if len(gates) > 1 else ''}): the table prices every gate as open"
     if not is_run:

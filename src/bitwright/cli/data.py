@@ -102,7 +102,7 @@ def get(
 ) -> None:
     """Download a data set from its published address: checked by MD5, and in place only when complete.
 
-    What is there and whole is not fetched again; after a break the same command goes on where it stopped.
+    Complete files are not fetched again; after an interruption the same command goes on where it stopped.
     """
     out: Output = ctx.obj
     from bitwright.data.get import get as fetch
@@ -134,7 +134,7 @@ def folder_root(folder: Any, name: str) -> str:
 
 
 class _Shown:
-    """Progress: one moving line for a person, a line per file and every 30 s in a pipe."""
+    """Progress: one moving line on a terminal, a line per file and every 30 s in a pipe."""
 
     def __init__(self, out: Output, unit: str = "MB") -> None:
         self.unit = unit

@@ -43,12 +43,12 @@ class DemoScreen(Screen):
         self.seconds, self.done = 0.0, 0
 
     def line(self, text: str) -> None:
-        """The head of an ordinary training log is not for here."""
+        """The head of an ordinary training log is not shown here."""
 
     note = line
 
     def warn(self, text: str) -> None:
-        """What short trainings make a user wonder about is in state.json and in the report."""
+        """Not shown: short trainings often warn. The warnings are in state.json and in the report."""
 
     def step(self, head: str, done: int, total: int, tail: Callable[[], str]) -> None:
         title = self.titles[0]

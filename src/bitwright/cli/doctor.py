@@ -39,7 +39,7 @@ LEAST_FREE = 1e9  # bytes; the largest download needs a third of it
 
 @dataclass(frozen=True)
 class Check:
-    """One line. state: "ok", "no" (is not there, need not be), "FAIL" (should work and does not)."""
+    """One line. state: "ok", "no" (is missing, and is optional), "FAIL" (should work and does not)."""
 
     name: str
     state: str
@@ -135,7 +135,7 @@ def _unused(here: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _cpu_flags() -> set[str] | None:
-    """What the CPU can do; None where the system does not tell, or is no x86."""
+    """What the CPU can do; None where the system does not tell, or is not an x86."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:

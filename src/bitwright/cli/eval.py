@@ -26,8 +26,8 @@ def eval(
 ) -> None:
     """Accuracy (top-1, top-5) of the trained and the packed net; writes predictions.csv and results.csv.
 
-    Of a net with gates also the work done per image: MACs, bit operations (BOPs), their spread over the images, what of it
-    are predictors and comparisons, mean bits, and what papers and their codes would print for the same net.
+    Of a net with gates also the work done per image: MACs, bit operations (BOPs), their spread over the images, how much
+    of it predictors and comparisons take, mean bits, and what papers and their codes would print for the same net.
     """
     screen: Output = ctx.obj
     from bitwright.runs import Run

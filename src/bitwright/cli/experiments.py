@@ -68,6 +68,6 @@ def _facts(name: str, text: str) -> dict[str, Any]:
 
 
 def _what(comment: str) -> str:
-    """The first line is "MODEL on DATA: what"; the name has said the first two."""
+    """The first line is "MODEL on DATA: what"; the name already tells the first two."""
     head = comment.split("\n")[0]
     return head.partition(": ")[2] or head

@@ -137,7 +137,7 @@ def options_of(verb: str, words: list[str]) -> dict[str, Any]:
 
 
 def _call(out: Output, found: Procedure, subject: Subject, batches: int, options: dict[str, Any]) -> Any:
-    """With progress; finished layers lie beside the output until the end, so the same command after a kill goes on."""
+    """Runs it and shows progress. Finished layers are kept beside the output until the end, so a killed command can go on."""
     from itertools import islice
 
     from bitwright.training.display import Screen

@@ -27,7 +27,7 @@ class Output:
     status      "ok", a verdict, or "error"
     exit_code   0 done (also WARN), 1 the answer is no, 2 use or input, 3 internal error, 130 stopped
     folder      the run directory that the command works on: details of an internal error go there
-    plain       as if nobody was looking: no color, no moving line, 100 columns
+    plain       as without a terminal: no color, no moving line, 100 columns
     """
 
     def __init__(
@@ -50,12 +50,12 @@ class Output:
         self._heading = ""
 
     def head(self, text: str) -> None:
-        """What the command is about to do: stderr. It stands once work has begun, and is gone where that ends in an error."""
+        """What the command is about to do: stderr. It stays once work has begun; an error before that removes it."""
         if self.as_json or self.quiet:
             return
         self.settle()
         self._heading = text
-        if self.live:  # a person sees it at once, on a line that may still be taken back
+        if self.live:  # a terminal shows it at once, on a line that can still be removed
             _put(text[: self.width - 1], sys.stderr, "")
 
     def settle(self, stands: bool = True) -> None:
@@ -100,7 +100,7 @@ class Output:
             self.result(line)
 
     def begin(self, text: str) -> None:
-        """What is being loaded, before the slow imports: only where a person waits and looks."""
+        """What is being loaded, before the slow imports: only on a terminal."""
         if self.live or self.verbose:
             self.head(text)
 
@@ -150,7 +150,7 @@ class Output:
         return f"\x1b[{code}m{text}\x1b[0m" if code and self.colored(stream or sys.stdout) else text
 
     def colored(self, stream: TextIO) -> bool:
-        """NO_COLOR, --no-color and --plain win, then FORCE_COLOR, then whether somebody is looking."""
+        """NO_COLOR, --no-color and --plain win, then FORCE_COLOR, then whether the stream is a terminal."""
         if self._color is not None or self.plain:
             return bool(self._color)
         if os.environ.get("NO_COLOR") or os.environ.get("TERM") == "dumb":
@@ -159,7 +159,7 @@ class Output:
 
     @property
     def live(self) -> bool:
-        """Whether progress may redraw a line: a person is looking at stderr."""
+        """Whether progress may redraw a line: stderr is a terminal."""
         shown = not (self.as_json or self.quiet or self.plain) and sys.stderr.isatty()
         return shown and os.environ.get("TERM") != "dumb" and not os.environ.get("CI")
 
@@ -195,7 +195,7 @@ _SIGNS = str.maketrans(
 
 
 def in_ascii(text: str) -> str:
-    """For terminals that know no other letters: signs by their usual stand-ins, the rest as `?`.
+    """For terminals with ASCII only: signs become their usual ASCII forms, all others `?`.
 
     >>> in_ascii("90.1 \u00b1 0.2 \u2192 \u2501\u2501")
     '90.1 +- 0.2 -> =='

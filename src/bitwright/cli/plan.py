@@ -44,7 +44,7 @@ def plan(
 ) -> None:
     """Show per layer what a recipe would do: rule, slots, bits, MACs. Nothing is changed or run but shapes.
 
-    Narrow terminals lose shape, kind and rule, in this order.
+    Narrow terminals leave out shape, kind and rule, in this order.
     """
     out: Output = ctx.obj
     if diff:

@@ -79,7 +79,7 @@ def _dispatch(argv: list[str], out: Output) -> None:
 
 @contextmanager
 def _stdout_of(out: Output) -> Iterator[None]:
-    """With --json stdout is for the one object: help goes into it, what a user's own model prints to stderr."""
+    """With --json stdout holds one object only: help goes into it, and what a user's own model prints goes to stderr."""
     if not out.as_json:
         yield
         return

@@ -67,7 +67,7 @@ def test_images(experiment: Experiment, data_root: str | None = None) -> Images:
 
 
 def at_root(experiment: Experiment, data_root: str | None) -> Experiment:
-    """The same with its data elsewhere."""
+    """The same experiment with its data at another place."""
     if data_root is None:
         return experiment
     return experiment.model_copy(update={"data": experiment.data.model_copy(update={"root": data_root})})
@@ -111,7 +111,7 @@ def stand_in(shape: Shape, classes: int) -> Dataset:
 
 
 def quoted(path: str | Path) -> str:
-    """For a command that can be pasted.
+    """A path as a shell word, for a command that can be pasted.
 
     >>> quoted("my runs/a")
     "'my runs/a'"

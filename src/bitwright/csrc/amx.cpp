@@ -37,7 +37,7 @@ int32_t bytes_layout(const bw_conv& conv, const int16_t* values) {
   if (conv.groups != 1 || !tiles_bytes_fit(conv, values)) return otherwise.bytes_layout(conv, values);
   return BW_LAYOUT_TILES_BYTES | (tiles_taps(conv) ? TILES_TAPS : 0);
 }
-int64_t bytes_size(const bw_conv& conv) {  // one size for every layout the values may ask for
+int64_t bytes_size(const bw_conv& conv) {  // one size that fits every layout the values may need
   const int64_t lanes = otherwise.bytes_size(conv), tiles = conv.groups == 1 ? tiles_bytes_size(conv) : 0;
   return lanes > tiles ? lanes : tiles;
 }
@@ -52,7 +52,7 @@ int conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void
   if (((layout & TILES_TAPS) != 0) != tiles_taps(conv))
     return bw_fail(BW_BAD_LAYOUT, "weights were packed for another dilation; pack them again");
   if (conv.n * conv.oh * conv.ow == 1 && tiles_run(conv) % 64 == 0 && !always()) {
-    // One pixel only streams the weights, which avx512 does faster, and without padded runs its layout is ours.
+    // With one pixel the weights are only streamed, which avx512 does faster; without padded runs both layouts are the same.
     const int32_t same = BW_LAYOUT_LANES_BYTES | (tiles_taps(conv) ? BYTES_TAPS : 0);
     return otherwise.conv_bytes(conv, x, same, body, sink, threads);
   }

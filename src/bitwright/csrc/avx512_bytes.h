@@ -7,7 +7,7 @@
 // 8 x 16 needs nine loads for eight products, and there the loads are.
 //
 // Weights beyond int8 (-255..255) are split W = 2 high + low with low in {0, 1}: two passes, still exact.
-// A run whose length is no multiple of four reads into its neighbour; the weights there are zero.
+// A run whose length is not a multiple of four reads into its neighbour; the weights there are zero.
 #pragma once
 #include "avx512_winograd.h"
 

@@ -76,7 +76,7 @@ inline void winograd_input(const Window<uint8_t>& window, const bw_conv& conv, i
   const int64_t across = bw_ceil_div(conv.ow, 2), down = bw_ceil_div(conv.oh, 2);
   const int64_t n = tile / (across * down), y = tile / across % down * 2, x = tile % across * 2;
   const int64_t height = conv.h + 2 * conv.pad_h, width = conv.w + 2 * conv.pad_w;
-  const uint8_t* from[4][4];  // beyond the image any pixel will do: what it gives is not written
+  const uint8_t* from[4][4];  // beyond the image any pixel serves: its result is not written
   for (int i = 0; i < 4; i++)
     for (int j = 0; j < 4; j++)
       from[i][j] = window.image + n * window.step_n + (y + i < height ? y + i : height - 1) * window.step_y +

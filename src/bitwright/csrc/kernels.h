@@ -2,7 +2,7 @@
 //
 // This header is included by units compiled with different -m flags. It therefore holds declarations, plain
 // structs and `static` functions only: an inline function with external linkage would be emitted once per unit
-// and the linker might keep the AVX-512 copy for everybody.
+// and the linker might keep the AVX-512 copy for all units.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>
@@ -76,7 +76,7 @@ struct bw_kernel_table {
   int (*maxpool_bits)(const bw_pool&, const uint32_t*, uint32_t*, int threads);
   int (*maxpool_bytes)(const bw_pool&, const uint8_t*, uint8_t*, int threads);
   const bw_train_table* (*train)();
-  int32_t pooling_layout;  // of weights of bytes whose convolution does the pooling of its sink itself; 0: none
+  int32_t pooling_layout;  // of byte weights: with this layout the convolution also does the pooling of its sink; 0: none
 };
 
 extern const bw_kernel_table bw_table_portable;

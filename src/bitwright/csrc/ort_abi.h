@@ -1,6 +1,6 @@
 // As much of ONNX Runtime's C interface as a library of CPU operators needs, declared here: building it takes no foreign
-// header and no foreign library. The interface is a table of function pointers that only ever grows, so a function keeps
-// its place for ever and is addressed by its number.
+// header and no foreign library. The interface is a table of function pointers that only ever grows, so a function
+// never changes its place and is addressed by its number.
 #pragma once
 #include <stddef.h>
 #include <stdint.h>

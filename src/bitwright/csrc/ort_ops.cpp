@@ -56,7 +56,7 @@ size_t count_of(const int* types, size_t most) {
   return count;
 }
 
-// A kernel and what it needs to speak of itself.
+// A kernel and what it needs to describe itself.
 struct Made {
   Place place;
   Kernel* kernel;
@@ -124,7 +124,7 @@ const Description operators[] = {
     BW_ORT_OPERATOR("ConvRoundCodes", BW_TYPES(BW_COMMON, F, F, F), BW_TYPES(U), ConvCodes(ConvCodes::ROUND)),
 };
 
-// One domain per runtime in the process (there may be two), for ever: sessions keep pointers to it and to the operators.
+// One domain per runtime in the process (there may be two), never freed: sessions keep pointers to it and to the operators.
 struct Registered {
   const ort::Api* api;
   ort::Domain* domain;

@@ -15,7 +15,7 @@
 
 namespace {
 
-// The runtime has checked the type of its elements before: an operator says what it takes.
+// The runtime has already checked the element type, because an operator declares what it takes.
 struct View {
   const void* data = nullptr;
   int64_t dims[8] = {}, count = 0;
@@ -101,7 +101,7 @@ struct Node : Place {
     *pad_h = pads[0], *pad_w = pads[1];
     return nullptr;
   }
-  // *value is null where the input is no constant
+  // *value is null where the input is not a constant
   ort::Status* maybe_constant(size_t index, const ort::Value** value) const {
     int is_constant = 0;
     *value = nullptr;

@@ -10,7 +10,7 @@ struct bw_runner {
   void (*run)(const bw_runner* self, int64_t count, void (*task)(void* data, int64_t index), void* data);
 };
 const bw_runner* bw_current_runner();         // of this thread; null: OpenMP
-void bw_set_runner(const bw_runner* runner);  // null again before it goes away
+void bw_set_runner(const bw_runner* runner);  // set to null again before the runner is destroyed
 
 namespace {
 

@@ -1,4 +1,4 @@
-// What a thread has of its own. Scratch memory: a convolution at batch 1 takes a few microseconds, malloc would show.
+// What a thread has of its own. Scratch memory: a convolution at batch 1 takes a few microseconds, of which malloc would be a part.
 #include <stdlib.h>
 
 #include "kernels.h"

@@ -37,7 +37,7 @@ inline bfloat16 narrowed(float value) {
 inline void store(float* p, float value) { *p = value; }
 inline void store(bfloat16* p, float value) { *p = narrowed(value); }
 
-// Half to even, for |value| < 2^23; the sum is what vectorizes where there is no instruction for it.
+// Half to even, for |value| < 2^23; the addition vectorizes where there is no rounding instruction.
 inline float nearest(float value) {
 #if defined(__AVX2__) || defined(__aarch64__)
   return __builtin_rintf(value);

@@ -47,7 +47,7 @@ class _Facts:
 
 
 _DIGITS = tuple("0123456789")
-# Augmentation: color sets crop from 4 pixels of padding and mirror; a mirrored digit is no digit, so gray
+# Augmentation: color sets crop from 4 pixels of padding and mirror; a mirrored digit is not a digit, so gray
 # sets only shift, by 2 pixels of 28 or 1 pixel of 8.
 _FACTS = {
     "digits": _Facts(*PIXELS["digits"], pad=1, flip=False, classes=_DIGITS),

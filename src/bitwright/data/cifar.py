@@ -135,7 +135,7 @@ def read_names(path: Path, key: bytes, classes: int) -> tuple[str, ...]:
     """The class names in a meta file."""
     names = read_pickle(path).get(key)
     if not isinstance(names, list) or [isinstance(n, bytes | str) for n in names] != [True] * classes:
-        raise InputError(f"{path} is damaged: {key.decode()} is no list of {classes} names")
+        raise InputError(f"{path} is damaged: {key.decode()} is not a list of {classes} names")
     return tuple(n.decode(errors="replace") if isinstance(n, bytes) else n for n in names)
 
 
@@ -143,9 +143,9 @@ def _read_batch(path: Path, key: bytes, classes: int) -> tuple[Tensor, Tensor]:
     batch = read_pickle(path)
     data, labels = batch.get(b"data"), batch.get(key)
     if not isinstance(data, np.ndarray) or data.ndim != 2 or data.shape[1] != 3 * 32 * 32:
-        raise InputError(f"{path} is damaged: data is no uint8 array of rows of 3,072")
+        raise InputError(f"{path} is damaged: data is not a uint8 array of rows of 3,072")
     if not isinstance(labels, list) or not all(type(y) is int and 0 <= y < classes for y in labels):
-        raise InputError(f"{path} is damaged: {key.decode()} is no list of integers in 0..{classes - 1}")
+        raise InputError(f"{path} is damaged: {key.decode()} is not a list of integers in 0..{classes - 1}")
     if len(labels) != len(data):
         raise InputError(f"{path} is damaged: {len(labels):,} labels for {len(data):,} images")
     return torch.from_numpy(data).view(-1, 3, 32, 32), torch.tensor(labels, dtype=torch.int64)

@@ -1,7 +1,7 @@
 """Caffe's messages by hand: `Datum`, one picture with its label, and `BlobProto`, a mean file.
 
 Protocol buffers: a field is a varint (number * 8 + kind), then kind 0 a varint, 1 eight bytes, 2 a varint length and
-so many bytes, 5 four bytes. Unknown fields are skipped.
+that many bytes, 5 four bytes. Unknown fields are skipped.
 """
 
 from collections.abc import Iterator

@@ -12,7 +12,8 @@ def read_digits(split: str) -> tuple[Tensor, Tensor]:
 
     Gray levels 0..16 become round(k * 255 / 16). The split is fixed and stratified: the images are sorted by
     class (stored order within a class) and every fifth one, beginning with the first, is a test image; each
-    split then has the stored order again. Writers are in both splits: easier than a test on new writers.
+    split then has the stored order again. Both splits have the same writers, so it is easier
+    than a test on new writers.
     """
     try:
         from sklearn.datasets import load_digits  # slow to import, and only needed here

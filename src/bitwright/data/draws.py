@@ -1,4 +1,4 @@
-"""Random numbers of one image in one epoch: a function of a key and a place, the same in any worker and order."""
+"""Random numbers of one image in one epoch: a function of a key and the image's place, the same in any worker and order."""
 
 _GOLDEN, _MASK = 0x9E3779B97F4A7C15, (1 << 64) - 1
 

@@ -94,7 +94,7 @@ def _read_all(found: Any, spec: str, split: str) -> tuple[Tensor, list[Any]]:
             image, label = found[i]
         except Exception as error:
             raise _wrong(
-                spec, split, f"item {i} is no pair (image, label): {_first(error)}", code="own-call"
+                spec, split, f"item {i} is not a pair (image, label): {_first(error)}", code="own-call"
             ) from error
         one = _one(image, spec, split, i)
         if i == 0:

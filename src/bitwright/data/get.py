@@ -23,7 +23,7 @@ class Archive:
     """One file to download: its name, its MD5, the addresses to try in order.
 
     members   files to take out of it -> their MD5, name in the archive as in the set's folder; a .gz holds one,
-              and what is no archive is the file itself
+              and a download that is not an archive is the file itself
     """
 
     name: str
@@ -100,8 +100,8 @@ SOURCES: dict[str, tuple[Archive, ...]] = {
 def get(name: str, root: str | os.PathLike[str] | None = None, progress: Progress | None = None) -> Path:
     """Downloads a set below `root` (else the last folder of BITWRIGHT_DATA, else ~/.cache/bitwright).
 
-    Returns the folder of the set, laid out as torchvision's. What is there and whole is not fetched again; what
-    was broken off goes on where it stopped, if the server can. Files get their names only after their MD5 and
+    Returns the folder of the set, laid out as torchvision's. Complete files are not fetched again; an
+    interrupted download goes on where it stopped, if the server can. Files get their names only after their MD5 and
     that of their archive were right; nothing else of the archive is unpacked.
     Errors: `InputError`, in one line, without a network, with a wrong MD5, or on a full disk.
     """

@@ -22,7 +22,7 @@ from bitwright.errors import InputError
 from .pictures import SUFFIXES, left_out
 
 FORMAT = 2  # of the cache
-RACY = 2_000_000_000  # ns: what changed so shortly before may change again without a new time
+RACY = 2_000_000_000  # ns: a folder that changed this recently may change again without a new time
 
 
 class Names:

@@ -16,7 +16,7 @@ DEBIAN_FASHION = Path("/usr/share/datasets/fashion-mnist")  # apt-get install da
 class Layout:
     """A folder below a root (as torchvision downloads it; "" is the root itself), the MD5 of each file's content, unpacked.
 
-    optional   files that the usual splits do without: their absence is no fault
+    optional   files that the usual splits do not need: they may be missing
     """
 
     folder: str

@@ -1,7 +1,7 @@
 """Pictures in an LMDB of Caffe's Datum records, in the order of their keys.
 
-LMDB maps its file into memory. What is cut short or no LMDB is refused; a file made to attack the reader of its pages
-is LMDB's own affair: open what you would also unpack.
+LMDB maps its file into memory. A file that is cut short, or is no LMDB, is refused. LMDB itself does not withstand a
+file made to attack it: open only files that you trust.
 """
 
 import os

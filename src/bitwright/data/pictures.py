@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 SUFFIXES = (".jpg", ".jpeg", ".jfif", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".ppm", ".pgm")
-# what lies in folders of pictures and is none: notes, labels, what systems put there
+# files beside pictures that are none: notes, labels, files of the operating system
 _BESIDE = (".txt", ".md", ".csv", ".tsv", ".json", ".xml", ".yaml", ".yml", ".html", ".log", ".py", ".db", ".ini")
 LARGEST = 89_478_485  # pixels of one picture, also once it is scaled: Pillow's own limit, a quarter of a gigabyte
 _GRAY = ("1", "L", "LA", "La", "I", "I;16", "I;16L", "I;16B", "F")
@@ -33,9 +33,9 @@ def pillow() -> Any:
 
 
 def read_picture(path: Path, size: int) -> np.ndarray:
-    """uint8 [H, W] of a gray file or [H, W, 3] of any other: turned as EXIF says, first frame, without alpha.
+    """uint8 [H, W] of a gray file or [H, W, 3] of any other: rotated as EXIF says, first frame, without alpha.
 
-    The shorter side becomes `size` (bilinear over all pixels that fall together), the middle is cut out.
+    The shorter side becomes `size` (bilinear, antialiased), the middle is cut out.
     """
     opener = pillow()
     try:

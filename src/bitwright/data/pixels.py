@@ -36,7 +36,7 @@ def own(
 ) -> Dataset:
     """A `Dataset` of the user's images: augmentation shifts by an eighth of the side, and mirrors color images.
 
-    A mirrored letter is no letter: where mirroring is wrong, `data.augment = false`, or a function that returns
+    A mirrored letter is not a letter: where mirroring is wrong, `data.augment = false`, or a function that returns
     a `Dataset` with the `pad` and `flip` it wants.
     """
     return Dataset(name, images, labels, classes, mean, std, pad=images.shape[-1] // 8, flip=images.shape[1] == 3)

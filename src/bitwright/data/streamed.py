@@ -19,7 +19,7 @@ from .transform import Item, Transform, quiet_pillow
 
 AHEAD = 2  # batches being decoded while one is used
 _TASK = 8  # pictures of one task of a worker
-LISTED = 20_000  # pictures looked through for the list of bad ones, once one was met
+LISTED = 20_000  # pictures checked for the list of bad ones, after the first bad one
 
 
 class Source(Protocol):
@@ -82,7 +82,7 @@ class Streamed(Images):
         return replace(self, rows=self.rows[index], labels=self.labels[index])
 
     def without_bad(self) -> "Streamed":
-        """Without the pictures that cannot be read. Each is decoded once to find out."""
+        """The same set without the pictures that cannot be read. Each is decoded once to find out."""
         found = self._reasons(len(self))
         good = torch.tensor([not text for text in found])
         kept = replace(self, rows=self.rows[good], labels=self.labels[good], skipped=self._named(found))

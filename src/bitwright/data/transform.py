@@ -35,8 +35,8 @@ class Transform:
     random-sized   in training a random part (8 to 100 % of the area, 3:4 to 4:3) scaled to `size`, mirrored or not;
                    else as resize, with `stage` 8/7 of `size`
 
-    Pictures are scaled bilinearly over all pixels that fall together; a large JPEG is decoded at a half, quarter or
-    eighth where that is enough. The turn that EXIF may ask for is not made, as in the old scripts.
+    Pictures are scaled bilinearly, with antialiasing; a large JPEG is decoded at a half, quarter or
+    eighth where that is enough. A rotation that EXIF asks for is not made, as in the old scripts.
     """
 
     name: str
@@ -53,11 +53,11 @@ class Transform:
         return _STD[self.kind]
 
     def side(self) -> int:
-        """Of what `pixels` gives. Squashed pictures are cropped later, a whole batch on the device."""
+        """Side of what `pixels` gives. Squashed pictures are cropped later, a whole batch on the device."""
         return self.stage if self.kind == "squash" else self.size
 
     def pixels(self, item: Item, where: str, key: int | None, place: int) -> np.ndarray:
-        """uint8 RGB [side, side, 3]; key None: without chance. Errors: `InputError` naming `where`."""
+        """uint8 RGB [side, side, 3]; key None: nothing random. Errors: `InputError` naming `where`."""
         try:
             image = _open(item)
             if self.kind == "squash":

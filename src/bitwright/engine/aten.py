@@ -17,11 +17,11 @@ Lowered = tuple[str, list[str], dict[str, Any], dict[str, Tensor]]  # op, input 
 NOTHING = ("clone", "contiguous", "alias", "detach", "lift_fresh_copy", "_assert_tensor_metadata")
 CASTS = ("to", "_to_copy", "type_as")
 PARTS = ("split", "split_with_sizes", "chunk", "tensor_split", "unbind", "unsafe_split", "unsafe_chunk")
-CHECKS = ("_assert_", "sym_constrain_range")  # how the names of calls begin that only check
+CHECKS = ("_assert_", "sym_constrain_range")  # names of calls that only check something begin so
 
 
 class AtenCall:
-    """One call: its arguments by name, and what they are known as."""
+    """One call: its arguments by name, with the names of computed values and the constants."""
 
     def __init__(self, n: FxNode, names: dict[str, str], constants: dict[str, Any]) -> None:
         self.node, self.names, self.constants = n, names, constants
@@ -54,7 +54,7 @@ class AtenCall:
 
 
 def canonical(target: Any) -> str:
-    """`name.overload` of the pure operator that a call is, views as reshapes: any memory layout will do."""
+    """`name.overload` of the pure operator of a call; a view becomes a reshape, which takes any memory layout."""
     name, which = str(target).split(".")[1:]
     call = f"{name.rstrip('_') if not name.startswith('__') else name}.{which}"
     return aten_list.RENAMED.get(call, call)
@@ -93,7 +93,7 @@ def nothing(c: AtenCall) -> bool:
 
 
 def own(c: AtenCall) -> bool:
-    """Whether the values of a call are such as our operators take: float32, the batch on axis 0, all other sizes fixed."""
+    """Whether our operators can take the values of a call: float32, the batch on axis 0, all other sizes fixed."""
     values = [i.meta.get("val") for i in c.node.all_input_nodes if i.name not in c.constants]
     values = [v for v in (*values, c.node.meta.get("val")) if isinstance(v, Tensor)]
     return all(
@@ -102,7 +102,7 @@ def own(c: AtenCall) -> bool:
 
 
 def lower(call: AtenCall, item: int | None = None) -> Lowered:
-    """What a call becomes; of several results the one `item`. Errors: `Unlisted` with the reason."""
+    """What a call becomes; `item` picks one of several results. Errors: `Unlisted` with the reason."""
     ours = OURS.get(call.base) if item in (None, 0) and own(call) else None
     return (ours(call) if ours else None) or generic(call, item)
 
@@ -119,7 +119,7 @@ def generic(call: AtenCall, item: int | None = None) -> Lowered:
     if call.base in CASTS:
         target = "_to_copy.default"
         given = {"self": call.node.args[0], "dtype": call.node.meta["val"].dtype}
-    else:  # a view calls its sizes otherwise than a reshape
+    else:  # a view names its sizes differently from a reshape
         names = [a.name for a in aten_list.overload(target)._schema.arguments]
         given = dict(zip(names, call.given.values(), strict=False))
     kinds = aten_list.arguments(target)
@@ -206,7 +206,7 @@ def _batch_norm(c: AtenCall) -> Lowered | None:
 
 
 def _binary(c: AtenCall) -> Lowered | None:
-    """With a number or a constant; two computed values stay a call, but for the `add` of a residual."""
+    """A computed value with a number or a constant. Two computed values stay a call, except the `add` of a residual."""
     if c.given.get("alpha", 1) != 1 or c.given.get("rounding_mode") is not None:
         return None
     other = c.given["other"]
@@ -228,7 +228,7 @@ def _binary(c: AtenCall) -> Lowered | None:
 
 
 def _with_constant(c: AtenCall, value: str, name: str) -> Lowered | None:
-    """A number per channel or one in all: a learned scale or shift in front of or behind a layer."""
+    """One number, or one per channel: a learned scale or shift in front of or behind a layer."""
     constant: Any = c.constant(name)
     rank, channels = c.rank(), 1
     wide = [i - constant.dim() for i, s in enumerate(constant.shape) if s != 1]
@@ -282,7 +282,7 @@ def _adaptive_avg_pool(c: AtenCall) -> Lowered | None:
 
 
 def _flatten(c: AtenCall) -> Lowered | None:
-    """Into rows. Any other reshape stays a call."""
+    """A value flattened into rows. Any other reshape stays a call."""
     rank = c.rank("self")
     if c.rank() != 2 or rank < 2:
         return None

@@ -5,7 +5,7 @@
 An argument is written as its type in torch's own schema says: a tensor as the index of an input or the role of a stored
 tensor; a dtype as a word; an infinite number as "inf", "-inf", "nan"; a size that depends on the batch as "N", "8*N",
 "8*N+1", and then the last input is the graph's input whose axis 0 has N entries. Devices, layouts and memory formats are not
-written. Not on the list: what draws random numbers, writes into its arguments, reads memory that nobody wrote, or gives
+written. Not on the list: what draws random numbers, writes into its arguments, reads uninitialized memory, or gives
 shapes that depend on values.
 """
 
@@ -54,7 +54,7 @@ upsample_nearest1d upsample_nearest2d upsample_nearest3d where
 """
 MOVING = frozenset(_MOVING.split())
 UP_TO_ONE = frozenset({"sigmoid", "hardsigmoid", "tanh", "softmax", "_softmax"})
-RENAMED = {"view.default": "reshape.default", "_unsafe_view.default": "reshape.default"}  # any memory layout will do
+RENAMED = {"view.default": "reshape.default", "_unsafe_view.default": "reshape.default"}  # takes any memory layout
 DTYPES = {
     str(d).removeprefix("torch."): d
     for d in (
@@ -65,7 +65,7 @@ DTYPES = {
 WORDS = {d: name for name, d in DTYPES.items()}
 NUMBERS = ("inf", "-inf", "nan")
 SIZE = re.compile(r"(?:(-?\d{1,9})\*)?N([+-]\d{1,9})?")
-MAX_CALLS = 1 << 16  # of one graph's check: a recurrent layer makes some for every step of its sequence
+MAX_CALLS = 1 << 16  # in the check of one graph: a recurrent layer makes some for every step of its sequence
 NOT_WRITTEN = ("Layout", "Device", "MemoryFormat", "Generator", "pin_memory", "non_blocking")
 
 
@@ -82,7 +82,7 @@ def overload(call: str) -> Any:
     packet = getattr(torch.ops.aten, name, None)
     found = getattr(packet, which) if packet is not None and which in packet.overloads() else None
     if found is None or found._schema.is_mutable or not all(str(r.type) == "Tensor" for r in found._schema.returns):
-        raise Unlisted(f"{call[:60]} is no pure operator of this torch")
+        raise Unlisted(f"{call[:60]} is not a pure operator of this torch")
     return found
 
 
@@ -145,7 +145,7 @@ def _each(value: Any, kind: str, change: Callable[[Any, str], Any]) -> Any:
 
 
 def depends_on_batch(args: Mapping[str, Any], call: str) -> bool:
-    """Whether a size of this call's arguments is so many times the batch."""
+    """Whether a size in this call's arguments is a multiple of the batch."""
     kinds, found = arguments(call), []
 
     def look(value: Any, kind: str) -> None:
@@ -200,7 +200,7 @@ def linear(size: Any) -> int | str:
     b = node.expr.subs(symbols[0], 0) if len(symbols) == 1 else None
     a = None if b is None else node.expr.subs(symbols[0], 1) - b
     if a is None or b is None or not (a.is_integer and b.is_integer) or (a * symbols[0] + b - node.expr).expand() != 0:
-        raise Unlisted(f"a size of {node.expr}, which is not so many times the batch")
+        raise Unlisted(f"a size of {node.expr}, which is not a whole multiple of the batch plus a number")
     return f"{f'{a}*' if a != 1 else ''}N{f'{int(b):+d}' if b else ''}"
 
 

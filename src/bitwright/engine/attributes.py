@@ -1,4 +1,4 @@
-"""Bounds of what a file may hold, and attributes of nodes: a check of each value, and which values go without saying."""
+"""Bounds of what a file may hold, and attributes of nodes: a check of each value, and which values a file leaves out."""
 
 from __future__ import annotations
 

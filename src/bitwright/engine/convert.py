@@ -166,11 +166,11 @@ def _graph(prepared: Prepared) -> Traced:
 
 
 def _check_finite(model: nn.Module) -> None:
-    """A net with nan or infinite weights has no codes: the answer is no, and says where."""
+    """A net with nan or infinite weights has no codes: convert refuses it and says where they are."""
     norm = nn.modules.batchnorm._BatchNorm
     own = {id(b) for m in model.modules() if is_slot_layer(m) or isinstance(m, norm) for b in m.buffers()}
     named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if id(b) in own)]
-    for name, value in named:  # other buffers may hold what they like: a mask of -inf, the best loss so far
+    for name, value in named:  # other buffers may hold any number: a mask of -inf, the best loss so far
         check_finite(name, name.rpartition(".")[0], value)
 
 

@@ -109,7 +109,7 @@ def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.
         return load_trained(model, tensors, metadata, path).to(device)
     model, entries = unwrap(model), _entries(metadata.get("layers", ""), path)
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
-    _fill(copy_model(model), entries, recipe, tensors, path)  # a trial: whatever is wrong is wrong here
+    _fill(copy_model(model), entries, recipe, tensors, path)  # a trial on a copy: errors come here
     return _fill(model, entries, recipe, tensors, path)
 
 
@@ -136,7 +136,7 @@ def _fill(
     missing = tuple(rule for rule in recipe.rules if own.get(rule.match) != rule)
     if missing:  # layers that the file does not hold as bits, with the parts that they were trained with
         apply(model, Recipe(missing))
-    for module in model.modules():  # one eval kernel for a whole encoder layer reads weights past its layers
+    for module in model.modules():  # torch's fused encoder kernel would bypass these layers
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0
         elif isinstance(module, nn.TransformerEncoder):

@@ -16,7 +16,7 @@ def fold(graph: Graph) -> Graph:
 
     layer then affine      -> the layer's scale and add (coded), or weight and bias (float)
     affine then affine     -> one affine
-    a clip in front of a quantizer that sees no difference -> gone
+    a clip that changes no code of the quantizer behind it -> removed
     """
     graph = graph.copy()
     for node in [

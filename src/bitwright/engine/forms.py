@@ -1,8 +1,8 @@
-"""Bits or bytes: which kernel a coded layer runs on. Both are exact; this is a question of time alone.
+"""Bits or bytes: which kernel a coded layer runs on. Both are exact; they differ in time only.
 
-Counting bits costs a pass for each pair of a weight's bit plane and an input's, over words of 32 channels; multiplying bytes costs
-the same whatever the bits. So bits pay for few pairs and many channels, and where the weights of a layer that is run on one
-pixel come from memory, an eighth as many bytes. The limits are measured: bench/forms.py.
+Counting bits costs one pass for each pair of bit planes (one of the weight, one of the input), over words of 32 channels;
+multiplying bytes costs the same for any number of bits. So bits pay for few pairs and many channels. They also pay where a layer
+runs on one pixel and reads its weights from memory: an eighth as many bytes. The limits are measured: bench/forms.py.
 Where the layers of a net were timed on this CPU (planner.py), that decides.
 """
 
@@ -13,8 +13,8 @@ import math
 from bitwright.engine import native_library
 from bitwright.engine.graph import Node
 
-# input channels of a group from which so many pairs of planes still run faster as bits. "balanced": the weights lie evenly
-# about 0, which a kernel of AVX-512 can use
+# (channels, pairs): with at least these input channels per group, up to these pairs of planes run faster as bits.
+# "balanced": the weights lie evenly about 0, which a kernel of AVX-512 can use
 LIMITS = {
     "avx512": ((256, 4), (128, 3), (64, 2), (32, 1)),
     "avx512 balanced": ((64, 4), (32, 3), (0, 1)),
@@ -28,7 +28,7 @@ STREAMED_PAIRS = 8
 
 def bytes_pay(layer: Node, x_planes: int) -> bool:
     """Whether a coded layer is faster on byte codes than on bit planes: as measured here, else by the limits."""
-    from bitwright.engine.planner import measured  # which measures with the engine
+    from bitwright.engine.planner import measured  # imported here: the planner measures with the engine
 
     times = measured(layer, x_planes)
     if {"bits", "bytes"} <= times.keys():

@@ -102,7 +102,7 @@ def _coding(graph: Graph) -> list[Node]:
 
 
 def _same_axis(q: Node, source: Node, graph: Graph) -> bool:
-    """Whether what `source` has one number per channel of lies along the quantizer's channels."""
+    """Whether the numbers per channel of `source` lie along the quantizer's channels."""
     if len(q.shape) == 1 or source.op not in ("affine", "prelu"):
         return True
     if source.op == "affine":
@@ -306,7 +306,7 @@ def _thresholds(graph: Graph) -> None:
         if not image and len(layer.shape) != 1:
             continue
         if "grid" not in q.attrs and not _put_integer_thresholds(graph, layer, q, left):
-            continue  # stays float: slower, still right
+            continue  # stays float: slower, but correct
         layer.attrs["emit"] = {k: q.attrs[k] for k in ("levels", "form", "groups", "grid") if k in q.attrs}
         graph.nodes.remove(q)
         _rename(graph, layer, q.name)
@@ -345,7 +345,7 @@ def _relu(graph: Graph) -> None:
 
 
 def _writes_floats(layer: Node) -> bool:
-    """A convolution that writes its floats itself, and nothing besides yet."""
+    """A convolution that writes its floats itself, and nothing else yet."""
     fits = layer.op == "coded_conv" and not layer.attrs.get("flat") and len(layer.attrs["weight"]["terms"]) == 1
     return fits and not {"emit", "extra"} & set(layer.attrs)
 

@@ -29,7 +29,7 @@ class PackedLayer(nn.Module):
 
     Still an `nn.Linear`, `nn.Conv1d` or `nn.Conv2d` to `isinstance`, with the attributes of the trained layer (`stride`,
     `out_channels`, ...) and its hooks. `weight` and `bias` have shape, type and device of the trained ones and hold NaN:
-    the trained values are not kept, and what is computed from them must not look right.
+    the trained values are not kept, and a result computed from them must be visibly wrong.
 
     Takes what the trained layer takes, of any size and type; computes in float32 and gives the input's floating type back.
     Evaluation only, without gradients, in `train()` too. Stays on the CPU; `half()` and the like change what `weight.dtype`
@@ -40,7 +40,7 @@ class PackedLayer(nn.Module):
     rank: int
     norm: str
     trained_dtype: torch.dtype
-    last: bool  # whether the trained weight lay in channels_last memory: the output then does
+    last: bool  # whether the trained weight was channels_last: the output then is, too
     _sizes: tuple[int, ...]
     _has_bias: bool
 

@@ -31,7 +31,7 @@ def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, thr
     """ms of each layer's float operator and of ours, and of both whole nets side by side, on the example's batch.
 
     One thread unless told otherwise: on a busy machine two wait for each other and the figures mean nothing. What cannot
-    be timed has no figure: a clock is no reason to refuse a net.
+    be timed has no figure; a missing time is no reason to refuse a net.
     """
     before = torch.get_num_threads()
     torch.set_num_threads(threads or 1)
@@ -88,7 +88,7 @@ def level(a: Timing, b: Timing) -> bool:
 
 
 def float_side(model: nn.Module, call: Call) -> tuple[nn.Module, Call]:
-    """The float net of the same topology, and its call, in channels_last where it runs so: what packed is compared with."""
+    """The float net of the same topology, and its call, in channels_last where it runs so: what the packed net is compared with."""
     twin = float_twin(model).eval()
     last = call.map(lambda t: t.contiguous(memory_format=torch.channels_last) if t.dim() == 4 else t)
     fast: Any = copy_model(twin)

@@ -61,7 +61,7 @@ def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedPr
         table = {op: every[op] for op in foreign if op in every}
     if table or any(_writes_into_a_view(n) for n in calls):
         with warnings.catch_warnings(), torch.no_grad():
-            warnings.simplefilter("ignore")  # torch about its own insides
+            warnings.simplefilter("ignore")  # torch warns about its own internals
             program = program.run_decompositions(table)
     return program
 

@@ -1,4 +1,4 @@
-"""Codes: packing floats, max pooling, and the way between words and bytes."""
+"""Codes: packing floats, max pooling, and conversion between words and bytes."""
 
 from __future__ import annotations
 

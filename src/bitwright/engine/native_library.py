@@ -42,7 +42,7 @@ OPERATIONS = {
         ("conv_bits", "conv_bytes", "pack_bits", "pack_bytes", "maxpool_bits", "maxpool_bytes", "terms")
     )
 }
-NOWHERE = -(1 << 63)  # the place of a value that a step has not
+NOWHERE = -(1 << 63)  # the place of a value that a step does not have
 
 
 class GridStruct(ctypes.Structure):
@@ -80,7 +80,7 @@ _loaded: list[tuple[ctypes.CDLL | None, str]] = []
 
 
 def _load() -> tuple[ctypes.CDLL | None, str]:
-    """The library, or None and the reason; once. By hand: compilers look through the caches of functools and warn."""
+    """The library, or None and the reason; loaded once. Cached by hand: torch's compiler warns of the caches of functools."""
     if not _loaded:
         _loaded.append(open_core(SIGNATURES))
     return _loaded[0]

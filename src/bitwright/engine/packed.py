@@ -27,13 +27,13 @@ _said: set[str] = set()
 
 
 def _best() -> str:
-    """The compiled kernels where they are; else plain torch, said once in a process."""
+    """The compiled kernels where they are built; else plain torch, with one warning per process."""
     if native.available():
         return "native"
     if native.notice() not in _said:
         _said.add(native.notice())
         warnings.warn(
-            f"{native.notice()}; packed nets run on plain torch, right but slow", BitwrightWarning, stacklevel=4
+            f"{native.notice()}; packed nets run on plain torch, correct but slow", BitwrightWarning, stacklevel=4
         )
     return "reference"
 
@@ -96,7 +96,7 @@ class PackedModel(nn.Module):
         return self._runtime
 
     def steps(self) -> Steps:
-        """Node by node, built once: for looking at. A call runs `_joined` ones."""
+        """One step per node, built once, for inspection. A call runs the steps of `_joined`."""
         if self._steps is None:
             native_run = self.backend == "native"
             built = run_native.build(self.runtime, self.threads) if native_run else run_reference.build(self.runtime)
@@ -164,7 +164,7 @@ class PackedModel(nn.Module):
 
     @torch.no_grad()
     def answers(self, env: dict[str, Tensor]) -> list[Tensor]:
-        """The outputs in a row, whatever the trained net returns them in."""
+        """The outputs as a flat list, whatever structure the trained net returns."""
         far = [x for x in env.values() if x.is_floating_point() and not self._near(x)]
         broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
         for _, step, forget in self.folded_steps() if far else self._joined():
@@ -180,7 +180,7 @@ class PackedModel(nn.Module):
         return found[0] if self.structure == 0 else _filled(self.structure, found)
 
     def _near(self, x: Tensor) -> bool:
-        """Neither NaN nor infinite nor so large that a fused step could tell: one pass over the input."""
+        """Whether no number is NaN, infinite or so large that a fused step could give another result."""
         if self.backend == "native" and x.dtype is torch.float32:
             return within(x, LIMIT)
         if x.numel() == 0:

@@ -121,7 +121,7 @@ def weight_terms(code: Coded) -> list[Term]:
         terms.append(Term(picked, tuple(int(ratios[p] * scale) for p in picked), zero, unit.clone()))
         left = [p for p in left if p not in ratios]
     if pending:
-        raise NotInteger("the offset is no multiple of a step, the same one in every filter")
+        raise NotInteger("the offset is not the same multiple of a step in every filter")
     return terms
 
 
@@ -181,7 +181,7 @@ def _integer_form(code: Coded, channels: int, spread: bool) -> tuple[list[int], 
     """(mult per plane, zero per channel, unit) of a coded input; one unit, or with `spread` perhaps one per channel."""
     coef, offset = code.coef.detach().double(), code.offset.detach().double().reshape(-1)
     if coef.numel() not in (code.planes, code.planes * channels if spread else code.planes):
-        raise NotInteger("one step per input channel: the sum over channels is no integer product")
+        raise NotInteger("one step per input channel: the sum over channels is not an integer product")
     if offset.numel() not in (1, channels):
         raise NotInteger("the offset varies inside a channel")
     coef = coef.reshape(code.planes, -1)
@@ -194,7 +194,7 @@ def _integer_form(code: Coded, channels: int, spread: bool) -> tuple[list[int], 
             if not torch.equal(mult, mult[:, :1].expand_as(mult)):
                 raise NotInteger("its channels have different levels")
             return mult[:, 0].tolist(), zero.tolist(), (unit / halves).tolist()
-    raise NotInteger("its levels are no multiples of one step")
+    raise NotInteger("its levels are not multiples of one step")
 
 
 def _alike(run: Callable[[Tensor], Coded]) -> bool:
@@ -258,7 +258,7 @@ class Packing:
 
 
 def packing_of(layer: SlotLayer) -> Packing | str:
-    """What bits can do for this layer, or the reason why nothing."""
+    """What bits can do for this layer, or the reason why they cannot do anything."""
     if layer.w is None and layer.x is None and layer.gate is None:
         return EMPTY
     if why := no_codes(layer):

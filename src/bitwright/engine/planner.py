@@ -1,9 +1,9 @@
 """The fastest exact way of each layer with codes, measured on this CPU: `packed.explain(measure=True)`.
 
 A layer may count bits or multiply bytes, with the same answers. Without a plan `engine/forms.py` says which, from limits that were
-measured once; a plan is the times of both for the very layers of a net, kept in a file of the user's cache for this CPU and this
-instruction set. Every net that is loaded later goes by it; BITWRIGHT_PLAN=0 ignores it. The float layer that torch would run
-stands beside them: where it is faster than both, the row says WARN.
+measured once. A plan holds the times of both for the layers of a net, in a file of the user's cache for this CPU and this
+instruction set. Every net that is loaded later uses it; BITWRIGHT_PLAN=0 ignores it. The time of torch's float layer is
+shown beside them: where it is faster than both, the row says WARN.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from bitwright.engine.packed import PackedModel
 
 WAYS = ("bits", "bytes", "float")
-# products a nanosecond of wide layers, bits one plane against one plane: docs/results/forms.csv and, of float, speed.csv
+# products per nanosecond of wide layers (bits: of two planes): docs/results/forms.csv; for float: speed.csv
 RATES = {"avx512": (1000.0, 220.0, 58.0), "avx2": (112.0, 41.0, 29.0)}
 ROUNDS, SLICE = 9, 0.002
 _read: dict[Path, tuple[float, dict[str, dict[str, float]]]] = {}  # files by the time they were written

@@ -70,7 +70,7 @@ def hooked(module: nn.Module) -> bool:
 
 
 def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Module:
-    """In place, of all modules or of some: hooks that only look would run on the exporter's tensors, which hold no values."""
+    """Removes hooks in place, of all modules or some: they would run on the exporter's tensors, which hold no values."""
     for module in model.modules() if only is None else [model.get_submodule(name) for name in only]:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()

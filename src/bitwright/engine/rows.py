@@ -101,7 +101,7 @@ def own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
 
 # -- gated layers: why such a net is not packed yet, and where their fast execution will enter ----------------
 def gated_layers(model: nn.Module) -> dict[str, SlotLayer]:
-    """Layers whose gate skips work; `xnor_k` scales an output, and is no such gate."""
+    """Layers whose gate skips work; `xnor_k` only scales an output."""
     found = ((name, m) for name, m in model.named_modules() if is_slot_layer(m))
     return {name: layer for name, layer in found if moment(layer.gate, "spent") is not None}
 
@@ -112,7 +112,7 @@ def refusal(model: nn.Module, gated: dict[str, SlotLayer]) -> ConvertReport:
     for c in candidates(model):
         why = (stays(c.module) or READY) if is_slot_layer(c.module) else EMPTY
         if c.name in gated:
-            why = f"gate {part_text(gated[c.name].gate)}: its fast execution is not there yet; nothing else is wrong"
+            why = f"gate {part_text(gated[c.name].gate)}: its fast execution is not implemented yet; nothing else is wrong"
         rows.append(own_row(c.name, c.module, "float", why))
     ready = sum(r.why == READY for r in rows)
     first, layer = next(iter(gated.items()))

@@ -85,10 +85,10 @@ def check_output(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> N
         if value is None or type(value) is int:
             leaves.append(value)
             return
-        need(isinstance(value, dict) and len(value) == 1 and depth < 16, "structure is no nest of tuples, lists, dicts")
+        need(isinstance(value, dict) and len(value) == 1 and depth < 16, "structure is not a nest of tuples, lists, dicts")
         kind, inner = next(iter(value.items()))
         fits = isinstance(inner, dict) if kind == "dict" else kind in ("tuple", "list") and isinstance(inner, list)
-        need(fits, "structure is no nest of tuples, lists, dicts")
+        need(fits, "structure is not a nest of tuples, lists, dicts")
         for v in inner.values() if isinstance(inner, dict) else inner:
             walk(v, depth + 1)
 
@@ -106,11 +106,11 @@ def weight_shape(n: Node, graph: Graph) -> tuple[int, ...]:
         return tuple(weight.shape)
     need(isinstance(info, dict) and set(info) == {"shape", "planes", "terms"}, "weight needs shape, planes, terms")
     shape, planes, terms = info["shape"], info["planes"], info["terms"]
-    need(listed(SIZE, 2, 5)(shape), "weight: shape is no list of 2 to 5 sizes")
+    need(listed(SIZE, 2, 5)(shape), "weight: shape is not a list of 2 to 5 sizes")
     need(whole(1, MAX_PLANES)(planes), f"weight: planes is none of 1..{MAX_PLANES}")
     bits, data = planes * math.prod(shape), graph.need(n, "bits")
     need(data.dim() == 1 and data.numel() == (bits + 7) // 8, f"{data.numel()} bytes for {bits} bits")
-    need(isinstance(terms, list) and 1 <= len(terms) <= MAX_TERMS, f"weight: terms are no list of 1..{MAX_TERMS}")
+    need(isinstance(terms, list) and 1 <= len(terms) <= MAX_TERMS, f"weight: terms are not a list of 1..{MAX_TERMS}")
     for t in terms:
         need(isinstance(t, dict) and set(t) == {"planes", "mult", "zero"}, "weight: a term needs planes, mult, zero")
         need(listed(whole(0, planes - 1), 1, MAX_PLANES)(t["planes"]), "weight: a term of unknown planes")

@@ -1,4 +1,4 @@
-"""What a file holds of a graph, reading it back, and the question whether a graph is one that we would have written.
+"""What a file holds of a graph, reading it back, and the check that a graph is one that we could have written.
 
 What passes `check` cannot ask for more memory than its tensors and its declared sizes say, and no number of it reaches a
 kernel unchecked. Shapes come from torch's own operators on the meta device: no values, no memory.
@@ -23,7 +23,7 @@ from bitwright.engine.operators import OPERATORS, function
 from bitwright.engine.rules import LAYERS, weight_shape
 from bitwright.errors import InputError
 
-INLINE = 3  # so many thresholds stand in the graph itself: a tensor of its own costs a file more
+INLINE = 3  # up to so many thresholds stand in the graph itself: a tensor of its own takes more bytes
 MAX_NODES, MAX_TEXT = 5_000, 1 << 24
 MAX_TOTAL = 1 << 31  # of all values together, per sample
 MAX_TRIAL_VALUES, MAX_TRIAL_MACS = 1 << 24, 1 << 33
@@ -36,7 +36,7 @@ def usual_owner(op: str, name: str) -> str:
 
 
 def stored(graph: Graph) -> tuple[str, dict[str, Tensor]]:
-    """What a file holds: the graph without what goes without saying, and the tensors it names.
+    """What a file holds: the graph without what the reader can work out, and the tensors it names.
 
     Left out: lines of the user's code, owners and tensor keys that follow from the name, shapes (worked out
     again on load), attributes at their usual value. A threshold or three stand in the graph itself.
@@ -177,7 +177,7 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
     need(isinstance(n.attrs, dict) and set(n.attrs) <= COMMON | set(op.attrs), "unknown attributes")
     for key in ("owner", "frame"):
         text = n.attrs.get(key, "")
-        need(isinstance(text, str) and len(text) <= 1000, f"{key} is no short text")
+        need(isinstance(text, str) and len(text) <= 1000, f"{key} is not a short text")
     shape = n.attrs.get("shape", None if n.op == "input" else [])
     size = whole(0, MAX_VALUES) if n.op == "input" else lambda v: isinstance(v, str) or whole(0, MAX_VALUES)(v)
     need(listed(size, 0, MAX_RANK)(shape), "shape is not a short list of sizes")

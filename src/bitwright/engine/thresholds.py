@@ -40,7 +40,7 @@ def float_thresholds(code: Callable[[Tensor], Tensor], levels: int, channels: in
     """(thresholds float32 [C, L], flip bool [C]) of a monotone `code`: float32 [n, C] -> integers 0..L [n, C].
 
     Count of x >= threshold is the code; a channel with flip counts down: code = L - count. A level that is never
-    reached has threshold NaN-free +inf (only x = +inf could reach it), one that always holds has -inf.
+    reached has threshold +inf (only x = +inf could reach it), one that always holds has -inf.
 
     >>> t, flip = float_thresholds(lambda x: (x >= 0.1).long(), 1, 1)
     >>> t.item() == torch.tensor(0.1).item(), flip.item()

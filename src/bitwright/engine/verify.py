@@ -33,7 +33,7 @@ from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 
 SLACK, ULPS = 64.0, 256
 LEAST = ULPS * 2.0**-24  # of the largest value
-MOST = 2.0**-8  # a run in float64 that went farther off went another way, and proves nothing
+MOST = 2.0**-8  # a float64 run that differs by more took another branch, and proves nothing
 UNMEASURED = 2.0**-13  # where the user's code does not run in float64
 MEASURED = 64
 
@@ -268,7 +268,7 @@ def _pairs(
 
 
 def _named(got: Outputs, want: Outputs) -> Outputs:
-    """By the places of the trained net's: a graph gives a tuple where that has names for its fields."""
+    """Outputs under the trained net's places: a graph gives a plain tuple where the net gives one with named fields."""
     return dict(zip(want, got.values(), strict=True)) if len(got) == len(want) else got
 
 

@@ -1,4 +1,4 @@
-"""Where each key of a TOML text stands: tomllib reads values but tells no lines."""
+"""Where each key of a TOML text stands: tomllib reads values but gives no line numbers."""
 
 from __future__ import annotations
 

@@ -124,7 +124,7 @@ class _Mistake:
 
     @classmethod
     def of(cls, kind: str, path: tuple[str | int, ...], given: Any) -> _Mistake:
-        """From one error of pydantic."""
+        """Made from one error of pydantic."""
         *above, last = path or ("",)
         if kind == "extra_forbidden":
             known = wanted.keys(above)
@@ -168,7 +168,7 @@ def _touches(override: Sequence[str | int], path: Sequence[str | int]) -> bool:
 
 
 def dotted(path: Iterable[str | int]) -> str:
-    """As overrides are written.
+    """A path as overrides write it.
 
     >>> dotted(("stage", 0, "epochs"))
     'stage.0.epochs'

@@ -37,8 +37,8 @@ class Data(TomlTable):
     augment      shift, and mirror where that makes sense
     normalize    mean and deviation; None: off where the first layer reads pixels as codes (`input8`), else on
     limit        first n training images;   limit_test   first n test images
-    workers      above 0: a thread prepares batches ahead, and so many decode pictures of imagenet or a streamed
-                 folder; the order of images does not depend on it
+    workers      above 0: a thread prepares batches ahead; of imagenet or a streamed folder, this many threads
+                 decode pictures; the order of images does not depend on it
     val          training images held out to pick `best.safetensors`
     binarize     pixels to 0 and 1, for circuits
     size         side to which the images of a folder in memory are resized
@@ -162,7 +162,7 @@ class WorkBudget(TomlTable):
 class ProcedureCall(TomlTable):
     """A procedure of `bw.procedures` and its options, e.g. { name = "recalibrate_batchnorm", batches = 20 }.
 
-    batches   so many training batches, not augmented, are what it sees
+    batches   number of training batches, not augmented, that it sees
     """
 
     model_config = ConfigDict(extra="allow", frozen=True)

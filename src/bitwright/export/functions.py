@@ -124,7 +124,7 @@ def Weight(bits, shape, mult, zero):
 
 @script(own, default_opset=op)
 def FloatWeight(bits, shape, mult, zero, scale):
-    """double [O, ...]: scale[o] * the whole weight. No library has it: it is worked out once, when a session is made."""
+    """double [O, ...]: scale[o] * the whole weight. Only this function computes it, once, when a session is made."""
     rows = op.Reshape(op.Cast(scale, to=11), op.Constant(value_ints=[-1, 1, 1, 1]))
     return op.Cast(Weight(bits, shape, mult, zero), to=11) * rows
 

@@ -159,7 +159,7 @@ def _standard(proto: Any) -> Any:
 
 
 def _lean(proto: Any) -> None:
-    """Without what only the exporter wanted to know: stack traces, module names, shapes of values that are codes."""
+    """Removes what only the exporter needed: stack traces, module names, shapes of values that are codes."""
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version, proto.doc_string = "bitwright", __version__, ""
     del proto.metadata_props[:]

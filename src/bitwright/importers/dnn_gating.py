@@ -13,8 +13,8 @@ Gates on the second convs tell the post-activated net. What the keys do not tell
     pg-w8a3p2     precision gating with -w 8 -a 3 -pb 2; w0: float weights
     w8a3          no gate: -w 8 -a 3, 0 is float             float    neither
 
-Precision gating quantizes by the largest magnitude of the very batch, there and here (`scale="batch_max"`): the answer for
-an image depends on its batch. PACT clips where the activation was, in front of the shortcut too: `resnet20_pact`.
+Precision gating quantizes by the largest magnitude of the batch, in their code and here (`scale="batch_max"`), so the answer
+for an image depends on its batch. PACT clips where the activation was, in front of the shortcut too: `resnet20_pact`.
 
 Keys were read in the code's source; no file that its authors published is at hand, so tests use random states.
 """
@@ -149,7 +149,7 @@ def _quantized(w: int, a: int, top: int, where: str, name: str) -> list[dict[str
     if len(every) == 1:
         return []
     gate = {"part": "precision_gate", "bits": a, "top": top, **SEED}
-    # the gate itself quantizes the inputs: twice is not once where the largest value rounds
+    # the gate itself quantizes the inputs; doing it twice would differ where the largest value rounds
     return [every, *([{"match": "*.conv1", "x": "float", "gate": gate}] if top else []), *ENDS]
 
 
@@ -177,7 +177,7 @@ def _split(tensors: dict[str, Tensor], where: str) -> tuple[int, bool]:
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Classes and width; what is odd fails later, by its shape."""
+    """Classes and width; any other size is refused later, with its shape."""
     first, last = tensors.get("conv1.weight"), tensors["linear.weight"]
     classes = last.shape[0] if last.dim() > 1 and 0 < last.shape[0] <= 100_000 else 10
     fits = first is not None and first.dim() == 4 and 0 < first.shape[0] <= 64
@@ -185,7 +185,7 @@ def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
 
 
 def _moves(model: nn.Module, tensors: dict[str, Tensor]) -> list[Move]:
-    """From each of our keys to theirs."""
+    """The moves from their keys to ours."""
     moves = []
     for key, value in model.state_dict().items():
         old = key.replace("fc.", "linear.", 1) if key.startswith("fc.") else key

@@ -132,7 +132,7 @@ def _check_names(moves: list[Move], old: Mapping[str, Tensor], where: str, net: 
 
 
 def _shape(shape: tuple[int, ...] | torch.Size) -> str:
-    """As a person writes it.
+    """A shape in words.
 
     >>> _shape((20, 1, 5, 5)), _shape(())
     ('20x1x5x5', 'one number')

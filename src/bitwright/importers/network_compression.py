@@ -98,7 +98,7 @@ def from_checkpoint(checkpoint: Checkpoint, where: str, model: str | None) -> Im
 
 
 def _depth(tensors: dict[str, Tensor], where: str) -> int:
-    """From the count of blocks in the first stage."""
+    """The depth, from the number of blocks in the first stage."""
     blocks = {key.split(".")[1] for key in tensors if key.startswith("layer1.") and key.endswith(".conv1.weight")}
     if len(blocks) not in BLOCKS or "fc.weight" not in tensors:
         some = ", ".join(list(tensors)[:4])
@@ -172,7 +172,7 @@ def _rules(method: str, tensors: dict[str, Tensor]) -> list[dict[str, Any]]:
 
 
 def _sizes(tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Classes and width; what is odd fails later, by its shape."""
+    """Classes and width; any other size is refused later, with its shape."""
     first, last = tensors.get("conv1.weight"), tensors["fc.weight"]
     classes = last.shape[0] if last.dim() > 1 and 0 < last.shape[0] <= 100_000 else 10
     fits = first is not None and first.dim() == 4 and 0 < first.shape[0] <= 64

@@ -109,7 +109,7 @@ def _layers(model: str | None, name: str, convs: int, where: str) -> set[str]:
 
 
 def _numbers(text: str) -> set[int]:
-    """Empty where it is not understood.
+    """The numbers in a list with ranges; empty where it is not understood.
 
     >>> sorted(_numbers("12,13,22-24")), _numbers("a")
     ([12, 13, 22, 23, 24], set())
@@ -124,7 +124,7 @@ def _numbers(text: str) -> set[int]:
 
 
 def _sizes(name: str, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Classes and width; what is odd fails later, by its shape."""
+    """Classes and width; any other size is refused later, with its shape."""
     first, last = tensors.get("conv1.weight"), tensors.get("fc3.weight" if name == "vgg" else "fc.weight")
     base = 64 if name == "vgg" else 16
     classes = last.shape[0] if last is not None and last.dim() > 1 and 0 < last.shape[0] <= 100_000 else 100

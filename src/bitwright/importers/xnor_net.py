@@ -138,7 +138,7 @@ def _guess(tensors: dict[str, Tensor], where: str) -> str:
 
 
 def _sizes(net: KnownNet, tensors: dict[str, Tensor]) -> dict[str, Any]:
-    """Classes, input channels and width, from the first and the last layer; what is odd fails later, by its shape."""
+    """Classes, input channels and width, from the first and the last layer; any other size is refused later."""
     options: dict[str, Any] = {}
     first, last = tensors.get(f"{net.first}.weight"), tensors.get(f"{net.last}.weight")
     if first is not None and first.dim() == 4 and 0 < first.shape[0] <= 2 * net.channels and first.shape[1] in (1, 3):

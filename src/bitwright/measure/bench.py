@@ -63,7 +63,7 @@ def bench(
         given = last_inputs(inputs) if graph else inputs
         ours: dict[str, Callable[[], object]] = {"plain": lambda: model(*given)} if model is not None else {}
         for call in ours.values():
-            call()  # errors of our own are errors, unlike a peer's
+            call()  # our own errors are raised, unlike a peer's
         missing = ""
         if graph:
             found, missing = _in_onnxruntime(cast("PackedModel", model), inputs, threads)
@@ -113,7 +113,7 @@ def measure(
     note: str = "",
 ) -> BenchTable:
     """The table of ready callables; shape is that of the input, batch first."""
-    facts = machine(threads)  # first: the load is that before us
+    facts = machine(threads)  # first: the load before this measurement adds to it
     clock, clock_name = clock_for(threads)
     variants = {"plain": ours} if callable(ours) else dict(ours or {})
     everybody = [Peer(name, precision, variants, note), *peers]

@@ -60,7 +60,7 @@ def build_peer(name: str, net: FloatNet | str, threads: int) -> Peer:
 
 
 def _running(variants: dict[str, Call]) -> tuple[dict[str, Call], Exception | None]:
-    """The variants that run: a forward with `x.view(x.size(0), -1)` does in plain layout only."""
+    """The variants that run: a forward with `x.view(x.size(0), -1)` runs in plain layout only."""
     good: dict[str, Call] = {}
     failed: Exception | None = None
     for label, call in variants.items():

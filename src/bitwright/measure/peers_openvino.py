@@ -54,7 +54,7 @@ def _layouts(net: FloatNet, model: Any, feeds: Feeds, threads: int, precision: s
 def runtime() -> Any:
     """The package `openvino`, imported without its telemetry.
 
-    With it, the import alone reports home, from a process that it forks while others are being measured.
+    With telemetry, the import alone sends data out, from a process that it forks while others are being measured.
     """
     name, modules = "openvino_telemetry", cast("dict[str, Any]", sys.modules)
     masked = name not in modules and "openvino" not in modules

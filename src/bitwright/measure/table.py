@@ -1,4 +1,4 @@
-"""The result of `bench`: rows, the best peer of each precision, and one honest sentence."""
+"""The result of `bench`: rows, the best peer of each precision, and one sentence to quote."""
 
 from __future__ import annotations
 

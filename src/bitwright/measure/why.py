@@ -1,4 +1,4 @@
-"""Why is it not faster? Sentences from what the packed net's steps took here, none without a figure behind it."""
+"""Why is it not faster? Sentences from the times of the packed net's steps here; each one has a figure."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from bitwright.measure.table import BenchTable
 if TYPE_CHECKING:
     from bitwright.engine.packed import PackedModel
 
-ENOUGH = 1.5  # times the fastest other program; from here on nothing needs an excuse
+ENOUGH = 1.5  # times the fastest other program; from here on no reason is given
 SHARE = 0.10  # of the time, below which a layer is not worth a sentence
 OTHER = 0.25  # the same for all steps between the layers together
 TINY_MS = 0.005  # per layer: below it, calling costs more than computing

@@ -25,7 +25,7 @@ class Spread:
 
     @property
     def std(self) -> float | None:
-        """Of the sample; None below two values."""
+        """Standard deviation of the sample; None below two values."""
         return statistics.stdev(self.values) if len(self.values) > 1 else None
 
 
@@ -80,12 +80,12 @@ class Group:
 
 
 def accuracy_of(run: RunData) -> float | None:
-    """Of the packed net; of the trained one where none was packed."""
+    """Accuracy of the packed net; of the trained one where none was packed."""
     return run.accuracy if run.accuracy is not None else run.trained_accuracy
 
 
 def grouped(runs: Iterable[RunData]) -> list[Group]:
-    """In order of first appearance."""
+    """The groups, in order of first appearance."""
     found: dict[str, list[RunData]] = {}
     for run in runs:
         found.setdefault(_key(run), []).append(run)

@@ -8,7 +8,7 @@ import zlib
 
 import numpy as np
 
-LARGEST = 64  # pixels a side; more is taken down by whole factors
+LARGEST = 64  # pixels a side; larger images are reduced by whole factors
 
 
 def png(image: np.ndarray) -> bytes:

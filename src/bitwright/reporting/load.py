@@ -47,7 +47,7 @@ def _origin(run: Run) -> Origin:
 
 
 def shown(path: Path) -> str:
-    """As a command can be given it here: below the current folder where possible, forward slashes."""
+    """A path as it can be given to a command here: below the current folder where possible, forward slashes."""
     try:
         return path.resolve().relative_to(Path.cwd()).as_posix()
     except ValueError:

@@ -1,4 +1,4 @@
-"""The cells of a comparison: one row per figure, one column per group; text, and what to stress."""
+"""The cells of a comparison: one row per figure, one column per group; text, and what to highlight."""
 
 from __future__ import annotations
 

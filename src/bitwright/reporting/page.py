@@ -33,7 +33,7 @@ def report(run_or_objects: Any, path: str | os.PathLike[str], *, interactive: bo
                      or a list or dict of these (a dict's first key names the page)
     interactive      two zoomable scatters and histograms by plotly inside the page: about 5 MB instead of 0.1
 
-    Errors: `InputError` for a folder that is no run, a damaged file (named with its row), or other objects.
+    Errors: `InputError` for a folder that is not a run, a damaged file (named with its row), or other objects.
     """
     target = Path(path)
     if not target.parent.is_dir():

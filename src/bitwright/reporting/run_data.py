@@ -58,7 +58,7 @@ class RunData:
         return next(iter(self.rows(table)), None)
 
     def path(self, name: str) -> Path | None:
-        """A file that is no table, if it is there."""
+        """A file that is not a table, if it is there."""
         return self.run.file(name) if self.run and self.run.has(name) else None
 
     @property
@@ -71,7 +71,7 @@ class RunData:
 
     @property
     def layers(self) -> tuple[Layer, ...]:
-        """In execution order; as convert saw them where there is no table of them."""
+        """The layers in execution order; as convert saw them where there is no table of them."""
         return self.rows(Layer) or self._proof.rows
 
     @property
@@ -95,7 +95,7 @@ class RunData:
     # The four figures of the page's head. Tiles, table, charts and JSON all read these.
     @property
     def accuracy(self) -> float | None:
-        """Of the packed net on the test images."""
+        """Accuracy of the packed net on the test images."""
         return _first(self._proof.accuracy, self.net("bitwright").accuracy)
 
     @property
@@ -140,7 +140,7 @@ class RunData:
 
     @property
     def ms(self) -> float | None:
-        """Of the packed net: bench's median, else that of convert's short check."""
+        """Time of the packed net: bench's median, else that of convert's short check."""
         return self.speed.ours.ms if self.speed and self.speed.ours else self._proof.ms_after
 
     @property

@@ -49,7 +49,7 @@ def dataset(experiment: Experiment, split: str) -> Images:
 def normalized(experiment: Experiment, stages: int | None = None) -> bool:
     """Whether pixels are normalized: off where a recipe makes the first layer read pixels as 8-bit codes.
 
-    stages   so many stages count: what the net of an early one gets. [default: all, the trained net]
+    stages   only this many stages count, for the net of an early stage. [default: all, the trained net]
     """
     if experiment.data.normalize is not None:
         return experiment.data.normalize

@@ -97,7 +97,7 @@ class Table(Row):
 
     @classmethod
     def columns(cls) -> tuple[str, ...]:
-        """As the file names them."""
+        """Names of the columns in the file."""
         return tuple(field.alias or name for name, field in cls.model_fields.items())
 
     @classmethod

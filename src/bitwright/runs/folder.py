@@ -52,7 +52,7 @@ class Run:
         return cls(path)
 
     def file(self, name: str) -> Path:
-        """Where a file of the run lies, there or not."""
+        """Where a file of the run lies, or would lie."""
         return self.path / name
 
     def has(self, name: str) -> bool:
@@ -106,7 +106,7 @@ class Run:
             raise self.damaged(name, "not UTF-8 text") from None
 
     def write_text(self, name: str, text: str) -> Path:
-        """Beside the target, flushed, renamed."""
+        """Writes beside the target, flushes, then renames."""
         target = self.file(name)
         target.parent.mkdir(parents=True, exist_ok=True)
         with replacing(target) as beside:

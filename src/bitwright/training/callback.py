@@ -25,7 +25,7 @@ RATE_AFTER = 50  # steps after which loader and training are compared
 
 
 class TrainingCallback(pl.Callback):
-    """Of one stage. Position and counters live in `job.state`, Lightning only turns the wheel."""
+    """The callback of one stage. Position and counters live in `job.state`; Lightning only runs the loop."""
 
     def __init__(self, job: Job, module: TrainingModule) -> None:
         self.job, self.module = job, module
@@ -151,12 +151,12 @@ class TrainingCallback(pl.Callback):
         self.module.check_net()
         before = time.perf_counter()
         trainer.save_checkpoint(self.job.run.file("last.ckpt"))
-        self._tick = time.perf_counter()  # writing is no step time
+        self._tick = time.perf_counter()  # writing does not count as time of a step
         self.job.save_seconds = self._tick - before
 
     # -- the end of an epoch --------------------------------------------------------------------------------------------
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """What the epoch leaves behind, then the checkpoint that makes it true."""
+        """Writes the results of the epoch, then the checkpoint that counts the epoch as done."""
         job, device = self.job, pl_module.device
         self.module.check_net()
         self.module.refit()
@@ -172,7 +172,7 @@ class TrainingCallback(pl.Callback):
         job.check(device, shared=True)
 
     def _sums(self) -> list[float]:
-        """Those of the epoch, over all processes; they begin anew."""
+        """The sums of the epoch over all processes; the running ones are set to zero."""
         sums = self.module.sums
         assert sums is not None
         total = sums.clone()

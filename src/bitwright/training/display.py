@@ -16,9 +16,9 @@ REDRAW_SECONDS = 0.1
 
 
 class Screen:
-    """Where the words go.
+    """Where messages go.
 
-    echo   takes results (epochs, the end);   note   takes progress;   live   a person looks at stderr
+    echo   takes results (epochs, the end);   note   takes progress;   live   stderr is a terminal
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class Screen:
         self._last = time.monotonic()
 
     def line(self, text: str) -> None:
-        """Above the live line."""
+        """Prints a line above the live line."""
         self._above(self._echo, text)
 
     def note(self, text: str) -> None:
@@ -115,7 +115,7 @@ class TimeLeft:
             self.seconds += (seconds - self.seconds) * max(1 / (self.steps - 1), 0.02)
 
     def text(self, steps: int, extra: float = 0.0) -> str:
-        """For so many more steps and `extra` seconds; "" while nothing is known. Never 0:00 while working."""
+        """Time left for `steps` more steps and `extra` seconds; "" while it is not known. Never 0:00 while working."""
         return f"left {clock(steps * self.seconds + extra)}" if self.steps >= self.WARM else ""
 
 

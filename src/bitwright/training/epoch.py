@@ -95,7 +95,7 @@ def _finish(
 
 
 def write_tables(run: Run, state: State) -> None:
-    """Whole files: after a resume, rows later than the checkpoint are gone and come again."""
+    """Writes whole files: after a resume, rows later than the checkpoint are dropped and written again."""
     for table in (Epoch, *(watcher.table for watcher in WATCHERS)):
         if table.always or state.rows(table):
             run.write(table, state.rows(table))
@@ -104,7 +104,7 @@ def write_tables(run: Run, state: State) -> None:
 
 
 def epoch_row(state: State, sums: list[float], test: Evaluation, val: Evaluation | None, lr: float) -> dict[str, Any]:
-    """Of metrics.csv; sums: loss, top1, top5, images over all processes."""
+    """The row of metrics.csv; sums: loss, top1, top5, images over all processes."""
     loss, top1, top5, images = sums
     s, health = state.sums, means(state.health)
     busy = s.data_seconds + s.step_seconds

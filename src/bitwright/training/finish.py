@@ -92,7 +92,7 @@ def write_predictions(run: Run, test: Images, found: Evaluation, floats: Tensor 
 
 
 def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:
-    """Of results.csv: `float`, if a stage was float, and `trained`."""
+    """The rows of results.csv: `float`, if a stage was float, and `trained`."""
     facts = machine(torch.get_num_threads())
     keys = ("threads", "cpu", "isa", "kernels", "torch", "bitwright", "date")
     common = {"images": found.images, **{key: facts[key] for key in keys}}
@@ -106,7 +106,7 @@ def result_rows(job: Job, found: Evaluation) -> list[dict[str, Any]]:
 
 
 def expected_band(experiment: Experiment, top1: float) -> str | None:
-    """Where the result lies against what the experiment's file expects; None where it expects nothing."""
+    """How the result compares with what the experiment's file expects; None where it expects nothing."""
     band = experiment.expected
     if band is None:
         return None

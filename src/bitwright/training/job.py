@@ -81,7 +81,7 @@ class Job:
 
     @cached_property
     def channels_last(self) -> bool:
-        """As asked, where the net runs so; a net with `x.view(...)` on a feature map does not, and is only slower."""
+        """Whether it was asked for and the net runs so; a net with `x.view(...)` on a feature map does not, and is only slower."""
         return self.experiment.train.channels_last and takes_channels_last(self.net, self.example())
 
     def feed(self) -> dict[str, Any]:
@@ -89,7 +89,7 @@ class Job:
         return {"normalize": self.normalize, "channels_last": self.channels_last}
 
     def evaluate(self, images: Images, loss: Loss | None, device: Any = "cpu", shared: bool = False) -> Evaluation:
-        """shared: each process takes its slice; only while all of them are here. Gates are counted on the test images."""
+        """shared: each process takes its slice; only while all of them take part. Gates are counted on the test images."""
         world = self.world if shared else 1
         if world > 1:  # the net that is judged is the one that is saved: running statistics of process 0
             for buffer in self.net.buffers():
@@ -153,7 +153,7 @@ def rank_of(experiment: Experiment) -> int:
 
 
 def accelerator(experiment: Experiment) -> str:
-    """ "gpu" or "cpu", as asked and as there is."""
+    """ "gpu" or "cpu", as asked for and as available."""
     wanted, there = experiment.train.device, torch.cuda.is_available()
     if wanted == "cuda" and not there:
         raise InputError("train: device cuda: torch finds no GPU here. try: train.device=cpu", code="device")

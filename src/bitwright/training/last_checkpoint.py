@@ -71,7 +71,7 @@ def remove_leftovers(folder: Path) -> None:
 
 
 def _root(error: BaseException) -> str:
-    """The first cause: `No space left on device`, whatever was made of it on the way."""
+    """The first cause: `No space left on device`, however often it was wrapped."""
     cause = error.__cause__ or error.__context__
     if isinstance(cause, OSError):
         return cause.strerror or str(cause)

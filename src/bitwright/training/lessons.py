@@ -64,7 +64,7 @@ def _switch(past: Past) -> Iterator[Lesson]:
 
 
 def _recovered(state: State) -> None:
-    """A dip at a switch that is over is no warning any more."""
+    """Drops the warning of a dip at a switch that is over."""
     rows = state.rows(Epoch)
     row, before = rows[-1], [r for r in rows if r.get("stage") == state.stage - 1]
     if before and row["test_top1"] >= before[-1]["test_top1"] - DROP:

@@ -16,7 +16,7 @@ from bitwright.training.losses import Loss, distilled
 from bitwright.training.optimizers import make_optimizer
 from bitwright.transforms import penalty
 
-BUDGET_IMAGES = 128  # on which evaluation is made to spend the budget at the end of each epoch
+BUDGET_IMAGES = 128  # the thresholds are set on these to meet the budget in evaluation, at the end of each epoch
 
 
 class NotFinite(Exception):
@@ -30,7 +30,7 @@ class NotFinite(Exception):
 class TrainingModule(pl.LightningModule):
     """net, loss, teacher and penalty of one stage.
 
-    The teacher is no child: it is neither trained nor saved, and DDP does not see it.
+    The teacher is not a submodule: it is neither trained nor saved, and DDP does not see it.
     """
 
     def __init__(self, job: Job, loss: Loss, teacher: nn.Module | None, rule: Teacher | None) -> None:
@@ -67,7 +67,7 @@ class TrainingModule(pl.LightningModule):
         return make_optimizer(self.net, self.job.experiment.stage[index].optimizer, f"stage {index}: optimizer")
 
     def train_dataloader(self) -> EpochLoader:
-        """Asked for anew each epoch: the rest of the epoch where a resumed training stands."""
+        """Lightning asks for it in each epoch: after a resume it gives the rest of the epoch."""
         job, data = self.job, self.job.experiment.data
         self.loader = EpochLoader(
             job.train,
@@ -119,7 +119,7 @@ class TrainingModule(pl.LightningModule):
             raise NotFinite("weights became infinite or nan")
 
     def refit(self) -> None:
-        """At the end of an epoch: evaluation, with its running statistics, is to spend the budget too."""
+        """At the end of an epoch: fits the thresholds so that evaluation, with its running statistics, meets the budget too."""
         if self.budget is not None:
             self.budget.refit(self.job.example(BUDGET_IMAGES).to(self.device))
 
@@ -159,7 +159,7 @@ class TrainingModule(pl.LightningModule):
             self.budget.load_state_dict(checkpoint["bitwright"]["budget"])
 
     def restore_random(self) -> None:
-        """Right before the first batch: nothing between start and here may matter."""
+        """Called right before the first batch, so that nothing that ran before it changes the random numbers."""
         mine = self._mine()
         if mine is not None:
             torch.random.set_rng_state(mine["cpu"])

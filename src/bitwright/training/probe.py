@@ -118,7 +118,7 @@ def closed(part: nn.Module, x: Tensor) -> Tensor:
 
 
 def add(totals: dict[str, dict[str, list[float]]], sample: dict[str, dict[str, float | None]]) -> None:
-    """Into running [sum, count] per layer and column."""
+    """Adds a sample to the running [sum, count] per layer and column."""
     for name, row in sample.items():
         into = totals.setdefault(name, {})
         for key, value in row.items():
@@ -129,7 +129,7 @@ def add(totals: dict[str, dict[str, list[float]]], sample: dict[str, dict[str, f
 
 
 def means(totals: dict[str, dict[str, list[float]]]) -> dict[str, dict[str, float | None]]:
-    """Of the sampled steps of an epoch."""
+    """Means over the sampled steps of an epoch."""
     return {
         name: {key: (row[key][0] / row[key][1] if key in row else None) for key in MEASURES}
         for name, row in totals.items()

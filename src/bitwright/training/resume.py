@@ -150,7 +150,7 @@ def _flat(experiment: Experiment) -> dict[str, Any]:
         elif value is not None:
             found[key] = list(value) if isinstance(value, tuple) else value
 
-    # through the text, so that both sides went the same way
+    # by way of TOML text, as the saved experiment: equal values then compare equal
     walk(experiments.parse(to_toml(experiment)).model_dump(), "")
     return found
 

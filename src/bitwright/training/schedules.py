@@ -1,4 +1,4 @@
-"""The factor on the learning rate: a plain function of the step, so that there is nothing to lose on a resume."""
+"""The factor on the learning rate: a plain function of the step, so that a resume needs no state of it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Ctrl-C and SIGTERM: a wish that is granted at the next step boundary; a second Ctrl-C is an order."""
+"""Ctrl-C and SIGTERM: training ends at the next step boundary; a second Ctrl-C ends it at once."""
 
 from __future__ import annotations
 

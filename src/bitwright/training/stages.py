@@ -70,7 +70,7 @@ def run_stage(job: Job, checkpoint: Path | None) -> None:
 
 
 def make_trainer(job: Job, callback: Any) -> Trainer:
-    """Lightning's, with everything switched off that talks, downloads or writes on its own."""
+    """Lightning's Trainer, with its own output, downloads and files switched off."""
     import lightning.pytorch as pl
     from lightning.pytorch.loggers import TensorBoardLogger
     from lightning.pytorch.strategies import DDPStrategy

@@ -69,7 +69,7 @@ class State:
         return state
 
     def rows(self, table: type[Table]) -> list[dict[str, Any]]:
-        """Of all epochs so far, by the names of the table's columns."""
+        """The rows of all epochs so far, by the names of the table's columns."""
         return self.tables.setdefault(table.file, [])
 
     def begin_stage(self, index: int) -> None:

@@ -80,7 +80,7 @@ def _read(job: Job, source: str, index: int) -> tuple[nn.Module, bool]:
 
 
 def check_teachers(experiment: Experiment) -> None:
-    """Before any work: a later stage must not find that its teacher is not there, or answers other classes."""
+    """Checked before any work, so that a later stage does not find its teacher missing or with other classes."""
     for index, stage in enumerate(experiment.stage):
         source = "previous" if stage.teacher is None else stage.teacher.source
         if zoo.is_zoo(source):

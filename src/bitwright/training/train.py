@@ -164,11 +164,11 @@ def _state(path: Path, saved: dict[str, Any]) -> State:
     try:
         ours = saved["bitwright"]
         if not isinstance(ours["experiment"], str):
-            raise TypeError("its experiment is no text")
+            raise TypeError("its experiment is not text")
         if not all(isinstance(rank["cpu"], torch.Tensor) and len(rank["sums"]) == 4 for rank in ours["ranks"]):
             raise TypeError("no random state")
         if not all(isinstance(value, torch.Tensor) for value in saved["state_dict"].values()):
-            raise TypeError("its weights are no tensors")
+            raise TypeError("its weights are not tensors")
         return State.from_dict(ours["state"])
     except Exception as error:
         raise damaged(path, error) from None

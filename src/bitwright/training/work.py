@@ -115,8 +115,8 @@ class Ledger:
     def answers(self, net: nn.Module, x: Tensor) -> Tensor:
         """net(x) in passes of `CHUNK` images, the last one filled up with an image that then does not count.
 
-        torch sums in another order for another number of images, and one last bit turns a decision: so the number is
-        always the same. Gates that read the batch itself (`batch_max`) get it whole.
+        torch sums in another order for another number of images, and one last bit can change a gate's decision. So the number
+        is always the same. Gates that read the batch itself (`batch_max`) get it whole.
         """
         if any(traits_of(g).reads_batch for g in self.gates.values()):
             return net(x)

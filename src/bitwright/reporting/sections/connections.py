@@ -39,7 +39,7 @@ class SelfPrune:
 
     @property
     def last(self) -> tuple[Connected, ...]:
-        """Of the last epoch."""
+        """The rows of the last epoch."""
         return last_epoch(self.rows)
 
 

@@ -99,7 +99,7 @@ class ErrorsSection(Section):
 
 
 def class_names(run: RunData, classes: int, file: str) -> tuple[str, ...]:
-    """At least so many; a number where no name is known."""
+    """At least `classes` names; the number of a class where its name is not known."""
     named = run.one(Classes)
     names = named.classes if named else ()
     if classes > max(len(names), CLASSES):  # a page has a line for each

@@ -51,7 +51,7 @@ class Gates:
 
     @property
     def last(self) -> tuple[Gate, ...]:
-        """Of the last epoch."""
+        """The rows of the last epoch."""
         return last_epoch(self.rows)
 
     @property

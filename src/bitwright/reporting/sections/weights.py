@@ -24,7 +24,7 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Histogram:
-    """Latent weights of a layer divided by the largest of their sizes, in 20 equal bins from -1 to 1; latents of 0/1
+    """Latent weights of a layer divided by their largest magnitude, in 20 equal bins from -1 to 1; latents of 0/1
     weights less their threshold."""
 
     layer: str
@@ -47,7 +47,7 @@ class Weights(Section):
     key, tables = "histograms", (Layer, Health)
 
     def read(self, run: RunData) -> tuple[Histogram, ...]:
-        """Of the layers with low-bit weights; of all where no file tells which."""
+        """Histograms of the layers with low-bit weights; of all where no file tells which."""
         coded = [layer.name for layer in run.layers if layer.w_bits is None or layer.w_bits < 32]
         if not run.layers:
             coded = list(dict.fromkeys(row.layer for row in run.rows(Health)))
@@ -99,8 +99,8 @@ def _middles(recipe: str) -> dict[str, float]:
 
 
 def histogram(layer: str, weight: np.ndarray, middle: float = 0.0) -> Histogram | None:
-    """Of the distances from `middle`. None where there is nothing to divide by: no weights, all of them there, or not a
-    number.
+    """The histogram of the distances from `middle`. None where there is nothing to divide by: no weights, all of them at
+    `middle`, or one that is not a number.
 
     >>> h = histogram("a", np.array([-2.0, 0.1, 2.0, 2.0]))
     >>> h.counts[0], h.counts[-1], h.undecided, h.largest

@@ -46,7 +46,7 @@ def time_scatter(run: RunData) -> ScatterPlot | None:
 def _nets(
     run: RunData, ours: float | None, floats: float | None, write: Callable[[float | None], str], unit: float
 ) -> list[Point] | None:
-    """Our net and the float one; None without ours: the float net alone answers nothing."""
+    """Our net and the float one; None without ours: the float net alone does not answer the question."""
     if run.accuracy is None or not ours:
         return None
     return [

@@ -1,1 +1,1 @@
-"""Geometry of the charts: from values to places on paper."""
+"""Geometry of the charts: from values to positions in the drawing."""

@@ -65,7 +65,7 @@ class Point:
 
 @dataclass(frozen=True)
 class Mark:
-    """A labelled vertical: something whose x is known and whose accuracy is not."""
+    """A labelled vertical line, for a program whose x is known and whose accuracy is not."""
 
     name: str
     x: float

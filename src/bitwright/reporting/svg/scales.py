@@ -1,4 +1,4 @@
-"""From values to places on paper: linear and logarithmic axes, and ticks at round numbers."""
+"""From values to positions in the drawing: linear and logarithmic axes, and ticks at round numbers."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Scale:
 
 
 def log_scale(values: Iterable[float], start: float, end: float) -> Scale:
-    """With room on both sides, so that marks at the ends and their labels stay on the paper."""
+    """A log axis with room on both sides, so that marks at the ends and their labels stay inside."""
     values = list(values)
     low, high = min(values), max(values)
     room = max(1.35, (high / low) ** 0.12)

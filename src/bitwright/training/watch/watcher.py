@@ -64,7 +64,7 @@ class Past:
         return [r for r in self.state.rows(table) if (r["stage"], r["epoch"]) == (self.state.stage, self.epoch)]
 
     def fresh(self, key: str, layers: Iterable[str]) -> list[str]:
-        """Those that were not told of it yet. All but the first count as told with it: many layers are one line."""
+        """The layers that this lesson was not told of yet. All but the first are marked as told here: one line names them all."""
         found = [layer for layer in layers if f"{self.state.stage} {key} {layer}" not in self.state.told]
         self.state.told += [f"{self.state.stage} {key} {layer}" for layer in found[1:]]
         return found
@@ -89,7 +89,7 @@ class Watcher:
         return ()
 
     def words(self, rows: Rows) -> str:
-        """For the epoch's line."""
+        """What it adds to the line of the epoch."""
         return ""
 
 
