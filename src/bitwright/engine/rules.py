@@ -85,7 +85,10 @@ def check_output(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> N
         if value is None or type(value) is int:
             leaves.append(value)
             return
-        need(isinstance(value, dict) and len(value) == 1 and depth < 16, "structure is not a nest of tuples, lists, dicts")
+        need(
+            isinstance(value, dict) and len(value) == 1 and depth < 16,
+            "structure is not a nest of tuples, lists, dicts",
+        )
         kind, inner = next(iter(value.items()))
         fits = isinstance(inner, dict) if kind == "dict" else kind in ("tuple", "list") and isinstance(inner, list)
         need(fits, "structure is not a nest of tuples, lists, dicts")
