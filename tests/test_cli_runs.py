@@ -123,6 +123,7 @@ def test_converting_again_replaces_the_runs_own_results_and_says_so(folder: Path
     assert row["net"] == "bitwright" and not row.get("latency_ms")
 
 
+@pytest.mark.slow
 def test_quiet_and_json_on_a_run(folder: Path, call: Any):
     code, out, err = call("convert", str(folder), "--quiet")
     assert code == 0 and err == "" and out.count("\n") == 1 and out.startswith(("PASS  ", "WARN  "))

@@ -16,6 +16,8 @@ from bitwright.errors import InputError, Negative
 from bitwright.parts.mask import Mask
 from bitwright.procedures import CoPrune, co_prune, watching
 
+pytestmark = pytest.mark.few(every=3)  # of each test with many parameters; the rest runs slowly
+
 
 def net_of(seed: int, classes: int = 3) -> nn.Sequential:
     torch.manual_seed(seed)

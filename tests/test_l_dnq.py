@@ -23,6 +23,8 @@ from bitwright.procedures import l_dnq, magnitude
 from bitwright.procedures.layerwise.cascade import Cascade
 from bitwright.runs import Run
 
+pytestmark = pytest.mark.few(every=3)  # of each test with many parameters; the rest runs slowly
+
 MODULE = importlib.import_module("bitwright.procedures.l_dnq")
 
 

@@ -123,6 +123,7 @@ DEFAULTS = [case for case in CASES if not case.options]
 COMPILED_FAST = {"bwn": "w", "sign": "x", "dorefa_g": "g", "fbs": "gate"}  # a part of each slot; the rest below, slowly
 
 
+@pytest.mark.few(*map(str, DEFAULTS))
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_laws(case: Case) -> None:
     """Every law that is quick; what is said of a failure names the law."""

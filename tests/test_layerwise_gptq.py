@@ -16,6 +16,8 @@ from bitwright.procedures import gptq, l_obs, magnitude
 from bitwright.procedures.layerwise.linalg import damped
 from bitwright.procedures.layerwise.select import mask_of
 
+pytestmark = pytest.mark.few(every=3)  # of each test with many parameters; the rest runs slowly
+
 LAYERS = {
     "linear": (lambda: nn.Linear(20, 7), (90, 20)),
     "conv": (lambda: nn.Conv2d(5, 6, 3, stride=2, padding=1), (12, 5, 9, 9)),

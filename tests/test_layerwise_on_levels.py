@@ -13,6 +13,8 @@ from bitwright.fn.levels import level_grid, nearest_level
 from bitwright.procedures.layerwise import on_levels
 from bitwright.procedures.layerwise.on_levels import OnLevels, Quadratic, admm, best_levels, descend
 
+pytestmark = pytest.mark.few(every=3)  # of each test with many parameters; the rest runs slowly
+
 SETS = ("ternary", "pow2:7", "uniform:8")
 SEEDS = range(4)
 

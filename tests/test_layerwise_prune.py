@@ -29,6 +29,8 @@ from bitwright.procedures.layerwise.prune import choose
 from bitwright.procedures.layerwise.select import mask_of
 from bitwright.transforms.apply import recipe_of
 
+pytestmark = pytest.mark.few(every=3)  # of each test with many parameters; the rest runs slowly
+
 
 def need_mask(layer: nn.Module) -> Tensor:
     """The mask of a layer that has one."""

@@ -185,6 +185,7 @@ assert torch.equal(got["classes"], want)
 """
 
 
+@pytest.mark.slow
 def test_an_exported_net_needs_nothing_but_its_file(tmp_path: Path) -> None:
     mine, x = residual()
     batch = torch.export.Dim("batch", min=1)

@@ -18,6 +18,8 @@ from bitwright.fn.levels import fit_scale, level_grid, nearest_level
 from bitwright.parts import moment
 from bitwright.transforms import recipe_of
 
+pytestmark = pytest.mark.few(every=3)  # of each test with many parameters; the rest runs slowly
+
 SETS = ("ternary", "pow2:5", "pow2:7", "pow2:9", "pow2:11", "uniform:4", "uniform:7", "uniform:8", "uniform:16")
 
 

@@ -24,6 +24,8 @@ from bitwright.training import Stopped
 from oracles.metaquant import Learner
 from stepping import stop_at
 
+pytestmark = pytest.mark.few(every=3)  # of each test with many parameters; the rest runs slowly
+
 SIZES = {"fc_grad": 5, "multi_fc": 5, "lstm_fc": 3, "mlp": 4}
 
 
