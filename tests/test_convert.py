@@ -36,12 +36,14 @@ def small(p: dict[str, Any] = ONE_BIT) -> Any:
 
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(3))
 
+PACKED = ("bits", "int8")  # which of the two is faster depends on the instruction set
+
 
 def test_report_and_result() -> None:
     net = small()
     done = bw.convert(net, X)
     assert done.report.layers_exact and done.report.images == 4 and done.report.codes_checked == 1
-    assert [(r.layer, r.runs_as) for r in done.report.rows] == [("0", "float"), ("2", "bits"), ("5", "float")]
+    assert [r.layer for r in done.report.rows if r.runs_as in PACKED] == ["2"] and len(done.report.rows) == 3
     row = done.report.rows[1]
     assert (row.bits, row.bytes_before, row.bytes_after) == ("1/1", 4 * (32 * 32 * 9 + 32), 32 * 32 * 9 // 8 + 8 * 32)
     assert done.report.status in ("PASS", "WARN") and done.model is not None
@@ -189,7 +191,7 @@ def test_a_refused_layer_runs_in_float_and_says_why(name: str) -> None:
     line = line_of("return op(x, w, b) * 0.5" if name == "gate" else "# the line that reports")
     assert row.why == f"{why} (test_convert.py line {line})"
     assert done.model is not None and (done.model(X) - net(X)).abs().max() < 1e-4
-    assert done.report.rows[0].runs_as == "bits" and done.report.layers_exact
+    assert done.report.rows[0].runs_as in PACKED and done.report.layers_exact
     assert done.report.refused == [row]
 
 
@@ -229,7 +231,7 @@ def test_same_padding_of_an_even_kernel_packs(kernel: Any, dilation: int) -> Non
         nn.Conv2d(3, 32, 3), B.Conv2d(32, 8, kernel, padding="same", dilation=dilation, **ONE_BIT)
     ).eval()
     done = bw.convert(net, X)
-    assert done.report.layers_exact and done.report.rows[1].runs_as == "bits" and done.model is not None
+    assert done.report.layers_exact and done.report.rows[1].runs_as in PACKED and done.model is not None
     torch.testing.assert_close(done.model(X), net(X), rtol=1e-5, atol=1e-5)
 
 
