@@ -208,7 +208,7 @@ for size in (2, 5, 12, 40):
     for isa in n.isas():
         n.force_isa(isa)
         plan = n.ConvPlan.bits(w, w_mult=[2], w_zero=-1, x_mult=[2], x_zero=-1, padding=1)
-        sums.append(plan.run_int(n.pack(x, torch.zeros(1))))
+        sums.append(plan.run_int(n.pack_codes(x, torch.zeros(1))))
     print(all(torch.equal(s, sums[0]) for s in sums))
 for c, size, dilation in ((256, 1, 1), (64, 3, 1), (64, 5, 2), (48, 3, 1)):  # bytes, one pixel
     kernel = min(size, 3)

@@ -154,6 +154,7 @@ def test_values_that_live_at_the_same_time_share_no_memory() -> None:
     assert places == {"a": 0, "b": 448, "c": 640, "d": 0} and size == 704
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor of torch calls it
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", pytest.param("inductor", marks=pytest.mark.slow)])
 def test_a_packed_net_compiles_as_one_operator(backend: str) -> None:
     mine, x = residual()
