@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,6 +12,7 @@ from bitwright.fn.coded import ternary_code, uint_code
 from bitwright.fn.levels import fit_scale, level_grid, nearest_level
 from bitwright.fn.plain import step_size
 from bitwright.fn.ste import sign, ste2
+from bitwright.parts.from_file import ShapesFromFile
 from bitwright.parts.options import check_word
 from bitwright.parts.registry import part
 from bitwright.parts.scale import kept_only, weight_of, wide
@@ -20,7 +20,7 @@ from bitwright.types import Coded
 
 
 @part("codebook", "w")
-class Codebook(nn.Module):
+class Codebook(ShapesFromFile):
     """Weights on a small set of levels: value = scale * level, the levels chosen by a procedure and kept.
 
     value     s levels[index]; `.levels` whole numbers, sorted; `.index` the kept choice (uint8, shape of the weight, outputs
@@ -44,6 +44,7 @@ class Codebook(nn.Module):
     scale: nn.Parameter
     index: Tensor
     levels: Tensor
+    from_file = ("index", "scale")
     bits_range = "2-8"
     projects = True
 
@@ -152,22 +153,3 @@ class Codebook(nn.Module):
 
     def whole(self, w: Tensor, keep: Tensor | None = None) -> tuple[Tensor, Tensor]:
         return self._numbers(w).to(w.dtype), self._spread(step_size(wide(self.scale)), w)
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        index, scale = state_dict.get(prefix + "index"), state_dict.get(prefix + "scale")
-        if isinstance(index, Tensor) and isinstance(scale, Tensor) and self.index.dim() == 0:
-            # built without a layer: take the shapes of the file
-            self.index = torch.zeros_like(index)
-            self.scale = nn.Parameter(torch.ones_like(scale))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )

@@ -2,19 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.ste import ste
+from bitwright.parts.from_file import ShapesFromFile
 from bitwright.parts.registry import part
 from bitwright.parts.scale import weight_of
 
 
 @part("mask", "w")
-class Mask(nn.Module):
+class Mask(ShapesFromFile):
     """Pruned weights: value w where the mask is 1, exactly 0 elsewhere.
 
     value     w * mask
@@ -31,6 +30,7 @@ class Mask(nn.Module):
     """
 
     mask: Tensor
+    from_file = ("mask",)
     bits = 32
     storage_bits = 1
 
@@ -69,20 +69,3 @@ class Mask(nn.Module):
 
     def density(self) -> float:
         return float(self.mask.float().mean())
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        saved = state_dict.get(prefix + "mask")
-        if isinstance(saved, Tensor) and self.mask.dim() == 0:  # built without a layer: take the shape of the file
-            self.mask = torch.ones_like(saved)
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )

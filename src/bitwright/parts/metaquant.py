@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import sign_code
 from bitwright.fn.ste import sign, ste
 from bitwright.parts.bits import check_bits
 from bitwright.parts.dorefa import DorefaW
+from bitwright.parts.from_file import ShapesFromFile
 from bitwright.parts.meta_net import INITS, NETS, MetaNet, State
 from bitwright.parts.options import check_number, check_word
 from bitwright.parts.registry import part
@@ -45,7 +46,7 @@ class Shift:
 
 
 @part("metaquant", "w")
-class MetaQuant(nn.Module):
+class MetaQuant(ShapesFromFile):
     """Binary or k-bit weights whose gradient through the quantizer is learned by a small net.
 
     value     Q(t), t = A(w).  dorefa: t = tanh(w) / (2 m) + 1/2, m = max|tanh(w)| of the layer; Q = 2 q_k(t) - 1, q_k as in
@@ -82,6 +83,7 @@ class MetaQuant(nn.Module):
     count: Tensor
     steps: Tensor
     meta: MetaNet
+    grown = STATES
     bits_range = "1-8"
 
     def __init__(
@@ -269,21 +271,3 @@ class MetaQuant(nn.Module):
         weight.copy_(move.to)
         self.g = g.clone()
         self.count += 1
-
-    def _load_from_state_dict(
-        self,
-        state_dict: dict[str, Any],
-        prefix: str,
-        local_metadata: dict[str, Any],
-        strict: bool,
-        missing_keys: list[str],
-        unexpected_keys: list[str],
-        error_msgs: list[str],
-    ) -> None:
-        for name in STATES:  # empty or as large as the weight: as the file has them
-            saved, own = state_dict.get(prefix + name), getattr(self, name)
-            if isinstance(saved, Tensor) and saved.shape != own.shape:
-                setattr(self, name, torch.empty_like(saved, device=own.device))
-        super()._load_from_state_dict(
-            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
-        )

@@ -139,8 +139,8 @@ def _stage(
     handles = [attach(net, optimizer) for net, optimizer in zip(nets, optimizers, strict=True)]
     lowest_loss, waited, steps, swaps, best, done = math.inf, 0, 0, 0, None, 0
     images = 0
-    for done in range(1, epochs + 1):  # noqa: B007
-        total, images = 0.0, 0
+    while done < epochs:
+        done, total, images = done + 1, 0.0, 0
         for net in nets:
             net.train()
         for pair in zip(*feeds, strict=False):
