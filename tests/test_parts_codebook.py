@@ -192,3 +192,11 @@ def test_a_result_of_another_shape_is_refused() -> None:
     layer = nn.Linear(3, 2)
     with pytest.raises(InputError, match=r"part codebook: index \(2, 2\) and scale \(2,\) for weights \(2, 3\)"):
         part_of(layer).hold(layer.weight, torch.zeros(2, 2), torch.ones(2))
+
+
+def test_with_a_layer_the_shapes_of_a_file_must_be_its_own() -> None:
+    saved = part_of(nn.Linear(4, 3)).state_dict()
+    with pytest.raises(RuntimeError, match="size mismatch for scale"):
+        part_of(nn.Linear(4, 3), granularity="layer").load_state_dict(saved)
+    with pytest.raises(RuntimeError, match="size mismatch for index"):
+        part_of(nn.Linear(4, 3)).load_state_dict(saved | {"index": saved["index"][:2]})
