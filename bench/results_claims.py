@@ -57,6 +57,8 @@ def claims() -> list[Claim]:
         *_gates(),
         *_selfprune(),
         *_strangers(),
+        *_compression(),
+        *_learned_gradients(),
     ]
 
 
@@ -251,3 +253,34 @@ def _strangers() -> Iterator[Claim]:
         graph = sum(r["form"] == "graph" for r in found)
         yield Claim("architectures of others, two recipes each: rows that convert as one graph", f"{graph} of {len(found)}",
                     "Architectures of others", "strangers.py")  # fmt: skip
+
+
+def _compression() -> Iterator[Claim]:
+    where = "Compression without retraining", "layerwise.py"
+    for r in read("layerwise.csv"):
+        if r["case"] == "resnet20 cifar10" and r["method"] in ("magnitude", "l_obs", "gptq 4 bits"):
+            yield Claim(
+                f"`resnet20` without retraining, {r['method']}: test accuracy", f"{float(r['after']):.2f} %", *where
+            )
+        if (r["case"], r["method"]) == ("lenet300 mnist", "l_obs 8 rounds, global"):
+            yield Claim("LeNet-300-100 on MNIST, 7 % of its weights: points lost", f"{float(r['lost']):.2f}", *where)
+    where = "A few levels from 500 unlabeled images", "l_dnq.py"
+    for r in read("l_dnq.csv"):
+        if r["row"] in ("ternary rounded", "ternary layers alone", "ternary"):
+            yield Claim(
+                f"`resnet20` without retraining, {r['row']}: test accuracy", f"{percent(r['accuracy'])} %", *where
+            )
+
+
+def _learned_gradients() -> Iterator[Claim]:
+    found = read("metaquant.csv")
+    for optimizer, name in (("sgd", "SGD"), ("adam", "Adam")):
+        mean = {}
+        for gradient in ("STE", "FC-Grad"):
+            values = [
+                100 * float(r["accuracy"]) for r in found if (r["optimizer"], r["gradient"]) == (optimizer, gradient)
+            ]
+            mean[gradient] = sum(values) / max(1, len(values))
+        if found:
+            yield Claim(f"FC-Grad over the straight-through estimator under {name}, mean of three seeds: points",
+                        f"{mean['FC-Grad'] - mean['STE']:.2f}", "Learned gradients", "metaquant.py")  # fmt: skip
