@@ -147,6 +147,10 @@ def test_a_float_net_by_folder_by_variable_and_missing(nets: Path, monkeypatch: 
     again = zoo.load("zoo:digits-resnet20-float", form="float")
     x = torch.randn(2, 1, 8, 8)
     assert torch.equal(given(x), again(x)) and not again.training
+    monkeypatch.delenv(find.VARIABLE)
+    nets.rename(nets.parent / "zoo")
+    monkeypatch.chdir(nets.parent)  # an installed package used inside a checkout
+    assert torch.equal(given(x), zoo.load("digits-resnet20-float")(x))
 
 
 def test_a_float_net_by_url_with_its_checksum(nets: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -47,7 +47,8 @@ def file(card: Card, root: str | os.PathLike[str] | None = None) -> Path:
     given = os.fspath(root) if root is not None else os.environ.get(VARIABLE, "")
     places = [NETS / card.file]
     if "://" not in given:
-        places.append((Path(given) if given else CHECKOUT) / card.file)
+        # without a name: the checkout that this package runs from, or the one that an installed package is used in
+        places += [folder / card.file for folder in ([Path(given)] if given else [CHECKOUT, Path("zoo").absolute()])]
     path = next((place for place in places if place.is_file()), None)
     if path is None and "://" in given:
         return _download(given, card)
