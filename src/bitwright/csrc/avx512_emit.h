@@ -136,11 +136,8 @@ BW_INLINE void store_halves(uint32_t* plane, int64_t channels, int64_t block, in
   if (blocks == 4) {
     memcpy(halves, &bits, 8);
     halves += 4;
-  } else if (blocks == 2) {
-    memcpy(halves, &bits, 4);
-    halves += 2;
   } else {
-    *halves++ = (uint16_t)bits;
+    for (int b = 0; b < blocks; b++) *halves++ = (uint16_t)(bits >> 16 * b);
   }
   if ((block + blocks) % 2 && (block + blocks) * 16 >= channels) *halves = 0;
 }
