@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,18 @@ def test_biases_of_the_part_are_packed_as_their_values(x: str | None) -> None:
 def test_an_off_value_that_is_no_multiple_of_the_step_stays_float_and_says_why() -> None:
     made = net("selfprune_mlp", "selfprune-step", activation="identity")
     slot: Any = layer(made, "fc2").w
-    slot.off = 0.3
+    slot.off = math.sqrt(0.1)
     done, _ = converted(made)
     (row,) = [row for row in done.report.rows if row.layer == "fc2"]
-    assert row.runs_as == "float" and "off=0.3" in row.why and "not the same multiple of a step" in row.why
+    assert row.runs_as == "float" and "off=0.316" in row.why and "not the same multiple of a step" in row.why
+
+
+def test_an_off_value_of_three_sevenths_of_the_step_packs() -> None:
+    made = net("selfprune_mlp", "selfprune-step", activation="identity")
+    slot: Any = layer(made, "fc2").w
+    slot.off = 0.3
+    done, _ = converted(made)
+    assert [row.runs_as for row in done.report.rows if row.layer == "fc2"] == ["bits"]
 
 
 # -- layers without a connection ------------------------------------------------------------------------------------------
@@ -228,6 +237,7 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate({**table, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
 def test_a_stopped_training_with_random_on_values_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
@@ -264,3 +274,21 @@ def test_a_training_that_leaves_a_layer_without_a_connection_says_so(
     result = train(experiment(stage=[stage]), tmp_path / "a")
     (told,) = [text for text in result.warnings if "is on at the end" in text]
     assert "fc2: none of its connections is on at the end of epoch 0" in told
+
+
+def test_a_layer_with_hardly_a_connection_runs_on_lists() -> None:
+    g = torch.Generator().manual_seed(0)
+    wide = bw.nn.Linear(
+        600, 40, bias=False, w={"part": "zero_one", "init": "keep"}, x={"part": "heaviside", "threshold": 0.5}
+    )
+    rest = bw.nn.Linear(
+        40, 3, bias=False, w={"part": "zero_one", "init": "keep"}, x={"part": "heaviside", "threshold": 0.5}
+    )
+    wide.weight.data.zero_().view(-1)[torch.randperm(24000, generator=g)[:90]] = 1.0
+    rest.weight.data.copy_(torch.rand(3, 40, generator=g))
+    model, x = nn.Sequential(wide, rest).eval(), torch.rand(70, 600, generator=g)
+    done = bw.convert(model, x[:2], verify=[x])
+    assert [(row.runs_as, row.why) for row in done.report.rows] == [
+        ("int8", "nearly all its weights are 0: runs on lists of the others"), ("bits", "")
+    ]  # fmt: skip
+    assert done.model is not None and torch.equal(done.model(x), model(x))
