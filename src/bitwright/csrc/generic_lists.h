@@ -62,13 +62,13 @@ BW_INLINE void add_list(const uint8_t* x, const uint16_t* index, int64_t count, 
 // Sixteen rows of sixteen numbers, turned round in four rounds of interleaving: row r of a round goes with row r + 8.
 template <class Row>
 BW_INLINE void turn_round(Row (&a)[16]) {
-  Row b[16];
-  for (int round = 0; round < 4; round++) {
-    for (int r = 0; r < 8; r++) {
+  _Pragma("GCC unroll 4") for (int round = 0; round < 4; round++) {
+    Row b[16];
+    _Pragma("GCC unroll 8") for (int r = 0; r < 8; r++) {
       b[2 * r] = __builtin_shufflevector(a[r], a[r + 8], 0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
       b[2 * r + 1] = __builtin_shufflevector(a[r], a[r + 8], 8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
     }
-    memcpy(a, b, sizeof a);
+    _Pragma("GCC unroll 16") for (int r = 0; r < 16; r++) a[r] = b[r];
   }
 }
 
