@@ -22,11 +22,11 @@ from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.bake import bake
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.geometry import describe, padding_of
-from bitwright.transforms.trained_file import load_trained, metadata_of
+from bitwright.transforms.trained_file import load_trained, metadata_of, put_stored_widths
 from bitwright.transforms.unwrap import unwrap
 
 FORMAT = "1"
-RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last"})
+RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last", "shrunk"})
 ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}  # what a file says of a packed layer
 INSIDE = "packed."  # where a packed layer keeps its tensors
 Path = str | os.PathLike[str]
@@ -109,7 +109,9 @@ def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.
         return load_trained(model, tensors, metadata, path).to(device)
     model, entries = unwrap(model), _entries(metadata.get("layers", ""), path)
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
-    _fill(copy_model(model), entries, recipe, tensors, path)  # a trial on a copy: errors come here
+    put_stored_widths(trial := copy_model(model), metadata, path)
+    _fill(trial, entries, recipe, tensors, path)  # a trial on a copy: errors come here
+    put_stored_widths(model, metadata, path)
     return _fill(model, entries, recipe, tensors, path)
 
 
