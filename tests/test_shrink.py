@@ -356,7 +356,9 @@ def test_a_shrunk_net_is_quantized_converted_and_loaded_in_both_forms(tmp_path: 
     bw.procedures.gptq(net, [torch.randn(64, 3, 6, 6)], bits={"a": 4, "b": 4})
     want = net(x)
     for form in ("graph", "layers"):
-        bw.save(bw.convert(net, x, form=form).model, tmp_path / f"{form}.safetensors")
+        packed = bw.convert(net, x, form=form).model
+        assert packed is not None
+        bw.save(packed, tmp_path / f"{form}.safetensors")
         back = bw.load(tmp_path / f"{form}.safetensors", None if form == "graph" else Residual())
         assert torch.allclose(back(x), want, atol=1e-4)
 

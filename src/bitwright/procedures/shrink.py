@@ -127,7 +127,7 @@ def shrink(model: nn.Module, batches: Iterable[Any]) -> ShrinkReport:
     rows = _rows(model, channels, found.gone, found.stays)
     every = sum(layer.weight.numel() for layer in found.layers.values())
     narrow(model, found.twin, channels, found.gone, found.moved)
-    left = {n: m for n, m in model.named_modules() if n in found.layers}
+    left: dict[str, Any] = {n: m for n, m in model.named_modules() if n in found.layers}
     done = tuple(_finished(row, left[row.layer]) for row in rows)
     return ShrinkReport("shrink", Call.of(example).images, done, every, sum(m.weight.numel() for m in left.values()))
 

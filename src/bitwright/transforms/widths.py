@@ -47,7 +47,7 @@ def set_sizes(layer: Any, sizes: Sizes, tensors: Mapping[str, Tensor]) -> None:
         (layer.num_features,) = sizes
     else:
         (layer.num_parameters,) = sizes
-    layer.shrunk = True
+    layer.__dict__["shrunk"] = True
 
 
 def widths_of(model: nn.Module) -> dict[str, Sizes]:
