@@ -103,7 +103,7 @@ def _quantize(stats: LayerStats, bits: int, act_order: bool, group: int | None, 
             code="option",
             layer=stats.name,
         )
-    weight: Tensor = stats.layer.weight
+    weight = stats.unit.filters
     grid = torch.tensor(level_grid(f"uniform:{2**bits}"), dtype=torch.float64, device=stats.h[0].device)
     mask = stats.unit.mask
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.bool()

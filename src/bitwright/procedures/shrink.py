@@ -18,13 +18,13 @@ from bitwright.procedures.channels.choose import choose, remove
 from bitwright.procedures.channels.constants import readings
 from bitwright.procedures.channels.coupling import Channel, coupled, torch_pruning
 from bitwright.procedures.channels.narrow import narrow
-from bitwright.procedures.channels.rows import as_rows
 from bitwright.procedures.registry import procedure
 from bitwright.procedures.report import Report
 from bitwright.transforms.call import Call
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.facts import part_text
 from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.geometry import as_rows
 from bitwright.transforms.layers import candidates, hooks_of
 from bitwright.transforms.unwrap import unwrap
 from bitwright.transforms.widths import NORM, sizes_of

@@ -10,9 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.procedures.channels.constants import Reading
+from bitwright.procedures.channels.constants import Reading, has_border
 from bitwright.procedures.channels.coupling import Channel
-from bitwright.procedures.channels.rows import as_rows, from_rows, has_border
+from bitwright.transforms.geometry import as_rows, from_rows
 
 
 @dataclass

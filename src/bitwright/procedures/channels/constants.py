@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from bitwright.procedures.channels.rows import as_rows, has_border
 from bitwright.transforms.call import Call
 from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.geometry import as_rows
 from bitwright.transforms.tracer import COPIES, KEEPS_ZEROS, Fact, OperatorCall, Tracer, tensors_in
 
 # of each number by itself
@@ -161,3 +161,16 @@ def _constant_outputs(layer: Any, read: Reading) -> Tensor:
     groups = getattr(layer, "groups", 1)
     each = moves.reshape(groups, 1, -1) & uses.reshape(groups, len(rows) // groups, -1)
     return ~each.any(-1).flatten()
+
+
+def has_border(layer: Any) -> bool:
+    """Whether outputs at the border see zeros, or fewer inputs, in place of what the layer reads elsewhere."""
+    if isinstance(layer, nn.Linear):
+        return False
+    if getattr(layer, "transposed", False):
+        return True
+    padding = layer.padding
+    none = padding == "valid" or (not isinstance(padding, str) and not any(padding))
+    if padding == "same":
+        none = all(k == 1 for k in layer.kernel_size)
+    return layer.padding_mode == "zeros" and not none

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from bitwright.procedures.channels.choose import dropped_groups, places_of, split_of
 from bitwright.procedures.channels.coupling import Channel
-from bitwright.procedures.channels.rows import as_rows, from_rows
 from bitwright.procedures.layerwise.select import mask_of
+from bitwright.transforms.geometry import as_rows, from_rows
 from bitwright.transforms.widths import Sizes, set_sizes, sizes_of
 
 

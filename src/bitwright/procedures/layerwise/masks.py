@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
@@ -54,6 +55,7 @@ def _with_mask(module: nn.Module, name: str, who: str) -> Any:
     return [*specs, "mask"]
 
 
+@torch.no_grad()
 def put_codebooks(
     model: nn.Module,
     found: dict[str, tuple[Unit, str, int | None, dict[str, Tensor]]],
@@ -77,4 +79,7 @@ def put_codebooks(
         for name in (names[id(module)] for module in unit.modules):
             layer: Any = model.get_submodule(name)
             part = next(link for link in links_of(layer.w) if isinstance(link, Codebook))
-            part.hold(layer.weight, tensors["index"], tensors["scale"])
+            seen = layer.slot_weight()
+            part.hold(seen, tensors["index"], tensors["scale"])
+            if seen is not layer.weight:  # a transposed convolution shows its parts a rearranged copy
+                layer.weight.copy_(layer.from_slot(seen))
