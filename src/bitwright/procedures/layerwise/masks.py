@@ -62,11 +62,13 @@ def put_codebooks(
     who: str,
     granularity: str = "filter",
 ) -> None:
-    """Puts each unit's levels, group width, index and scale into `codebook` parts; an existing mask stays beside it."""
+    """Puts each unit's levels, group width, index, scale and, if it has one, zero into `codebook` parts; an existing mask stays beside it."""
     names = {id(m): n for n, m in model.named_modules()}
     rules = []
-    for unit, levels, group, _ in found.values():
+    for unit, levels, group, tensors in found.values():
         spec: dict[str, Any] = {"part": "codebook", "levels": levels}
+        if "zero" in tensors:
+            spec["asymmetric"] = True
         if group is not None:
             spec["group"] = group
         if granularity != "filter":
@@ -80,6 +82,6 @@ def put_codebooks(
             layer: Any = model.get_submodule(name)
             part = next(link for link in links_of(layer.w) if isinstance(link, Codebook))
             seen = layer.slot_weight()
-            part.hold(seen, tensors["index"], tensors["scale"])
+            part.hold(seen, tensors["index"], tensors["scale"], tensors.get("zero"))
             if seen is not layer.weight:  # a transposed convolution shows its parts a rearranged copy
                 layer.weight.copy_(layer.from_slot(seen))
