@@ -103,7 +103,7 @@ def run_method(
 SPEED = (
     "Pruned weights are zeros in the file, with a mask of 1 bit a weight; a plain CPU does not skip single zeros, so the net "
     "is not faster until its weights are on few bits too (bitwright quantize) and packed (bitwright convert). Filters that are 0 as a "
-    "whole do make it faster once they are taken out (bitwright prune --method shrink)."
+    "whole can be taken out, and then it is faster: the procedure shrink, in Python or as the next stage of an experiment."
 )
 
 

@@ -47,8 +47,8 @@ def gptq(
     """Round each layer's weights to 2^bits whole numbers times a scale, one column after another; later ones make up for it.
 
     value      s q with q from -2^(bits-1) to 2^(bits-1) - 1, one s > 0 per output unit; lands in the part `codebook`
-    asymmetric   s (q - z): a zero z, one of the numbers q, beside each s, for weights that lie to one side of 0. It pays with
-              groups and 2 or 3 bits; packed, each weight takes a bit more
+    asymmetric   s (q - z): a zero z, one of the numbers q, beside each s, for weights that lie to one side of 0; packed,
+              each weight takes a bit more
     update     as in `sparse_gpt`, the error being w - s q
     bits       2 to 8, a number or a mapping by layer glob ({"*": 4, "conv1": 8}); other layers stay float
     act_order  columns by falling mean square of their input, so that the most used ones are rounded while all others can

@@ -57,7 +57,7 @@ def l_obs(
               "auto": the best that `flop_budget` allows for each layer
     scope     where weights compete: "layer", "row" (each output unit keeps the same number), "global" (all layers: first
               each is pruned to a dozen shares on trial, then those are taken with the least sum of relative E; `keep` is the
-              share of all together). Below about 20 % take "global", or give small layers and the last one a share of their
+              share of all together). With few weights left take "global", or give small layers and the last one a share of their
               own: one share for all leaves the last layer with a few weights a class, and the net loses most of its accuracy there
     damping   added to H, a share of its mean diagonal; rises tenfold where H cannot be factored
     inputs    H of what a layer reads after the layers pruned so far ("compressed"), or in the net as it was ("original")
