@@ -6,6 +6,7 @@ import math
 
 from torch import Tensor, nn
 
+from bitwright.engine.forms import listed
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.layer_form import LayerForm, stays
 from bitwright.engine.packed import PackedModel
@@ -94,13 +95,15 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node) -> R
             bits = f"{info['planes']}/{levels.bit_length()}"
         if not bool(packed.any()) and not any(int(term["zero"]) for term in info["terms"]):
             why = _joined(why, "all its weights are 0, so its output is a constant")
+        elif node.op in CODED and listed(node, graph):
+            why = _joined(why, "nearly all its weights are 0: runs on lists of the others")
     return ReportRow(name or "(net)", kind, runs, bits, 4 * (count + floats), after, why=why)
 
 
 def own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
     own = list(layer.parameters(recurse=False))
-    weight = layer.quantized_weight().detach() if is_slot_layer(layer) and layer.gate is None else None
-    size, zeros = 4 * sum(p.numel() for p in own), "" if weight is None else _pruned(weight)
+    weight = layer._parameters.get("weight")
+    size, zeros = 4 * sum(p.numel() for p in own), "" if weight is None else _pruned(weight.detach())
     return ReportRow(
         name or "(net)", describe(layer), runs, "float", size, sum(map(stored_bytes, own)), why=_joined(why, zeros)
     )
