@@ -79,7 +79,17 @@ def test_words_for_people(run: Run, call: Any) -> None:
         (("quantize", "RUN", "--method", "l_obs"), "l_obs is run by bitwright prune"),
         (("prune", "RUN"), "l_obs: neither keep nor sparsity is given"),
         (("prune", "RUN", "--keep", "2"), "l_obs: keep=2.0; possible: above 0 and at most 1"),
-        (("prune", "RUN", "--keep", "half"), "procedure l_obs: keep = 'half'"),
+        (
+            ("prune", "RUN", "--keep", "half"),
+            "keep = 'half'; possible: a valid number; or a mapping from layer globs to values, "
+            "as GLOB=VALUE,GLOB=VALUE on the command line",
+        ),
+        (("prune", "RUN", "--keep", "*=.5,fc1=abc"), "keep of 'fc1' = 'abc': Input should be a valid number"),
+        (("prune", "RUN", "--keep", ".5", "--rounds", "x"), "possible: a valid integer; or 'obc' or 'auto'"),
+        (
+            ("quantize", "RUN", "--bits", "9"),
+            "bits = 9; possible: less than or equal to 8; or a mapping from layer globs",
+        ),
         (("prune", "RUN", "--kepe", ".5"), "unknown option 'kepe'. Nearest: keep."),
         (("prune", "zoo:nothing", "--keep", ".5"), "zoo nothing: no such net"),
     ],

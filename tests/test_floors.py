@@ -21,6 +21,7 @@ FLOORS = {
     "types": 0,
     "tensors": 0,
     "version": 0,
+    "zeros": 0,
     "fn": 0,
     "usercode": 0,
     "trust": 0,

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import InputError
-from bitwright.fn.levels import fit_scale, level_grid, nearest_level
+from bitwright.fn.levels import fit_scale, fit_scale_zero, level_grid, nearest_level
 from bitwright.procedures import gptq, l_obs, magnitude
 from bitwright.procedures.layerwise.linalg import damped
 from bitwright.procedures.layerwise.select import mask_of
@@ -175,3 +175,92 @@ def test_apply_says_when_a_mask_would_be_lost() -> None:
         bw.errors.BitwrightWarning, match=r"0 loses its mask, 50 % of its weights were pruned; write w = "
     ):
         bw.apply(net, [{"match": "*", "w": "bwn"}])
+
+
+# -- a zero beside each scale ------------------------------------------------------------------------------------
+def skewed(seed: int, rows: int = 6, columns: int = 12) -> Tensor:
+    """Weights that lie to one side of 0 in most rows."""
+    g = torch.Generator().manual_seed(seed)
+    return torch.randn(rows, columns, generator=g, dtype=torch.float64) + 2.0 * torch.randn(rows, 1, generator=g)
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_scale_and_zero_are_close_to_the_best_of_all(seed: int) -> None:
+    """Brute force: every zero, a thousand scales."""
+    grid, rows = torch.tensor(level_grid("uniform:4"), dtype=torch.float64), skewed(seed)
+    scale, zero = fit_scale_zero(rows, grid)
+    assert bool((zero.round() == zero).all()) and float(zero.min()) >= -2 and float(zero.max()) <= 1
+
+    def error(s: Tensor, z: Tensor) -> Tensor:
+        values = s[:, None, None] * (grid - z[:, None, None])
+        return (rows[:, :, None] - values).square().amin(-1).sum(1)
+
+    every = torch.linspace(0.01, 4.0, 1000, dtype=torch.float64)
+    best = torch.stack([error(s.expand(len(rows)), z.expand(len(rows))) for z in grid for s in every]).amin(0)
+    assert bool((error(scale, zero) <= 1.1 * best + 1e-9).all())
+    symmetric = error(fit_scale(rows, grid), torch.zeros_like(scale))
+    assert bool((error(scale, zero) <= symmetric + 1e-12).all()) and float(symmetric.sum()) > 1.3 * float(best.sum())
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_asymmetric_codes_against_all_codes(seed: int) -> None:
+    """Three weights of 2 bits: all 64 codes of every zero, each with its best scale, judged by H."""
+    torch.manual_seed(seed)
+    net: Any = nn.Sequential(nn.Linear(3, 4, bias=False)).double()
+    old = net[0].weight.data.copy_(skewed(seed, 4, 3)).clone()
+    x = torch.randn(400, 3, dtype=torch.float64) @ torch.randn(3, 3, dtype=torch.float64)
+    (row,) = gptq(net, [x], bits=2, asymmetric=True, damping=1e-6).rows
+    h = x.T @ x / len(x)
+    codes = torch.cartesian_prod(*[torch.arange(4.0, dtype=torch.float64)] * 3)
+    q = torch.cat([codes - z for z in range(4)])
+    qq, qw = ((q @ h) * q).sum(1), q @ h @ old.T  # [256], [256, 4]
+    scale = (qw / qq.clamp_min(1e-12)[:, None]).clamp_min(0)
+    change = scale[..., None] * q[:, None] - old
+    best = ((change @ h) * change).sum(-1).amin(0).sum()
+    moved = net[0].quantized_weight().detach() - old
+    mine = ((moved @ h) * moved).sum()
+    assert row.error == pytest.approx(float(mine), rel=1e-6)
+    assert float(best) - 1e-12 <= float(mine) <= 4 * float(best) + 0.02 * float(((old @ h) * old).sum())
+
+
+@pytest.mark.parametrize("way", [{}, {"act_order": False}, {"group": 4}, {"group": 4, "act_order": False}], ids=str)
+def test_asymmetric_weights_are_levels_and_beat_symmetric_ones(way: dict[str, Any], tmp_path: Any) -> None:
+    errors = {}
+    for asymmetric in (False, True):
+        torch.manual_seed(0)
+        net: Any = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 2))
+        net[0].weight.data.copy_(skewed(3))
+        old, x = copy.deepcopy(net), torch.randn(300, 12)
+        magnitude(net, keep={"0": 0.8})
+        report = gptq(net, [x], bits={"0": 2}, asymmetric=asymmetric, **way)
+        layer: Any = net[0]
+        part = layer.w.quantizer
+        assert part.asymmetric == asymmetric and ("0.w.links.0.zero" in net.state_dict()) == asymmetric
+        value, mask = layer.quantized_weight(), layer.w.mask.mask
+        assert not bool(value[mask == 0].any())
+        assert torch.allclose(value, layer.weight, atol=1e-5)
+        wide = [t.repeat_interleave(way.get("group", 12), 1)[:, :12] for t in (part.scale.reshape(6, -1),)]
+        steps = (value / wide[0]).detach()
+        assert torch.allclose(steps, steps.round(), atol=1e-4)
+        if asymmetric:
+            assert bool(part.zero.any())
+        bw.save(net, tmp_path / "a.safetensors")
+        back = bw.load(tmp_path / "a.safetensors", old)
+        assert torch.equal(back(x), net(x))
+        errors[asymmetric] = report.rows[0].error
+    assert errors[True] < errors[False]
+
+
+def test_asymmetric_weights_pack_and_train() -> None:
+    net: Any = nn.Sequential(nn.Linear(12, 6), nn.ReLU(), nn.Linear(6, 2))
+    net[0].weight.data.copy_(skewed(1))
+    x = torch.randn(300, 12)
+    gptq(net, [x], bits={"0": 3}, asymmetric=True)
+    done = bw.convert(net.eval(), x[:8])
+    assert done.model is not None and done.report.rows[0].bits == "4/32"
+    assert torch.allclose(done.model(x), net(x), atol=1e-5)
+    layer: Any = net[0]
+    net(x).square().sum().backward()
+    assert bool(layer.w.scale.grad.isfinite().all()) and bool(layer.weight.grad.any())
+    with pytest.raises(InputError, match="asymmetric with levels='ternary'; possible: uniform:N"):
+        bw.make_part("codebook", levels="ternary", asymmetric=True)

@@ -294,7 +294,7 @@ BAD = [
         [X.to("meta")],
         "test: the images are on meta, the net is on cpu; move one",
     ),
-    (lambda: nn.Sequential(nn.ConvTranspose2d(1, 1, 3)), [X], "test: the model has no layer that it could work on"),
+    (lambda: nn.Sequential(nn.ConvTranspose1d(1, 1, 3)), [X], "test: the model has no layer that it could work on"),
     (embedding, [torch.tensor([1, 2])], r"test: 1 shares its weight with 0.weight \(Embedding\)"),
     (lambda: nn.Sequential(nn.ReLU()), [X], "test: the model has no layer that it could work on"),
     (lambda: nn.Sequential(bw.nn.Linear(4, 2, w="bwn")), [X], "test: 0: its weight goes through bwn"),

@@ -88,7 +88,7 @@ def test_options_are_the_keywords_of_the_function(scaling: Any) -> None:
     assert found.check({"by": "0.5"}) == {"by": 0.5, "layers": None}
     for options, text in (
         ({}, "by is missing"),
-        ({"by": -1}, "by = -1: Input should be greater than 0"),
+        ({"by": -1}, "by = -1; possible: greater than 0"),
         ({"by": 1, "layer": []}, "unknown option 'layer'. Nearest: layers. Options: by, layers"),
     ):
         with pytest.raises(InputError) as caught:

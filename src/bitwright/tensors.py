@@ -16,14 +16,20 @@ from torch import Tensor
 
 from bitwright.atomic import replacing
 from bitwright.errors import InputError
+from bitwright.zeros import KEY, compressed, expanded
 
 
-def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
-    """Writes beside the target, flushes, renames: a full disk or a crash leaves the old file whole. Returns bytes."""
+def write_tensors(
+    path: str | os.PathLike[str], tensors: dict[str, Tensor], metadata: dict[str, str], compress: bool = False
+) -> int:
+    """Writes beside the target, flushes, renames: a full disk or a crash leaves the old file whole. Returns bytes.
+
+    compress   masks and tensors with many zeros take fewer bytes; only `read_tensors` reads them then
+    """
     target = Path(path)
     if not target.parent.is_dir():
         raise InputError(f"save {target}: folder {target.parent} does not exist", code="file-write")
-    kept, metadata = _stored_once(tensors, metadata)
+    kept, metadata = _stored(tensors, metadata, compress)
     try:
         with replacing(target) as beside:
             save_file(kept, str(beside), metadata)
@@ -34,9 +40,19 @@ def write_tensors(path: str | os.PathLike[str], tensors: dict[str, Tensor], meta
     return target.stat().st_size
 
 
-def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str]) -> int:
+def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str], compress: bool = False) -> int:
     """The size of the file that `write_tensors` would write."""
-    return len(in_memory(*_stored_once(tensors, metadata)))
+    return len(in_memory(*_stored(tensors, metadata, compress)))
+
+
+def _stored(
+    tensors: dict[str, Tensor], metadata: dict[str, str], compress: bool
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    kept, metadata = _stored_once(tensors, metadata)
+    if compress:
+        kept, more = compressed(kept)
+        metadata = {**metadata, **more}
+    return kept, metadata
 
 
 def _stored_once(tensors: dict[str, Tensor], metadata: dict[str, str]) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -89,6 +105,11 @@ def read_tensors(path: str | os.PathLike[str]) -> tuple[dict[str, Tensor], dict[
         raise InputError(
             f"load {target}: not a readable safetensors file ({text[:200]})", code="file-damaged", given=str(target)
         ) from None
+    if KEY in metadata:
+        try:
+            tensors = expanded(tensors, metadata[KEY])
+        except (ValueError, KeyError, TypeError, RecursionError):
+            raise InputError(f"load {target}: its compressed tensors are damaged", code="file-damaged") from None
     try:
         aliases = json.loads(metadata.get("aliases", "{}"))
         if not isinstance(aliases, dict):

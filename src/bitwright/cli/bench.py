@@ -144,7 +144,11 @@ def _net(
         else:
             out.next(f"bitwright bench {quoted(target)} --model MODEL", "its name or file.py:fn, for the peers")
         table = measure(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
-        return table, Path(target).stat().st_size, None if baseline is None else file_bytes(float_twin(baseline))
+        return (
+            table,
+            Path(target).stat().st_size,
+            None if baseline is None else file_bytes(float_twin(baseline), dense=True),
+        )
     if model is not None:
         raise InputError("bench: --model goes with a packed file; name the model itself instead", code="usage")
     net, shape = make_model(target, "bench", shape, classes)

@@ -25,7 +25,7 @@ def prune(
     ctx: typer.Context,
     run: Target,
     method: Annotated[
-        str, typer.Option(help="l_obs, sparse_gpt, magnitude, reconstruct; its options follow.")
+        str, typer.Option(help="l_obs, sparse_gpt, magnitude, reconstruct, shrink; its options follow.")
     ] = "l_obs",
     batches: Batches = 4,
     output: Output = None,

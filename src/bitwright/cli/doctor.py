@@ -26,6 +26,7 @@ EXTRAS = {
     "data": ("pillow", "lmdb"),
     "interactive": ("plotly",),
     "openvino": ("openvino",),
+    "shrink": ("torch-pruning",),
     "docs": ("mkdocs", "mkdocs-material"),
 }
 # what each kernel set asks of the CPU, as /proc/cpuinfo spells it

@@ -19,7 +19,7 @@ from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import check_finite
 from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
-from bitwright.engine.rows import EMPTY, gated_layers, graph_rows, layer_rows, refusal
+from bitwright.engine.rows import EMPTY, PRUNED, gated_layers, graph_rows, layer_rows, refusal
 from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
@@ -122,7 +122,7 @@ def convert(
         given = [example] if verify is True else verify
         _check(report, prove(prepared.model, packed, given, example, prepared.change))
     time_layers(report, prepared, packed, threads)
-    report.float_bytes, report.file_bytes = file_bytes(float_twin(prepared.model)), file_bytes(packed)
+    report.float_bytes, report.file_bytes = file_bytes(float_twin(prepared.model), dense=True), file_bytes(packed)
     report.status, report.verdict = _verdict(report, verified=verify is not False)
     if report.status == REFUSE:
         report.file_bytes = None
@@ -181,7 +181,14 @@ def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:
         return f"{head} The model has no Linear or convolution layer"
     slots = any(is_slot_layer(m) for m in model.modules())
     remedy = "" if slots or refused.why != EMPTY else ' Try: bw.apply(model, "w1a1", example), train, convert'
-    return f"{head} First: {refused.layer} ({refused.kind}): {refused.why}.{remedy}"
+    return f"{head} First: {refused.layer} ({refused.kind}): {refused.why}.{remedy}{_zeros(rows)}"
+
+
+def _zeros(rows: list[ReportRow]) -> str:
+    """What zeros in float weights are good for, and what not; "" where there are hardly any."""
+    if not any(PRUNED in r.why for r in rows):
+        return ""
+    return " bw.save stores zeros in fewer bytes; a CPU multiplies by them as fast as by anything else, so the net is not faster"
 
 
 def _check(report: ConvertReport, proof: Proof) -> None:
@@ -198,7 +205,8 @@ def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
     if verified and (why := _refused(report)):
         return REFUSE, why
     if all(r.runs_as in STAYS for r in report.rows):
-        return WARN, "forced: nothing is packed, so neither smaller nor faster"
+        size = f"{report.smaller} by its zeros, but not" if _zeros(report.rows) else "so neither smaller nor"
+        return WARN, f"forced: nothing is packed, {size} faster"
     size = report.smaller
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
     noise = f"; its times are {report.noisy}" if report.noisy else ""

@@ -22,11 +22,13 @@ from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.bake import bake
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.geometry import describe, padding_of
-from bitwright.transforms.trained_file import load_trained, metadata_of
+from bitwright.transforms.trained_file import load_trained, metadata_of, put_stored_widths
 from bitwright.transforms.unwrap import unwrap
 
 FORMAT = "1"
-RESERVED = frozenset({"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last"})
+RESERVED = frozenset(
+    {"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last", "shrunk", "compressed"}
+)
 ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}  # what a file says of a packed layer
 INSIDE = "packed."  # where a packed layer keeps its tensors
 Path = str | os.PathLike[str]
@@ -37,7 +39,8 @@ def save(model: nn.Module, path: Path, **metadata: Any) -> int:
 
     A trained model is its state dict (keys as in the float model, plus part parameters) and its recipe; extra
     keywords are stored as text. A packed model is bits, scales, float layers and the graph (docs/format.md); in layer form
-    the state dict of the module with its packed layers, their small graphs, and the recipe.
+    the state dict of the module with its packed layers, their small graphs, and the recipe. Masks take a bit for each
+    weight, and of tensors with many zeros only the other numbers are written.
 
     Errors: `InputError` where the folder is missing or the disk is full; the old file stays.
     """
@@ -49,16 +52,18 @@ def save(model: nn.Module, path: Path, **metadata: Any) -> int:
         text = f"save {path}: metadata is text, numbers, lists and tables: {error}"
         raise InputError(text, code="file-metadata") from None
     tensors, own = _contents(model)
-    return write_tensors(path, tensors, {**extra, **own})
+    return write_tensors(path, tensors, {**extra, **own}, compress=True)
 
 
-def file_bytes(model: nn.Module) -> int:
+def file_bytes(model: nn.Module, dense: bool = False) -> int:
     """The size of the file that `save` would write of `model`, without writing it.
+
+    dense   as if zeros took as many bytes as other numbers
 
     >>> file_bytes(nn.Linear(8, 4)) > 4 * (8 * 4 + 4)
     True
     """
-    return bytes_of(*_contents(model))
+    return bytes_of(*_contents(model), compress=not dense)
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -109,7 +114,9 @@ def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.
         return load_trained(model, tensors, metadata, path).to(device)
     model, entries = unwrap(model), _entries(metadata.get("layers", ""), path)
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
-    _fill(copy_model(model), entries, recipe, tensors, path)  # a trial on a copy: errors come here
+    put_stored_widths(trial := copy_model(model), metadata, path)
+    _fill(trial, entries, recipe, tensors, path)  # a trial on a copy: errors come here
+    put_stored_widths(model, metadata, path)
     return _fill(model, entries, recipe, tensors, path)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from torch import nn
+from torch import Tensor, nn
 
 from bitwright.engine.forms import listed
 from bitwright.engine.graph import Graph, Node
@@ -19,9 +19,12 @@ from bitwright.nn.layers import KINDS, SlotLayer
 from bitwright.parts import moment
 from bitwright.transforms.geometry import describe
 from bitwright.transforms.layers import candidates
+from bitwright.zeros import stored_bytes
 
 UNCALLED = "never called in evaluation"
 UNUSED = "nothing reads its result in evaluation"
+PRUNED = "of its weights are 0: fewer bytes, the same time"
+MANY = 0.45  # fewer zeros are hardly worth a word
 READY = "would be packed, but for the gates of other layers"
 
 
@@ -44,7 +47,7 @@ def graph_rows(
             frame = str(node.attrs.get("frame") or "")
             row.why = _joined(f"{why} ({frame})" if frame else why, row.why)
         elif row.runs_as == "float" and layer is not None and not is_slot_layer(layer):
-            row.why = skipped.get(name) or EMPTY
+            row.why = _joined(skipped.get(name) or EMPTY, row.why)
     unused = [own_row(n, modules[n], "float", UNCALLED) for n in prepared.uncalled]
     lost = [c for c in found if c.name not in {*rows, *prepared.uncalled} and is_slot_layer(c.module)]
     unused += [own_row(c.name, c.module, "float", UNUSED) for c in lost]
@@ -79,10 +82,10 @@ def _joined(*reasons: str) -> str:
 def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node) -> ReportRow:
     """One layer of a graph; `fused` is the same in the graph that runs."""
     floats = node.channels if graph.tensor(node, "bias") is not None or node.key("add") else 0
-    after = sum(graph.tensors[k].nbytes for k in set(node.attrs.get("tensors", {}).values()))
+    after = sum(stored_bytes(graph.tensors[k]) for k in set(node.attrs.get("tensors", {}).values()))
     packed, runs, bits, why = graph.tensor(node, "bits"), "float", "float", ""
     if packed is None:
-        count = graph.need(node, "weight").numel()
+        count, why = graph.need(node, "weight").numel(), _pruned(graph.need(node, "weight"))
     else:
         info, runs, why = node.attrs["weight"], "bits on disk, float run", "its input is float"
         count, bits = math.prod(info["shape"]), f"{info['planes']}/32"
@@ -98,8 +101,17 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node) -> R
 
 
 def own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
-    size = 4 * sum(p.numel() for p in layer.parameters(recurse=False))
-    return ReportRow(name or "(net)", describe(layer), runs, "float", size, size, why=why)
+    own = list(layer.parameters(recurse=False))
+    weight = layer._parameters.get("weight")
+    size, zeros = 4 * sum(p.numel() for p in own), "" if weight is None else _pruned(weight.detach())
+    return ReportRow(
+        name or "(net)", describe(layer), runs, "float", size, sum(map(stored_bytes, own)), why=_joined(why, zeros)
+    )
+
+
+def _pruned(weight: Tensor) -> str:
+    share = 1 - float((weight != 0).float().mean()) if weight.numel() else 0.0
+    return f"{share:.0%} {PRUNED}" if share >= MANY else ""
 
 
 # -- gated layers: why such a net is not packed yet, and where their fast execution will enter ----------------

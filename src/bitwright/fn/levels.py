@@ -78,14 +78,55 @@ def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:
     return best if some.shape == rows.shape else _refined(rows, grid, best)[0]
 
 
-def _refined(rows: Tensor, grid: Tensor, scale: Tensor) -> tuple[Tensor, Tensor]:
+ENDS = (
+    1.0,
+    0.9,
+    0.8,
+    0.7,
+    0.6,
+    0.5,
+    0.4,
+)  # shares of the range of a row, each side by itself, where a fit with zero begins
+
+
+def fit_scale_zero(rows: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale s and zero z of each row, [R, n] -> [R], [R], for which s (level - z) leaves little squared error.
+
+    z is one of the levels, so that 0 is always among the values. Best of `fit_scale`, with z = 0, and of grids that reach from
+    a share of the smallest value to a share of the largest, each refined as there. A row of zeros gets 1 and 0.
+
+    >>> scale, zero = fit_scale_zero(torch.tensor([[0.0, 1.0, 2.0, 3.0]]), torch.tensor([-2.0, -1.0, 0.0, 1.0]))
+    >>> scale.tolist(), zero.tolist()
+    ([1.0], [-2.0])
+    """
+    best, zero = fit_scale(rows, grid), rows.new_zeros(rows.shape[0])
+    if not rows.numel():
+        return best, zero
+    low, high, count = float(grid[0]), float(grid[-1]), len(grid) - 1
+    some = rows[:, :: -(-rows.numel() // SEARCHED)]
+    least = _refined(some, grid, best)[1]
+    bottom, top = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
+    for a in ENDS:
+        for b in ENDS:
+            scale = (b * top - a * bottom) / count
+            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
+            at = (low - a * bottom / scale).round().clamp(low, high)
+            scale, error = _refined(some, grid, scale, at)
+            better = error < least
+            best, zero = torch.where(better, scale, best), torch.where(better, at, zero)
+            least = torch.where(better, error, least)
+    return (best if some.shape == rows.shape else _refined(rows, grid, best, zero)[0]), zero
+
+
+def _refined(rows: Tensor, grid: Tensor, scale: Tensor, zero: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """(scale, squared error that it leaves), [R] each: nearest levels and the best scale for them, by turns."""
+    shift = rows.new_zeros(1, 1) if zero is None else zero[:, None]
     for _ in range(ROUNDS):
-        q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
+        q = grid[nearest_level(rows / scale[:, None] + shift, grid)].to(rows.dtype) - shift
         found = (rows * q).sum(1) / q.square().sum(1).clamp_min(1)
         found = torch.where(found > 0, found, scale)
         if torch.equal(found, scale):
             break
         scale = found
-    q = grid[nearest_level(rows / scale[:, None], grid)].to(rows.dtype)
+    q = grid[nearest_level(rows / scale[:, None] + shift, grid)].to(rows.dtype) - shift
     return scale, (rows - q * scale[:, None]).square().sum(1)

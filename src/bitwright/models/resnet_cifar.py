@@ -37,7 +37,7 @@ class BasicBlock(nn.Module):
 
     def __init__(self, fan_in: int, channels: int, stride: int, activation: Activation, form: Form, shortcut: Shortcut):
         super().__init__()
-        self.channels, self.stride, self.form = channels, stride, form
+        self.stride, self.form = stride, form
         self.conv1 = nn.Conv2d(fan_in, channels, 3, stride=stride, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(channels)
         self.act1 = make_activation(activation, channels)
@@ -55,7 +55,7 @@ class BasicBlock(nn.Module):
         y = self.bn2(self.conv2(y))
         if self.form == "plain":
             return self.act2(y)
-        around = option_a(x, self.channels, self.stride) if self.downsample is None else self.downsample(x)
+        around = option_a(x, y.shape[1], self.stride) if self.downsample is None else self.downsample(x)
         return self.act2(y) + around if self.form == "postact" else self.act2(y + around)
 
 

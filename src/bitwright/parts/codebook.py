@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.fn.coded import ternary_code, uint_code
-from bitwright.fn.levels import fit_scale, level_grid, nearest_level
+from bitwright.fn.levels import fit_scale, fit_scale_zero, level_grid, nearest_level
 from bitwright.fn.plain import step_size
 from bitwright.fn.ste import sign, ste2
 from bitwright.parts.from_file import ShapesFromFile
@@ -23,14 +23,15 @@ from bitwright.types import Coded
 class Codebook(ShapesFromFile):
     """Weights on a small set of levels: value = scale * level, the levels chosen by a procedure and kept.
 
-    value     s levels[index]; `.levels` whole numbers, sorted; `.index` the kept choice (uint8, shape of the weight, outputs
-              first); `.scale` s > 0, learned
-    gradient  dw = g;   ds = c sum g levels[index],  c = 1 / sqrt(N max level), N = weights behind one scale
+    value     s (levels[index] - z); `.levels` whole numbers, sorted; `.index` the kept choice (uint8, shape of the weight,
+              outputs first); `.scale` s > 0, learned; `.zero` z, 0 unless asymmetric
+    gradient  dw = g;   ds = c sum g (levels[index] - z),  c = 1 / sqrt(N max level), N = weights behind one scale
     shape     [O, ...]; s a scalar, [O], or [O, groups]
     options   levels: "ternary", "pow2:N" (0 and powers of two of both signs), "uniform:N" (whole numbers); N counts levels.
-              granularity: one scale a "filter" or a "layer"; group=n: one for each n weights of a filter, in their order
+              granularity: one scale a "filter" or a "layer"; group=n: one for each n weights of a filter, in their order.
+              asymmetric: a z beside each s, one of the levels, fixed; for "uniform:N". It packs with a bit more per weight
     moments   after_step: the choice follows the latents, nearest level of w / s, halfway away from 0.
-              `hold(weight, index, scale)` sets a result; without one the scale is that of least squared error.
+              `hold(weight, index, scale, zero)` sets a result; without one the scale is that of least squared error.
               observe (`bw.calibrate`): reads scale and choice again, for weights that were loaded or tied after `bw.apply`
     source    Chen et al. 2019 (AAAI), Deep neural network quantization via layer-wise optimization using limited training data
     differs   levels are rounded halfway away from 0 at every threshold; bias is never quantized. With `group` there is no
@@ -44,29 +45,43 @@ class Codebook(ShapesFromFile):
     scale: nn.Parameter
     index: Tensor
     levels: Tensor
-    from_file = ("index", "scale")
+    zero: Tensor
+    from_file = ("index", "scale", "zero")
     bits_range = "2-8"
     projects = True
 
-    def __init__(self, levels: str = "ternary", granularity: str = "filter", group: int | None = None) -> None:
+    def __init__(
+        self, levels: str = "ternary", granularity: str = "filter", group: int | None = None, asymmetric: bool = False
+    ) -> None:
         super().__init__()
         grid = level_grid(levels)
+        if asymmetric and not levels.startswith("uniform"):
+            raise InputError(f"part codebook: asymmetric with levels={levels!r}; possible: uniform:N", code="option")
         if group is not None and (isinstance(group, bool) or not isinstance(group, int) or group < 1):
             raise InputError(f"part codebook: group={group!r}; a number of weights, 1 or more", code="option")
         self.granularity = check_word("codebook", "granularity", granularity, ("filter", "layer"))
-        self.group = group
-        self.ternary, self.low, self.top = len(grid) == 3, grid[0], max(grid[-1], -grid[0])
+        self.group, self.asymmetric = group, asymmetric
+        wide = grid[-1] - grid[0]
+        # of level - zero, which may be any number from -wide to wide
+        low, top = (-wide, wide) if asymmetric else (grid[0], max(grid[-1], -grid[0]))
+        self.ternary, self.low, self.top = len(grid) == 3 and not asymmetric, low, top
         self.bits = math.ceil(math.log2(len(grid)))
-        self.planes = self.storage_bits = 2 if self.ternary else (grid[-1] - grid[0]).bit_length()
+        self.planes = self.storage_bits = 2 if self.ternary else (2 * wide if asymmetric else wide).bit_length()
         self.register_buffer("levels", torch.tensor(grid, dtype=torch.float32), persistent=False)
         self.register_buffer("index", torch.zeros((), dtype=torch.uint8))
         self.scale = nn.Parameter(torch.ones(()))
+        self.register_buffer("zero", torch.zeros(()), persistent=asymmetric)
 
     @classmethod
     def for_layer(
-        cls, layer: nn.Module, levels: str = "ternary", granularity: str = "filter", group: int | None = None
+        cls,
+        layer: nn.Module,
+        levels: str = "ternary",
+        granularity: str = "filter",
+        group: int | None = None,
+        asymmetric: bool = False,
     ) -> Codebook:
-        new, weight = cls(levels, granularity, group), weight_of(layer)
+        new, weight = cls(levels, granularity, group, asymmetric), weight_of(layer)
         if weight is None:
             raise InputError(f"part codebook: {type(layer).__name__} has no weight", code="codebook-layer")
         new.to(weight.device)
@@ -75,6 +90,8 @@ class Codebook(ShapesFromFile):
         by_group = group is not None
         shape = (rows, math.ceil(width / group)) if by_group else (rows,) if granularity == "filter" else ()
         new.scale = nn.Parameter(torch.ones(shape, dtype=kept, device=weight.device))
+        if asymmetric:
+            new.zero = torch.zeros(shape, dtype=kept, device=weight.device)
         new.index = torch.zeros(weight.shape, dtype=torch.uint8, device=weight.device)
         if weight.device.type != "meta":
             new.observe(weight)
@@ -95,15 +112,23 @@ class Codebook(ShapesFromFile):
             flat = nn.functional.pad(flat, (0, short)).reshape(-1, self.group)
         elif self.granularity == "layer":
             flat = flat.reshape(1, -1)
-        self.scale.copy_(fit_scale(flat, self.levels).reshape(self.scale.shape))
+        if self.asymmetric:
+            scale, zero = fit_scale_zero(flat, self.levels)
+            self.zero.copy_(zero.reshape(self.zero.shape))
+        else:
+            scale = fit_scale(flat, self.levels)
+        self.scale.copy_(scale.reshape(self.scale.shape))
         self.after_step(w)
 
     @torch.no_grad()
-    def hold(self, weight: Tensor, index: Tensor, scale: Tensor) -> None:
+    def hold(self, weight: Tensor, index: Tensor, scale: Tensor, zero: Tensor | None = None) -> None:
         """Takes a result, and moves the latents `weight` onto it.
 
-        index   positions in `.levels`, shape of the weight;   scale  > 0, in as many numbers as `.scale`
+        index   positions in `.levels`, shape of the weight;   scale  > 0, in as many numbers as `.scale`;   zero  as many,
+                where the part is asymmetric
         """
+        if (zero is not None) != self.asymmetric or (zero is not None and zero.numel() != self.zero.numel()):
+            raise InputError("part codebook: zero goes with asymmetric, one for each scale", code="codebook-shape")
         if index.shape != self.index.shape or scale.numel() != self.scale.numel() or not bool((scale > 0).all()):
             raise InputError(
                 f"part codebook: index {tuple(index.shape)} and scale {tuple(scale.shape)} for weights "
@@ -112,6 +137,8 @@ class Codebook(ShapesFromFile):
             )
         self.index.copy_(index)
         self.scale.copy_(scale.reshape(self.scale.shape))
+        if zero is not None:
+            self.zero.copy_(zero.reshape(self.zero.shape))
         weight.copy_(self._numbers(weight) * self._spread(wide(self.scale), weight))
 
     @torch.no_grad()
@@ -129,14 +156,16 @@ class Codebook(ShapesFromFile):
 
     def _nearest(self, w: Tensor) -> Tensor:
         w = wide(w.detach())
-        return nearest_level(w / self._spread(step_size(wide(self.scale)), w), self.levels)
+        place = w / self._spread(step_size(wide(self.scale)), w)
+        return nearest_level(place + self._spread(wide(self.zero), w) if self.asymmetric else place, self.levels)
 
     def _choice(self, w: Tensor) -> Tensor:
         """The kept choice; of a tensor that is not the layer's weight, its nearest levels."""
         return self.index.long() if w.shape == self.index.shape else self._nearest(w)
 
     def _numbers(self, w: Tensor) -> Tensor:
-        return wide(self.levels)[self._choice(w)]
+        number = wide(self.levels)[self._choice(w)]
+        return number - self._spread(wide(self.zero), w) if self.asymmetric else number
 
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         number, scale = self._numbers(w), wide(self.scale)

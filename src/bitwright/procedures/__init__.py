@@ -20,6 +20,7 @@ from bitwright.procedures.recalibrate_batchnorm import Recalibration, recalibrat
 from bitwright.procedures.reconstruct import reconstruct
 from bitwright.procedures.registry import Procedure, forget, get, names, procedure
 from bitwright.procedures.report import Report
+from bitwright.procedures.shrink import ShrinkReport, shrink
 from bitwright.procedures.sparse_gpt import sparse_gpt
 from bitwright.transforms.norm_statistics import RecalibratedNorm
 
@@ -32,6 +33,7 @@ __all__ = [
     "RecalibratedNorm",
     "Recalibration",
     "Report",
+    "ShrinkReport",
     "Step",
     "co_prune",
     "error_bound",
@@ -47,6 +49,7 @@ __all__ = [
     "procedure",
     "recalibrate_batchnorm",
     "reconstruct",
+    "shrink",
     "sparse_gpt",
     "watching",
 ]

@@ -17,6 +17,7 @@ from bitwright.procedures.report import Report
 from bitwright.transforms.call import Call
 from bitwright.transforms.facts import part_text
 from bitwright.transforms.flow import trace_flow
+from bitwright.transforms.geometry import as_rows, from_rows
 from bitwright.transforms.layers import candidates, hooks_of
 from bitwright.transforms.unwrap import unwrap
 
@@ -119,7 +120,8 @@ def _fold(layer: Any, norm: Any) -> None:
     if norm.bias is not None:
         shift = shift + norm.bias.double()
     weight = layer.weight
-    weight.copy_(weight.double() * scale.reshape(-1, *[1] * (weight.dim() - 1)))
+    filters = as_rows(layer, weight.double())
+    weight.copy_(from_rows(layer, filters * scale.reshape(-1, *[1] * (weight.dim() - 1))))
     if layer.bias is None:
         layer.bias = nn.Parameter(shift.to(weight.dtype), requires_grad=weight.requires_grad)
     else:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,7 +11,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.fn.levels import fit_scale, level_grid, nearest_level
+from bitwright.fn.levels import fit_scale, fit_scale_zero, level_grid, nearest_level
 from bitwright.procedures.l_obs import cost_of
 from bitwright.procedures.layerwise.linalg import check_damping, inverse_factor
 from bitwright.procedures.layerwise.masks import put_codebooks
@@ -34,6 +34,7 @@ def gptq(
     bits: Bits | dict[str, Bits] = 4,
     act_order: bool = True,
     group: Annotated[int, Field(ge=1)] | None = None,
+    asymmetric: bool = False,
     damping: float = 0.01,
     inputs: Literal["compressed", "original"] = "compressed",
     norms: Literal["keep", "recalibrate"] = "keep",
@@ -46,6 +47,8 @@ def gptq(
     """Round each layer's weights to 2^bits whole numbers times a scale, one column after another; later ones make up for it.
 
     value      s q with q from -2^(bits-1) to 2^(bits-1) - 1, one s > 0 per output unit; lands in the part `codebook`
+    asymmetric   s (q - z): a zero z, one of the numbers q, beside each s, for weights that lie to one side of 0; packed,
+              each weight takes a bit more
     update     as in `sparse_gpt`, the error being w - s q
     bits       2 to 8, a number or a mapping by layer glob ({"*": 4, "conv1": 8}); other layers stay float
     act_order  columns by falling mean square of their input, so that the most used ones are rounded while all others can
@@ -57,7 +60,7 @@ def gptq(
     bias       absorbs error as a constant input, stays float
     others     damping, inputs, norms, limits, journal, errors: those of `l_obs`
     source     Frantar et al. 2022, arXiv 2210.17323
-    differs    scales fitted by least squares, not by the largest weight; symmetric grids; convolutions by their patches
+    differs    scales fitted by least squares, not by the largest weight; symmetric grids unless asked for; convolutions by their patches
 
     >>> net = nn.Sequential(nn.Linear(8, 4), nn.ReLU(), nn.Linear(4, 2))
     >>> report = gptq(net, [torch.randn(64, 8)], bits=3)
@@ -79,6 +82,7 @@ def gptq(
         "bits": table,
         "order": act_order,
         "group": group,
+        "asymmetric": asymmetric,
         "damping": damping,
         "inputs": inputs,
         "limits": str(limits),
@@ -91,11 +95,13 @@ def gptq(
         )
 
     return work.run(
-        model, batches, lambda stats: _quantize(stats, table[stats.name], act_order, group, damping), finish
+        model, batches, lambda stats: _quantize(stats, table[stats.name], act_order, group, asymmetric, damping), finish
     )
 
 
-def _quantize(stats: LayerStats, bits: int, act_order: bool, group: int | None, damping: float) -> Solved:
+def _quantize(
+    stats: LayerStats, bits: int, act_order: bool, group: int | None, asymmetric: bool, damping: float
+) -> Solved:
     if group is not None and len(stats.h) > 1:
         raise InputError(
             f"gptq: {stats.name} has {stats.columns:,} inputs, more than max_dim, and groups of weights need them in one "
@@ -103,12 +109,13 @@ def _quantize(stats: LayerStats, bits: int, act_order: bool, group: int | None, 
             code="option",
             layer=stats.name,
         )
-    weight: Tensor = stats.layer.weight
+    weight = stats.unit.filters
     grid = torch.tensor(level_grid(f"uniform:{2**bits}"), dtype=torch.float64, device=stats.h[0].device)
     mask = stats.unit.mask
     kept = torch.ones_like(weight, dtype=torch.bool) if mask is None else mask.bool()
     width = group or stats.columns
-    scale = _scales(torch.cat(stats.w, -1)[..., : stats.columns], width, grid)  # [G, O/G, groups]
+    fit = fit_scale_zero if asymmetric else _symmetric
+    scale, zero = _scales(torch.cat(stats.w, -1)[..., : stats.columns], width, grid, fit)  # [G, O/G, groups]
     new, chosen, used, start = [], [], damping, 0
     for h, w, stays in zip(stats.h, stats.w, stats.split(kept, bias=True), strict=True):
         columns = h.shape[-1] - (stats.bias and len(new) == len(stats.h) - 1)
@@ -119,9 +126,8 @@ def _quantize(stats: LayerStats, bits: int, act_order: bool, group: int | None, 
         found = inverse_factor(h[:, order][:, :, order] if act_order else h, damping)
         used = max(used, found.damping)
         place = (order[:columns] + start) // width
-        fix = _Round(
-            grid, scale, place, stays[..., order[:columns]].to(h.device), width if group and not act_order else 0
-        )
+        fresh = width if group and not act_order else 0
+        fix = _Round(grid, scale, zero, place, stays[..., order[:columns]].to(h.device), fresh, fit)
         block = BLOCK if not group or act_order else group * max(1, BLOCK // group)
         swept = sweep(found.upper, w[..., order], columns, fix, block)
         del found
@@ -130,17 +136,27 @@ def _quantize(stats: LayerStats, bits: int, act_order: bool, group: int | None, 
         chosen.append(fix.index[..., back[:columns]])
         start += columns
     if group is None and len(new) == 1:
-        new[0] = _refit(stats.h[0], stats.w[0], grid[chosen[0].long()], scale, stats.bias)
+        new[0] = _refit(stats.h[0], stats.w[0], grid[chosen[0].long()] - zero, scale, stats.bias)
     index = torch.cat(chosen, -1).reshape(weight.shape).to(weight.device)
     tensors = {"index": index, "scale": scale.reshape(weight.shape[0], -1).to(weight.device)}
+    if asymmetric:
+        tensors["zero"] = zero.reshape(weight.shape[0], -1).to(weight.device)
     return Solved(new, None if mask is None else kept, f"{bits} bits", used, tensors)
 
 
-def _scales(w: Tensor, width: int, grid: Tensor) -> Tensor:
-    """Least squares, a scale per `width` weights of each row."""
+Fit = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def _symmetric(rows: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
+    return fit_scale(rows, grid), rows.new_zeros(rows.shape[0])
+
+
+def _scales(w: Tensor, width: int, grid: Tensor, fit: Fit) -> tuple[Tensor, Tensor]:
+    """Least squares, a scale and a zero per `width` weights of each row."""
     short = -w.shape[-1] % width
     pieces = nn.functional.pad(w, (0, short)).reshape(-1, width)  # zeros change no fit
-    return fit_scale(pieces, grid).reshape(*w.shape[:2], -1)
+    scale, zero = fit(pieces, grid)
+    return scale.reshape(*w.shape[:2], -1), zero.reshape(*w.shape[:2], -1)
 
 
 def _refit(h: Tensor, w: Tensor, q: Tensor, scale: Tensor, bias: bool) -> Tensor:
@@ -161,16 +177,18 @@ def _refit(h: Tensor, w: Tensor, q: Tensor, scale: Tensor, bias: bool) -> Tensor
 
 
 class _Round:
-    """Nearest level of each weight; 0 where it is pruned.
+    """Nearest level of each weight, s (q - z); 0 where it is pruned.
 
-    place   group of weights that each column belongs to;   stays   bool [G, O, columns]
+    scale, zero   [G, O, groups];   place   group of weights that each column belongs to;   stays   bool [G, O, columns]
     fresh   width of the groups whose scales are fitted when the pass gets there; 0: all are there already
     """
 
-    def __init__(self, grid: Tensor, scale: Tensor, place: Tensor, stays: Tensor, fresh: int) -> None:
-        self.grid, self.scale, self.place, self.stays, self.fresh = grid, scale, place, stays, fresh
+    def __init__(
+        self, grid: Tensor, scale: Tensor, zero: Tensor, place: Tensor, stays: Tensor, fresh: int, fit: Fit
+    ) -> None:
+        self.grid, self.scale, self.zero, self.fit = grid, scale, zero, fit
+        self.place, self.stays, self.fresh = place, stays, fresh
         self.index = torch.zeros(stays.shape, dtype=torch.uint8, device=stays.device)
-        self.zero = int((grid == 0).nonzero()[0])
 
     def begin(self, start: int, block: Tensor, diagonal: Tensor) -> None:
         pass
@@ -179,9 +197,12 @@ class _Round:
         at = int(self.place[column])
         if self.fresh and column % self.fresh == 0:
             group = rest[:, : self.fresh].mT
-            self.scale[..., at] = fit_scale(group.reshape(-1, group.shape[-1]), self.grid).reshape(group.shape[:2])
-        scale = self.scale[..., at]
-        index = nearest_level(rest[:, 0] / scale, self.grid)
-        index = torch.where(self.stays[..., column], index, self.zero)
+            for kept, found in zip(
+                (self.scale, self.zero), self.fit(group.reshape(-1, group.shape[-1]), self.grid), strict=True
+            ):
+                kept[..., at] = found.reshape(group.shape[:2])
+        scale, zero = self.scale[..., at], self.zero[..., at]
+        index = nearest_level(rest[:, 0] / scale + zero, self.grid)
+        index = torch.where(self.stays[..., column], index, (zero - self.grid[0]).long())
         self.index[..., column] = index.to(torch.uint8)
-        return self.grid[index] * scale
+        return (self.grid[index] - zero) * scale

@@ -172,7 +172,7 @@ def _whole(model: nn.Module) -> Iterator[None]:
 def _solve(
     stats: LayerStats, grid: Tensor, per_channel: bool, rhos: Sequence[float], iterations: int, sweeps: int
 ) -> Solved:
-    weight: Tensor = stats.layer.weight
+    weight = stats.unit.filters
     h, flat, means = list(stats.h), torch.cat(stats.w, -1), None
     w = flat
     if stats.bias:  # the bias makes up for the mean of the error, so that the weights only face the covariance

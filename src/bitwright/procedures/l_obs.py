@@ -53,11 +53,12 @@ def l_obs(
               keep 1, are not touched. `sparsity` = 1 - keep, instead
     compensation   "exact": the best weights on the mask, H_SS w_S = (H w0)_S;   "lobs": as published, one update per
               weight with the inverse left as it is, which is one Gauss-Seidel sweep of that system
-    rounds    scores are taken anew this often; 8 come close to "obc", one weight at a time (Optimal Brain Compression);
+    rounds    scores are taken anew this often, which matters where most weights go; 8 come close to "obc", one weight at a time (Optimal Brain Compression);
               "auto": the best that `flop_budget` allows for each layer
     scope     where weights compete: "layer", "row" (each output unit keeps the same number), "global" (all layers: first
               each is pruned to a dozen shares on trial, then those are taken with the least sum of relative E; `keep` is the
-              share of all together)
+              share of all together). With few weights left take "global", or give small layers and the last one a share of their
+              own: one share for all leaves the last layer with a few weights a class, and the net loses most of its accuracy there
     damping   added to H, a share of its mean diagonal; rises tenfold where H cannot be factored
     inputs    H of what a layer reads after the layers pruned so far ("compressed"), or in the net as it was ("original")
     norms     "recalibrate": estimate the statistics of batch norms again at the end, from the same images. It pays with
@@ -101,8 +102,8 @@ def units_below_one(model: nn.Module, who: str, keeps: dict[str, float], latent:
 
 def cost_of(unit: Unit) -> float:
     """Relative cost of a layer, to estimate the time left: the factor dominates, then the rows."""
-    columns = unit.layer.weight[0].numel()
-    return float(columns**3 + unit.layer.weight.shape[0] * columns**2)
+    columns = unit.filters[0].numel()
+    return float(columns**3 + unit.filters.shape[0] * columns**2)
 
 
 def put_found(model: nn.Module, found: dict[str, tuple[Unit, Solved]]) -> None:

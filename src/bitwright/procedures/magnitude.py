@@ -102,7 +102,7 @@ def magnitude(
     keeps = {unit.name: keeps[unit.name] for unit in units}
     sizes = {unit.name: _sizes(unit) for unit in units}
     if scope == "erk":
-        keeps = erk({unit.name: tuple(unit.layer.weight.shape) for unit in units}, keeps)
+        keeps = erk({unit.name: tuple(unit.filters.shape) for unit in units}, keeps)
     counts = {name: count_of(size.numel(), keeps[name]) for name, size in sizes.items()}
     if scope == "global" and units:
         counts = spread_counts(sizes, keeps)
@@ -116,7 +116,7 @@ def magnitude(
             mask = by_pattern(size, *pattern_of("magnitude", pattern))
         mask &= torch.isfinite(size)
         masks[unit.name] = (unit, mask)
-        weight = unit.layer.weight.detach().double()
+        weight = unit.filters.double()
         whole = float(weight.square().sum())
         energy = float(weight[mask].square().sum()) / whole if whole else 1.0
         rows.append(PrunedRow(unit.name, size.numel(), int(mask.sum()), energy))
@@ -158,5 +158,5 @@ def erk(shapes: dict[str, tuple[int, ...]], keeps: dict[str, float]) -> dict[str
 
 def _sizes(unit: Unit) -> Tensor:
     """|w|; below every weight where it is pruned already."""
-    size = unit.layer.weight.detach().abs().float()
+    size = unit.filters.abs().float()
     return size if unit.mask is None else size.masked_fill(~unit.mask.bool(), -torch.inf)

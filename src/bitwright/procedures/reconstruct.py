@@ -19,6 +19,7 @@ from bitwright.procedures.layerwise.stats import WIDEST, LayerStats, Limits
 from bitwright.procedures.layerwise.work import LayerReport, LayerwiseRun, Solved
 from bitwright.procedures.registry import procedure
 from bitwright.transforms.decide import exact_glob
+from bitwright.transforms.geometry import as_rows
 from bitwright.transforms.unwrap import unwrap
 
 
@@ -89,7 +90,7 @@ def _dense_rows(name: str, layer: Any, mask: Any, dense: nn.Module | None) -> tu
                 layer=name,
             )
         return other.weight.detach().clone(), None if other.bias is None else other.bias.detach().clone()
-    pruned = layer.weight.detach()[~mask.bool()]
+    pruned = as_rows(layer, layer.weight.detach())[~mask.bool()]
     if pruned.numel() and not bool(pruned.any()):
         raise InputError(
             f"reconstruct: the pruned weights of {name} are 0, their old values are lost; give the net before pruning: "

@@ -47,7 +47,7 @@ class Procedure:
             first = max(error.errors(include_url=False), key=lambda e: e["type"] == "extra_forbidden")
             name, known = str(first["loc"][0]), list(self.options.model_fields)
             listing = ", ".join(known) or "none"
-            text = f"{name} = {options.get(name)!r}: {first['msg']}"
+            text = _why(name, options.get(name), [e for e in error.errors(include_url=False) if e["loc"][0] == name])
             if first["type"] == "extra_forbidden":
                 text = f"unknown option {name!r}.{nearest(name, known)} Options: {listing}"
             elif first["type"] == "missing":
@@ -60,6 +60,21 @@ class Procedure:
     def __call__(self, model: nn.Module, batches: Iterable[Any], **options: Any) -> Report | Recipe:
         """Runs it; `batches` are not touched where it needs none."""
         return self.function(model, *([batches] if self.data else []), **self.check(options))
+
+
+def _why(name: str, given: Any, errors: list[Any]) -> str:
+    """Every kind of value that the option could have been, or the entry of a mapping that is wrong."""
+    inside = next((e for e in errors if len(e["loc"]) > 2), None)
+    if inside is not None:
+        glob = inside["loc"][2]
+        return f"{name} of {glob!r} = {given[glob]!r}: {inside['msg']}"
+    kinds = [e for e in errors if e["type"] != "dict_type"]
+    words = [e["msg"].removeprefix("Input should be ").split(", unable")[0] for e in kinds]
+    if len(kinds) < len(errors):
+        words.append(
+            "a mapping from layer globs to values, as GLOB=VALUE,GLOB=VALUE on the command line, a table elsewhere"
+        )
+    return f"{name} = {given!r}; possible: {'; or '.join(dict.fromkeys(words))}"
 
 
 def procedure(name: str, verb: str = "compress") -> Callable[[Function], Function]:

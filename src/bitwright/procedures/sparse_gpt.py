@@ -71,7 +71,7 @@ def sparse_gpt(
 
 
 def _prune(stats: LayerStats, count: int, pattern: tuple[int, int] | None, damping: float) -> Solved:
-    weight: Tensor = stats.layer.weight
+    weight = stats.unit.filters
     gone = torch.zeros_like(weight, dtype=torch.bool) if stats.unit.mask is None else ~stats.unit.mask.bool()
     removed = max(weight.numel() - count, int(gone.sum()))
     if pattern and len(stats.h) > 1:
@@ -93,7 +93,7 @@ def _prune(stats: LayerStats, count: int, pattern: tuple[int, int] | None, dampi
         before = (lost[..., order[:columns]] if pattern else lost).mT
         if pattern:
             kept, of = pattern
-            period = max(1, stats.layer.weight.shape[1])
+            period = max(1, stats.unit.filters.shape[1])
             fix: Prune | PrunePattern = PrunePattern(columns, kept, of, before, period)
             block = BLOCK if period % of == 0 else period
         else:
@@ -117,7 +117,7 @@ def _by_taps(
     stats: LayerStats, columns: int, pattern: tuple[int, int] | None, device: torch.device, has_bias: bool
 ) -> Tensor:
     """Columns by tap, then channel, so that the groups of a pattern lie together; a bias stays last."""
-    taps = stats.columns // max(1, stats.layer.weight.shape[1])
+    taps = stats.columns // max(1, stats.unit.filters.shape[1])
     order = torch.arange(columns, device=device)
     if pattern is not None and taps > 1:
         order = order.reshape(-1, taps).T.flatten()

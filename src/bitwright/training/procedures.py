@@ -14,6 +14,7 @@ from bitwright.runs.result_tables import Procedures
 from bitwright.training.display import Screen, clock
 from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.decide import is_float
+from bitwright.transforms.widths import KEY, put_widths, widths_of
 
 if TYPE_CHECKING:
     from torch import nn
@@ -89,6 +90,7 @@ def run_procedure(job: Job, index: int, again: bool) -> None:
         return
     if again:
         kept = next((row for row in reversed(done(job.run)) if row["stage"] == index), {"recipe": ""})
+        put_widths(job.net, kept.get(KEY, {}), f"stage {index}")
         follow(job.net, Recipe.from_toml(kept["recipe"]), job.example())
         return
     found = procedures.get(stage.procedure.name)
@@ -122,5 +124,7 @@ def record(run: Run, name: str, result: procedures.Report | Recipe, net: nn.Modu
     """Adds what a procedure did to the run. stage: None, from the command line."""
     table = {} if isinstance(result, Recipe) else result.to_dict()
     row = {"stage": stage, "procedure": name, **table, "recipe": recipe_of(net).to_toml()}
+    if widths := widths_of(net):
+        row[KEY] = widths
     before = [r for r in done(run) if stage is None or r["stage"] != stage]
     run.write(Procedures, [{"procedures": [*before, row]}])

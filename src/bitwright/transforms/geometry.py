@@ -32,5 +32,26 @@ def crop_of(layer: nn.Module) -> list[int]:
     return [t % 2 for t in _same(layer)] if getattr(layer, "padding", 0) == "same" else []
 
 
+def as_rows(layer: nn.Module, weight: Tensor) -> Tensor:
+    """A weight with outputs first, as parts see it: [O, I/g, *kernel].
+
+    >>> as_rows(nn.ConvTranspose2d(4, 6, 3, groups=2), nn.ConvTranspose2d(4, 6, 3, groups=2).weight).shape
+    torch.Size([6, 2, 3, 3])
+    """
+    return _swapped(weight, layer.groups) if getattr(layer, "transposed", False) else weight  # type: ignore[arg-type]
+
+
+def from_rows(layer: nn.Module, rows: Tensor, groups: int | None = None) -> Tensor:
+    """Back to the order of the operator; `groups` where they are not those of the layer."""
+    if not getattr(layer, "transposed", False):
+        return rows
+    return _swapped(rows, layer.groups if groups is None else groups).contiguous()  # type: ignore[arg-type]
+
+
+def _swapped(weight: Tensor, groups: int) -> Tensor:
+    a, b, *kernel = weight.shape
+    return weight.reshape(groups, a // groups, b, *kernel).transpose(1, 2).reshape(groups * b, a // groups, *kernel)
+
+
 def _same(layer: nn.Module) -> list[int]:
     return [d * (k - 1) for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""A trained net in a file: its state dict, its recipe, and which tensors lay in channels_last memory."""
+"""A trained net in a file: its state dict, its recipe, smaller layers, and which tensors lay in channels_last memory."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from bitwright.errors import InputError
 from bitwright.transforms.apply import apply, recipe_of
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.recipe import Recipe
+from bitwright.transforms.widths import KEY, put_widths, widths_of
 
 CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the number of axes
 
@@ -20,22 +21,37 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the nu
 def metadata_of(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
     last = [key for key, value in state.items() if _is_channels_last(value)]
     found = {"channels_last": json.dumps(last, separators=(",", ":"))} if last else {}
+    if widths := widths_of(model):
+        found[KEY] = json.dumps(widths, separators=(",", ":"))
     return {**found, "recipe": recipe_of(model).to_toml()}
+
+
+def put_stored_widths(model: nn.Module, metadata: dict[str, str], path: str | os.PathLike[str]) -> None:
+    """Makes the layers as small as the file says. Errors: `InputError` for sizes that this model cannot take."""
+    if KEY in metadata:
+        try:
+            widths = json.loads(metadata[KEY])
+        except (ValueError, RecursionError):
+            widths = None
+        put_widths(model, widths, f"load {path}")
 
 
 def load_trained(
     model: nn.Module, tensors: dict[str, Tensor], metadata: dict[str, str], path: str | os.PathLike[str]
 ) -> nn.Module:
-    """Applies the file's recipe where it is missing, then loads strictly; if not all fits, the model is unchanged."""
+    """Makes layers as small as the file's, applies its recipe where it is missing, then loads strictly; if not all fits, the model
+    is unchanged."""
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
     needed = bool(recipe.rules) and recipe_of(model).to_toml() != recipe.to_toml()
     trial = copy_model(model)
+    put_stored_widths(trial, metadata, path)
     if needed:
         try:
             apply(trial, recipe)
         except InputError as error:
             raise error.reworded(f"load {path}: its recipe does not fit this model: {error}") from None
     _load_strictly(trial, tensors, path, recipe)
+    put_stored_widths(model, metadata, path)
     if needed:
         apply(model, recipe)
     _load_strictly(model, tensors, path, recipe)

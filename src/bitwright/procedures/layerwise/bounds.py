@@ -16,6 +16,7 @@ from bitwright.procedures.layerwise.select import KINDS
 from bitwright.transforms.batch_norms import batch_norms
 from bitwright.transforms.call import Call
 from bitwright.transforms.flow import trace_flow
+from bitwright.transforms.geometry import as_rows
 from bitwright.transforms.layers import candidates
 
 if TYPE_CHECKING:
@@ -119,10 +120,12 @@ def error_bound(report: LayerReport) -> float:
 def _gain(layer: nn.Module) -> float:
     if not isinstance(layer, KINDS):
         return math.nan
-    weight: Tensor = layer.weight.detach()
+    weight = as_rows(layer, layer.weight.detach())
     rows = weight.reshape(groups_of(layer), -1, weight[0].numel())
     overlap = 1
-    if not isinstance(layer, nn.Linear):
+    if isinstance(layer, nn.ConvTranspose2d):  # an input reaches as many outputs as there are taps
+        overlap = math.prod(layer.kernel_size)
+    elif not isinstance(layer, nn.Linear):
         overlap = math.prod(-(-k // s) for k, s in zip(layer.kernel_size, layer.stride, strict=True))
     return math.sqrt(overlap) * _largest(rows)
 

@@ -109,7 +109,7 @@ class CoPrune(nn.Module):
             self.measure(source_batches, target_batches)
         self.swaps, self.source_swaps = 0, 0
         for net, units in zip(self._nets, zip(*self._pairs, strict=True), strict=True):
-            full = {unit.name: (unit, torch.ones_like(unit.layer.weight, dtype=torch.bool)) for unit in units}
+            full = {unit.name: (unit, torch.ones_like(unit.filters, dtype=torch.bool)) for unit in units}
             put_masks(net, full, "co_prune")
         # `put_masks` may have replaced the layers
         self._pairs = pairs(*self._nets, list(keeps), "co_prune", latent)
@@ -191,7 +191,7 @@ class CoPrune(nn.Module):
                     _mask(module).grow = not self.frozen
 
     def _scored(self, unit: Unit, net: int) -> Tensor:
-        w: Tensor = unit.layer.weight.detach().float()
+        w = unit.filters.float()
         if self._inverse is None:
             return normalized(w.abs(), self.normalize)
         inverse = self._inverse[net][unit.name].to(w.device)

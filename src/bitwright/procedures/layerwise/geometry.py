@@ -9,7 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from bitwright.transforms.geometry import crop_of, padding_of
+from bitwright.transforms.geometry import as_rows, crop_of, padding_of
+from bitwright.transforms.geometry import from_rows as in_order
 
 CHUNK_BYTES = 64 * 2**20
 MODES = {"zeros": "constant", "reflect": "reflect", "replicate": "replicate", "circular": "circular"}
@@ -21,16 +22,23 @@ def groups_of(layer: nn.Module) -> int:
 
 def columns_of(layer: nn.Module) -> int:
     """D: inputs of one output unit, C_in / groups times the taps of the kernel."""
-    weight: Any = layer.weight
+    weight = as_rows(layer, _weight_of(layer))
     return weight[0].numel() if len(weight) else 0
 
 
 def windows(layer: Any, x: Tensor) -> Tensor:
     """A view [N, C, *out, *kernel] of what a convolution reads, its padding put in first by its own mode.
 
+    A transposed convolution reads, for each place of its output, zeros between the inputs (stride) and around them. Its
+    output size is that of `output_padding`, also where a call asks for another one.
+
     >>> windows(nn.Conv1d(1, 1, 2, dilation=2), torch.arange(4.0).reshape(1, 1, 4)).tolist()
     [[[[0.0, 2.0], [1.0, 3.0]]]]
+    >>> windows(nn.ConvTranspose1d(1, 1, 2, stride=2), torch.tensor([[[3.0, 4.0]]])).tolist()
+    [[[[3.0, 0.0], [0.0, 3.0], [4.0, 0.0], [0.0, 4.0]]]]
     """
+    if getattr(layer, "transposed", False):
+        return _transposed_windows(layer, x)
     sides = [(p, p) for p in padding_of(layer)]
     if crop := crop_of(layer):  # "same" with an even kernel: torch pads one more behind
         sides = [(p - c, p) for (p, _), c in zip(sides, crop, strict=True)]
@@ -41,6 +49,23 @@ def windows(layer: Any, x: Tensor) -> Tensor:
     for axis, (kernel, stride, dilation) in enumerate(taps, start=2):
         x = x.unfold(axis, dilation * (kernel - 1) + 1, stride)[..., ::dilation]
     return x
+
+
+def _transposed_windows(layer: Any, x: Tensor) -> Tensor:
+    axes = range(2, x.dim())
+    sides, steps = [], list(x.shape[:2])
+    for axis, kernel, stride, dilation, padding, more in zip(
+        axes, layer.kernel_size, layer.stride, layer.dilation, layer.padding, layer.output_padding, strict=True
+    ):
+        around = dilation * (kernel - 1) - padding
+        sides.append((around, around + more))
+        steps.append((x.shape[axis] - 1) * stride + 1)
+    spread = x.new_zeros(steps)
+    spread[(slice(None), slice(None), *(slice(None, None, stride) for stride in layer.stride))] = x
+    x = F.pad(spread, [n for pair in reversed(sides) for n in pair])  # a negative padding cuts
+    for axis, kernel, dilation in zip(axes, layer.kernel_size, layer.dilation, strict=True):
+        x = x.unfold(axis, dilation * (kernel - 1) + 1, 1)[..., ::dilation]
+    return x.flip([*range(-len(axes), 0)])
 
 
 def places(layer: nn.Module, x: Tensor) -> int:
@@ -57,7 +82,7 @@ def places(layer: nn.Module, x: Tensor) -> int:
 
 
 def rows_of(layer: nn.Module, x: Tensor, most: int | None = None, seed: int = 0) -> Iterator[Tensor]:
-    """Rows [G, n, D] in pieces of at most 64 MB, columns in the order of `weight.flatten(1)`: channel, then taps.
+    """Rows [G, n, D] in pieces of at most 64 MB, columns in the order of the filters: channel, then taps.
 
     x      what the operator reads: [..., C] of a linear layer, [N, C, *space] of a convolution
     most   upper bound of rows per sample, chosen by `seed`
@@ -99,19 +124,20 @@ def rows_of(layer: nn.Module, x: Tensor, most: int | None = None, seed: int = 0)
 
 
 def weight_rows(layer: nn.Module, weight: Tensor) -> Tensor:
-    """A weight as [G, O/G, D] rows; float64, a copy.
+    """A weight, in the order of its operator, as [G, O/G, D] rows; float64, a copy.
 
     >>> weight_rows(nn.Conv2d(4, 6, 3, groups=2), torch.zeros(6, 2, 3, 3)).shape
     torch.Size([2, 3, 18])
     """
-    groups = groups_of(layer)
-    return weight.detach().to(torch.float64, copy=True).reshape(groups, weight.shape[0] // groups, -1)
+    groups, filters = groups_of(layer), as_rows(layer, weight.detach())
+    return filters.to(torch.float64, copy=True).reshape(groups, filters.shape[0] // groups, -1)
 
 
-def from_rows(rows: Tensor, like: Tensor) -> Tensor:
-    """Rows as the weight again: its shape, number type and memory format."""
-    out = torch.empty_like(like)
-    return out.copy_(rows.reshape(like.shape))
+def from_rows(layer: nn.Module, rows: Tensor) -> Tensor:
+    """Rows as the weight again: its order, shape, number type and memory format."""
+    weight = _weight_of(layer)
+    shape = as_rows(layer, weight).shape
+    return torch.empty_like(weight).copy_(in_order(layer, rows.reshape(shape)))
 
 
 def _weight_of(layer: Any) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
@@ -54,17 +55,20 @@ def _with_mask(module: nn.Module, name: str, who: str) -> Any:
     return [*specs, "mask"]
 
 
+@torch.no_grad()
 def put_codebooks(
     model: nn.Module,
     found: dict[str, tuple[Unit, str, int | None, dict[str, Tensor]]],
     who: str,
     granularity: str = "filter",
 ) -> None:
-    """Puts each unit's levels, group width, index and scale into `codebook` parts; an existing mask stays beside it."""
+    """Puts each unit's levels, group width, index, scale and, if it has one, zero into `codebook` parts; an existing mask stays beside it."""
     names = {id(m): n for n, m in model.named_modules()}
     rules = []
-    for unit, levels, group, _ in found.values():
+    for unit, levels, group, tensors in found.values():
         spec: dict[str, Any] = {"part": "codebook", "levels": levels}
+        if "zero" in tensors:
+            spec["asymmetric"] = True
         if group is not None:
             spec["group"] = group
         if granularity != "filter":
@@ -77,4 +81,7 @@ def put_codebooks(
         for name in (names[id(module)] for module in unit.modules):
             layer: Any = model.get_submodule(name)
             part = next(link for link in links_of(layer.w) if isinstance(link, Codebook))
-            part.hold(layer.weight, tensors["index"], tensors["scale"])
+            seen = layer.slot_weight()
+            part.hold(seen, tensors["index"], tensors["scale"], tensors.get("zero"))
+            if seen is not layer.weight:  # a transposed convolution shows its parts a rearranged copy
+                layer.weight.copy_(layer.from_slot(seen))

@@ -55,7 +55,7 @@ class Surgery:
 
     def prune(self, stats: LayerStats, count: int) -> Solved:
         """The layer with exactly `count` weights left; fewer where fewer were left before."""
-        weight: Tensor = stats.layer.weight
+        weight = stats.unit.filters
         gone = torch.zeros_like(weight, dtype=torch.bool) if stats.unit.mask is None else ~stats.unit.mask.bool()
         count = min(count, int((~gone).sum()))
         blocks = self._blocks(stats, gone)
@@ -188,7 +188,7 @@ class Surgery:
     ) -> Solved:
         shaped = [n.reshape(w.shape) for n, w in zip(new, stats.w, strict=True)]
         mask = torch.cat([k[:, : b.columns] for k, b in zip(keep, blocks, strict=True)], 1)
-        weight: Tensor = stats.layer.weight
+        weight = stats.unit.filters
         return Solved(shaped, mask.reshape(weight.shape).to(weight.device), word, damping)
 
 

@@ -15,9 +15,11 @@ from bitwright.nn.layers import SlotLayer
 from bitwright.parts.mask import Mask
 from bitwright.parts.traits import title_of
 from bitwright.transforms.facts import links_of
+from bitwright.transforms.geometry import as_rows
 from bitwright.transforms.layers import ComputeLayer, candidates
 
-KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+KINDS = (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d)
+POSSIBLE = ", ".join(kind.__name__ for kind in KINDS)
 
 
 @dataclass(frozen=True)
@@ -30,6 +32,11 @@ class Unit:
     @property
     def layer(self) -> Any:
         return self.modules[0]
+
+    @property
+    def filters(self) -> Tensor:
+        """The weight with outputs first, [O, I/g, *kernel], as masks and other parts see it."""
+        return as_rows(self.layer, self.layer.weight.detach())
 
     @property
     def bias(self) -> nn.Parameter | None:
@@ -84,7 +91,7 @@ def compressible(
         warnings.warn(f"{who}: {left[0]}{more} as before", BitwrightWarning, stacklevel=3)
     if not units:
         raise InputError(
-            f"{who}: the model has no layer that it could work on; possible: Linear, Conv1d, Conv2d, Conv3d",
+            f"{who}: the model has no layer that it could work on; possible: {POSSIBLE}",
             code="recipe-nomatch",
         )
     if not listing:
@@ -139,7 +146,7 @@ def _reason(row: ComputeLayer, latent: bool) -> str:
     if row.reason:
         return row.reason
     if not isinstance(module, KINDS):
-        return f"a {row.kind} is none of Linear, Conv1d, Conv2d, Conv3d"
+        return f"a {row.kind} is none of {POSSIBLE}"
     if isinstance(module, SlotLayer) and module.gate is not None:
         return f"its gate {title_of(module.gate)} decides what the weight is multiplied with"
     if not latent and isinstance(module, SlotLayer) and _is_quantized(module):
@@ -169,9 +176,10 @@ def _check_shared(model: nn.Module, units: dict[int, list[ComputeLayer]], who: s
             )
     for rows in units.values():
         groups = {getattr(row.module, "groups", 1) for row in rows}
-        if len(groups) > 1 or len({isinstance(row.module, nn.Linear) for row in rows}) > 1:
+        order = {(isinstance(m, nn.Linear), getattr(m, "transposed", False)) for m in (row.module for row in rows)}
+        if len(groups) > 1 or len(order) > 1:
             raise InputError(
-                f"{who}: {rows[0].name} and {rows[1].name} share a weight but read it in different groups",
+                f"{who}: {rows[0].name} and {rows[1].name} share a weight but read it in different groups or orders",
                 code="layer-shared",
                 layer=rows[0].name,
             )

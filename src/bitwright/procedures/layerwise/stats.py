@@ -29,6 +29,7 @@ from bitwright.procedures.layerwise.select import Unit
 from bitwright.transforms.call import Call
 from bitwright.transforms.copying import copy_model
 from bitwright.transforms.forward import evaluating, run_model
+from bitwright.transforms.geometry import from_rows as in_order
 
 ROWS = 50_000
 WIDEST = 10_240
@@ -119,7 +120,7 @@ class LayerStats:
         return [h.diagonal(dim1=-2, dim2=-1) <= 0 for h in self.h]
 
     def split(self, t: Tensor, bias: float | bool = 0) -> list[Tensor]:
-        """A tensor of the weight's shape as blocks like `w`; where they have a bias column it holds `bias`."""
+        """A tensor of the shape of the filters as blocks like `w`; where they have a bias column it holds `bias`."""
         groups = groups_of(self.layer)
         flat = t.reshape(groups, t.shape[0] // groups, -1)
         if self.bias:
@@ -134,7 +135,7 @@ class LayerStats:
         if self.bias and self.unit.bias is not None:
             self.unit.bias.copy_(flat[..., -1].reshape(self.unit.bias.shape))
             flat = flat[..., :-1]
-        weight.copy_(from_rows(flat, weight))
+        weight.copy_(from_rows(self.layer, flat))
 
 
 def visit_layers(
@@ -412,7 +413,7 @@ def _mirror(h: Tensor, strip: int = 1024) -> None:
 def _blocks(unit: Unit, h: list[Tensor], bias: bool) -> list[Tensor]:
     weight: Tensor = unit.layer.weight
     if unit.mask is not None:
-        weight = torch.where(unit.mask.bool(), weight, torch.zeros_like(weight))
+        weight = torch.where(in_order(unit.layer, unit.mask).bool(), weight, torch.zeros_like(weight))
     rows = weight_rows(unit.layer, weight).to(h[0].device)
     if bias and unit.bias is not None:
         extra = unit.bias.detach().double().reshape(*rows.shape[:2], 1).to(rows.device)

@@ -17,6 +17,7 @@ from bitwright.procedures.layerwise.select import Unit
 from bitwright.procedures.layerwise.stats import LayerStats, Limits, visit_layers
 from bitwright.procedures.report import Report
 from bitwright.transforms.batch_norms import batch_norms
+from bitwright.transforms.geometry import from_rows
 from bitwright.transforms.norm_statistics import estimate
 from bitwright.transforms.unwrap import unwrap
 
@@ -129,7 +130,7 @@ class LayerwiseRun:
             solved = solve(stats)
             stats.write(solved.new)
             if solved.keep is not None:
-                _zero(stats.layer.weight, solved.keep)
+                _zero(stats.layer, solved.keep)
             rows[stats.name] = _row(stats, solved, time.perf_counter() - start)
             solved.new = []  # frees the memory; the net has the weight
             if self.after is not None:
@@ -162,9 +163,9 @@ class LayerwiseRun:
         return LayerReport(self.who, samples, ordered, net)
 
 
-def _zero(weight: Tensor, keep: Tensor) -> None:
+def _zero(layer: Any, keep: Tensor) -> None:
     with torch.no_grad():
-        weight.masked_fill_(~keep.reshape(weight.shape), 0)
+        layer.weight.masked_fill_(~from_rows(layer, keep), 0)
 
 
 def _row(stats: LayerStats, solved: Solved, seconds: float) -> LayerRow:
