@@ -152,10 +152,15 @@ class PackedModel(nn.Module):
             raise InputError("packed model: its inputs differ in the size of the batch, axis 0", code="input-shape")
         return env
 
+    def held(self) -> list[Tensor]:
+        """The tensors of the file, in its order."""
+        return [self.get_buffer(name) for name in self._keys.values()]
+
     def forward(self, *inputs: Tensor) -> Any:
         if torch.compiler.is_compiling():
-            tensors = [self.get_buffer(name) for name in self._keys.values()]
-            return self._in_structure(torch.ops.bitwright.packed(inputs, tensors, self.graph_text, self._answers))
+            given = [x.detach() for x in inputs]
+            found = torch.ops.bitwright.packed(given, self.held(), self.graph_text, self._answers)
+            return self._in_structure(found)
         return self.run(self.environment(*inputs))
 
     def run(self, env: dict[str, Tensor]) -> Any:
