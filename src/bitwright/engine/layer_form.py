@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from bitwright.engine.fold import fold
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.packed import PackedModel, laid_out
+from bitwright.engine.packed import PackedModel, check_on_cpu, laid_out
 from bitwright.engine.packing import EMPTY, HOOKS, packing_of
 from bitwright.engine.prepare import Prepared, hooked, without_hooks
 from bitwright.engine.rules import LAYERS
@@ -81,6 +81,7 @@ class PackedLayer(nn.Module):
 
         Errors: `InputError` for an input that the trained layer would not take.
         """
+        check_on_cpu(x, f"packed {type(self).__name__}: input")
         linear, features = self.rank == 2, self._sizes[1] * int(getattr(self, "groups", 1))
         axis = -1 if linear else 1 - self.rank
         wrong = x.dim() < 1 if linear else x.dim() not in (self.rank - 1, self.rank)
