@@ -268,6 +268,14 @@ def test_health_of_a_step_by_hand() -> None:
     assert not layer.x._forward_pre_hooks  # type: ignore[union-attr]
 
 
+def test_weights_that_a_mask_removes_are_not_dead() -> None:
+    layer = bw.nn.Linear(4, 1, bias=False, w=["mask", "bwn"])
+    layer.w.mask.mask.copy_(torch.tensor([[1, 1, 0, 0]]))  # type: ignore[union-attr, operator]
+    probe = probes.Probe({"0": layer}, {})
+    layer.weight.grad = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    assert probe.read()["0"]["dead"] == 1 / 2
+
+
 @pytest.mark.parametrize(
     ("part", "flips"), [("bwn", 0.5), ("ttq", 0.5), ({"part": "uniform", "bits": 4}, None), (None, None)]
 )
