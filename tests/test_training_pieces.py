@@ -412,6 +412,7 @@ def test_switch_loader_and_chance() -> None:
     assert told(state_of([metrics(1, 1, test_top1=0.2)])) == []
 
 
+@pytest.mark.slow
 def test_a_large_data_set_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training leaves cycles; where much memory hangs on them, they are collected at once."""
     import gc
