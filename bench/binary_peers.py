@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +80,11 @@ class Program:
 
     def __init__(self, name: str, interpreter: Path, log: Path) -> None:
         kept = {k: v for k, v in os.environ.items() if not k.startswith(("PYTHON", "BITWRIGHT"))}
-        self.process = subprocess.Popen(
-            [str(interpreter), str(SCRIPTS / f"{name}.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=log.open("w"), text=True, env={**kept, **SETTINGS},
-        )  # fmt: skip
+        with log.open("w") as errors:
+            self.process = subprocess.Popen(
+                [str(interpreter), str(SCRIPTS / f"{name}.py")], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                stderr=errors, text=True, env={**kept, **SETTINGS},
+            )  # fmt: skip
 
     def ask(self, **request: Any) -> Any:
         assert self.process.stdin is not None and self.process.stdout is not None
@@ -97,9 +99,11 @@ class Program:
         return lambda calls: self.ask(slice=variant, calls=calls)
 
     def end(self) -> None:
-        assert self.process.stdin is not None
-        self.process.stdin.close()
+        assert self.process.stdin is not None and self.process.stdout is not None
+        with suppress(BrokenPipeError):
+            self.process.stdin.close()
         self.process.wait(60)
+        self.process.stdout.close()
 
 
 def ours(case: dict[str, Any]) -> Slice:

@@ -10,11 +10,16 @@ def binary_peers() -> str:
     found = read("binary_peers.csv")
     if not found:
         return ""
-    rows = [
-        [r["case"], r["program"].replace("_", " "), number(r["us"]), f"{number(r['us_q1'])} to {number(r['us_q3'])}", number(r["us_p95"]),
-         "" if r["program"] == "bitwright" else f"{number(r['ratio'])}x", r["note"].removeprefix("unavailable: ")]
-        for r in found
-    ]  # fmt: skip
+    rows = []
+    for r in found:
+        cells = [r["case"], r["program"].replace("_", " ")]
+        if r["us"]:
+            times = [_us(r[k]) for k in ("us", "us_q1", "us_q3", "us_p95")]
+            cells += [times[0], f"{times[1]} to {times[2]}", times[3]]
+            cells += ["" if r["program"] == "bitwright" else f"{number(r['ratio'])}x", ""]
+        else:
+            cells += ["", "", "", "", r["note"].removeprefix("unavailable: ")]
+        rows.append(cells)
     head = ["layer", "program", "us", "quartiles", "p95", "ours faster by", "not measured, because"]
     first = found[0]
     others = ", ".join(f"{k.partition('_engine_')[2] or k.removeprefix('bnn_lab_')} {v}" for k, v in first.items() if v and k.startswith(("larq_engine_", "bnn_lab_")))  # fmt: skip
@@ -24,9 +29,13 @@ def binary_peers() -> str:
 
 Larq Compute Engine and bnn-lab in environments of their own, which the command makes, and our packed nets, timed in turn: one thread, CPU
 time. A convolution is one of a chain of four (sign, 3x3, BatchNorm) in one call, floats in and out; ours pads with exact zeros, Larq's
-with +1, which is its fast way. A fully connected layer takes and gives floats. Larq's kernels for x86 are plain C++ ("default", "indirect": its
-two ways to multiply); it is made for ARM, where nothing was measured. {machine("binary_peers.csv")}; {others}.
+with +1, which is its fast way. A fully connected layer takes and gives floats. "default" and "indirect" are Larq's two ways to multiply;
+it is made for ARM, where nothing was measured. {machine("binary_peers.csv")}; {others}.
 
 {table(head, rows)}
 
 """
+
+
+def _us(text: str) -> str:
+    return f"{float(text):,.0f}" if float(text) >= 100 else number(text)
