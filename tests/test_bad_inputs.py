@@ -14,6 +14,9 @@ from bitwright.engine import native
 from bitwright.engine.packed import PackedModel
 from bitwright.errors import InputError
 
+export: Any = bw.export.onnx  # so that what the types forbid can be given
+session: Any = bw.ort.session
+load: Any = bw.load
 X = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(1))
 
 
@@ -34,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory, net: Any) -> Path:
     folder = tmp_path_factory.mktemp("files")
     bw.save(net, folder / "net.safetensors")
     bw.save(trained(), folder / "trained.safetensors")
-    bw.export.onnx(net, X, folder / "net.onnx")
+    export(net, X, folder / "net.onnx")
     (folder / "empty").write_bytes(b"")
     (folder / "junk").write_bytes(b"\x08\x07junk" * 20)
     return folder
@@ -83,63 +86,63 @@ class Branch(nn.Module):
 def test_examples_of_an_export(net: Any, tmp_path: Path) -> None:
     path = tmp_path / "a.onnx"
     for given in ("x", None, X.numpy(), {"x": X}, (), (X, "y")):
-        one_line(lambda given=given: bw.export.onnx(net, given, path), "possible: a tensor with at least one sample")
+        one_line(lambda given=given: export(net, given, path), "possible: a tensor with at least one sample")
     for given in (X[:0], torch.tensor(1.0)):
-        one_line(lambda given=given: bw.export.onnx(net, given, path), "the example is no sample")
-    one_line(lambda: bw.export.onnx(net, X[0], path), "one sample has no batch axis")
-    one_line(lambda: bw.export.onnx(net, (X, X), path), "takes 1 inputs (input), got 2")
+        one_line(lambda given=given: export(net, given, path), "the example is no sample")
+    one_line(lambda: export(net, X[0], path), "one sample has no batch axis")
+    one_line(lambda: export(net, (X, X), path), "takes 1 inputs (input), got 2")
     one_line(
-        lambda: bw.export.onnx(nn.Linear(3, 2), torch.randn(2, 4), path, packed=False),
+        lambda: export(nn.Linear(3, 2), torch.randn(2, 4), path, packed=False),
         "Linear does not take the example (2x4): RuntimeError: mat1 and mat2 shapes cannot be multiplied",
     )
     one_line(
-        lambda: bw.export.onnx(Branch(), X, path, packed=False),
+        lambda: export(Branch(), X, path, packed=False),
         "torch's exporter does not take this net: GuardOnDataDependentSymNode: ",
     )
     for model in (None, "net.safetensors", nn.Linear):
-        one_line(lambda model=model: bw.export.onnx(model, X, path), "possible: what bw.convert or bw.load returns")
+        one_line(lambda model=model: export(model, X, path), "possible: what bw.convert or bw.load returns")
     assert not path.exists()
 
 
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.uint8])
 def test_an_export_compares_what_the_net_takes(dtype: torch.dtype, net: Any, tmp_path: Path) -> None:
     given = torch.randint(0, 2, X.shape).to(dtype)
-    assert bw.export.onnx(net, given, tmp_path / "a.onnx").differ == 0
+    assert export(net, given, tmp_path / "a.onnx").differ == 0
 
 
 def test_paths_of_an_export(net: Any, tmp_path: Path) -> None:
     for path in (tmp_path, "", None, 3, b"a.onnx"):
-        one_line(lambda path=path: bw.export.onnx(net, X, path), "is no file name; possible: net.onnx")
-    one_line(lambda: bw.export.onnx(net, X, tmp_path / "no" / "a.onnx"), "does not exist")
+        one_line(lambda path=path: export(net, X, path), "is no file name; possible: net.onnx")
+    one_line(lambda: export(net, X, tmp_path / "no" / "a.onnx"), "does not exist")
 
 
 def test_files_and_threads_of_a_session(folder: Path) -> None:
     for given in (None, 3, bytearray(b"a")):
-        one_line(lambda given=given: bw.ort.session(given), "possible: a path, or the content of a file as bytes")
+        one_line(lambda given=given: session(given), "possible: a path, or the content of a file as bytes")
     for given in ("no.onnx", folder):
-        one_line(lambda given=given: bw.ort.session(given), "there is no file")
+        one_line(lambda given=given: session(given), "there is no file")
     for given in (folder / "empty", folder / "junk", folder / "net.safetensors", b"", b"abc"):
-        one_line(lambda given=given: bw.ort.session(given), "bw.ort.session: onnxruntime does not take")
+        one_line(lambda given=given: session(given), "bw.ort.session: onnxruntime does not take")
     for threads in (-1, 1.5, "2", None, True, 10**12):
-        one_line(lambda t=threads: bw.ort.session(folder / "net.onnx", threads=t), "possible: 0 to 1024")
-    one_line(lambda: bw.ort.register(None), "possible: onnxruntime.SessionOptions")  # type: ignore[arg-type]
+        one_line(lambda t=threads: session(folder / "net.onnx", threads=t), "possible: 0 to 1024")
+    one_line(lambda: bw.ort.register(None), "possible: onnxruntime.SessionOptions")
 
 
 def test_files_models_and_devices_of_a_load(folder: Path) -> None:
     for given in (None, 3, b"net.safetensors"):
-        one_line(lambda given=given: bw.load(given), "possible: the path of a file")
+        one_line(lambda given=given: load(given), "possible: the path of a file")
     for given in (folder, folder / "no.safetensors"):
-        one_line(lambda given=given: bw.load(given), "no such file")
+        one_line(lambda given=given: load(given), "no such file")
     for given in (folder / "empty", folder / "junk", folder / "net.onnx"):
-        one_line(lambda given=given: bw.load(given), "not a readable safetensors file")
-    one_line(lambda: bw.load(folder / "trained.safetensors"), "give the model, bw.load(path, model)")
+        one_line(lambda given=given: load(given), "not a readable safetensors file")
+    one_line(lambda: load(folder / "trained.safetensors"), "give the model, bw.load(path, model)")
     for model in ("resnet20", nn.Linear, trained):
-        one_line(lambda m=model: bw.load(folder / "trained.safetensors", m), "possible: a module")
+        one_line(lambda m=model: load(folder / "trained.safetensors", m), "possible: a module")
     for device in ("bogus", None, ""):
-        one_line(lambda d=device: bw.load(folder / "net.safetensors", device=d), "possible: cpu, cuda, cuda:1")
-    one_line(lambda: bw.load(folder / "net.safetensors", device="cuda"), "packed nets run on the CPU, not on 'cuda'")
-    one_line(lambda: bw.load(folder / "trained.safetensors", trained(), device="cuda:77"), "torch finds no device")
-    assert isinstance(bw.load(folder / "net.safetensors", device=torch.device("cpu")), PackedModel)  # type: ignore[arg-type]
+        one_line(lambda d=device: load(folder / "net.safetensors", device=d), "possible: cpu, cuda, cuda:1")
+    one_line(lambda: load(folder / "net.safetensors", device="cuda"), "packed nets run on the CPU, not on 'cuda'")
+    one_line(lambda: load(folder / "trained.safetensors", trained(), device="cuda:77"), "torch finds no device")
+    assert isinstance(load(folder / "net.safetensors", device=torch.device("cpu")), PackedModel)
 
 
 @pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")

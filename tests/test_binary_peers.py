@@ -27,7 +27,7 @@ serve(build, lambda: {{"fake": "1.0"}})
 @pytest.fixture
 def bench(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Any:
     monkeypatch.syspath_prepend(str(ROOT / "bench"))
-    import binary_peers
+    import binary_peers  # pyright: ignore[reportMissingImports]
 
     (tmp_path / "fake.py").write_text(FAKE.format(folder=str(ROOT / "bench" / "peers")))
     monkeypatch.setattr(binary_peers, "SCRIPTS", tmp_path)

@@ -110,10 +110,12 @@ def test_a_forward_with_branches_compiles_in_pieces() -> None:
 def test_no_gradient_passes_a_packed_layer_compiled_or_not() -> None:
     net, x = made(), example().requires_grad_()
     assert net.stem.weight.requires_grad
-    for run in (net, compiled(net), compiled(net, "aot_eager")):
+    runs: list[Any] = [net, compiled(net), compiled(net, "aot_eager")]
+    for run in runs:
         assert not run(x).requires_grad
     graph: Any = bw.convert(Net().eval(), example(), form="graph", verify=False).model
-    for run in (graph, compiled(graph), compiled(graph, "aot_eager")):
+    runs = [graph, compiled(graph), compiled(graph, "aot_eager")]
+    for run in runs:
         assert not run(x).requires_grad
 
 
@@ -133,7 +135,8 @@ def test_new_tensors_reach_compiled_layers() -> None:
 
 def test_nets_are_kept_ready_as_long_as_their_tensors_live(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = packed(nn.Sequential(*(B.Linear(4, 4, **ONE) for _ in range(20))), torch.randn(2, 4))
-    run, x, built = compiled(deep), torch.randn(2, 4), []
+    run: Any = compiled(deep)
+    x, built = torch.randn(2, 4), list[int]()
     real = torch_op.from_json
     monkeypatch.setattr(torch_op, "from_json", lambda *a: built.append(1) or real(*a))
     for _ in range(3):

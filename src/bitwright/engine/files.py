@@ -77,7 +77,7 @@ def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, metadata
 
 
-def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
+def load(path: Path, model: nn.Module | None = None, device: str | torch.device = "cpu") -> nn.Module:
     """Reads what `save` wrote.
 
     A packed file in graph form loads as a plain callable module, without the model's code. A trained file needs `model`,
