@@ -69,7 +69,7 @@ def formats(graph: Graph) -> None:
             reader.attrs["x"] = info
             form, groups = "plain", 1
             if reader.op in CODED:
-                pays = bytes_pay(reader, code_planes(q.attrs["levels"]))
+                pays = bytes_pay(reader, code_planes(q.attrs["levels"]), graph)
                 reader.attrs["x_form"] = form = "bytes" if pays and _fits_bytes(reader, q) else "bits"
                 groups = int(reader.attrs.get("groups", 1)) if form == "bits" else 1
             if (form, groups) not in made:
