@@ -52,6 +52,8 @@ class PackedModel(nn.Module):
     (bits, scales, float layers). Evaluation only: there is nothing to train.
     """
 
+    graph_text: Tensor
+
     def __init__(self, graph: Graph, backend: str = "auto", threads: int | None = None) -> None:
         super().__init__()
         if backend not in BACKENDS:
