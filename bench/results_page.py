@@ -9,6 +9,7 @@ import ast
 from typing import Any
 
 import findings
+from results_binary_peers import binary_peers
 from results_claims import index
 from results_hybrid import hybrid
 from results_l_dnq import l_dnq
@@ -289,7 +290,7 @@ faster than the peer, below 1 slower. {machine()}.
 
 {speeds()}
 
-{recipes()}{strangers()}{runtimes()}## Training steps
+{recipes()}{strangers()}{binary_peers()}{runtimes()}## Training steps
 
     python bench/training.py
 

@@ -90,15 +90,15 @@ def test_one_reason_of_several_peers_is_one_line():
     ]
 
 
-def test_a_narrow_table_loses_p95_then_quartiles_then_rate():
+def test_a_narrow_table_loses_quartiles_then_rate_then_p95():
     assert "p95" in next(line for line in table().text(110).splitlines() if line.startswith("candidate"))
     head = next(line for line in table().text(80).splitlines() if line.startswith("candidate"))
-    assert "p95" not in head and "quartiles" in head
+    assert "quartiles" not in head and "p95" in head
     head = next(line for line in table().text(70).splitlines() if line.startswith("candidate"))
-    assert "quartiles" not in head and "img/s" in head
+    assert "img/s" not in head and "p95" in head
     assert all(len(line) <= 60 for line in table().text(60).splitlines())
     head = next(line for line in table().text(60).splitlines() if line.startswith("candidate"))
-    assert "img/s" not in head and "ours faster by" in head
+    assert "p95" not in head and "ours faster by" in head
 
 
 STEPS = [
@@ -380,7 +380,6 @@ def test_a_net_that_cannot_be_traced_keeps_its_float_peers():
 def test_wrong_use_is_one_line():
     x = torch.randn(1, 4)
     for call in (
-        lambda: bench(nn.Linear(4, 4), x, against=("torch-fp23",)),
         lambda: bench(nn.Linear(4, 4), x, threads=0),
         lambda: bench(nn.Linear(4, 4), x, rounds=True),
         lambda: bench("resnet20", x),
@@ -389,8 +388,29 @@ def test_wrong_use_is_one_line():
         with pytest.raises(InputError) as caught:
             call()
         assert "\n" not in str(caught.value)
-    with pytest.raises(InputError, match="torch-fp32"):
-        bench(nn.Linear(4, 4), x, against=("torch-fp23",))
+
+
+@pytest.mark.parametrize("against", ["torch-fp23", ("torch-fp23", "torch-fp32"), ("tvm", 7)])
+def test_an_unknown_peer_is_a_row_that_says_so(against: Any):
+    t = bench(nn.Linear(4, 4), torch.randn(1, 4), rounds=1, against=against)
+    asked = [against] if isinstance(against, str) else [str(a) for a in against]
+    found = {r.name: r for r in t.rows[1:]}
+    assert sorted(found) == sorted(asked) and t.ours.median_ms
+    for name, row in found.items():
+        known = name == "torch-fp32"
+        assert (row.median_ms is not None) == known
+        assert known or (row.note.startswith(f"unavailable: unknown peer '{name}'.") and "openvino-int8" in row.note)
+    if "torch-fp23" in found:
+        assert "Nearest: torch-fp32" in found["torch-fp23"].note
+        assert "torch-fp23 not measured: unknown peer 'torch-fp23'. Nearest" in " ".join(t.text().split())
+
+
+def test_the_command_prints_p50_p95_and_peers_that_it_does_not_know(call: Any):
+    code, out, err = call("bench", "conv:32x4", "--rounds", "2", "--against", "torch-fp32,tvm")
+    head = next(line for line in out.splitlines() if line.startswith("candidate"))
+    assert code == 0, err
+    assert "ms median" in head and "p95" in head
+    assert "tvm not measured: unknown peer 'tvm'. Known: torch-fp32" in " ".join(out.split())
 
 
 # ---- one convolution ----

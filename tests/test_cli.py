@@ -146,7 +146,6 @@ ERRORS: dict[str, tuple[list[str], str]] = {
     "batch": (["bench", "conv:32x4", "--batch", "0"], "--batch"),
     "conv": (["bench", "conv:32"], "Give conv:CHANNELSxSIDE"),
     "conv even": (["bench", "conv:32x8x2"], "possible: an odd number"),
-    "peer": (["bench", "conv:32x4", "--against", "tvm"], "unknown peer 'tvm'"),
     "energy": (["cost", "lenet5", "--energy", "nope"], "nope"),
     "no file": (["convert", "none.safetensors", "--model", "lenet5"], "convert: no file none.safetensors"),
     "no packed file": (["bench", "none.safetensors"], "none.safetensors"),

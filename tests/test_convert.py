@@ -105,7 +105,7 @@ def test_nothing_to_pack_is_a_refusal(tmp_path: Any) -> None:
     assert done.report.status == "REFUSE" and done.model is None
     assert done.report.verdict == (
         "nothing to pack: 1 of 1 layers stay float. First: 0 (Conv2d 3>4 3x3): its slots are empty."
-        ' Try: bw.apply(model, "w1a1", example), train, convert'
+        ' Try: a recipe (bw.apply(model, "w1a1", example); bitwright train), then convert'
     )
     with pytest.raises(InputError, match="nothing was converted: nothing to pack"):
         done.save(tmp_path / "no.safetensors")

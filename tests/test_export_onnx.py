@@ -247,6 +247,7 @@ def run_function(name: str, inputs: dict[str, np.ndarray], constants: dict[str, 
     return s.run(None, inputs)[0]
 
 
+@pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 def test_codes_of_floats_by_hand_and_by_the_core() -> None:
     x = torch.tensor([-9.0, -0.0, 0.0, 0.25, 0.5, 0.7, torch.nan, torch.inf]).reshape(1, 8, 1, 1)
     thresholds = torch.tensor([0.0, 0.5, 0.7])

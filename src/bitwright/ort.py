@@ -19,6 +19,7 @@ from bitwright.quiet import without_telemetry
 if TYPE_CHECKING:
     import onnxruntime
 
+MOST_THREADS = 1024
 OLDEST = (1, 17)  # the first onnxruntime that has all that the operators use
 
 _registered: weakref.WeakSet[Any] = weakref.WeakSet()  # one registration per options object is allowed
@@ -67,7 +68,11 @@ def register(session_options: onnxruntime.SessionOptions) -> None:
         bw.ort.register(options)
         session = onnxruntime.InferenceSession("net.onnx", options)
     """
-    path, reason = _library(_runtime())
+    runtime = _runtime()
+    if not isinstance(session_options, runtime.SessionOptions):
+        given = type(session_options).__name__
+        raise InputError(f"bw.ort.register: got {given}; possible: onnxruntime.SessionOptions", given=given)
+    path, reason = _library(runtime)
     if not path:
         raise InputError(f"bw.ort.register: {reason}", code="native-missing")
     _add(session_options, path)
@@ -87,22 +92,32 @@ def session(path: str | os.PathLike[str] | bytes, threads: int = 1) -> onnxrunti
     threads   of one run; 0 takes one per core
 
     Where the native core was not built the session runs the functions in the file: the same results, more slowly.
-    Errors: `InputError` where there is no such file or onnxruntime is missing; what onnxruntime says of a bad file.
+    Errors: `InputError` where there is no such file, onnxruntime does not take it, or onnxruntime is missing.
 
         session = bw.ort.session("net.onnx", threads=2)
         (y,) = session.run(None, {"x": x})
     """
     runtime = _runtime()
+    if not isinstance(path, (bytes, str, os.PathLike)):
+        given = type(path).__name__
+        raise InputError(
+            f"bw.ort.session: got {given}; possible: a path, or the content of a file as bytes", given=given
+        )
     if not isinstance(path, bytes):
         path = os.fspath(path)
         if not os.path.isfile(path):
-            raise InputError(f"bw.ort.session: there is no file {path}", code="file-missing", given=path)
-    if threads < 0:
-        raise InputError(f"bw.ort.session: threads must be 0 or more, got {threads}", given=str(threads))
+            raise InputError(f"bw.ort.session: there is no file {path}", code="file-missing", given=str(path))
+    if type(threads) is not int or not 0 <= threads <= MOST_THREADS:
+        raise InputError(f"bw.ort.session: threads={threads!r}; possible: 0 to {MOST_THREADS}", given=str(threads))
     options = runtime.SessionOptions()
     options.intra_op_num_threads, options.inter_op_num_threads = threads, 1
     options.execution_mode = runtime.ExecutionMode.ORT_SEQUENTIAL
     library, _ = _library(runtime)
     if library:
         _add(options, library)
-    return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    try:
+        return runtime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+    except Exception as error:
+        name = "these bytes" if isinstance(path, bytes) else path
+        text = f"bw.ort.session: onnxruntime does not take {name}: {str(error).strip().splitlines()[0][:300]}"
+        raise InputError(text, code="file-damaged") from error

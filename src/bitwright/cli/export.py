@@ -50,8 +50,9 @@ def onnx(
     out: Output = ctx.obj
     net, x, where, path = _net_and_inputs(out, target, images)
     path = path if output is None else Path(output)
-    if not path.parent.is_dir():
-        raise InputError(f"export: no folder {path.parent}", code="file-missing", given=str(path.parent))
+    if path.is_dir() or not path.parent.is_dir():
+        text = f"{path} is a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise InputError(f"export: {text}; give -o FILE.onnx", code="file-write", given=str(path))
     out.note(f"export {target}: compared on {where}")
     from bitwright.export import onnx as write
 
@@ -77,7 +78,7 @@ def _net_and_inputs(out: Output, target: str, images: int) -> tuple[nn.Module, T
             raise InputError(
                 f"export {target}: no packed net yet. Run: bitwright convert {quoted(target)}", code="run-unpacked"
             )
-        net, path = bw.load(run.file("packed.safetensors")), run.file("packed.onnx")
+        net, path = _load(run.file("packed.safetensors"), target), run.file("packed.onnx")
         try:
             return net, _test_images(run, images), "its test images", path
         except InputError as error:
@@ -86,7 +87,7 @@ def _net_and_inputs(out: Output, target: str, images: int) -> tuple[nn.Module, T
         if not Path(target).is_file():
             raise InputError(f"export: no file {target}", code="file-missing", given=target)
         net, path = (
-            bw.load(target),
+            _load(Path(target), target),
             Path(Path(target).name.removesuffix(".safetensors").removesuffix(".packed") + ".onnx"),
         )
         path = Path(target).parent / path
@@ -98,6 +99,24 @@ def _net_and_inputs(out: Output, target: str, images: int) -> tuple[nn.Module, T
             code="export-form",
         )
     return net, example(tuple(net.inputs[0].shape), RANDOM), f"{RANDOM} random inputs", path
+
+
+def _load(path: Path, target: str) -> nn.Module:
+    """The net of a packed file. Errors: what to type for a file of another kind."""
+    import bitwright as bw
+    from bitwright.tensors import read_tensors
+
+    try:
+        return bw.load(path)
+    except InputError as error:
+        if error.code != "load-model":
+            raise
+        command = f"bitwright convert {quoted(target) if looks_like_run(target) else 'FILE --model MODEL'}"
+        if read_tensors(path)[1].get("bitwright") != "layers":
+            text = f"trained, not packed. Pack it: bitwright convert {quoted(target)} --model MODEL"
+        else:
+            text = f"packed in layer form, which runs with your code; ONNX takes a graph. Pack it anew: {command} --form graph"
+        raise error.reworded(f"export {target}: {text}") from None
 
 
 def _test_images(run: object, count: int) -> Tensor:

@@ -151,7 +151,9 @@ def _graph(prepared: Prepared) -> Traced:
     for name, layer in prepared.layers.items():
         if name in prepared.own and (layer.w is not None or layer.x is not None):
             text = f"convert: {name or 'the layer'}: {prepared.own[name]}; a graph has no place for it."
-            raise InputError(f'{text} form="layers" keeps it', code="convert-hook", layer=name)
+            raise InputError(
+                f'{text} form="layers" (--form layers on the command line) keeps it', code="convert-hook", layer=name
+            )
     call = prepared.call.in_order(prepared.model)
     if call.kwargs:
         raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")
@@ -180,7 +182,8 @@ def _nothing(model: nn.Module, rows: list[ReportRow]) -> str:
     if refused is None:
         return f"{head} The model has no Linear or convolution layer"
     slots = any(is_slot_layer(m) for m in model.modules())
-    remedy = "" if slots or refused.why != EMPTY else ' Try: bw.apply(model, "w1a1", example), train, convert'
+    advice = ' Try: a recipe (bw.apply(model, "w1a1", example); bitwright train), then convert'
+    remedy = "" if slots or refused.why != EMPTY else advice
     return f"{head} First: {refused.layer} ({refused.kind}): {refused.why}.{remedy}{_zeros(rows)}"
 
 
@@ -245,7 +248,10 @@ def _refused(report: ConvertReport) -> str:
     if not report.layers_exact:
         return f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
     if report.beyond:
-        b, hint = report.beyond[0], '; form="layers" may hold' if report.form == "graph" else ""
+        b, hint = (
+            report.beyond[0],
+            '; form="layers" (--form layers on the command line) may hold' if report.form == "graph" else "",
+        )
         off = f"{b.where} is off by {b.difference:.1e}, and rounding explains {b.bound:.1e}"
         return f"{off} (image {b.image}){hint}; please report this"
     share, kind = report.share

@@ -85,7 +85,7 @@ def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
     return state, metadata
 
 
-def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.Module:
+def load(path: Path, model: nn.Module | None = None, device: str | torch.device = "cpu") -> nn.Module:
     """Reads what `save` wrote.
 
     A packed file in graph form loads as a plain callable module, without the model's code. A trained file needs `model`,
@@ -95,6 +95,14 @@ def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.
     Errors: `InputError` for an unreadable, truncated, foreign or hostile file, and for keys that do not match; `model` is
     then unchanged.
     """
+    if not isinstance(path, (str, os.PathLike)):
+        raise InputError(f"load: got {type(path).__name__}; possible: the path of a file", code="file-missing")
+    if model is not None and not isinstance(model, nn.Module):
+        given = repr(model) if isinstance(model, (str, type)) else type(model).__name__
+        raise InputError(
+            f"load {path}: model={given[:80]}; possible: a module, as bw.models.create makes it", code="load-model"
+        )
+    where = _device(device, path)
     tensors, metadata = read_tensors(path)
     kind, version = metadata.get("bitwright"), metadata.get("format")
     if kind is None:
@@ -104,9 +112,10 @@ def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.
     if model is None and kind != "packed":
         what = "packed layers of a model, which runs with its own code" if kind == "layers" else "a trained net"
         raise InputError(f"load {path}: holds {what}; give the model, bw.load(path, model)", code="load-model")
-    if device != "cpu" and kind in ("packed", "layers"):
+    if where.type != "cpu" and kind in ("packed", "layers"):
         what = "nets" if kind == "packed" else "layers"
-        raise InputError(f"load {path}: packed {what} run on the CPU, not on {device!r}", code="device")
+        raise InputError(f"load {path}: packed {what} run on the CPU, not on {str(where)!r}", code="device")
+    _check_there(where, path)
     if kind == "packed":
         packed = PackedModel(from_json(metadata.get("graph", ""), tensors))
         zeros = [torch.zeros(1, *n.shape, dtype=DTYPES[n.attrs["dtype"]]) for n in packed.inputs]
@@ -114,13 +123,27 @@ def load(path: Path, model: nn.Module | None = None, device: str = "cpu") -> nn.
         return packed
     assert model is not None
     if kind != "layers":
-        return load_trained(model, tensors, metadata, path).to(device)
+        return load_trained(model, tensors, metadata, path).to(where)
     model, entries = unwrap(model), _entries(metadata.get("layers", ""), path)
     recipe = Recipe.from_toml(metadata.get("recipe", ""))
     put_stored_widths(trial := copy_model(model), metadata, path)
     _fill(trial, entries, recipe, tensors, path)  # a trial on a copy: errors come here
     put_stored_widths(model, metadata, path)
     return _fill(model, entries, recipe, tensors, path)
+
+
+def _device(device: Any, path: Path) -> torch.device:
+    try:
+        return torch.device(device)
+    except (RuntimeError, TypeError):
+        raise InputError(f"load {path}: device={device!r}; possible: cpu, cuda, cuda:1", code="device") from None
+
+
+def _check_there(device: torch.device, path: Path) -> None:
+    try:
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError, NotImplementedError):
+        raise InputError(f"load {path}: torch finds no device {str(device)!r} here", code="device") from None
 
 
 # -- layer form ---------------------------------------------------------------------------------------------

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from bitwright.engine.fold import fold
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.packed import PackedModel, laid_out
+from bitwright.engine.packed import PackedModel, check_on_cpu, laid_out
 from bitwright.engine.packing import EMPTY, HOOKS, packing_of
 from bitwright.engine.prepare import Prepared, hooked, without_hooks
 from bitwright.engine.rules import LAYERS
@@ -43,6 +43,9 @@ class PackedLayer(nn.Module):
     last: bool  # whether the trained weight was channels_last: the output then is, too
     _sizes: tuple[int, ...]
     _has_bias: bool
+    _places: tuple[
+        list[int], list[int], list[int]
+    ]  # of each axis: what the kernel covers, stride, padding of both sides
 
     @classmethod
     def build(
@@ -64,6 +67,7 @@ class PackedLayer(nn.Module):
         new.norm, new.rank = norm, weight.dim()
         new._sizes, new._has_bias = tuple(weight.shape), layer.bias is not None
         new.trained_dtype, new.last = weight.dtype, _last(weight)
+        new._places = _places(layer)
         new.packed = PackedModel(graph, backend, threads)
         return new.eval()
 
@@ -72,11 +76,12 @@ class PackedLayer(nn.Module):
         """The layer's own node in its graph."""
         return next(n for n in self.packed.graph.nodes if n.op in LAYERS)
 
-    def environment(self, x: Tensor) -> dict[str, Tensor]:
+    def rows(self, x: Tensor) -> Tensor:
         """The input as the kernels take it: features in rows [N, C], images with their batch axis.
 
         Errors: `InputError` for an input that the trained layer would not take.
         """
+        check_on_cpu(x, f"packed {type(self).__name__}: input")
         linear, features = self.rank == 2, self._sizes[1] * int(getattr(self, "groups", 1))
         axis = -1 if linear else 1 - self.rank
         wrong = x.dim() < 1 if linear else x.dim() not in (self.rank - 1, self.rank)
@@ -86,12 +91,20 @@ class PackedLayer(nn.Module):
         if wrong or x.shape[axis] != features:
             text = f"packed {type(self).__name__}: input is {list(x.shape)}, it takes {takes}"
             raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=takes)
-        x = x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None]
-        return {self.packed.inputs[0].name: laid_out(x)}
+        return x.reshape(-1, features) if linear else x if x.dim() == self.rank else x[None]
 
-    @torch.no_grad()
+    def environment(self, x: Tensor) -> dict[str, Tensor]:
+        """The input of the layer's graph by name."""
+        return {self.packed.inputs[0].name: laid_out(self.rows(x))}
+
     def forward(self, input: Tensor) -> Tensor:
-        y = self.packed.run(self.environment(input))
+        if torch.compiler.is_compiling():
+            net, input = self.packed, input.detach()
+            y = torch.ops.bitwright.packed_layer(
+                self.rows(input), net.held(), net.graph_text, self._sizes[0], *self._places
+            )
+        else:
+            y = self.packed.run(self.environment(input))
         y = y.to(input.dtype if input.is_floating_point() else self.trained_dtype)
         if self.rank == 2:
             return y.reshape(*input.shape[:-1], y.shape[-1])
@@ -128,6 +141,15 @@ class PackedLayer(nn.Module):
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
+
+
+def _places(layer: Any) -> tuple[list[int], list[int], list[int]]:
+    """Of each axis of the image: how far the kernel reaches, its stride, the padding of both sides together."""
+    if isinstance(layer, nn.Linear):
+        return [], [], []
+    window = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
+    sides = layer._reversed_padding_repeated_twice  # of the last axis first
+    return window, list(layer.stride), [a + b for a, b in zip(sides[::2], sides[1::2], strict=True)][::-1]
 
 
 def _last(t: Tensor) -> bool:

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from bitwright.engine.planner import Explanation
 
 BACKENDS = ("auto", "native", "reference")
+MOST_THREADS = 1024
 
 _said: set[str] = set()
 
@@ -51,6 +52,8 @@ class PackedModel(nn.Module):
     (bits, scales, float layers). Evaluation only: there is nothing to train.
     """
 
+    graph_text: Tensor
+
     def __init__(self, graph: Graph, backend: str = "auto", threads: int | None = None) -> None:
         super().__init__()
         if backend not in BACKENDS:
@@ -58,6 +61,9 @@ class PackedModel(nn.Module):
         if backend == "native" and not native.available():
             raise InputError(f"backend 'native': {native.notice()}", code="backend")
         self.backend = backend if backend != "auto" else _best()
+        if threads is not None and (type(threads) is not int or not 1 <= threads <= MOST_THREADS):
+            text = f"packed model: threads={threads!r}; possible: 1 to {MOST_THREADS}, or None for torch's number"
+            raise InputError(text, code="threads", given=str(threads))
         self.threads = threads
         self._graph = graph if graph.work is not None else from_json(*stored(graph))
         self._runtime: Graph | None = None
@@ -127,12 +133,13 @@ class PackedModel(nn.Module):
         """Checks and lays out one input batch."""
         node = of or self.inputs[0]
         dtype = DTYPES[node.attrs["dtype"]]
+        check_on_cpu(x, f"packed model: {node.name}")
         if x.dim() != len(node.shape) + 1 or x.shape[1:] != node.shape:
             want = "x".join(str(s) for s in node.shape)
             remedy = ". Resize, or convert again with this example"
             if tuple(x.shape) == node.shape:
                 remedy = f": one sample has no batch axis here, give x[None] (1x{want})"
-            given = "x".join(str(s) for s in x.shape)
+            given = "x".join(str(s) for s in x.shape) or "a single number"
             text = f"packed model: {node.name} is {given}, the model was converted for {want} (any batch){remedy}"
             raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=want)
         if x.is_floating_point() and not dtype.is_floating_point:
@@ -152,10 +159,15 @@ class PackedModel(nn.Module):
             raise InputError("packed model: its inputs differ in the size of the batch, axis 0", code="input-shape")
         return env
 
+    def held(self) -> list[Tensor]:
+        """The tensors of the file, in its order."""
+        return [self.get_buffer(name) for name in self._keys.values()]
+
     def forward(self, *inputs: Tensor) -> Any:
         if torch.compiler.is_compiling():
-            tensors = [self.get_buffer(name) for name in self._keys.values()]
-            return self._in_structure(torch.ops.bitwright.packed(inputs, tensors, self.graph_text, self._answers))
+            given = [x.detach() for x in inputs]
+            found = torch.ops.bitwright.packed(given, self.held(), self.graph_text, self._answers)
+            return self._in_structure(found)
         return self.run(self.environment(*inputs))
 
     def run(self, env: dict[str, Tensor]) -> Any:
@@ -227,6 +239,23 @@ class PackedModel(nn.Module):
         ops = [n.op for n in self._graph.nodes]
         coded = sum(op.startswith("coded") for op in ops)
         return f"{len(ops)} nodes, {coded} coded layers, backend={self.backend}"
+
+
+def check_on_cpu(x: Tensor, what: str) -> None:
+    """Errors: `InputError` for what is no plain tensor of real numbers in the CPU's memory."""
+    if not isinstance(x, Tensor):
+        given = type(x).__name__
+    elif x.device.type != "cpu":
+        given = f"on {x.device}"
+    elif x.layout is not torch.strided:
+        given = str(x.layout).removeprefix("torch.")
+    elif x.is_complex():
+        given = "complex"
+    else:
+        return
+    raise InputError(
+        f"{what} is {given}; possible: a dense tensor of real numbers on the CPU", code="input-dtype", given=given
+    )
 
 
 def laid_out(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

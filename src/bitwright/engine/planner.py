@@ -25,6 +25,7 @@ from torch import Tensor
 from bitwright.atomic import replacing
 from bitwright.engine import native
 from bitwright.engine.graph import Graph, Node
+from bitwright.errors import InputError
 from bitwright.numbers import ms
 from bitwright.timing import clock_for, interleave
 from bitwright.version import __version__
@@ -137,9 +138,13 @@ def explain(packed: PackedModel, measure: bool = False) -> Explanation:
     if measure:
         found = {key(n, planes[n.name]): _times(n, packed.runtime, planes[n.name]) for n in layers}
         path = plan_file()
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as beside:
-            beside.write_text(json.dumps({**plan(), **found}, indent=1), encoding="utf-8")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as beside:
+                beside.write_text(json.dumps({**plan(), **found}, indent=1), encoding="utf-8")
+        except OSError as error:
+            text = f"explain: the times cannot be kept in {path.parent}: {error.strerror or error}"
+            raise InputError(f"{text}. XDG_CACHE_HOME names another folder", code="file-write") from None
         _read.clear()
         packed.forget_steps()
         layers = [n for n in packed.runtime.nodes if n.op in CODED]
@@ -198,7 +203,6 @@ def _input_size(layer: Node, graph: Graph) -> tuple[int, int]:
 
 def _native_call(layer: Node, graph: Graph, way: str, codes: Tensor, x_planes: int) -> Callable[[], object] | None:
     from bitwright.engine.run_native import conv_plans
-    from bitwright.errors import InputError
 
     node = Node(layer.op, layer.name, list(layer.inputs), {**layer.attrs, "x_form": way})
     groups = int(layer.attrs.get("groups", 1))

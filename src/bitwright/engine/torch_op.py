@@ -1,17 +1,20 @@
-"""`torch.ops.bitwright.packed`: a whole packed net as one operator, for `torch.compile` and `torch.export`.
+"""A packed net as one operator for `torch.compile` and `torch.export`: `torch.ops.bitwright.packed`; in layer form each
+packed layer is one, `torch.ops.bitwright.packed_layer`.
 
-Its arguments hold all that it computes from (inputs, the tensors of the file, the graph), so that an exported program runs in
+Their arguments hold all that they compute from (inputs, the tensors of the file, the graph), so that an exported program runs in
 any process that imports bitwright.
 """
 
 from __future__ import annotations
 
 import json
+import threading
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
 
 from bitwright.engine.aten_list import DTYPES
 from bitwright.engine.graph import Graph
@@ -20,10 +23,15 @@ from bitwright.engine.store import SIZES, from_json, stored
 if TYPE_CHECKING:
     from bitwright.engine.packed import PackedModel
 
-LIMIT = 16  # nets kept ready
 _ops = torch.library.Library("bitwright", "FRAGMENT")
 _ops.define("packed(Tensor[] inputs, Tensor[] tensors, Tensor text, str answers) -> Tensor[]")
-_ready: dict[Any, tuple[list[Tensor], PackedModel]] = {}  # by identity and version of the tensors, which stay alive
+_ops.define(
+    "packed_layer(Tensor input, Tensor[] tensors, Tensor text, int channels, int[] window, int[] stride, int[] padding)"
+    " -> Tensor"
+)
+# by the address of `text`: its memory, identity and version of all tensors, the net. Gone with the memory of `text`
+_ready: dict[int, tuple[StorageWeakRef, list[tuple[int, int]], PackedModel]] = {}
+_lock = threading.Lock()
 
 
 def text_of(graph: Graph, reference: bool, threads: int | None) -> Tensor:
@@ -51,15 +59,18 @@ def _state(t: Tensor) -> tuple[int, int]:
 def _net(tensors: Sequence[Tensor], text: Tensor) -> PackedModel:
     from bitwright.engine.packed import PackedModel
 
-    held = [text, *tensors]
-    key = tuple(map(_state, held))
-    if key not in _ready:
-        if len(_ready) >= LIMIT:
-            _ready.clear()
+    state = [_state(t) for t in (text, *tensors)]
+    with _lock:  # threads may call a net for the first time together
+        memory, found, net = _ready.get(text.data_ptr(), (None, None, None))
+        if net is not None and memory is not None and found == state and not memory.expired():
+            return net
+        for place in [k for k, (memory, *_) in _ready.items() if memory.expired()]:
+            del _ready[place]
         data = json.loads(bytes(text.numpy()))
         graph = from_json(data["graph"], {k: t.detach() for k, t in zip(data["tensors"], tensors, strict=True)})
-        _ready[key] = held, PackedModel(graph, data["backend"], data["threads"])
-    return _ready[key][1]
+        net = PackedModel(graph, data["backend"], data["threads"])
+        _ready[text.data_ptr()] = StorageWeakRef(text.untyped_storage()), state, net
+        return net
 
 
 def _run(inputs: list[Tensor], tensors: list[Tensor], text: Tensor, answers: str) -> list[Tensor]:
@@ -84,3 +95,32 @@ def _fake(inputs: list[Tensor], tensors: list[Tensor], text: Tensor, answers: st
 
 _ops.impl("packed", _run, "CPU")
 torch.library.register_fake("bitwright::packed", _fake, lib=_ops)
+
+
+# -- one layer: its graph takes every size of image --------------------------------------------------------
+def _memory(rank: int) -> torch.memory_format:
+    return torch.channels_last if rank == 4 else torch.contiguous_format
+
+
+def _run_layer(
+    input: Tensor, tensors: list[Tensor], text: Tensor, channels: int,
+    window: list[int], stride: list[int], padding: list[int],
+) -> Tensor:  # fmt: skip
+    from bitwright.engine.packed import laid_out
+
+    net = _net(tensors, text)
+    (y,) = net.answers({net.inputs[0].name: laid_out(input)})
+    return y.contiguous(memory_format=_memory(y.dim()))
+
+
+def _fake_layer(
+    input: Tensor, tensors: list[Tensor], text: Tensor, channels: int,
+    window: list[int], stride: list[int], padding: list[int],
+) -> Tensor:  # fmt: skip
+    n, _, *sizes = input.shape
+    made = [(s + p - w) // step + 1 for s, p, w, step in zip(sizes, padding, window, stride, strict=True)]
+    return torch.empty(n, channels, *made, device=input.device, memory_format=_memory(input.dim()))
+
+
+_ops.impl("packed_layer", _run_layer, "CPU")
+torch.library.register_fake("bitwright::packed_layer", _fake_layer, lib=_ops)

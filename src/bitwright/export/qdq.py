@@ -33,7 +33,7 @@ class QdqNet(FusedNet):
 
     def __init__(self, graph: Graph) -> None:
         if not any(n.op in CODED for n in graph.nodes):
-            text = "export onnx: no QDQ form: no layer of this net computes with codes. Possible: packed=False, standard operators"
+            text = "export onnx: no QDQ form: no layer of this net computes with codes. Possible: standard operators (packed=False; --standard on the command line)"
             raise InputError(text, code="export-form")
         super().__init__(graph)
 

@@ -16,6 +16,7 @@ from bitwright.engine.convert import Converted
 from bitwright.engine.packed import PackedModel
 from bitwright.errors import InputError
 from bitwright.quiet import quiet, without_telemetry
+from bitwright.transforms.twin import one_line
 from bitwright.version import __version__
 
 OPSET = 18
@@ -71,8 +72,8 @@ def onnx(
 
     Weights stay bits in the file in both cases where the model is packed. Inputs with NaN, or numbers beyond 2^20, give NaN.
 
-    Errors: `InputError` for a net in layer form, for an operator that ONNX has no form of, and for answers that differ;
-    nothing is written then.
+    Errors: `InputError` for an example or a path that cannot be, a net in layer form, an operator that ONNX has no form of,
+    and for answers that differ; nothing is written then.
 
     Example: `bw.export.onnx(bw.load("net.packed.safetensors"), images, "net.onnx")`
     """
@@ -80,25 +81,61 @@ def onnx(
         if model.model is None:
             raise InputError(f"export onnx: nothing was converted: {model.report.verdict}", code="refused")
         model = model.model
-    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    inputs, path = _checked(model, example, path)
     if isinstance(model, PackedModel):
+        inputs = tuple(model.environment(*inputs).values())  # of the types that the file takes
         proto = _packed(model, inputs, qdq)
         if qdq or not packed:
             proto = _standard(proto)
     elif packed or qdq:
         raise InputError(
             f"export onnx: {type(model).__name__} is not packed as one graph. Possible: a net from convert(form='graph'), "
-            "or packed=False for the trained net in standard operators",
+            "or packed=False without qdq for the trained net in standard operators",
             code="export-form",
         )
     else:
-        proto = _exported(model.eval(), inputs)
+        _try(model.eval(), inputs)
+        proto = _exported(model, inputs)
     _lean(proto)
     images, largest, differ = _compare(proto, model, inputs)
     data = proto.SerializeToString()
-    with replacing(Path(path)) as target:
-        target.write_bytes(data)
+    try:
+        with replacing(path) as target:
+            target.write_bytes(data)
+    except OSError as error:
+        raise InputError(f"export onnx: {path}: {error.strerror or error}", code="file-write") from None
     return ExportReport(str(path), len(data), _operators(proto), images, largest, differ)
+
+
+def _checked(model: object, example: Any, path: object) -> tuple[tuple[Tensor, ...], Path]:
+    """The example as a tuple, and where the file goes. Errors: `InputError` before the long work begins."""
+    if not isinstance(model, nn.Module):
+        text = f"export onnx: got {type(model).__name__}; possible: what bw.convert or bw.load returns, or a module"
+        raise InputError(text, code="export-form", given=type(model).__name__)
+    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
+    wrong = next((x for x in inputs if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] == 0), None)
+    if wrong is not None or not inputs or not isinstance(inputs[0], Tensor):
+        given = "no sample" if isinstance(wrong, Tensor) else type(example if wrong is None else wrong).__name__
+        possible = "a tensor with at least one sample, batch first, or a tuple of them"
+        raise InputError(
+            f"export onnx: the example is {given}; possible: {possible}", code="example", possible=possible
+        )
+    if not isinstance(path, (str, os.PathLike)) or not (target := Path(path)).name or target.is_dir():
+        raise InputError(f"export onnx: {str(path)!r} is no file name; possible: net.onnx", code="file-write")
+    if not target.parent.is_dir():
+        raise InputError(f"export onnx: folder {target.parent} does not exist", code="file-write")
+    return inputs, target
+
+
+def _try(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+    """One run, so that an example that does not fit is told from a net that does not export."""
+    try:
+        with torch.no_grad():
+            model(*inputs)
+    except Exception as error:
+        shapes = ", ".join("x".join(str(s) for s in x.shape) for x in inputs)
+        text = f"export onnx: {type(model).__name__} does not take the example ({shapes}): {one_line(error)}"
+        raise InputError(text, code="example", given=shapes) from error
 
 
 def packed_proto(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
@@ -139,9 +176,11 @@ def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
                 input_names=["input" if len(inputs) == 1 else f"input_{i}" for i in range(len(inputs))],
             )  # fmt: skip
     except Exception as error:
-        first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        cause: BaseException = error
+        while cause.__cause__ is not None:  # the exporter's own text names its steps, not what went wrong
+            cause = cause.__cause__
         raise InputError(
-            f"export onnx: torch's exporter does not take this net: {first[:300]}", code="export-operator"
+            f"export onnx: torch's exporter does not take this net: {one_line(cause)}", code="export-operator"
         ) from error
     assert program is not None
     return program.model_proto
@@ -196,8 +235,9 @@ def _compare(proto: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
         feeds = {n: np.ascontiguousarray(x.detach().numpy()) for n, x in zip(names, inputs, strict=True)}
         got = session.run(None, feeds)
     except Exception as error:
-        first = str(error).strip().splitlines()[0]
-        raise InputError(f"export onnx: onnxruntime does not run the file: {first[:300]}", code="export-run") from error
+        raise InputError(
+            f"export onnx: onnxruntime does not run the file: {one_line(error)}", code="export-run"
+        ) from error
     with torch.no_grad():
         want = [np.asarray(t.detach()) for t in _tensors(model(*inputs))]
     samples = inputs[0].shape[0]

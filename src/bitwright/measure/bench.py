@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from bitwright.errors import InputError
 from bitwright.measure.machine import machine
-from bitwright.measure.peers import PEERS, Peer, build_peer, check_peers
+from bitwright.measure.peers import PEERS, Peer, build_peer
 from bitwright.measure.peers_torch import last_inputs
 from bitwright.measure.precision import precision_of
 from bitwright.measure.table import BenchRow, BenchTable, ranked
@@ -35,7 +35,7 @@ def bench(
     example: Tensor | tuple[Tensor, ...],
     *,
     threads: int = 1,
-    against: Sequence[str] = AGAINST,
+    against: str | Sequence[str] = AGAINST,
     rounds: int = 15,
     baseline: nn.Module | None = None,
 ) -> BenchTable:
@@ -51,8 +51,7 @@ def bench(
     A packed net in graph form runs in torch and, exported, in onnxruntime with our operators; the faster one is its row.
     Times are medians over rounds: CPU time for one thread (preemption by other jobs does not count), else wall time.
     """
-    against = tuple(against)
-    check_peers(against)
+    against = (against,) if isinstance(against, str) else tuple(map(str, against))
     inputs = example if isinstance(example, tuple) else (example,)
     _check_arguments(inputs, threads, rounds)
     model, source, why_not = _sides(model_or_converted, baseline)

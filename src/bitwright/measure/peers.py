@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
-from bitwright.errors import unknown
+from bitwright.errors import nearest
 from bitwright.measure import peers_openvino, peers_ort, peers_torch
 from bitwright.quiet import quiet
 from bitwright.transforms.twin import FloatNet, one_line
@@ -34,15 +34,12 @@ class Peer:
     note: str = ""
 
 
-def check_peers(against: tuple[str, ...]) -> None:
-    """`InputError` for a peer that is not known."""
-    for name in against:
-        if name not in PEERS:
-            raise unknown(f"bench: unknown peer {name!r}", name, PEERS, code="peer-unknown")
-
-
 def build_peer(name: str, net: FloatNet | str, threads: int) -> Peer:
-    """One peer of a float net, or the row that says why not (`net` is then the reason)."""
+    """One peer of a float net, or the row that says why not: no such peer, or `net` is the reason."""
+    if name not in PEERS:
+        return Peer(
+            name, "-", note=f"unavailable: unknown peer {name!r}.{nearest(name, PEERS)} Known: {', '.join(PEERS)}"
+        )
     precision, builder = PEERS[name]
     if isinstance(net, str):
         return Peer(name, precision, note=f"unavailable: {net}")

@@ -141,11 +141,11 @@ class BenchTable:
     def text(self, width: int | None = None) -> str:
         """Head, table, what could not be measured, the sentence to quote, reasons, quality; `width` in characters.
 
-        On a narrow screen p95 goes first, then the quartiles, then the rate; the note wraps.
+        On a narrow screen the quartiles go first, then the rate, then p95; the note wraps.
         """
         measured = [c for c, row in zip(self.cells(), self.rows, strict=True) if row.median_ms is not None]
         lines = wrap(self.head(), width)
-        lines += fit(self.HEADERS, measured, width, right=(2, 3, 4, 5), drop=("p95", "quartiles", "img/s"))
+        lines += fit(self.HEADERS, measured, width, right=(2, 3, 4, 5), drop=("quartiles", "img/s", "p95"))
         for note in dict.fromkeys(row.note for row in self.rows if row.median_ms is None):  # one line for each reason
             names = ", ".join(row.name for row in self.rows if row.median_ms is None and row.note == note)
             lines += wrap(f"{names} not measured: {note.removeprefix('unavailable: ')}", width, 6)
