@@ -41,7 +41,7 @@ HOOKS = (  # of a module, as torch keeps them
 
 def check_finite(what: str, layer: str, value: Tensor) -> None:
     """Errors: `Negative`, with `what` and where: numbers that are nan or infinite have no codes."""
-    if value.is_floating_point() and not bool(value.isfinite().all()):
+    if value.is_floating_point() and not bool(value.detach().isfinite().all()):
         word = "nan" if bool(value.isnan().any()) else "inf"
         text = f"convert: {what} holds {word}, so there is nothing to pack. Its training went wrong; train it again"
         text += " with a smaller learning rate, or clip=1.0"

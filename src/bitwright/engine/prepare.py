@@ -18,7 +18,7 @@ from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.transforms.bake import bake
 from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.forward import evaluating
+from bitwright.transforms.forward import evaluating, version_of
 from bitwright.transforms.layers import candidates
 from bitwright.transforms.unwrap import unwrap
 
@@ -196,9 +196,9 @@ class _Spy:
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         seen = [t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)]
-        before = [t._version for t in seen]
+        before = [version_of(t) for t in seen]
         result = self.hook(*args, **kwargs)
-        if result is not None or before != [t._version for t in seen]:
+        if result is not None or before != [version_of(t) for t in seen]:
             self.said.add(self.kind)
         return result
 

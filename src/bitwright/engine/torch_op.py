@@ -19,6 +19,7 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from bitwright.engine.aten_list import DTYPES
 from bitwright.engine.graph import Graph
 from bitwright.engine.store import SIZES, from_json, stored
+from bitwright.transforms.forward import version_of
 
 if TYPE_CHECKING:
     from bitwright.engine.packed import PackedModel
@@ -52,8 +53,8 @@ def answers_of(graph: Graph) -> str:
     return json.dumps([[*map(list, sizes), names[dtype]] for *sizes, dtype in graph.answers])
 
 
-def _state(t: Tensor) -> tuple[int, int]:
-    return t.data_ptr(), 0 if t.is_inference() else t._version
+def _state(t: Tensor) -> tuple[int, int | None]:
+    return t.data_ptr(), version_of(t)
 
 
 def _net(tensors: Sequence[Tensor], text: Tensor) -> PackedModel:

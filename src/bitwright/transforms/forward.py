@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 
 @contextmanager
@@ -21,6 +21,11 @@ def eagerly() -> Iterator[None]:
         yield
 
 
+def version_of(t: Tensor) -> int | None:
+    """Changes when t is written to; None for tensors made in `torch.inference_mode()`, where nobody counts."""
+    return None if t.is_inference() else t._version
+
+
 @contextmanager
 def evaluating(model: nn.Module, leave: Collection[nn.Module] = ()) -> Iterator[None]:
     """Eval mode, no gradients, own random stream; flags and buffers are put back afterwards.
@@ -30,7 +35,7 @@ def evaluating(model: nn.Module, leave: Collection[nn.Module] = ()) -> Iterator[
     free = {id(m) for m in leave}
     flags = [(m, m.training) for m in model.modules()]
     buffers = [
-        (m, key, b, None if b is None else (b._version, b.detach().clone()))
+        (m, key, b, None if b is None else (version_of(b), b.detach().clone()))
         for m in model.modules()
         if id(m) not in free
         for key, b in m._buffers.items()
@@ -49,8 +54,13 @@ def evaluating(model: nn.Module, leave: Collection[nn.Module] = ()) -> Iterator[
         with torch.no_grad():
             for module, key, buffer, saved in buffers:
                 module._buffers[key] = buffer
-                if buffer is not None and saved is not None and buffer._version != saved[0]:
-                    buffer.copy_(saved[1])
+                if buffer is None or saved is None:
+                    continue
+                version, value = saved
+                if version is None and not torch.equal(buffer, value):
+                    module._buffers[key] = value  # outside of inference mode such a tensor cannot be written to
+                elif version != version_of(buffer):
+                    buffer.copy_(value)
 
 
 @contextmanager
