@@ -31,7 +31,7 @@ _ops.define(
     " -> Tensor"
 )
 # by the address of `text`: its memory, identity and version of all tensors, the net. Gone with the memory of `text`
-_ready: dict[int, tuple[StorageWeakRef, list[tuple[int, int]], PackedModel]] = {}
+_ready: dict[int, tuple[StorageWeakRef, list[tuple[int, int | None]], PackedModel]] = {}
 _lock = threading.Lock()
 
 
