@@ -20,7 +20,7 @@ from bitwright.procedures.registry import procedure
 from bitwright.transforms.decide import exact_glob
 from bitwright.transforms.unwrap import unwrap
 
-FLOPS = 5e12
+FLOPS = 1e12
 
 
 @procedure("l_obs", verb="prune")
