@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-import numpy as np
 import torch
 
 from bitwright.engine import reference
@@ -94,88 +93,3 @@ def _levels(p: CProgram, node: Node, outputs: int, each: int) -> tuple[str, int,
     name = p.constant(node, "weight", rows, "uint32_t", "bits: [output][plane][row, column, channel]")
     levels = p.constant(node, "levels", value.float(), "float", "the weight that each code stands for: [output][code]")
     return name, planes, levels, rows.shape[1]
-
-
-def relu(p: CProgram, node: Node) -> None:
-    x = p.read(node.inputs[0])
-    y = p.value(node.name, node, "floats", shares=[x] if p.dies(x.name, node) else [])
-    p.step(node, f"{node.owner}: ReLU", lambda: f"    net_relu({floats_at(x)}, {x.count}, {floats_at(y)});\n")
-
-
-def add(p: CProgram, node: Node) -> None:
-    a, b = (p.read(i) for i in node.inputs)
-    if a.count != b.count:
-        p.refuse(node, "adds values of different shape", "Give both the same shape")
-    shares = next(([v] for v in (a, b) if p.dies(v.name, node)), [])
-    y = p.value(node.name, node, "floats", shares=shares)
-    p.floats.append(f"{node.owner or node.name}: residual sum")
-    p.step(
-        node, f"{node.owner}: sum of two values",
-        lambda: f"    net_add({floats_at(a)}, {floats_at(b)}, {a.count}, {floats_at(y)});\n",
-    )  # fmt: skip
-
-
-def average(p: CProgram, node: Node) -> None:
-    x = p.read(node.inputs[0])
-    if set(node.attrs["size"]) != {1}:
-        p.refuse(node, f"an average to {node.attrs['size']} pixels", "A C file averages over the whole image")
-    y = p.value(node.name, node, "floats")
-    p.floats.append(f"{node.owner}: mean of {x.pixels} pixels")
-    p.step(
-        node, f"{node.owner}: mean over {x.height}x{x.width} pixels",
-        lambda: f"    net_average({floats_at(x)}, {x.pixels}, {x.channels}, {floats_at(y)});\n",
-    )  # fmt: skip
-
-
-def flatten(p: CProgram, node: Node) -> None:
-    x = p.read(node.inputs[0])
-    p.geometry(node)
-    if int(node.attrs["start"]) != 1 or len(node.shape) != 1:
-        p.refuse(node, "flattens some of the axes", "A C file flattens a whole image to a vector")
-    if x.pixels == 1 or x.channels == 1:
-        p.alias(node.name, node, x)
-        return
-    y = p.value(node.name, node, "floats")
-    p.step(
-        node, f"{node.owner}: {x.channels}x{x.height}x{x.width} to a vector, channel by channel",
-        lambda: f"    net_flatten({floats_at(x)}, {x.pixels}, {x.channels}, {floats_at(y)});\n",
-    )  # fmt: skip
-
-
-def _placed(p: CProgram, node: Node, start: list[int], step: list[int], value: float, said: str) -> None:
-    """A value cut, thinned out or padded: rows, columns, channels."""
-    x = p.read(node.inputs[0])
-    y = p.value(node.name, node, "floats")
-    first = p.constant(node, "start", np.array(start), "int32_t")
-    each = p.constant(node, "step", np.array(step), "int32_t")
-    p.step(
-        node, f"{node.owner}: {said}",
-        lambda: "    " + call(
-            "net_place_floats", floats_at(x), x.height, x.width, x.channels, first, each, f"{value!r}F", y.height, y.width,
-            y.channels, floats_at(y),
-        ) + "\n",
-    )  # fmt: skip
-
-
-def cut(p: CProgram, node: Node) -> None:
-    a, shape = node.attrs, [int(s) for s in p.graph.node(node.inputs[0]).shape]
-    axis = int(a["dim"]) - 1
-    if axis < 0 or len(shape) not in (1, 3):
-        p.refuse(node, "slices the batch", "A C file takes one sample at a time")
-    start, step = [0, 0, 0], [1, 1, 1]
-    place = 2 if len(shape) == 1 else (axis + 2) % 3  # channels, rows, columns -> rows, columns, channels
-    begin = int(a["start"])
-    start[place] = max(0, begin + shape[axis]) if begin < 0 else begin
-    step[place] = int(a["step"])
-    _placed(p, node, start, step, 0.0, "every second pixel" if step[place] == 2 else "a part of the values")
-
-
-def pad(p: CProgram, node: Node) -> None:
-    a, source = node.attrs, p.read(node.inputs[0])
-    if a["mode"] != "constant":
-        p.refuse(node, f"{a['mode']} padding", "Pad with a constant")
-    pads = [int(v) for v in a["pads"]] + [0] * 6  # last axis first, before and after
-    vector = len(p.graph.node(node.inputs[0]).shape) == 1
-    start = [0, 0, -pads[0]] if vector else [-pads[2], -pads[0], -pads[4]]
-    p.read(source.name)
-    _placed(p, node, start, [1, 1, 1], float(a["value"]), f"padded with {a['value']:g}")

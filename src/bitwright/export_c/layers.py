@@ -18,6 +18,7 @@ from bitwright.export_c.program import CProgram, bits_at, floats_at
 from bitwright.export_c.text import flags, words
 
 INT16 = 2**15 - 1
+FEW = 4  # bits of a weight up to which it stays bits beside inputs that are bytes
 
 
 def window_numbers(p: CProgram, node: Node, source: Value, kernel: list[int]) -> list[int]:
@@ -86,8 +87,7 @@ def _bits(
     shape, groups, padded = [int(s) for s in info["shape"]], numbers[13], numbers[9] or numbers[10]
     outputs, each = shape[0], math.prod(shape[1:])
     row, planes = -(-each // 32), code_planes(int(x["levels"]))
-    bit = reference.unpack_bits(p.graph.need(node, "bits"), (info["planes"], *shape))
-    bit = bit.movedim(2, -1).reshape(info["planes"], outputs, each)  # the order of a window: rows, columns, channels
+    bit = _stored_bits(p, node)
     zeros = [int(z) for z in x["zero"]]
     border = bool(padded) and any(zeros)
     input_mult = [int(x["mult"]) << i for i in range(planes)] + ([zeros[0]] if border else [])
@@ -136,7 +136,67 @@ def _bits(
 def _bytes(
     p: CProgram, node: Node, source: Value, window: str, numbers: list[int], sums: Value
 ) -> tuple[tuple[Lines, Lines], str]:
-    return p.refuse(node, "bytes", "")
+    """The same for codes as bytes: whole numbers are multiplied."""
+    info, x = node.attrs["weight"], node.attrs["x"]
+    groups, shape = numbers[13], [int(s) for s in info["shape"]]
+    outputs, each = shape[0], math.prod(shape[1:])
+    share, mult, zeros = outputs // groups, int(x["mult"]), [int(z) for z in x["zero"]]
+    if max(abs(z + e) for z in zeros for e in (0, mult * int(x["levels"]))) > INT16:
+        p.refuse(node, "its input has numbers beyond 16 bits", "Fewer bits for this layer's input")
+    zero = p.constant(node, "zero", np.array(zeros), "int16_t")
+    whole = reference.weight_integers(p.graph, node)
+    if max(int(w.abs().max()) for w in whole) > INT16:
+        p.refuse(node, "its weights are beyond 16 bits", "Fewer bits for this layer's weights")
+    row = -(-each // 32)  # words
+    size = 32 * row if int(info["planes"]) <= FEW else each
+    patch = p.room("patch", "words", -(-size // 2))
+    rows = [w.movedim(1, -1).reshape(outputs, each) for w in whole]
+    if int(info["planes"]) <= FEW:
+        bits = _stored_bits(p, node)
+        terms = [_as_bits(p, node, number, term, bits, f"patch, {row}u") for number, term in enumerate(info["terms"])]
+    else:
+        terms = [_as_numbers(p, node, number, r, f"patch, {each}") for number, r in enumerate(rows)]
+
+    def declared() -> str:
+        return f"    net_short *const patch = NET_SHORTS({patch.at});\n"
+
+    def pixel() -> str:
+        out = ""
+        for g in range(groups):
+            place = f"NET_BYTES({source.at}), {mult}, {zero}, {int(len(zeros) > 1)}, {g}"
+            out += f"net_gather_bytes(&{window}, {place}, row, column, patch, {size});\n"
+            for number, term in enumerate(terms):
+                out += term(g * share) + f", {share}, NET_SUMS({sums.at + number * outputs + g * share}));\n"
+        return out
+
+    return (declared, pixel), f"{info['planes']}-bit weights, {code_planes(int(x['levels']))}-bit inputs as bytes"
+
+
+def _as_bits(p: CProgram, node: Node, number: int, term: dict, bits: Tensor, window: str) -> Callable[[int], str]:
+    """The start of a call that multiplies bytes by a term of the weight, from some output on; its bits stay bits."""
+    rows = words(bits[term["planes"]].transpose(0, 1).reshape(-1, bits.shape[-1]).numpy())
+    name = p.constant(node, f"weight{number or ''}", rows, "uint32_t", _said(term, "weight"))
+    mult = p.constant(node, f"weight_mult{number or ''}", np.array(term["mult"]), "int32_t")
+    planes, step = len(term["planes"]), len(term["planes"]) * rows.shape[1]
+    return lambda first: (
+        f"net_dot_bytes1({name}{f' + {first * step}' if first else ''}, {mult}, {planes}, {int(term['zero'])}, {window}"
+    )
+
+
+def _as_numbers(p: CProgram, node: Node, number: int, rows: Tensor, window: str) -> Callable[[int], str]:
+    """The same for weights of many bits, stored as numbers of 8 or 16."""
+    small = int(rows.min()) >= -128 and int(rows.max()) <= 127
+    name = p.constant(node, f"weight{number or ''}", rows, "int8_t" if small else "int16_t")
+    function, each = "net_dot_bytes8" if small else "net_dot_bytes16", rows.shape[1]
+    return lambda first: f"{function}({name}{f' + {first * each}' if first else ''}, {window}"
+
+
+def _stored_bits(p: CProgram, node: Node) -> Tensor:
+    """0/1 [planes, outputs, numbers of a window in its order: rows, columns, channels]."""
+    info = node.attrs["weight"]
+    shape = [int(s) for s in info["shape"]]
+    bit = reference.unpack_bits(p.graph.need(node, "bits"), (info["planes"], *shape))
+    return bit.movedim(2, -1).reshape(info["planes"], shape[0], math.prod(shape[1:]))
 
 
 def _said(term: dict, what: str) -> str:

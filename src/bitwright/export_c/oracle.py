@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitwright.engine import reference, run_reference
-from bitwright.engine.graph import Graph, Node
+from bitwright.engine.graph import Graph, Node, ints
 from bitwright.engine.run_reference import of_one
 
 
@@ -19,6 +19,8 @@ def answers(graph: Graph, x: Tensor) -> Tensor:
             step = of_one(node, _layer(node, graph))
         elif node.op == "adaptive_avg_pool":
             step = of_one(node, _average)
+        elif node.op == "aten":  # avg_pool2d
+            step = of_one(node, _windows(node))
         step(env)
     return env[graph.nodes[-1].inputs[0]]
 
@@ -68,3 +70,30 @@ def _average(x: Tensor) -> Tensor:
     for i in range(flat.shape[-1]):
         total = total + flat[..., i]
     return (total / flat.shape[-1]).reshape(*flat.shape[:2], *[1] * (x.dim() - 2))
+
+
+def _windows(node: Node):
+    """Means of windows: sums in order, divided by the pixels inside, or by all where padding counts."""
+    a = node.attrs["args"]
+    kernel, padding = ints(a["kernel_size"], 2), ints(a.get("padding", [0]), 2)
+    stride = ints(a.get("stride", []) or kernel, 2)
+    counts_pad = any(padding) and bool(a.get("count_include_pad", True))
+
+    def run(x: Tensor) -> Tensor:
+        high, wide = (int(s) for s in node.shape[1:])
+        need = [(high - 1) * stride[0] + kernel[0], (wide - 1) * stride[1] + kernel[1]]
+        more = [max(0, n - s - q) for n, s, q in zip(need, x.shape[2:], padding, strict=True)]
+        sides = [padding[1], more[1], padding[0], more[0]]
+        image, ones = F.pad(x, sides), F.pad(torch.ones_like(x), sides)
+        total, count = torch.zeros(*x.shape[:2], high, wide), torch.zeros(*x.shape[:2], high, wide)
+        for ky in range(kernel[0]):
+            for kx in range(kernel[1]):
+                seen = (
+                    ...,
+                    slice(ky, ky + (high - 1) * stride[0] + 1, stride[0]),
+                    slice(kx, kx + (wide - 1) * stride[1] + 1, stride[1]),
+                )
+                total, count = total + image[seen], count + ones[seen]
+        return total / (float(kernel[0] * kernel[1]) if counts_pad else count)
+
+    return run

@@ -138,7 +138,7 @@ class CProgram:
         return name
 
     def step(self, node: Node, comment: str, body: Callable[[], str]) -> None:
-        self.steps.append(CStep(self.unique(f"net_{identifier(node.name)}"), comment, body))
+        self.steps.append(CStep(self.unique(f"run_{identifier(node.name)}"), comment, body))
 
 
 def floats_at(v: Value) -> str:

@@ -16,8 +16,11 @@ def identifier(name: str) -> str:
 
     >>> identifier("layer1.0.conv1#2")
     'layer1_0_conv1_2'
+    >>> identifier("0.weight")
+    'layer_0_weight'
     """
-    return re.sub(r"\W+", "_", name).strip("_") or "value"
+    found = re.sub(r"\W+", "_", name, flags=re.ASCII).strip("_") or "value"
+    return f"layer_{found}" if found[0].isdigit() else found
 
 
 def number(x: float) -> str:

@@ -18,29 +18,41 @@ from bitwright.engine.fuse import fuse
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.packed import PackedModel
 from bitwright.errors import InputError
-from bitwright.export_c import codes, compiled, floats, layers, oracle
+from bitwright.export_c import codes, compiled, elementwise, floats, layers, moves, oracle
 from bitwright.export_c.inputs import Pixels
 from bitwright.export_c.plan import place
 from bitwright.export_c.program import CProgram
 from bitwright.export_c.write import Checks, Sizes, header, source
 
 CHECKS = 8  # inputs that the file stores for its self-check
-PAIRS = 8  # pairs of planes up to which a layer counts bits; with more it multiplies bytes
+PLANES, PAIRS = (
+    4,
+    16,
+)  # of the input, and pairs of planes, up to which a layer counts bits; with more it multiplies bytes
 CLOSE = 1e-3  # of the largest value; beyond it a code on the border of two went the other way
-FLOAT = ("conv", "linear", "adaptive_avg_pool")  # whose sums torch adds in an order of its own
+FLOAT = ("conv", "linear", "adaptive_avg_pool", "aten")  # whose sums torch adds in an order of its own
 
 OPERATORS: dict[str, Callable[[CProgram, Node], None]] = {
     "quantize": codes.quantize,
+    "max_pool_codes": moves.max_codes,
+    "decode": moves.decode,
     "coded_conv": layers.coded,
     "coded_linear": layers.coded,
     "conv": floats.layer,
     "linear": floats.layer,
-    "relu": floats.relu,
-    "add": floats.add,
-    "adaptive_avg_pool": floats.average,
-    "flatten": floats.flatten,
-    "slice": floats.cut,
-    "pad": floats.pad,
+    "relu": elementwise.relu,
+    "clamp": elementwise.clamp,
+    "prelu": elementwise.prelu,
+    "affine": elementwise.affine,
+    "add_scalar": elementwise.add_scalar,
+    "mul_scalar": elementwise.mul_scalar,
+    "add": elementwise.add,
+    "max_pool": moves.max_floats,
+    "adaptive_avg_pool": moves.average_all,
+    "avg_pool2d.default": moves.average_windows,
+    "flatten": moves.flatten,
+    "slice": moves.cut,
+    "pad": moves.pad,
 }
 
 
@@ -163,10 +175,10 @@ def program(graph: Graph, pixels: Pixels, as_pixels: bool) -> CProgram:
     for node in graph.nodes:
         if node.op in ("input", "output", "emitted"):
             continue
-        if node.op not in OPERATORS:
-            call = node.attrs.get("call", node.op)
-            p.refuse(node, f"{call} has no form in C", f"Possible: {', '.join(sorted(OPERATORS))}")
-        OPERATORS[node.op](p, node)
+        name = str(node.attrs["call"]) if node.op == "aten" else node.op
+        if name not in OPERATORS:
+            p.refuse(node, f"{name} has no form in C", f"Possible: {', '.join(sorted(OPERATORS))}")
+        OPERATORS[name](p, node)
     answer = p.read(graph.nodes[-1].inputs[0])
     if answer.form != "floats":
         p.refuse(graph.nodes[-1], "its answer is codes", "Return the numbers of a layer")
@@ -194,7 +206,7 @@ def _packed(model: nn.Module | Converted) -> PackedModel:
 def _bytes_pay(layer: Node, x_planes: int) -> bool:
     """Bytes for many pairs of planes; and where the input's constant differs from channel to channel at a padded border."""
     each = len(layer.attrs["x"]["zero"]) > 1 and any(layer.attrs.get("padding", [0]))
-    return each or x_planes * int(layer.attrs["weight"]["planes"]) > PAIRS
+    return each or x_planes > PLANES or x_planes * int(layer.attrs["weight"]["planes"]) > PAIRS
 
 
 def _same_bits(got: np.ndarray, want: np.ndarray) -> None:

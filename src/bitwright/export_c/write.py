@@ -98,6 +98,7 @@ def source(p: CProgram, shape: Sizes, arena: int, stem: str, checks: Checks, pro
         + f"\n/* The memory of all values. Places are in words of 32 bits. */\nstatic uint32_t net_arena[{max(1, arena)}];\n"
         "#define NET_WORDS(at) ((net_word *)(void *)(net_arena + (at)))\n"
         "#define NET_SUMS(at) ((net_sum *)(void *)(net_arena + (at)))\n"
+        "#define NET_SHORTS(at) ((net_short *)(void *)(net_arena + (at)))\n"
         "#define NET_FLOATS(at) ((net_float *)(void *)(net_arena + (at)))\n"
         "#define NET_BYTES(at) ((uint8_t *)(void *)(net_arena + (at)))\n\n" + "\n".join(p.arrays) + "\n" + program
     )

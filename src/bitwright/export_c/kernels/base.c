@@ -19,6 +19,7 @@
 #endif
 typedef uint32_t NET_ALIAS net_word;
 typedef int32_t NET_ALIAS net_sum;
+typedef int16_t NET_ALIAS net_short;
 typedef float NET_ALIAS net_float;
 
 /* A window that slides over an image; a linear layer is a window of one pixel over one pixel. */
