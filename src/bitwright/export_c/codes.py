@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from torch import Tensor
+
 from bitwright.engine import reference
 from bitwright.engine.fuse import code_planes
 from bitwright.engine.graph import Node
@@ -47,12 +49,18 @@ def round_line(grid: EvenGrid) -> Callable[[str, int, str], str]:
     return line
 
 
+def _threshold_line(
+    p: CProgram, node: Node, table: Tensor, step: int, flip: Tensor | None
+) -> Callable[[str, int, str], str]:
+    """C that compares floats with thresholds; `step` 0: one row serves all channels."""
+    name, levels = p.constant(node, "thresholds", table, "float"), table.shape[-1]
+    turned = "0" if flip is None else p.constant(node, "flip", flags(flip), "uint8_t")
+    return lambda y, count, to: f"net_codes_of_floats({y}, {count}, {name}, {levels}, {step}, {turned}, {to});"
+
+
 def cut_line(p: CProgram, node: Node) -> Callable[[str, int, str], str]:
     """C that cuts floats into codes of one bit, beside the floats that a layer writes."""
-    cuts = p.constant(node, "cuts", p.graph.need(node, "cuts"), "float")
-    turned = p.graph.tensor(node, "flip")
-    flip = "0" if turned is None else p.constant(node, "flip", flags(turned), "uint8_t")
-    return lambda y, count, to: f"net_codes_of_floats({y}, {count}, {cuts}, 1, 1, {flip}, {to});"
+    return _threshold_line(p, node, p.graph.need(node, "cuts")[:, None], 1, p.graph.tensor(node, "flip"))
 
 
 def quantize(p: CProgram, node: Node) -> None:
@@ -69,13 +77,8 @@ def quantize(p: CProgram, node: Node) -> None:
     if grid is not None:
         line = round_line(grid)
     else:
-        step = 0 if table.dim() == 1 else levels
-        thresholds = p.constant(node, "thresholds", table, "float")
-        turned = "0" if flip is None else p.constant(node, "flip", flags(flip.expand(x.channels)), "uint8_t")
-
-        def line(y: str, count: int, to: str) -> str:
-            return f"net_codes_of_floats({y}, {count}, {thresholds}, {levels}, {step}, {turned}, {to});"
-
+        turned = None if flip is None else flip.expand(x.channels)
+        line = _threshold_line(p, node, table, 0 if table.dim() == 1 else levels, turned)
     codes = Codes(p, node, node.name, form, levels)
     p.floats.append(
         f"{node.owner}: comparisons with thresholds" if grid is None else f"{node.owner}: one rounding a code"

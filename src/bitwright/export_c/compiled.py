@@ -25,14 +25,14 @@ def compiler() -> str | None:
     )
 
 
-def run(source: str, header: tuple[str, str], function: str, x: Tensor, outputs: int) -> np.ndarray | None:
+def run(source: str, header: str, stem: str, function: str, x: Tensor, outputs: int) -> np.ndarray | None:
     """The answers [N, outputs] of a C file for a batch; None where there is no compiler."""
     program = compiler()
     if program is None:
         return None
     with tempfile.TemporaryDirectory() as folder:
-        (Path(folder) / header[0]).write_text(header[1], "utf-8")
-        path = Path(folder) / "net.c"
+        path = Path(folder) / f"{stem}.c"
+        path.with_suffix(".h").write_text(header, "utf-8")
         path.write_text(source, "utf-8")
         library = Path(folder) / "net.so"
         made = subprocess.run(

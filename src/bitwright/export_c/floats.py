@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 
 from bitwright.engine import reference
 from bitwright.engine.graph import Node
-from bitwright.export_c.layers import window_numbers
+from bitwright.export_c.layers import stored_bits, window_numbers
 from bitwright.export_c.program import CProgram, call, floats_at
 from bitwright.export_c.text import words
 
@@ -24,50 +25,65 @@ def layer(p: CProgram, node: Node) -> None:
     if len(kernel) != 2:
         p.refuse(node, f"a convolution over {len(kernel)} axes", "A C file takes convolutions over images")
     numbers = window_numbers(p, node, source, kernel)
-    groups, each = numbers[13], math.prod(shape[1:])
+    groups, each = numbers[-1], math.prod(shape[1:])
     window = p.window(node, numbers)
     bias = graph.tensor(node, "bias")
     bias_name = "0" if bias is None else p.constant(node, "bias", bias, "float")
-    rows = weight.movedim(1, -1).reshape(groups, outputs // groups, each)  # the order of a window
-    stored = None if node.key("bits") is None else _levels(p, node, outputs, each)
     share = outputs // groups
-    if stored is None:
-        name = p.constant(node, "weight", rows.transpose(1, 2), "float", "[group][row, column, channel][output]")
-        slab = 0
+    if node.key("bits") is None:
+        rows = weight.movedim(1, -1).reshape(groups, share, each).transpose(1, 2)
+        made = _from_floats(p.constant(node, "weight", rows, "float", "[group][row, column, channel][output]"), each)
+        bits = ""
     else:
-        name, (planes, levels, row) = stored[0], stored[1:]
-        slab = min(SLAB, share)
-        room = p.room("weights", "words", each * slab)
+        made = _from_bits(p, node, outputs, each, share)
+        bits = f", {node.attrs['weight']['planes']}-bit weights"
     y = p.value(node.name, node, "floats")
-    bits = "" if stored is None else f", {planes}-bit weights"
     said = f"{outputs} sums of {each} products{bits}"
     p.floats.append(f"{node.owner}: {said}")
 
-    def body() -> str:
+    def run(w: str, group: int, first: str, count: int) -> str:
         x, to = floats_at(source), floats_at(y)
-        out = ""
-        for g in range(groups):
-            first = g * share
-            if stored is None:
-                at = name if g == 0 else f"{name} + {first * each}"
-                out += (
-                    "    " + call("net_conv_float", f"&{window}", x, at, bias_name, g, first, share, outputs, to) + "\n"
-                )
-                continue
-            for start in range(first, first + share, slab):
-                n, w = min(slab, first + share - start), floats_at(room)
-                if start == first and share > slab and share % slab == 0:
-                    made = call("net_weights_of_bits", name, planes, f"{row}u", levels, "first", slab, each, w)
-                    run = call("net_conv_float", f"&{window}", x, w, bias_name, g, "first", slab, outputs, to)
-                    out += f"    for (first = {first}; first < {first + share}; first += {slab}) {{\n"
-                    out += f"        {made}\n        {run}\n    }}\n"
-                    break
-                made = call("net_weights_of_bits", name, planes, f"{row}u", levels, start, n, each, w)
-                run = call("net_conv_float", f"&{window}", x, w, bias_name, g, start, n, outputs, to)
-                out += f"    {made}\n    {run}\n"
+        return call("net_conv_float", f"&{window}", x, w, bias_name, group, first, count, outputs, to)
+
+    def body() -> str:
+        out = "".join(made(run, group, group * share, share) for group in range(groups))
         return ("    int32_t first;\n" if "(first = " in out else "") + out
 
     p.step(node, f"{node.owner}: float, {source.channels} -> {outputs} channels, {said}", body)
+
+
+Run = Callable[
+    [str, int, str, int], str
+]  # place of weights, group, first output, how many: the call that computes them
+Made = Callable[[Run, int, int, int], str]
+
+
+def _from_floats(name: str, each: int) -> Made:
+    return lambda run, group, first, count: (
+        f"    {run(f'{name} + {first * each}' if first else name, group, str(first), count)}\n"
+    )
+
+
+def _from_bits(p: CProgram, node: Node, outputs: int, each: int, share: int) -> Made:
+    """Weights that are stored as bits become floats for a few outputs at a time."""
+    name, planes, levels, row = _levels(p, node, outputs, each)
+    slab = min(SLAB, share)
+    room = p.room("weights", "words", each * slab)
+
+    def pair(run: Run, group: int, first: str, count: int) -> list[str]:
+        at = floats_at(room)
+        expand = call("net_weights_of_bits", name, planes, f"{row}u", levels, first, count, each, at)
+        return [expand, run(at, group, first, count)]
+
+    def lines(run: Run, group: int, first: int, count: int) -> str:
+        whole = count // slab * slab
+        inner = "".join(f"        {line}\n" for line in pair(run, group, "first", slab))
+        out = f"    for (first = {first}; first < {first + whole}; first += {slab}) {{\n{inner}    }}\n"
+        if count > whole:
+            out += "".join(f"    {line}\n" for line in pair(run, group, str(first + whole), count - whole))
+        return out
+
+    return lines
 
 
 def _levels(p: CProgram, node: Node, outputs: int, each: int) -> tuple[str, int, str, int]:
@@ -78,12 +94,7 @@ def _levels(p: CProgram, node: Node, outputs: int, each: int) -> tuple[str, int,
         p.refuse(
             node, f"a float layer with {planes}-bit weights", "Give its input bits, too, or keep its weights float"
         )
-    shape = [int(s) for s in info["shape"]]
-    bit = (
-        reference.unpack_bits(p.graph.need(node, "bits"), (planes, *shape))
-        .movedim(2, -1)
-        .reshape(planes, outputs, each)
-    )
+    bit = stored_bits(p, node)
     codes = (torch.arange(1 << planes)[None] >> torch.arange(planes)[:, None]) & 1  # [planes, codes]
     value = torch.zeros(outputs, 1 << planes, dtype=torch.float64)
     for row, t in zip(p.graph.need(node, "scale").double(), info["terms"], strict=True):

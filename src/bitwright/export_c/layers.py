@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 
@@ -84,10 +85,10 @@ def _bits(
 ) -> tuple[tuple[Lines, Lines], str]:
     """(declarations, what one pixel computes) for codes as bits, and words for both."""
     info, x = node.attrs["weight"], node.attrs["x"]
-    shape, groups, padded = [int(s) for s in info["shape"]], numbers[13], numbers[9] or numbers[10]
+    shape, groups, padded = [int(s) for s in info["shape"]], numbers[-1], numbers[9] or numbers[10]
     outputs, each = shape[0], math.prod(shape[1:])
     row, planes = -(-each // 32), code_planes(int(x["levels"]))
-    bit = _stored_bits(p, node)
+    bit = stored_bits(p, node)
     zeros = [int(z) for z in x["zero"]]
     border = bool(padded) and any(zeros)
     input_mult = [int(x["mult"]) << i for i in range(planes)] + ([zeros[0]] if border else [])
@@ -138,7 +139,7 @@ def _bytes(
 ) -> tuple[tuple[Lines, Lines], str]:
     """The same for codes as bytes: whole numbers are multiplied."""
     info, x = node.attrs["weight"], node.attrs["x"]
-    groups, shape = numbers[13], [int(s) for s in info["shape"]]
+    groups, shape = numbers[-1], [int(s) for s in info["shape"]]
     outputs, each = shape[0], math.prod(shape[1:])
     share, mult, zeros = outputs // groups, int(x["mult"]), [int(z) for z in x["zero"]]
     if max(abs(z + e) for z in zeros for e in (0, mult * int(x["levels"]))) > INT16:
@@ -152,7 +153,7 @@ def _bytes(
     patch = p.room("patch", "words", -(-size // 2))
     rows = [w.movedim(1, -1).reshape(outputs, each) for w in whole]
     if int(info["planes"]) <= FEW:
-        bits = _stored_bits(p, node)
+        bits = stored_bits(p, node)
         terms = [_as_bits(p, node, number, term, bits, f"patch, {row}u") for number, term in enumerate(info["terms"])]
     else:
         terms = [_as_numbers(p, node, number, r, f"patch, {each}") for number, r in enumerate(rows)]
@@ -191,7 +192,7 @@ def _as_numbers(p: CProgram, node: Node, number: int, rows: Tensor, window: str)
     return lambda first: f"{function}({name}{f' + {first * each}' if first else ''}, {window}"
 
 
-def _stored_bits(p: CProgram, node: Node) -> Tensor:
+def stored_bits(p: CProgram, node: Node) -> Tensor:
     """0/1 [planes, outputs, numbers of a window in its order: rows, columns, channels]."""
     info = node.attrs["weight"]
     shape = [int(s) for s in info["shape"]]
@@ -233,7 +234,7 @@ def _outcome(p: CProgram, node: Node, sums: Value, outputs: int) -> tuple[Lines,
             emitted = graph.node(a["extra"])
             codes = Codes(p, emitted, emitted.name, a["extra_form"], int(emitted.attrs["levels"]))
     p.floats.append(f"{node.owner}: one multiply and one add an output" + (", residual sum" if other else ""))
-    line = None
+    line: Callable[[str, int, str], str] | None = None
     if codes is not None:
         grid = a["emit"].get("grid") if "emit" in a else a.get("grid")
         line = round_line(grid) if grid is not None else cut_line(p, node)
@@ -245,7 +246,7 @@ def _outcome(p: CProgram, node: Node, sums: Value, outputs: int) -> tuple[Lines,
         if a.get("relu"):
             out += f"net_relu({at}, {outputs}, {at});\n"
         if codes is not None and line is not None:
-            out += codes.row(lambda to: line(at, outputs, to), "pixel", outputs)
+            out += codes.row(functools.partial(line, at, outputs), "pixel", outputs)
         return out
 
     return lines, codes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -25,7 +27,7 @@ def answers(graph: Graph, x: Tensor) -> Tensor:
     return env[graph.nodes[-1].inputs[0]]
 
 
-def _layer(node: Node, graph: Graph):
+def _layer(node: Node, graph: Graph) -> Callable[[Tensor], Tensor]:
     weight, bias, a = reference.stored_weight(graph, node), graph.tensor(node, "bias"), node.attrs
     if node.op == "linear":
         weight, place = weight[:, :, None, None], ([1, 1], [0, 0], [1, 1], 1)
@@ -40,7 +42,10 @@ def _layer(node: Node, graph: Graph):
     return run
 
 
-def _ordered(x, weight, bias, stride, padding, dilation, groups) -> Tensor:
+def _ordered(
+    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
+    groups: int,
+) -> Tensor:  # fmt: skip
     """Products added one by one: rows, columns, channels of the window."""
     outputs, depth, rows, columns = weight.shape
     n = len(x)
@@ -72,7 +77,7 @@ def _average(x: Tensor) -> Tensor:
     return (total / flat.shape[-1]).reshape(*flat.shape[:2], *[1] * (x.dim() - 2))
 
 
-def _windows(node: Node):
+def _windows(node: Node) -> Callable[[Tensor], Tensor]:
     """Means of windows: sums in order, divided by the pixels inside, or by all where padding counts."""
     a = node.attrs["args"]
     kernel, padding = ints(a["kernel_size"], 2), ints(a.get("padding", [0]), 2)

@@ -135,31 +135,30 @@ def c(
     entry = tuple(int(s) for s in net.inputs[0].shape)
     pixels = Pixels.of(mean, std, entry[0])
     given = pixels.floats(example) if example.dtype == torch.uint8 else example
+    if example.dim() and not len(example):
+        raise InputError("export c: the example is empty; possible: at least one image", code="export-example")
     read = net.environment(given)[net.inputs[0].name]  # checks the example
     graph = fuse(net.graph, _bytes_pay)
     p = program(graph, pixels, example.dtype == torch.uint8)
     answer = tuple(int(s) for s in graph.node(net.outputs[0]).shape)
-    shape, checks = Sizes(entry, answer, batch), Checks(example[:CHECKS], oracle.answers(graph, read[:CHECKS]))
+    sizes, checks = Sizes(entry, answer, batch), Checks(example[:CHECKS], oracle.answers(graph, read[:CHECKS]))
     arena = place([*p.values.values(), *p.scratch])
-    texts = {batch: "", 1: ""}
-    for n in texts:
-        texts[n] = source(p, Sizes(entry, answer, n), arena, target.stem, checks, progmem, bare)
-    tops = {n: header(p, Sizes(entry, answer, n), arena, target.stem) for n in texts}
+    names = target.stem, checks, progmem, bare
     with torch.no_grad():
-        want = net(given).float().flatten(1)
+        want = net(given).float().flatten(1).numpy()
+    one = source(p, Sizes(entry, answer, 1), arena, *names), header(p, Sizes(entry, answer, 1), arena, target.stem)
     function = "net_run" if p.takes_pixels else "net_run_float"
-    found = compiled.run(texts[1], (f"{target.stem}.h", tops[1]), function, example, shape.outputs)
-    if found is None:
-        program_name, got = None, oracle.answers(graph, read).flatten(1).numpy()
+    got, program_name = compiled.run(*one, target.stem, function, example, sizes.outputs), compiled.compiler()
+    if got is None:
+        got = oracle.answers(graph, read).flatten(1).numpy()
     else:
-        program_name, got = compiled.compiler(), found
         _same_bits(got[:CHECKS], checks.want.flatten(1).numpy())
-    largest, differ = _compare(got, want.numpy(), exact=not any(n.op in FLOAT for n in graph.nodes))
-    text = texts[batch].encode()
+    largest, differ = _compare(got, want, exact=not any(n.op in FLOAT for n in graph.nodes))
+    text = source(p, sizes, arena, *names).encode()
     with replacing(target) as file:
         file.write_bytes(text)
     with replacing(target.with_suffix(".h")) as file:
-        file.write_bytes(tops[batch].encode())
+        file.write_bytes(header(p, sizes, arena, target.stem).encode())
     return CReport(
         str(target), str(target.with_suffix(".h")), len(text), p.flash, arena * 4, p.floats, program_name, len(example),
         largest, differ,
@@ -194,6 +193,10 @@ def _packed(model: nn.Module | Converted) -> PackedModel:
         raise InputError(
             f"export c: {type(model).__name__} is not packed as one graph. Possible: a net from convert(form='graph')",
             code="export-form",
+        )
+    if any(n.attrs["dtype"] != "float32" for n in model.inputs):
+        raise InputError(
+            "export c: the net reads no float32; possible: images or numbers as float32", code="export-form"
         )
     if len(model.inputs) != 1 or len(model.outputs) != 1:
         raise InputError(
