@@ -128,15 +128,15 @@ def c(
     target = Path(path)
     if target.suffix != ".c":
         raise InputError(
-            f"export c: {target} does not end in .c", code="export-path", given=str(target), possible="net.c"
+            f"export c: {target} does not end in .c", code="export-argument", given=str(target), possible="net.c"
         )
     if batch < 1:
-        raise InputError(f"export c: batch={batch}; possible: at least 1", code="export-batch", given=str(batch))
+        raise InputError(f"export c: batch={batch}; possible: at least 1", code="export-argument", given=str(batch))
     entry = tuple(int(s) for s in net.inputs[0].shape)
     pixels = Pixels.of(mean, std, entry[0])
     given = pixels.floats(example) if example.dtype == torch.uint8 else example
     if example.dim() and not len(example):
-        raise InputError("export c: the example is empty; possible: at least one image", code="export-example")
+        raise InputError("export c: the example is empty; possible: at least one image", code="export-argument")
     read = net.environment(given)[net.inputs[0].name]  # checks the example
     graph = fuse(net.graph, _bytes_pay)
     p = program(graph, pixels, example.dtype == torch.uint8)
