@@ -43,6 +43,7 @@ def used() -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow
 def test_every_error_code_of_the_source_is_explained():
     known = codes(topics()["errors"])
     missing = {code: file for code, file in used().items() if code not in known}

@@ -137,11 +137,11 @@ def test_a_chain_in_one_experiment(tmp_path: Path) -> None:
     [
         (
             '[[stage]]\nprocedure = { name = "gptq" }\n[[stage]]\nprocedure = { name = "l_obs", keep = 0.5 }\n',
-            "stage 1: l_obs comes after stage 0, gptq, put the weights on levels; possible: prune first, then quantize",
+            "stage 1: l_obs would move weights that gptq of stage 0 put on levels; possible: prune first, then quantize",
         ),
         (
             '[[stage]]\nrecipe = "bwn"\nepochs = 1\n[[stage]]\nprocedure = { name = "magnitude", keep = 0.5 }\n',
-            "stage 1: magnitude comes after stage 0, a recipe with a weight part, put the weights on levels",
+            "stage 1: magnitude would move weights that the recipe of stage 0 put on levels",
         ),
     ],
 )

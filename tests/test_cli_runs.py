@@ -201,6 +201,7 @@ def test_a_refused_run_writes_its_report_and_no_packed_file(folder: Path, call: 
     assert "image 0" not in out and "verify  64 of 64" in out
 
 
+@pytest.mark.slow
 def test_force_never_writes_a_wrong_answer(folder: Path, call: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(engine_convert, "WARN_SHARE", 1.1)
     code, out, _ = call("convert", str(folder), "--force")

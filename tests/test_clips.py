@@ -78,6 +78,7 @@ def test_a_clip_that_somebody_else_reads_works() -> None:
     assert clips(bw.apply(Around(), [{"match": "conv", "x": "sign"}], X)) == [False]
 
 
+@pytest.mark.slow
 def test_bireal_nets_have_nothing_but_idle_clips_and_convert() -> None:
     model = bw.models.create("bireal_resnet20", width=0.5)
     bw.apply(model, "bireal", X)

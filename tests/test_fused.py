@@ -362,6 +362,7 @@ def test_the_output_may_be_changed_in_place_and_the_net_copied() -> None:
     assert torch.equal(twin(x), layer(x))
 
 
+@pytest.mark.slow
 @needs_core
 @pytest.mark.filterwarnings("ignore")  # of the tracers, about themselves
 def test_compiled_code_equals_eager_code() -> None:

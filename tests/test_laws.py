@@ -84,7 +84,7 @@ OPTIONS: dict[str, list[dict[str, Any]]] = {
         {"surrogate": s, "boundary": b} for s, b in (("approx", "open"), ("identity", "closed"), ("swish", "open"))
     ]
     + [{"boundary": "open"}, {"compat": "seed"}],
-    "ttq": [{"threshold": 0.3, "init": "one"}, {"threshold": 0.0}, {"compat": "seed"}],
+    "ttq": [{"threshold": 0.3, "init": "one"}, {"threshold": 0.0}, {"compat": "seed"}, {"grid": 127}],
     "twn": [{"granularity": "layer"}],
     "uniform": [
         {"bits": 1, "signed": False},

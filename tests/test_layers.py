@@ -300,6 +300,7 @@ def test_layers_build_on_the_meta_device() -> None:
     assert bw.nn.Linear(4, 8, device="meta", w="ttq").weight.is_meta
 
 
+@pytest.mark.slow
 def test_compiled_layers_with_every_kind_of_slot() -> None:
     net = nn.Sequential(bw.nn.Conv2d(4, 8, 3, w=["mask", "xnor"], x=["norm", "sign"]), nn.Flatten()).eval()
     x = torch.randn(2, 4, 5, 5)

@@ -492,6 +492,7 @@ def test_fewer_operations_are_a_cheaper_way_and_the_report_says_so() -> None:
     assert choose(1, "exact", [], 0, 1.0) == "1"
 
 
+@pytest.mark.slow
 def test_the_bound_holds_and_ranks() -> None:
     torch.manual_seed(0)
 

@@ -732,6 +732,7 @@ def test_environment_forces_the_instruction_set(name: str, ok: bool) -> None:
     assert done.stdout.strip() == name if ok else "'avx9000' is unknown" in done.stdout
 
 
+@pytest.mark.slow
 def test_without_the_library_nothing_raises_at_import() -> None:
     code = "from bitwright.engine import native as n; print(n.available(), n.notice())"
     env = {**os.environ, "BITWRIGHT_LIBRARY": "/nonexistent/core.so"}

@@ -616,6 +616,7 @@ def test_a_small_file_cannot_ask_for_a_large_net(tmp_path: Path) -> None:
     bw.load(with_graph(tmp_path, graph))
 
 
+@pytest.mark.slow
 def test_a_wide_chain_of_nodes_is_quick(tmp_path: Path) -> None:
     nodes = [{"op": "input", "name": "input", "inputs": [], "attrs": {"shape": [2]}}]
     for i in range(1500):
@@ -758,6 +759,7 @@ def test_nan_and_infinity_give_what_the_folded_graph_gives(front: str, made: str
     assert torch.equal(PackedModel(graph, backend)(x), as_folded(graph, x))
 
 
+@pytest.mark.slow
 def test_the_search_for_thresholds_is_bounded() -> None:
     """Beyond a bound of work a quantizer runs behind its chain as stored."""
     count, channels = 60, 4096

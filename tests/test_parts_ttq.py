@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 import bitwright as bw
+from bitwright.engine.packing import weight_terms
 from bitwright.errors import InputError
 from oracles import weights
 from oracles.compare import close, layouts, rows, special
@@ -37,6 +38,31 @@ def test_gradients_by_hand() -> None:
     assert w.grad is not None and w.grad.tolist() == [3.0, 10.0, 400.0]
     assert part.p.grad is not None and part.p.grad.item() == 1.0  # type: ignore[union-attr]
     assert part.n.grad is not None and part.n.grad.item() == -100.0  # type: ignore[union-attr]
+
+
+def test_a_grid_by_hand() -> None:
+    # step 2 / 4: 2 is 4 steps, 0.7 is 1.4, so 1 step; the gradients of p and n are those without a grid
+    part = learned(2.0, 0.7, grid=4)
+    w = torch.tensor([1.0, 0.0, -1.0], dtype=torch.float64, requires_grad=True)
+    y = part(w)
+    y.backward(torch.tensor([1.0, 10.0, 100.0], dtype=torch.float64))
+    assert y.tolist() == [2.0, 0.0, -0.5]
+    assert w.grad is not None and w.grad.tolist() == [2.0, 10.0, 50.0]
+    assert (part.p.grad.item(), part.n.grad.item()) == (1.0, -100.0)  # type: ignore[union-attr]
+    assert learned(0.0, 0.0, grid=4)(w).tolist() == [0.0, 0.0, 0.0]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_a_grid_is_one_product_of_integers(seed: int) -> None:
+    g = torch.Generator().manual_seed(seed)
+    p, n = (torch.rand(2, generator=g) * 3 - 0.3).tolist()
+    part = bw.make_part("ttq", grid=127)
+    part.p.data.fill_(p)  # type: ignore[operator]
+    part.n.data.fill_(n)  # type: ignore[operator]
+    w = torch.randn(5, 7, generator=g)
+    (term,) = weight_terms(part.encode(w))  # type: ignore[operator]
+    assert max(abs(m) for m in term.mult) <= 127
+    assert torch.equal(part.encode(w).value(), part(w))  # type: ignore[operator]
 
 
 def test_n_walks_downhill() -> None:

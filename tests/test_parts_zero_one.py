@@ -269,6 +269,7 @@ def test_one_draw_for_all_layers_of_a_step_a_new_one_for_the_next() -> None:
     assert set(on_values(net.eval())) == {1.0}
 
 
+@pytest.mark.slow
 def test_the_coin_decides_before_the_magnitude() -> None:
     seen = trained(noisy_net(epsilon=0.25), 400)
     drawn = [v for v in seen if v != 1]

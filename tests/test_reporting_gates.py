@@ -91,6 +91,7 @@ def test_classes_of_a_layer_are_shaded_in_its_own_range(gated: Run) -> None:
         assert strengths == pytest.approx([(v - min(mine)) / (max(mine) - min(mine)) for v in mine], abs=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("gates", "classes"), [(1, 10), (60, 10), (20, 100)])
 def test_any_number_of_gates_fits(tmp_path: Path, gates: int, classes: int) -> None:
     names = [f"class {i}" for i in range(classes)]

@@ -232,3 +232,13 @@ def test_latents_of_zero_one_weights_are_counted_from_their_threshold(tmp_path: 
     first, second, signed = histograms(tmp_path / "model.safetensors", ["0", "1", "2"])
     assert (first.undecided, second.undecided, signed.undecided) == (0.0, 1 / 16, 7 / 8)
     assert (first.largest, second.largest) == (0.5, 0.75)
+
+
+def test_weights_that_a_mask_removes_are_not_undecided(tmp_path: Path) -> None:
+    net = nn.Sequential(bw.nn.Linear(4, 1, w=["mask", "bwn"]))
+    layer: Any = net[0]
+    layer.w.mask.mask.copy_(torch.tensor([[1, 1, 0, 0]]))
+    layer.weight.data.copy_(torch.tensor([[1.0, 0.05, 0.0, 0.0]]))
+    bw.save(net, tmp_path / "model.safetensors")
+    (found,) = histograms(tmp_path / "model.safetensors", ["0"])
+    assert (found.weights, found.undecided) == (2, 0.5)

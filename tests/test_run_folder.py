@@ -59,6 +59,7 @@ def test_a_second_training_is_refused_with_the_process_of_the_first(tmp_path: Pa
     assert not (run / file_list.LOCK).exists()
 
 
+@pytest.mark.slow
 def test_a_killed_training_leaves_no_lock(tmp_path: Path) -> None:
     code = (
         "import os, sys; from pathlib import Path; from bitwright.runs.lock import locked\n"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -165,10 +166,18 @@ def test_biases_of_the_part_are_packed_as_their_values(x: str | None) -> None:
 def test_an_off_value_that_is_no_multiple_of_the_step_stays_float_and_says_why() -> None:
     made = net("selfprune_mlp", "selfprune-step", activation="identity")
     slot: Any = layer(made, "fc2").w
-    slot.off = 0.3
+    slot.off = math.sqrt(0.1)
     done, _ = converted(made)
     (row,) = [row for row in done.report.rows if row.layer == "fc2"]
-    assert row.runs_as == "float" and "off=0.3" in row.why and "not the same multiple of a step" in row.why
+    assert row.runs_as == "float" and "off=0.316" in row.why and "not the same multiple of a step" in row.why
+
+
+def test_an_off_value_of_three_sevenths_of_the_step_packs() -> None:
+    made = net("selfprune_mlp", "selfprune-step", activation="identity")
+    slot: Any = layer(made, "fc2").w
+    slot.off = 0.3
+    done, _ = converted(made)
+    assert [row.runs_as for row in done.report.rows if row.layer == "fc2"] == ["bits"]
 
 
 # -- layers without a connection ------------------------------------------------------------------------------------------
@@ -228,6 +237,7 @@ def experiment(**changes: Any) -> Experiment:
     return Experiment.model_validate({**table, **changes})
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")
 def test_a_stopped_training_with_random_on_values_goes_on_to_the_same_bits(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -268,6 +268,14 @@ def test_health_of_a_step_by_hand() -> None:
     assert not layer.x._forward_pre_hooks  # type: ignore[union-attr]
 
 
+def test_weights_that_a_mask_removes_are_not_dead() -> None:
+    layer = bw.nn.Linear(4, 1, bias=False, w=["mask", "bwn"])
+    layer.w.mask.mask.copy_(torch.tensor([[1, 1, 0, 0]]))  # type: ignore[union-attr, operator]
+    probe = probes.Probe({"0": layer}, {})
+    layer.weight.grad = torch.tensor([[1.0, 0.0, 0.0, 0.0]])
+    assert probe.read()["0"]["dead"] == 1 / 2
+
+
 @pytest.mark.parametrize(
     ("part", "flips"), [("bwn", 0.5), ("ttq", 0.5), ({"part": "uniform", "bits": 4}, None), (None, None)]
 )
@@ -404,6 +412,7 @@ def test_switch_loader_and_chance() -> None:
     assert told(state_of([metrics(1, 1, test_top1=0.2)])) == []
 
 
+@pytest.mark.slow
 def test_a_large_data_set_is_given_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A training leaves cycles; where much memory hangs on them, they are collected at once."""
     import gc

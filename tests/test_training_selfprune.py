@@ -126,6 +126,7 @@ def test_evaluation_depends_on_no_batch_and_leaves_nothing_in_the_norms(tmp_path
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.few("18")
 @pytest.mark.parametrize("step", [9, 15, 18])
 def test_a_resumed_run_has_the_same_tables(

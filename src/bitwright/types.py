@@ -34,8 +34,17 @@ class Coded:
 
     def value(self) -> Tensor:
         """Summed in float64 and rounded once, so that many planes cost no more than one ulp."""
-        total = self.offset.double() + (self.coef.double() * self.bit).sum(0)
-        return total.to(self.coef.dtype)
+        coef, planes = self.coef.double(), self.planes
+        if 1 < planes <= 8 and all(torch.equal(coef[p], coef[0] * (1 << p)) for p in range(1, planes)):
+            code = self.bit[0].clone()  # binary digits: one multiplication instead of one for each plane
+            for p in range(1, planes):
+                code |= self.bit[p] << p
+            total = coef[0] * code
+        else:
+            total = coef[0] * self.bit[0]
+            for p in range(1, planes):
+                total = total + coef[p] * self.bit[p]
+        return (self.offset.double() + total).to(self.coef.dtype)
 
 
 @runtime_checkable

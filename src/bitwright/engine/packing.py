@@ -87,10 +87,11 @@ def _ratio(a: Tensor, b: Tensor) -> Fraction | None:
     r = a[live] / b[live]
     if float(r.abs().max()) > MAX_RATIO:
         return None
-    first = Fraction(float(r[0])).limit_denominator(4)
-    spread = float((r - float(first)).abs().max())
-    # coefficients are float32: their ratios carry two roundings
-    return first if spread <= 1e-6 * max(1.0, abs(float(first))) else None
+    for largest, slack in ((4, 1e-6), (127, 2e-7)):  # coefficients are float32: their ratios carry a few roundings
+        first = Fraction(float(r[0])).limit_denominator(largest)
+        if float((r - float(first)).abs().max()) <= slack * max(1.0, abs(float(first))):
+            return first
+    return None
 
 
 def weight_terms(code: Coded) -> list[Term]:

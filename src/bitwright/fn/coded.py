@@ -19,8 +19,8 @@ def planes_of(code: Tensor, bits: int) -> Tensor:
     >>> planes_of(torch.tensor([0, 1, 2, 3]), 2).tolist()
     [[0, 1, 0, 1], [0, 0, 1, 1]]
     """
-    code = code.to(torch.int32)
-    return torch.stack([(code >> p) & 1 for p in range(bits)]).to(torch.uint8)
+    code = code.to(torch.uint8 if bits <= 8 else torch.int32)
+    return torch.stack([((code >> p) & 1).to(torch.uint8) for p in range(bits)])
 
 
 def sign_code(x: Tensor, scale: Tensor) -> Coded:

@@ -23,6 +23,8 @@ class Ttq(nn.Module):
     shape     w any; p, n scalars (no weight decay: see `bw.param_groups`)
     options   init: "mean" starts p and n at the mean size of the weights they stand for (read from the layer),
               "one" at 1 as the authors' code
+              grid: 0 leaves p and n as they are; with 127 both become whole multiples of max(|p|, |n|) / 127 (gradient of the
+              rounding: 1), so that a layer whose inputs are codes is one product of integers when packed, and not two
     moments   observe (`bw.calibrate`): with init="mean" reads p and n again, for weights that were loaded after `bw.apply`
     source    Zhu et al. 2017, arXiv 1612.01064, section 3
     differs   the paper prints dn without its minus, so n would raise the loss; latents are not divided by max|w| first
@@ -37,20 +39,24 @@ class Ttq(nn.Module):
     n: nn.Parameter
     bits = planes = storage_bits = 2
 
-    def __init__(self, threshold: float = 0.05, init: str = "mean", compat: str | None = None) -> None:
+    def __init__(self, threshold: float = 0.05, init: str = "mean", compat: str | None = None, grid: int = 0) -> None:
         super().__init__()
         if init not in ("mean", "one"):
             raise InputError(f"part ttq: init={init!r} is neither mean nor one", code="option")
         if not 0 <= threshold < 1:  # below 0 the regions overlap, from 1 on both are empty
             raise InputError(f"part ttq: threshold={threshold!r}; it lies in 0..1, below 1", code="option")
-        self.threshold, self.init = threshold, init
+        if not (isinstance(grid, int) and 0 <= grid <= 127):
+            raise InputError(f"part ttq: grid={grid!r}; it is 0 (none) or a whole number up to 127", code="option")
+        self.threshold, self.init, self.grid = threshold, init, grid
         self.seed = check_compat("ttq", compat)
         start = torch.rand(2) if self.seed else torch.ones(2)
         self.p, self.n = nn.Parameter(start[0].clone()), nn.Parameter(start[1].clone())
 
     @classmethod
-    def for_layer(cls, layer: nn.Module, threshold: float = 0.05, init: str = "mean", compat: str | None = None) -> Ttq:
-        new = cls(threshold, init, compat)
+    def for_layer(
+        cls, layer: nn.Module, threshold: float = 0.05, init: str = "mean", compat: str | None = None, grid: int = 0
+    ) -> Ttq:
+        new = cls(threshold, init, compat, grid)
         weight = getattr(layer, "weight", None)
         if isinstance(weight, Tensor):
             new.to(weight.device)
@@ -72,9 +78,18 @@ class Ttq(nn.Module):
         d = self.threshold * fixed.abs().max() if w.numel() else fixed.new_zeros(())
         return fixed > d, fixed < -d
 
+    def scales(self, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+        """(p, n) as the weights get them."""
+        p, n = self.p, self.n
+        if self.grid:
+            step = torch.maximum(p.detach().abs(), n.detach().abs()) / self.grid
+            step = torch.where(step > 0, step, torch.ones_like(step))
+            p, n = (ste(v, (v.detach() / step).round() * step) for v in (p, n))
+        return p.to(dtype), n.to(dtype)
+
     def forward(self, w: Tensor, keep: Tensor | None = None) -> Tensor:
         up, down = self.regions(w, keep)
-        p, n = self.p.to(w.dtype), self.n.to(w.dtype)
+        p, n = self.scales(w.dtype)
         slope = torch.where(up, p, torch.where(down, -n if self.seed else n, torch.ones_like(p))).detach()
         if self.seed:
             share = scalar(1 / max(1, w.numel()), w)
@@ -83,4 +98,5 @@ class Ttq(nn.Module):
 
     def encode(self, w: Tensor, keep: Tensor | None = None) -> Coded:
         up, down = self.regions(w, keep)
-        return ternary_code(up, down, self.p.detach().to(w.dtype), self.n.detach().to(w.dtype))
+        p, n = self.scales(w.dtype)
+        return ternary_code(up, down, p.detach(), n.detach())

@@ -8,9 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.nn.layers import SlotLayer
+from bitwright.parts.mask import Mask
 from bitwright.parts.moments import moment
 from bitwright.parts.traits import traits_of
-from bitwright.transforms.facts import bit_facts, quantizer_of
+from bitwright.transforms.facts import bit_facts, links_of, quantizer_of
 
 IMAGES = 16  # of a batch, for what is said about inputs
 COARSE = 2  # bits of a weight whose flips mean something
@@ -32,7 +33,7 @@ class Probe:
 
     flips        share of weight codes (signs, levels) that the step changed; None where the weight is float or has
                  more than 2 bits: fine levels change all the time, and that says nothing
-    dead         share of weights whose gradient is exactly zero
+    dead         share of the weights that a mask keeps, if there is one, whose gradient is exactly zero
     scale        mean |latent| relative to the stage's start; None where latents have a fixed range
     saturation   share of inputs for which the x part passes no gradient; None without one
     positive     share of inputs >= 0
@@ -72,7 +73,7 @@ class Probe:
                 start = 0.0 if traits_of(quantizer_of(layer.w)).fixed_range else self.start.get(name, 0.0)
                 found[name] = {
                     "flips": changed(self.codes[name], codes(layer)),
-                    "dead": None if grad is None else _share(grad == 0),
+                    "dead": None if grad is None else _share(_kept(layer, grad) == 0),
                     "scale": latent_size(layer) / start if start else None,
                     "saturation": None if x is None or part is None else _share(closed(part, x)),
                     "positive": None if x is None else _share(x >= 0),
@@ -140,6 +141,12 @@ def mean_of(rows: dict[str, dict[str, float | None]], key: str) -> float | None:
     """Over the layers that have it."""
     values = [value for row in rows.values() if (value := row[key]) is not None]
     return sum(values) / len(values) if values else None
+
+
+def _kept(layer: SlotLayer, values: Tensor) -> Tensor:
+    """Those of the weights that no mask removes: the others are at rest on purpose."""
+    mask = next((part.mask for part in links_of(layer.w) if isinstance(part, Mask)), None)
+    return values if mask is None or mask.shape != values.shape else values[mask.bool()]
 
 
 def _share(mask: Tensor) -> float:

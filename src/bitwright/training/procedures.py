@@ -31,7 +31,7 @@ def check_procedures(experiment: Experiment) -> None:
     for index, stage in enumerate(experiment.stage):
         if stage.procedure is None:
             if any(_has_levels(rule.slots.get("w")) for rule in _rules(experiment, index)):
-                leveled = f"stage {index}, a recipe with a weight part,"
+                leveled = f"the recipe of stage {index}"
             continue
         try:
             found = procedures.get(stage.procedure.name)
@@ -40,13 +40,13 @@ def check_procedures(experiment: Experiment) -> None:
             raise error.reworded(f"stage {index}: {error}") from None
         if found.verb == "prune" and leveled and not options.get("latent"):
             raise InputError(
-                f"stage {index}: {found.name} comes after {leveled} put the weights on levels; possible: prune first, then "
+                f"stage {index}: {found.name} would move weights that {leveled} put on levels; possible: prune first, then "
                 "quantize, then train; or latent = true",
                 code="procedure-order",
                 given=found.name,
             )
         if found.verb == "quantize":
-            leveled = f"stage {index}, {found.name},"
+            leveled = f"{found.name} of stage {index}"
 
 
 def _rules(experiment: Experiment, index: int) -> tuple[Rule, ...]:

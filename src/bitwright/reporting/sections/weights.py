@@ -24,8 +24,8 @@ SHOWN = 24
 
 @dataclass(frozen=True)
 class Histogram:
-    """Latent weights of a layer divided by their largest magnitude, in 20 equal bins from -1 to 1; latents of 0/1
-    weights less their threshold."""
+    """Latent weights of a layer that no mask removes, divided by their largest magnitude, in 20 equal bins from -1 to 1;
+    latents of 0/1 weights less their threshold."""
 
     layer: str
     counts: tuple[int, ...]
@@ -77,7 +77,13 @@ def histograms(path: Path | None, layers: list[str] | None) -> tuple[Histogram, 
             ]
         for name in layers:
             key = f"{name}.weight" if f"{name}.weight" in keys else "weight"
-            if key in keys and (made := histogram(name, f.get_tensor(key), middles.get(name, 0.0))) is not None:
+            if key not in keys:
+                continue
+            weight = f.get_tensor(key)
+            mask = next((f.get_tensor(k) for k in keys if k.startswith(f"{name}.w.") and k.endswith(".mask")), None)
+            if mask is not None and mask.shape == weight.shape:
+                weight = weight[mask != 0]
+            if (made := histogram(name, weight, middles.get(name, 0.0))) is not None:
                 found.append(made)
     return tuple(found)
 
