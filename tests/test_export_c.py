@@ -89,17 +89,20 @@ def test_self_check(exported: dict[str, Path], name: str, with_: str, flags: lis
     assert self_check(exported[name], *flags, with_=with_) == 0
 
 
-def test_self_check_finds_a_wrong_bit(exported: dict[str, Path], tmp_path: Path) -> None:
-    """The third answer is changed by one bit: the check says 3."""
-    source = exported["digits-mlp-zero_one"]
+def with_wrong_bit(source: Path, folder: Path, number: int) -> Path:
+    """A copy in which the stored answer of an input differs in one bit."""
     text = source.read_text()
-    start = text.index("{", text.index("net_check_out"))
+    start = text.index("{", text.index("net_check_out["))
     numbers = text[start + 1 : text.index("}", start)].split(",")
-    numbers[2 * 10 + 4] = f" 0x{int(numbers[2 * 10 + 4].strip().rstrip('u'), 16) ^ 1:08X}u"
-    changed = text[: start + 1] + ",".join(numbers) + text[text.index("}", start) :]
-    (tmp_path / "net.c").write_text(changed)
-    shutil.copy(source.with_suffix(".h"), tmp_path)
-    assert self_check(tmp_path / "net.c") == 3
+    numbers[number * 10 + 4] = f" 0x{int(numbers[number * 10 + 4].strip().rstrip('u'), 16) ^ 1:08X}u"
+    (folder / "net.c").write_text(text[: start + 1] + ",".join(numbers) + text[text.index("}", start) :])
+    shutil.copy(source.with_suffix(".h"), folder)
+    return folder / "net.c"
+
+
+def test_self_check_finds_a_wrong_bit(exported: dict[str, Path], tmp_path: Path) -> None:
+    """The check gives the number of the input, from 1."""
+    assert self_check(with_wrong_bit(exported["digits-mlp-zero_one"], tmp_path, 2)) == 3
 
 
 def test_all_test_images_and_random_pixels_have_the_nets_bits(exported: dict[str, Path]) -> None:
