@@ -296,10 +296,33 @@ def test_what_has_no_c_is_refused_by_name(net: nn.Module, x: Tensor, said: str, 
     assert not list(tmp_path.iterdir())
 
 
+def test_names_of_layers_may_be_anything(tmp_path: Path) -> None:
+    """They become comments and identifiers; none may end the one, or be one of the program's own names."""
+    torch.manual_seed(0)
+    net = nn.Sequential()
+    for name in ("net", "*/ int x; /*", "int", "9", "grün\\", "net_bits", "a-b", "a_b"):
+        net.add_module(name, nn.Linear(6, 6))
+    x = torch.randn(8, 6)
+    report = bw.export.c(packed(net, [{"match": "*", "w": "ttq"}], x), x, tmp_path / "9-net.c")
+    assert report.differ == 0 and "*/ int x" not in (tmp_path / "9-net.h").read_text()
+    assert self_check(tmp_path / "9-net.c") == 0
+
+
+def test_minus_zero_is_zero(tmp_path: Path) -> None:
+    net = nn.Sequential(nn.Linear(2, 2), nn.PReLU(1, -1.0))
+    with torch.no_grad():
+        net[0].weight.copy_(torch.eye(2))
+        net[0].bias.zero_()
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
+    done = packed(net, [{"match": "0", "w": "ttq"}], x)
+    bw.export.c(done, x, tmp_path / "net.c")
+    assert bits(answers(tmp_path / "net.c", x, 2, "net_run_float"))[:, 1].tolist() == [0, 0]
+
+
 def test_wrong_use(tmp_path: Path) -> None:
     net, x = bw.zoo.load("digits-mlp-zero_one"), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
     for name, more, said in (
-        ("net.cc", {}, "does not end in .c"), ("net.c", {"batch": 0}, "batch=0"), ("net.c", {"mean": [0.5]}, "possible: both"),
+        ("net.cc", {}, "that ends in .c"), ("net.c", {"batch": 0}, "batch=0"), ("net.c", {"mean": [0.5]}, "possible: both"),
     ):  # fmt: skip
         with pytest.raises(InputError, match=said):
             bw.export.c(net, x, tmp_path / name, **more)

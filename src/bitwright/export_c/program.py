@@ -11,6 +11,7 @@ from torch import Tensor
 
 from bitwright.engine.graph import Graph, Node
 from bitwright.errors import InputError
+from bitwright.export_c import shared
 from bitwright.export_c.inputs import Pixels
 from bitwright.export_c.plan import Value
 from bitwright.export_c.text import identifier, lines, literals
@@ -42,7 +43,7 @@ class CProgram:
     arrays: list[str] = field(default_factory=list)
     flash: int = 0  # bytes of constants
     floats: list[str] = field(default_factory=list)  # steps that compute in float, with what they do
-    taken: set[str] = field(default_factory=set)
+    taken: set[str] = field(default_factory=shared.names)
 
     # what may be said in C, or not
     def refuse(self, node: Node, why: str, remedy: str) -> NoReturn:

@@ -23,6 +23,16 @@ def identifier(name: str) -> str:
     return f"layer_{found}" if found[0].isdigit() else found
 
 
+def comment(text: str) -> str:
+    """Text of a comment; names of layers may be anything, and must not end it.
+
+    >>> comment("a*/ b")
+    'a* / b'
+    """
+    plain = re.sub(r"[^ -~]", "?", text).replace("\\", "/")
+    return plain.replace("*/", "* /").replace("/*", "/ *").rstrip("/")
+
+
 def number(x: float) -> str:
     """A float32 literal that reads back as the same number; infinities as the largest finite ones.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -126,9 +127,12 @@ def c(
     """
     net = _packed(model)
     target = Path(path)
-    if target.suffix != ".c":
+    if target.suffix != ".c" or not re.fullmatch(r"[A-Za-z0-9_.+-]+", target.name):
         raise InputError(
-            f"export c: {target} does not end in .c", code="export-argument", given=str(target), possible="net.c"
+            f"export c: {target.name!r} is no name of letters, digits and _.+- that ends in .c",
+            code="export-argument",
+            given=str(target),
+            possible="net.c",
         )
     if batch < 1:
         raise InputError(f"export c: batch={batch}; possible: at least 1", code="export-argument", given=str(batch))

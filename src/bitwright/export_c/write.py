@@ -9,7 +9,7 @@ from torch import Tensor
 
 from bitwright.export_c import shared
 from bitwright.export_c.program import CProgram
-from bitwright.export_c.text import lines, literals
+from bitwright.export_c.text import comment, identifier, lines, literals
 from bitwright.version import __version__
 
 
@@ -44,8 +44,8 @@ def _axes(shape: tuple[int, ...]) -> str:
 
 
 def header(p: CProgram, shape: Sizes, arena: int, stem: str) -> str:
-    guard = f"{stem.upper()}_H"
-    floats = "".join(f"     {line}\n" for line in p.floats) or "     none\n"
+    guard = f"{identifier(stem).upper()}_H"
+    floats = "".join(f"     {comment(line)}\n" for line in p.floats) or "     none\n"
     runs = []
     if p.takes_pixels:
         pixel = "k / 255" if p.pixels.scale is None else "(k / 255 - mean) / std of its channel"
@@ -81,7 +81,7 @@ def header(p: CProgram, shape: Sizes, arena: int, stem: str) -> str:
 def source(p: CProgram, shape: Sizes, arena: int, stem: str, checks: Checks, progmem: bool, bare: bool) -> str:
     bodies = []
     for step in p.steps:
-        bodies.append(f"/* {step.comment} */\nstatic void {step.name}(void)\n{{\n{step.body()}}}\n")
+        bodies.append(f"/* {comment(step.comment)} */\nstatic void {step.name}(void)\n{{\n{step.body()}}}\n")
     main = _runs(p, shape) + _self_check(p, shape, checks, bare)
     reading = "static const uint8_t *net_in; /* the image that is being read */\n\n" if p.entry is None else ""
     program = reading + "\n".join(bodies) + "\n" + main

@@ -8,7 +8,7 @@ static void net_copy_bits(net_word *to, uint32_t at, const net_word *from, uint3
         if (off + n > 32u)
             bits |= from[(start >> 5) + 1u] << (32u - off);
         if (n < 32u)
-            bits &= (1u << n) - 1u;
+            bits &= ((uint32_t)1 << n) - 1u;
         to[at >> 5] |= bits << place;
         if (place + n > 32u)
             to[(at >> 5) + 1u] |= bits >> (32u - place);

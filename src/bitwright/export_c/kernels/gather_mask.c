@@ -14,7 +14,7 @@ static void net_gather_mask(const net_window *g, int32_t row, int32_t column, ne
                 continue;
             for (c = 0; c < depth; c++) {
                 const uint32_t at = (uint32_t)((ky * g->kernel_columns + kx) * depth + c);
-                mask[at >> 5] |= 1u << (at & 31u);
+                mask[at >> 5] |= (uint32_t)1 << (at & 31u);
             }
         }
 }
