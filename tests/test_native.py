@@ -460,6 +460,36 @@ def test_floats_that_are_pooled(
     assert torch.equal(case.plan.run(case.words, native.FloatOutput(scale, add, pool=pool)), want)
 
 
+@pytest.mark.parametrize("values", [(1,), (-1, 1), (-255, 3, 1, -1)], ids=["on", "signs", "any"])
+@pytest.mark.parametrize(
+    ("c", "o", "size", "kernel", "stride", "padding"),
+    [(1000, 37, (1, 1), (1, 1), 1, 0), (40, 19, (5, 6), (5, 6), 1, 0), (70, 16, (9, 8), (3, 3), 2, 1), (300, 3, (4, 3), (1, 1), 2, 0)],
+    ids=["linear", "whole map", "padded", "strided"],
+)  # fmt: skip
+def test_lists_of_the_few_weights_that_are_not_zero(
+    isa: str, c: int, o: int, size: tuple[int, int], kernel: tuple[int, int], stride: int, padding: int, values: tuple[int, ...]
+) -> None:  # fmt: skip
+    g = torch.Generator().manual_seed(c)
+    weight = torch.zeros(o, c, *kernel, dtype=torch.int64)
+    for at in torch.randperm(weight.numel(), generator=g)[: weight.numel() // 257].tolist():
+        weight.view(-1)[at] = values[at % len(values)]
+    table = torch.randint(-30, 30, (1, o), generator=g, dtype=torch.int32)
+    flip, scale, add = torch.randint(0, 2, (o,), generator=g), torch.rand(o, generator=g), torch.randn(o, generator=g)
+    for x_bits, zero in ((1, -1), (8, 7)):
+        plan = native.ConvPlan.bytes(weight, x_bits=x_bits, x_zero=zero, stride=stride, padding=padding)
+        for n in (0, 1, 3, 5, 16, 17, 49, 70):
+            codes = torch.randint(0, 2**x_bits, (n, *size, c), generator=g, dtype=torch.uint8)
+            inputs = (codes.long() + zero).permute(0, 3, 1, 2)
+            want = conv_oracle(inputs, weight, torch.zeros(o), stride, padding, 1, 1)
+            assert torch.equal(plan.run_int(codes, 1).long(), want)
+            y = plan.run(codes, native.FloatOutput(scale, add), None, 2)
+            assert torch.equal(y, want.float() * scale.view(-1, 1, 1) + add.view(-1, 1, 1))
+            bit = (want >= table.view(-1, 1, 1)).long() ^ flip.view(-1, 1, 1)
+            for as_bytes in (False, True):
+                got = plan.run(codes, native.CodeOutput(table, flip, bytes=as_bytes), None, 2)
+                assert torch.equal(got.long(), bit.permute(0, 2, 3, 1) if as_bytes else words_oracle(bit, 1, 1).long())
+
+
 @pytest.mark.parametrize("bits", [4, 8])
 def test_pooled_floats_in_a_list_of_steps(isa: str, bits: int) -> None:
     """A layer reads the codes beside pooled floats inside one call: memory is laid out by the pooled size."""

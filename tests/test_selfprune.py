@@ -274,3 +274,21 @@ def test_a_training_that_leaves_a_layer_without_a_connection_says_so(
     result = train(experiment(stage=[stage]), tmp_path / "a")
     (told,) = [text for text in result.warnings if "is on at the end" in text]
     assert "fc2: none of its connections is on at the end of epoch 0" in told
+
+
+def test_a_layer_with_hardly_a_connection_runs_on_lists() -> None:
+    g = torch.Generator().manual_seed(0)
+    wide = bw.nn.Linear(
+        600, 40, bias=False, w={"part": "zero_one", "init": "keep"}, x={"part": "heaviside", "threshold": 0.5}
+    )
+    rest = bw.nn.Linear(
+        40, 3, bias=False, w={"part": "zero_one", "init": "keep"}, x={"part": "heaviside", "threshold": 0.5}
+    )
+    wide.weight.data.zero_().view(-1)[torch.randperm(24000, generator=g)[:90]] = 1.0
+    rest.weight.data.copy_(torch.rand(3, 40, generator=g))
+    model, x = nn.Sequential(wide, rest).eval(), torch.rand(70, 600, generator=g)
+    done = bw.convert(model, x[:2], verify=[x])
+    assert [(row.runs_as, row.why) for row in done.report.rows] == [
+        ("int8", "nearly all its weights are 0: runs on lists of the others"), ("bits", "")
+    ]  # fmt: skip
+    assert done.model is not None and torch.equal(done.model(x), model(x))

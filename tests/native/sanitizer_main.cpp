@@ -145,7 +145,8 @@ void convolution(bool bits) {
   std::vector<int16_t> weight_values((size_t)weights);
   const int limit = small ? 14 : pick(0, 1) ? 127 : 255;
   for (uint8_t& v : weight_bits) v = (uint8_t)pick(0, 1);
-  for (int16_t& v : weight_values) v = (int16_t)pick(-limit, limit);
+  const bool listed = !pick(0, 3);  // so few are not zero that the kernel keeps lists of them
+  for (int16_t& v : weight_values) v = (int16_t)(listed && pick(0, 300) ? 0 : listed && pick(0, 1) ? pick(-1, 1) : pick(-limit, limit));
   std::vector<float> residual((size_t)(pixels * conv.o));
   for (float& v : residual) v = (float)pick(-9, 9);
   int64_t results = pixels;

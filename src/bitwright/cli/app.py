@@ -81,7 +81,7 @@ def _version(wanted: bool) -> None:
 def bitwright(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
 ) -> None:
-    """Make a PyTorch network 1 to 8 bits small, and prove it is faster on your CPU. Or be told why not."""
+    """Reduce a PyTorch network to 1 to 8 bits, and prove that it is faster on your CPU, or learn why it is not."""
 
 
 def command() -> Any:

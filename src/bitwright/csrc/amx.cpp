@@ -75,10 +75,14 @@ int maxpool_bytes(const bw_pool& pool, const uint8_t* x, uint8_t* out, int threa
 
 const bw_train_table* train() { return otherwise.train(); }
 
+int conv_lists(const bw_conv& conv, const uint8_t* x, const void* body, const bw_sink& sink, int threads) {
+  return otherwise.conv_lists(conv, x, body, sink, threads);
+}
+
 }  // namespace
 
 extern const bw_kernel_table bw_table_amx = {
     "amx",         bw_cpu_has_amx, bits_layout, bits_size, bits_weights, bytes_layout, bytes_size,
     bytes_weights, conv_bits,      conv_bytes,  pack_bits, pack_bytes,   maxpool_bits, maxpool_bytes,
-    train,         0,
+    train,         conv_lists,     0,
 };

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "generic_emit.h"
+#include "lists.h"
 
 namespace {
 
@@ -267,9 +268,15 @@ int bw_byte_weights_pack(const bw_conv* conv, const int16_t* values, void* dst) 
   for (int64_t i = 0; i < count; i++)
     BW_REQUIRE(values[i] >= -255 && values[i] <= 255, "a weight is %d, outside -255..255", values[i]);
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
+  void* body = (uint8_t*)dst + sizeof(bw_weights_header);
+  if (lists_fit(*conv, values, table->bytes_size(*conv))) {
+    write_header(*conv, BW_LAYOUT_LISTS, 0, dst);
+    lists_weights(*conv, values, body);
+    return BW_OK;
+  }
   const int32_t layout = table->bytes_layout(*conv, values);
   write_header(*conv, layout, 0, dst);
-  table->bytes_weights(*conv, values, layout, (uint8_t*)dst + sizeof(bw_weights_header));
+  table->bytes_weights(*conv, values, layout, body);
   return BW_OK;
 }
 
@@ -300,7 +307,10 @@ int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, co
   BW_REQUIRE(x, "x is null");
   BW_REQUIRE(!output->pool_kernel || !residual, "floats that are pooled take no residual");
   BW_TABLE_OR_FAIL(BW_BAD_ISA);
-  const auto run = [&](const bw_sink& sink) { return table->conv_bytes(*conv, x, layout, body_of(weights), sink, threads); };
+  const auto run = [&](const bw_sink& sink) {
+    return layout == BW_LAYOUT_LISTS ? table->conv_lists(*conv, x, body_of(weights), sink, threads)
+                                     : table->conv_bytes(*conv, x, layout, body_of(weights), sink, threads);
+  };
   const bw_sink sink = {*output, out, residual, extra};
   const bool pools = table->pooling_layout && (layout & ~3) == table->pooling_layout;  // not by Winograd's
   return output->pool_kernel && !pools ? pool_after(*conv, sink, run) : run(sink);

@@ -47,5 +47,5 @@ int conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void
 extern const bw_kernel_table bw_table_avx512 = {
     "avx512",        bw_cpu_has_avx512, bits_layout, bits_size,  bits_weights,    bytes_layout,     bytes_size,
     bytes_weights,   conv_bits,         conv_bytes,  lanes_pack_bits, lanes_pack_bytes,
-    generic_maxpool_bits, generic_maxpool_bytes, train_table, BW_LAYOUT_LANES_BYTES,
+    generic_maxpool_bits, generic_maxpool_bytes, train_table, generic_conv_lists, BW_LAYOUT_LANES_BYTES,
 };

@@ -12,7 +12,6 @@
 #include "avx512_levels.h"
 
 #define BW_UNROLL _Pragma("GCC unroll 16")
-#define BW_INLINE inline __attribute__((always_inline))
 
 namespace {
 

@@ -1,6 +1,7 @@
 // The generic kernels as table entries.
 #pragma once
 #include "generic_conv.h"
+#include "generic_lists.h"
 #include "generic_pack.h"
 #include "train_table.h"
 
@@ -36,4 +37,4 @@ int table_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, cons
       isa,                 runs_here,        table_bits_layout,   table_bits_size,                   \
       table_bits_weights,  table_bytes_layout, table_bytes_size,  table_bytes_weights,               \
       table_conv_bits,     table_conv_bytes, generic_pack_bits,   generic_pack_bytes,                \
-      generic_maxpool_bits, generic_maxpool_bytes, train_table, 0}
+      generic_maxpool_bits, generic_maxpool_bytes, train_table, generic_conv_lists, 0}

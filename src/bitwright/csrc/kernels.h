@@ -9,10 +9,13 @@
 
 #include "bitwright.h"
 
+#define BW_INLINE inline __attribute__((always_inline))
+
 enum bw_layout : int32_t {
   BW_LAYOUT_GENERIC_BITS = 1,
   BW_LAYOUT_GENERIC_BYTES = 2,
   BW_LAYOUT_LANES_BITS = 3,
+  BW_LAYOUT_LISTS = 4,         // of bytes; see lists.h
   BW_LAYOUT_LANES_BYTES = 16,  // 16..20, see avx512_bytes.h
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
 };
@@ -76,6 +79,7 @@ struct bw_kernel_table {
   int (*maxpool_bits)(const bw_pool&, const uint32_t*, uint32_t*, int threads);
   int (*maxpool_bytes)(const bw_pool&, const uint8_t*, uint8_t*, int threads);
   const bw_train_table* (*train)();
+  int (*conv_lists)(const bw_conv&, const uint8_t*, const void* body, const bw_sink&, int threads);
   int32_t pooling_layout;  // of byte weights: with this layout the convolution also does the pooling of its sink; 0: none
 };
 

@@ -3,6 +3,7 @@
 Counting bits costs one pass for each pair of bit planes (one of the weight, one of the input), over words of 32 channels;
 multiplying bytes costs the same for any number of bits. So bits pay for few pairs and many channels. They also pay where a layer
 runs on one pixel and reads its weights from memory: an eighth as many bytes. The limits are measured: bench/forms.py.
+Where hardly any weight is not zero, the byte kernel reads a list of the inputs that count: bench/sparsity.py.
 Where the layers of a net were timed on this CPU (planner.py), that decides.
 """
 
@@ -10,8 +11,10 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
+
 from bitwright.engine import native_library
-from bitwright.engine.graph import Node
+from bitwright.engine.graph import Graph, Node
 
 # (channels, pairs): with at least these input channels per group, up to these pairs of planes run faster as bits.
 # "balanced": the weights lie evenly about 0, which a kernel of AVX-512 can use
@@ -24,12 +27,16 @@ LIMITS = {
 }
 STREAMED = 1 << 20  # bytes of a linear layer's weights above which memory decides
 STREAMED_PAIRS = 8
+LISTED_SHARE = 256  # of csrc/lists.h
+_ONES = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)
 
 
-def bytes_pay(layer: Node, x_planes: int) -> bool:
+def bytes_pay(layer: Node, x_planes: int, graph: Graph) -> bool:
     """Whether a coded layer is faster on byte codes than on bit planes: as measured here, else by the limits."""
     from bitwright.engine.planner import measured  # imported here: the planner measures with the engine
 
+    if listed(layer, graph):
+        return True
     times = measured(layer, x_planes)
     if {"bits", "bytes"} <= times.keys():
         return times["bytes"] < times["bits"]
@@ -40,12 +47,25 @@ def bytes_pay(layer: Node, x_planes: int) -> bool:
     isa = native_library.isa() if native_library.available() else ""
     balanced = all(2 * int(term["zero"]) == -sum(term["mult"]) for term in info["terms"])
     limits = LIMITS.get(f"{isa} balanced" if balanced else isa) or LIMITS.get(isa) or LIMITS[""]
-    if int(layer.attrs.get("groups", 1)) > 1:
+    if _grouped(layer):
         limits = LIMITS["amx"]
     most = _most(limits, shape[1])
     if isa == "avx512" and _winograd(layer, x_planes):
         most = min(most, _most(LIMITS["avx512 winograd"], shape[1]))
     return pairs > most
+
+
+def listed(layer: Node, graph: Graph) -> bool:
+    """Whether so few weights are not zero that the byte kernel keeps a list of them (csrc/lists.h). A bit that is on in any plane
+    counts as one weight."""
+    (term, *more), bits = layer.attrs["weight"]["terms"], graph.tensor(layer, "bits")
+    if more or int(term["zero"]) or _grouped(layer) or bits is None:
+        return False
+    return int(_ONES[bits.numpy()].sum()) * LISTED_SHARE <= math.prod(layer.attrs["weight"]["shape"])
+
+
+def _grouped(layer: Node) -> bool:
+    return int(layer.attrs.get("groups", 1)) > 1
 
 
 def _most(limits: tuple[tuple[int, int], ...], channels: int) -> int:
@@ -55,7 +75,7 @@ def _most(limits: tuple[tuple[int, int], ...], channels: int) -> int:
 def _winograd(layer: Node, x_planes: int) -> bool:
     """Whether csrc/avx512_winograd.h takes this layer as bytes, whatever its weights."""
     a = layer.attrs
-    if layer.op != "coded_conv" or int(a["rank"]) != 2 or x_planes > 6 or int(a.get("groups", 1)) > 1:
+    if layer.op != "coded_conv" or int(a["rank"]) != 2 or x_planes > 6 or _grouped(layer):
         return False
     outputs, channels, *kernel = a["weight"]["shape"]
     plain = kernel == [3, 3] and set(a["stride"]) == {1} and set(a["dilation"]) == {1}

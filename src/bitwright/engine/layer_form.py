@@ -220,7 +220,7 @@ class _Tracer(fx.Tracer):
 
 
 def sole_norms(model: nn.Module, layers: set[str]) -> dict[str, str]:
-    """Name of a layer -> name of the BatchNorm that alone reads it and reads nothing else; {} where nothing is proven."""
+    """Name of a layer -> name of the BatchNorm that is its only reader and reads nothing else; {} where nothing is proven."""
     trial = copy_model(model)
     try:
         graph = _Tracer().trace(trial)

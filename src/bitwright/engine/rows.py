@@ -6,6 +6,7 @@ import math
 
 from torch import nn
 
+from bitwright.engine.forms import listed
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.layer_form import LayerForm, stays
 from bitwright.engine.packed import PackedModel
@@ -91,6 +92,8 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node) -> R
             bits = f"{info['planes']}/{levels.bit_length()}"
         if not bool(packed.any()) and not any(int(term["zero"]) for term in info["terms"]):
             why = _joined(why, "all its weights are 0, so its output is a constant")
+        elif node.op in CODED and listed(node, graph):
+            why = _joined(why, "nearly all its weights are 0: runs on lists of the others")
     return ReportRow(name or "(net)", kind, runs, bits, 4 * (count + floats), after, why=why)
 
 

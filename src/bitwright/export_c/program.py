@@ -123,7 +123,7 @@ class CProgram:
 
     def constant(self, node: Node, role: str, values: Tensor | np.ndarray, ctype: str, comment: str = "") -> str:
         """A constant array; returns its name."""
-        name = self.unique(f"{identifier(node.name)}_{role}")
+        name = self.unique(f"{_named(node)}_{role}")
         items = literals(values, ctype)
         said = f"/* {comment} */\n" if comment else ""
         self.arrays.append(
@@ -133,13 +133,18 @@ class CProgram:
         return name
 
     def window(self, node: Node, numbers: Sequence[int]) -> str:
-        name = self.unique(f"{identifier(node.name)}_window")
+        name = self.unique(f"{_named(node)}_window")
         self.arrays.append(f"static NET_CONST net_window {name} NET_SECTION = {{{', '.join(map(str, numbers))}}};\n")
         self.flash += 4 * len(numbers)
         return name
 
     def step(self, node: Node, comment: str, body: Callable[[], str]) -> None:
-        self.steps.append(CStep(self.unique(f"run_{identifier(node.name)}"), comment, body))
+        self.steps.append(CStep(self.unique(f"run_{_named(node)}"), comment, body))
+
+
+def _named(node: Node) -> str:
+    """After the layer of the trained net; its node may have the name of what reads it."""
+    return identifier(node.owner or node.name)
 
 
 def floats_at(v: Value) -> str:

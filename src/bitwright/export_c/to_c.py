@@ -210,7 +210,7 @@ def _packed(model: nn.Module | Converted) -> PackedModel:
     return model
 
 
-def _bytes_pay(layer: Node, x_planes: int) -> bool:
+def _bytes_pay(layer: Node, x_planes: int, graph: Graph) -> bool:
     """Bytes for many pairs of planes; and where the input's constant differs from channel to channel at a padded border."""
     each = len(layer.attrs["x"]["zero"]) > 1 and any(layer.attrs.get("padding", [0]))
     return each or x_planes > PLANES or x_planes * int(layer.attrs["weight"]["planes"]) > PAIRS
