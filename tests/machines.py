@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import struct
 import subprocess
 import sys
@@ -30,8 +31,6 @@ class Machine:
     odd: bool = False
 
     def registers_of(self) -> dict[str, int]:
-        import importlib
-
         module = importlib.import_module(f"unicorn.{self.processor.lower()}_const")
         return vars(module)
 
@@ -88,7 +87,7 @@ def compiled(machine: Machine, source: Path, *flags: str) -> Path:
 
 def run(machine: Machine, program: Path) -> int:
     """What the program's entry returns."""
-    import unicorn
+    unicorn = importlib.import_module("unicorn")
 
     entry, segments = loaded(program.read_bytes())
     mode = sum(getattr(unicorn, f"UC_MODE_{m}") for m in machine.mode)

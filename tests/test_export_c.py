@@ -71,7 +71,7 @@ def exported(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("digits-mlp-zero_one", "digits-mlp-dorefa-w2a2"):
         card, path = bw.zoo.card(name), tmp_path_factory.mktemp(name) / "net.c"
         data = bw.zoo.data(card)
-        more = {"mean": data.mean, "std": data.std} if card.normalize else {}
+        more: dict[str, Any] = {"mean": data.mean, "std": data.std} if card.normalize else {}
         bw.export.c(bw.zoo.load(name), data.pictures(torch.arange(32)), path, **more)
         found[name] = path
     return found
@@ -309,10 +309,11 @@ def test_names_of_layers_may_be_anything(tmp_path: Path) -> None:
 
 
 def test_minus_zero_is_zero(tmp_path: Path) -> None:
-    net = nn.Sequential(nn.Linear(2, 2), nn.PReLU(1, -1.0))
+    layer = nn.Linear(2, 2)
     with torch.no_grad():
-        net[0].weight.copy_(torch.eye(2))
-        net[0].bias.zero_()
+        layer.weight.copy_(torch.eye(2))
+        layer.bias.zero_()
+    net = nn.Sequential(layer, nn.PReLU(1, -1.0))
     x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]])
     done = packed(net, [{"match": "0", "w": "ttq"}], x)
     bw.export.c(done, x, tmp_path / "net.c")
@@ -321,9 +322,10 @@ def test_minus_zero_is_zero(tmp_path: Path) -> None:
 
 def test_wrong_use(tmp_path: Path) -> None:
     net, x = bw.zoo.load("digits-mlp-zero_one"), torch.zeros(2, 1, 8, 8, dtype=torch.uint8)
-    for name, more, said in (
+    cases: list[tuple[str, dict[str, Any], str]] = [
         ("net.cc", {}, "that ends in .c"), ("net.c", {"batch": 0}, "batch=0"), ("net.c", {"mean": [0.5]}, "possible: both"),
-    ):  # fmt: skip
+    ]  # fmt: skip
+    for name, more, said in cases:
         with pytest.raises(InputError, match=said):
             bw.export.c(net, x, tmp_path / name, **more)
     with pytest.raises(InputError, match="not packed as one graph"):

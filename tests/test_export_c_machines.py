@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -24,7 +25,7 @@ def sources(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     for name in ("digits-mlp-zero_one", "digits-mlp-dorefa-w2a2"):
         card = bw.zoo.card(name)
         data = bw.zoo.data(card)
-        more = {"mean": data.mean, "std": data.std} if card.normalize else {}
+        more: dict[str, Any] = {"mean": data.mean, "std": data.std} if card.normalize else {}
         found[name] = tmp_path_factory.mktemp("net") / "net.c"
         bw.export.c(bw.zoo.load(name), data.pictures(torch.arange(8)), found[name], bare=True, **more)
     torch.manual_seed(0)
