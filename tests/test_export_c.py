@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 import bitwright as bw
+from bitwright.cli.run import run as command
 from bitwright.errors import InputError
 from bitwright.export_c.plan import Value, place
 from bitwright.export_c.to_c import FLOAT
@@ -98,6 +99,17 @@ def with_wrong_bit(source: Path, folder: Path, number: int) -> Path:
     (folder / "net.c").write_text(text[: start + 1] + ",".join(numbers) + text[text.index("}", start) :])
     shutil.copy(source.with_suffix(".h"), folder)
     return folder / "net.c"
+
+
+def test_32_bits(exported: dict[str, Path], tmp_path: Path) -> None:
+    (tmp_path / "empty.c").write_text("int main(void) { return 0; }")
+    command = [*compiler("c99"), "-m32", str(tmp_path / "empty.c"), "-o", str(tmp_path / "empty")]
+    if subprocess.run(command, capture_output=True, timeout=60).returncode:
+        pytest.skip("gcc has no 32-bit libraries on this machine")
+    for source, flags in itertools.product(
+        exported.values(), (["-O0"], ["-O3"], ["-O2", "-std=gnu99", "-mfpmath=387"])
+    ):
+        assert self_check(source, "-m32", *flags) == 0
 
 
 def test_self_check_finds_a_wrong_bit(exported: dict[str, Path], tmp_path: Path) -> None:
@@ -361,3 +373,15 @@ def test_command(tmp_path: Path) -> None:
     said = json.loads(ran.stdout)["export"]
     assert ran.returncode == 0 and said["largest"] == 0 and said["images"] == 256
     assert self_check(tmp_path / "net.c") == 0
+
+
+def test_command_on_a_file_with_pixels_as_the_net_was_trained(tmp_path: Path) -> None:
+    name = "digits-mlp-dorefa-w2a2"
+    file = tmp_path / "net.packed.safetensors"
+    bw.save(bw.zoo.load(name), file)
+    assert command(["export", "c", str(file), "--mean", "0.3058", "--std", "0.3761", "--bare"]) == 0
+    text = (tmp_path / "net.c").read_text()
+    assert "input_pixel_scale" in text and "main(" not in text
+    assert command(["export", "c", str(file), "--mean", "a,b"]) == 2
+    assert command(["export", "c", str(file), "--mean", "0.5"]) == 2
+    assert command(["export", "c", str(tmp_path / "none.safetensors")]) == 2

@@ -55,8 +55,9 @@ def c(
     out: Output = ctx.obj
     net, x, pixels, where, path = _net_and_images(out, target, images)
     path = path if output is None else Path(output)
-    if not path.parent.is_dir():
-        raise InputError(f"export: no folder {path.parent}", code="file-missing", given=str(path.parent))
+    if path.is_dir() or not path.parent.is_dir():
+        text = f"{path} is a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise InputError(f"export: {text}; give -o FILE.c", code="file-missing", given=str(path))
     if mean is not None or std is not None:
         pixels = _numbers("--mean", mean), _numbers("--std", std)
     out.note(f"export {target}: compared on {where}")

@@ -88,7 +88,8 @@ def source(p: CProgram, shape: Sizes, arena: int, stem: str, checks: Checks, pro
     return (
         f"/* A packed neural network, written by bitwright {__version__}; {stem}.h says how to call it.\n\n"
         f"   Compile it as C99 or later, or as C++:   cc -std=c99 -O2 -c {stem}.c\n"
-        f"   Check it on this machine:                cc -std=c99 -O2 -DNET_SELF_CHECK {stem}.c && ./a.out && echo equal\n\n"
+        f"   Check it on this machine:                cc -std=c99 -O2 -DNET_SELF_CHECK {stem}.c && ./a.out && echo equal\n"
+        "   Any optimization will do, but -ffast-math and clang's -ffp-contract=fast, which change how numbers are rounded.\n\n"
         "   It needs no library and no heap. First come the functions that all layers share, then the constants and one\n"
         "   function a layer, then the calls. Values lie in one arena, where those that are not needed any more make room;\n"
         "   images are stored [row][column][channel]. */\n"

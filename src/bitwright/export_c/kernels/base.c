@@ -2,7 +2,8 @@
 #error "compile without -ffast-math: it changes the order of sums, and with it the answers"
 #endif
 
-/* Every multiply and every add is rounded by itself. Compilers that would fuse them are told not to. */
+/* Every multiply and every add is rounded by itself. Compilers that would fuse them are told not to; clang does not listen
+   where it is called with -ffp-contract=fast. */
 #if defined(__clang__)
 #pragma STDC FP_CONTRACT OFF
 #elif defined(__GNUC__)
