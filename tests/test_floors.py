@@ -37,6 +37,7 @@ FLOORS = {
     "procedures": 5,
     "engine": 6,
     "export": 6,
+    "export_c": 6,
     "measure": 6,
     "ort": 6,
     "runs": 6,

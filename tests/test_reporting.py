@@ -23,7 +23,7 @@ from bitwright.cli.run import run as command
 from bitwright.errors import InputError
 from bitwright.reporting import images, page
 from bitwright.reporting.gaps import gaps
-from bitwright.reporting.load import load_run
+from bitwright.reporting.load import HASHED, load_run
 from bitwright.reporting.page import commands, html
 from bitwright.reporting.svg.scales import linear_ticks, log_ticks
 from bitwright.reporting.verdict import findings, verdict
@@ -135,13 +135,27 @@ def test_nothing_comes_from_outside_and_only_our_script_may_run(full: Run) -> No
     found = page_of(full)
     assert "://" not in found.text and "http" not in found.text.replace("http-equiv", "")
     assert all(attrs["src"].startswith("data:image/png;base64,") for _, attrs in found.tags if attrs.get("src"))
-    assert all(attrs["href"].startswith("#") for _, attrs in found.tags if attrs.get("href"))
+    beside = set(HASHED)  # files of the run, in the same folder
+    assert all(attrs["href"].startswith("#") or attrs["href"] in beside for _, attrs in found.tags if attrs.get("href"))
     assert not [tag for tag, _ in found.tags if tag in ("link", "iframe", "object", "base", "form")]
     policy = next(a["content"] for t, a in found.tags if a.get("http-equiv"))
     script = found.text.rpartition("<script>")[2].partition("</script>")[0]
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     assert policy is not None and "default-src 'none'" in policy and f"script-src 'sha256-{digest}'" in policy
     assert "script-src 'unsafe-inline'" not in policy
+
+
+def test_exported_files_are_linked_with_their_sizes(full: Run) -> None:
+    for name in ("packed.onnx", "packed.c", "packed.h"):
+        full.file(name).write_bytes(b"x" * 1234)
+    try:
+        text = page_of(full).text
+    finally:
+        for name in ("packed.onnx", "packed.c", "packed.h"):
+            full.file(name).unlink()
+    for name in ("packed.onnx", "packed.c", "packed.h"):
+        assert re.search(rf'<a href="{name}">{name}</a></dt><dd>1.234 bytes', text)
+    assert f"bitwright export c {full.path}-again" in text
 
 
 def test_accessible_without_script_or_color(full: Run) -> None:
@@ -151,7 +165,7 @@ def test_accessible_without_script_or_color(full: Run) -> None:
     assert all(attrs.get("scope") for tag, attrs in found.tags if tag == "th")
     assert all(attrs.get("alt") for tag, attrs in found.tags if tag == "img")
     assert all(attrs.get("aria-label") for tag, attrs in found.tags if attrs.get("role") == "img")
-    links = {a["href"] for t, a in found.tags if t == "a"}
+    links = {a["href"] for t, a in found.tags if t == "a"} - set(HASHED)
     assert all(f'id="{str(link)[1:]}"' in found.text for link in links)
     assert len(re.findall(r"<svg viewBox=\"0 0 400", found.text)) == 4
     assert found.text.count(" as a table</summary>") == 6

@@ -65,7 +65,7 @@ for _function, _name, _line in (
 app.add_typer(
     analyze.app, name="analyze", epilog=EPILOG, short_help="Where a trained net needs bits; sweeps of 0/1 weights."
 )
-app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX, checked.")
+app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX or C, checked.")
 app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitwright.cli.complete import complete_run
+from bitwright.cli.export_c import c
 from bitwright.cli.output import Output
 from bitwright.cli.target import looks_like_run, open_run, quoted
 from bitwright.errors import InputError
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
+app.command()(c)
 RANDOM = 16  # random inputs, where no images are at hand
 
 

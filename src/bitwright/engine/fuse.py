@@ -36,11 +36,11 @@ MAX_TABLE = 1 << 22  # thresholds of one layer; beyond it the quantizer runs as 
 FUSED_LEVELS = 15  # a popcount layer is done before it has searched a longer ladder; packing floats is faster there
 
 
-def fuse(folded: Graph) -> Graph:
-    """A runtime graph; the given one is left alone."""
+def fuse(folded: Graph, pays: Callable[[Node, int, Graph], bool] = bytes_pay) -> Graph:
+    """A runtime graph; the given one is left alone. `pays(layer, planes of its input, graph)`: whether it reads bytes."""
     graph = folded.copy()
     bound = bounds(graph, LIMIT)
-    formats(graph)
+    formats(graph, pays)
     changed, budget = True, [MAX_SEARCH]
     while changed:
         changed = _absorb(graph, bound, budget) or _pool_codes(graph, bound) or _flatten_codes(graph)
@@ -59,7 +59,7 @@ def code_planes(levels: int) -> int:
     return max(1, int(levels).bit_length())
 
 
-def formats(graph: Graph) -> None:
+def formats(graph: Graph, pays: Callable[[Node, int, Graph], bool] = bytes_pay) -> None:
     """Each reader keeps what it must know of its input's grid; readers that want another layout get a quantizer of their own."""
     users = graph.users()
     for q in [n for n in graph.nodes if n.op == "quantize"]:
@@ -69,8 +69,8 @@ def formats(graph: Graph) -> None:
             reader.attrs["x"] = info
             form, groups = "plain", 1
             if reader.op in CODED:
-                pays = bytes_pay(reader, code_planes(q.attrs["levels"]), graph)
-                reader.attrs["x_form"] = form = "bytes" if pays and _fits_bytes(reader, q) else "bits"
+                as_bytes = pays(reader, code_planes(q.attrs["levels"]), graph) and _fits_bytes(reader, q)
+                reader.attrs["x_form"] = form = "bytes" if as_bytes else "bits"
                 groups = int(reader.attrs.get("groups", 1)) if form == "bits" else 1
             if (form, groups) not in made:
                 mine = (

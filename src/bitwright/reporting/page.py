@@ -87,6 +87,8 @@ def commands(run: RunData) -> list[str]:
         lines += [f"bitwright analyze pca {path} --images {found.images}"] if found and found.images else []
         lines += [f"bitwright analyze sweep {path}"] if run.one(Sweeps) else []
         lines += [f"bitwright convert {path}"] if run.conversion else []
+        written = {name for name, *_ in run.origin.files}
+        lines += [f"bitwright export {form} {path}" for form in ("onnx", "c") if f"packed.{form}" in written]
         if run.speed:
             threads, batch = run.speed.machine.get("threads", 1), run.speed.batch
             lines.append(f"bitwright bench {path} --threads {threads}" + (f" --batch {batch}" if batch != 1 else ""))

@@ -23,6 +23,9 @@ FILES = {
     "worst.safetensors": "the surest mistakes",
     "compressed.safetensors": "from `compress`: the net that it left",
     "packed.safetensors": "from `convert`: the packed net",
+    "packed.onnx": "from `export onnx`: the packed net as ONNX",
+    "packed.c": "from `export c`: the packed net as a C program",
+    "packed.h": "from `export c`: the header of `packed.c`",
     "report.html": "from `report`: the page",
     "error.txt": "details of an internal error",
 } | {table.file: table.holds() for table in TABLES}

@@ -1,0 +1,106 @@
+"""Flash and RAM of nets as C files on a Cortex-M4, compiled by clang (the package ziglang) with -Os and linked.
+
+    pip install bitwright[cross]
+    python bench/c_size.py                 # the zoo's packed nets
+    python bench/c_size.py NAME ...        # some of them
+    python bench/c_size.py --csv sizes.csv
+
+Flash is code, constants and the compiler's own library; RAM is static memory: the stack and the caller's input and answer come
+on top. Beside each net stands the same topology with 8-bit weights and inputs (recipe `w8a8`, weights drawn at random: sizes do
+not depend on them), written and compiled in the same way.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import struct
+import subprocess
+import sys
+import tempfile
+import warnings
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import bitwright as bw
+from bitwright.tabular import columns
+
+TARGET = ("-target", "thumb-freestanding-eabihf", "-mcpu=cortex_m4+vfp4d16sp")
+FLAGS = ("-std=c99", "-Os", "-ffreestanding", "-ffunction-sections", "-fdata-sections", "-Wl,--gc-sections,-e,begin")
+START = """#include "net.h"
+int begin(const uint8_t *in, float *out);
+int begin(const uint8_t *in, float *out)
+{
+    return net_run(in, out);
+}
+"""
+
+
+def sizes(net: nn.Module, shape: tuple[int, ...]) -> tuple[int, int, int]:
+    """Bytes of flash, of that the constants, and of RAM."""
+    x = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    with tempfile.TemporaryDirectory() as folder:
+        path, start, out = (Path(folder) / name for name in ("net.c", "start.c", "net.elf"))
+        report = bw.export.c(net, x, path, bare=True)
+        start.write_text(START)
+        command = [sys.executable, "-m", "ziglang", "cc", *TARGET, *FLAGS, str(path), str(start), "-o", str(out)]
+        made = subprocess.run(command, capture_output=True, text=True)
+        if made.returncode:
+            raise SystemExit(f"the compiler says: {made.stderr.strip()[:1000]}")
+        flash, ram = linked(out.read_bytes())
+    return flash, report.flash, ram
+
+
+def linked(data: bytes) -> tuple[int, int]:
+    """(flash, RAM) of a little-endian 32-bit ELF program, from its sections."""
+    start, size, count = *struct.unpack_from("<I", data, 32), *struct.unpack_from("<HH", data, 46)
+    flash = ram = 0
+    for i in range(count):
+        kind, flags, _, _, length = struct.unpack_from("<IIIII", data, start + i * size + 4)
+        if not flags & 2:  # not in memory when the program runs
+            continue
+        stored, writable = kind != 8, bool(flags & 1)
+        flash += length if stored else 0
+        ram += length if writable else 0
+    return flash, ram
+
+
+def of_8_bits(card: bw.zoo.Card) -> nn.Module:
+    """The same topology with 8-bit weights and inputs, packed."""
+    torch.manual_seed(0)
+    channels, size = card.input[0], card.input[-1]
+    model = bw.models.create(
+        str(card.model["name"]), card.classes,
+        **{"in_channels": channels, "size": size, **{k: v for k, v in card.model.items() if k != "name"}},
+    )  # fmt: skip
+    x = torch.rand(4, *card.input)
+    bw.apply(model, "w8a8", x)
+    with torch.no_grad():
+        model.train()(x)
+    done = bw.convert(model.eval(), x, verify=False, force=True)
+    if done.model is None:
+        raise SystemExit(f"{card.name} with recipe w8a8: {done.report.verdict}")
+    return done.model
+
+
+def main() -> None:
+    warnings.simplefilter("ignore")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("names", nargs="*", default=bw.zoo.list("packed"))
+    parser.add_argument("--csv", type=Path, help="write the table there, too")
+    given = parser.parse_args()
+    names = ("net", "flash", "constants", "ram", "flash_8_bits", "constants_8_bits", "ram_8_bits")
+    rows = []
+    for name in given.names:
+        card = bw.zoo.card(name)
+        rows.append((name, *sizes(bw.zoo.load(name), card.input), *sizes(of_8_bits(card), card.input)))
+    print("\n".join(columns(names, [(r[0], *(f"{v:,}" for v in r[1:])) for r in rows], right=range(1, 7))))
+    if given.csv:
+        with given.csv.open("w", newline="") as file:
+            csv.writer(file).writerows([names, *rows])
+
+
+if __name__ == "__main__":
+    main()
