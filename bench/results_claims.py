@@ -57,6 +57,7 @@ def claims() -> list[Claim]:
         *_gates(),
         *_selfprune(),
         *_strangers(),
+        *_binary_peers(),
         *_compression(),
         *_learned_gradients(),
     ]
@@ -133,9 +134,11 @@ def _recipes() -> Iterator[Claim]:
     if few:
         yield Claim(f"2 to 8 bits, all three nets: speed, {cpu}, against the best fp32 program",
                     span(float(r["ratio_fp32"]) for r in few), "Every recipe", "recipes.py")  # fmt: skip
-    if ternary := [r for r in found if r["recipe"].startswith(("ttq", "twn"))]:
-        yield Claim(f"ternary weights: speed, {cpu}, against the fastest program", span(fastest(r)[1] for r in ternary),
-                    "Every recipe", "recipes.py")  # fmt: skip
+    ternary = [r for r in found if r["recipe"].startswith(("ttq", "twn"))]
+    for inputs in ("8-bit", "float"):
+        if rows := [r for r in ternary if r["recipe"].endswith("-a8") == (inputs == "8-bit")]:
+            yield Claim(f"ternary weights, {inputs} inputs: speed, {cpu}, against the fastest program",
+                        span(fastest(r)[1] for r in rows), "Every recipe", "recipes.py")  # fmt: skip
 
 
 def fastest(r: Row) -> tuple[str, float]:
@@ -253,6 +256,18 @@ def _strangers() -> Iterator[Claim]:
         graph = sum(r["form"] == "graph" for r in found)
         yield Claim("architectures of others, two recipes each: rows that convert as one graph", f"{graph} of {len(found)}",
                     "Architectures of others", "strangers.py")  # fmt: skip
+
+
+def _binary_peers() -> Iterator[Claim]:
+    found = read("binary_peers.csv")
+    for program, layers, label in (
+        ("larq_engine, indirect", "conv", "1-bit 3x3 convolutions: speed, against Larq Compute Engine"),
+        ("bnn_lab, ", "linear", "1-bit fully connected layers: speed, against bnn-lab"),
+    ):
+        rows = [r for r in found if r["program"].startswith(program) and r["case"].startswith(layers) and r["ratio"]]
+        if rows:
+            yield Claim(f"{label}, {rows[0]['cpu']}", span(float(r["ratio"]) for r in rows),
+                        "1-bit layers in other programs for 1-bit nets", "binary_peers.py")  # fmt: skip
 
 
 def _compression() -> Iterator[Claim]:

@@ -43,6 +43,7 @@ def operators(path: Path) -> set[str]:
     return {node.domain for node in onnx.load(path).graph.node}
 
 
+@pytest.mark.few("ours")
 @pytest.mark.parametrize("flags", [[], ["--standard"], ["--qdq"]], ids=["ours", "standard", "qdq"])
 def test_each_form_of_the_file_runs(flags: list[str], tmp_path: Path, call: Any) -> None:
     source, target = file(tmp_path, Net()), tmp_path / "out.onnx"

@@ -183,7 +183,7 @@ def packed(net: nn.Module, recipe: Any, x: Tensor) -> Any:
     return done.model
 
 
-@pytest.mark.few("one bit", "bytes", "ternary")
+@pytest.mark.few("one bit")
 @pytest.mark.parametrize("name", CODES)
 def test_every_form_of_codes(name: str, tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_every_form_of_codes(name: str, tmp_path: Path) -> None:
     assert self_check(tmp_path / "net.c", "-O3", with_="c++17") == 0
 
 
-@pytest.mark.few("demo-w8a8", "bireal_resnet20-bireal")
+@pytest.mark.few("demo-w8a8")
 @pytest.mark.parametrize(("name", "recipe"), [
     ("cifarnet", "w1a1-8"), ("demo", "w8a8"), ("demo", "zero_one"), ("demo", "precision_gate-w8a3p2"), ("lenet5", "lsq-w4a4"),
     ("resnet20", "w8a8"), ("resnet20", "bwn-a8"), ("resnet20", "ttq-a8"), ("bireal_resnet20", "bireal"),
@@ -357,6 +357,7 @@ def test_values_that_live_at_the_same_time_share_no_memory(spans: list[tuple[int
                 assert a.at + a.size <= b.at or b.at + b.size <= a.at
 
 
+@pytest.mark.slow
 def test_command(tmp_path: Path) -> None:
     run = [
         sys.executable,

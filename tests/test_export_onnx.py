@@ -75,6 +75,7 @@ class Pooled(nn.Module):
         return self.d((x + self.a(x)).mean((2, 3)))
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize(
     "name, operator", [("one bit", "ConvCutPool"), ("bytes", "ConvRoundPool"), ("none", "ConvPool")]
 )
@@ -120,7 +121,6 @@ def test_plain_onnxruntime_gives_the_numbers_of_the_packed_net(name: str, tmp_pa
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_coded_from_the_pixels_on_is_equal_to_the_bit(tmp_path: Path) -> None:
     x = torch.rand(4, 3, 32, 32)
     net = packed(bw.models.create("vgg_small"), "w1a1-8", x)
@@ -131,7 +131,6 @@ def test_coded_from_the_pixels_on_is_equal_to_the_bit(tmp_path: Path) -> None:
     assert ones < 700_000  # 4.6 million weights of one bit, and two layers of 8
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_one_dimension_and_rows(tmp_path: Path) -> None:
     torch.manual_seed(0)
@@ -157,7 +156,6 @@ def test_what_is_not_a_number_and_what_is_too_large_answers_nan_in_its_own_sampl
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_standard_operators_only(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 16, 16)
     net = packed(Small(), [{"match": "*", **CODES["one bit"]}], x)
@@ -168,7 +166,6 @@ def test_standard_operators_only(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.slow
 def test_a_trained_net_in_standard_operators(tmp_path: Path) -> None:
     x = torch.randn(2, 3, 16, 16)
     net = Small()
@@ -177,7 +174,6 @@ def test_a_trained_net_in_standard_operators(tmp_path: Path) -> None:
     assert write(net.eval(), x, tmp_path / "net.onnx", packed=False).differ == 0
 
 
-@pytest.mark.slow
 @pytest.mark.slow
 def test_several_inputs_and_outputs(tmp_path: Path) -> None:
     class Two(nn.Module):

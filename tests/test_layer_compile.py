@@ -58,7 +58,7 @@ def compiled(net: Any, backend: str = "eager", fullgraph: bool = True) -> Any:
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # inductor of torch calls it
-@pytest.mark.few("aot_eager")
+@pytest.mark.few("eager")
 @pytest.mark.parametrize("backend", ["eager", "aot_eager", "inductor"])
 def test_compiled_code_gives_the_same_numbers_for_every_size(backend: str) -> None:
     net = made()
@@ -71,7 +71,7 @@ def test_compiled_code_gives_the_same_numbers_for_every_size(backend: str) -> No
             assert torch.equal(got, want) if exact else torch.allclose(got, want, rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.few("groups-1 bit", "1-d-2 bits", "linear-weight only")
+@pytest.mark.few("groups-1 bit")
 @pytest.mark.parametrize("p", [ONE, TWO, {"w": "bwn"}], ids=["1 bit", "2 bits", "weight only"])
 @pytest.mark.parametrize(
     ("layer", "shape"),
@@ -133,6 +133,7 @@ def test_new_tensors_reach_compiled_layers() -> None:
     assert torch.equal(run(x), net(x)) and not torch.equal(run(x), before)
 
 
+@pytest.mark.slow
 def test_nets_are_kept_ready_as_long_as_their_tensors_live(monkeypatch: pytest.MonkeyPatch) -> None:
     deep = packed(nn.Sequential(*(B.Linear(4, 4, **ONE) for _ in range(20))), torch.randn(2, 4))
     run: Any = compiled(deep)

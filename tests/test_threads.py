@@ -114,7 +114,7 @@ def test_threads_share_a_compiled_net(form: str) -> None:
     share(run, want)
 
 
-@pytest.mark.few("2")
+@pytest.mark.slow
 @pytest.mark.parametrize("threads", [1, 2])
 def test_threads_share_a_session(threads: int, tmp_path: Path) -> None:
     net, path = converted("graph", 1), tmp_path / "net.onnx"

@@ -27,6 +27,7 @@ EXTRAS = {
     "interactive": ("plotly",),
     "openvino": ("openvino",),
     "shrink": ("torch-pruning",),
+    "cross": ("ziglang", "unicorn"),
     "docs": ("mkdocs", "mkdocs-material"),
 }
 # what each kernel set asks of the CPU, as /proc/cpuinfo spells it
