@@ -601,7 +601,7 @@ BAD: list[tuple[Callable[[nn.Module], Any], str]] = [
         "l_obs: model: the model is one Linear, which cannot be replaced",
     ),
     (
-        lambda n: l_obs(nn.Sequential(nn.ConvTranspose2d(1, 1, 3)), [X], keep={"0": 0.5}),
+        lambda n: l_obs(nn.Sequential(nn.ConvTranspose3d(1, 1, 3)), [X], keep={"0": 0.5}),
         "l_obs: keep of '0' matches no|no layer that it",
     ),
 ]

@@ -58,15 +58,12 @@ def save(model: nn.Module, path: Path, **metadata: Any) -> int:
 def file_bytes(model: nn.Module, dense: bool = False) -> int:
     """The size of the file that `save` would write of `model`, without writing it.
 
-    dense   as if zeros took as many bytes as other numbers, and every tensor lay in the order of its axes
+    dense   as if zeros took as many bytes as other numbers
 
     >>> file_bytes(nn.Linear(8, 4)) > 4 * (8 * 4 + 4)
     True
     """
-    tensors, metadata = _contents(model)
-    if dense:
-        metadata.pop("channels_last", None)
-    return bytes_of(tensors, metadata, compress=not dense)
+    return bytes_of(*_contents(model), compress=not dense)
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:

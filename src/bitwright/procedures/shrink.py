@@ -123,7 +123,7 @@ def shrink(model: nn.Module, batches: Iterable[Any]) -> ShrinkReport:
         _blame(model, channels, found, fixed, example)
         found = _remove(model, channels, fixed, example)
         if why := _differs(model, channels, found, example):
-            raise InputError(f"shrink: {why}; the net is as it was", code="shrink")
+            raise InputError(f"shrink: {why}; the net is as it was", code="shrink-answers")
     rows = _rows(model, channels, found.gone, found.stays)
     every = sum(layer.weight.numel() for layer in found.layers.values())
     narrow(model, found.twin, channels, found.gone, found.moved)

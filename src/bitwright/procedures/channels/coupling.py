@@ -73,7 +73,7 @@ def coupled(model: nn.Module, example: Any) -> list[Channel]:
             graph.build_dependency(_Ends(model), example, forward_fn=lambda net, given: net(given), verbose=False)
         except Exception as error:  # a library of its own, on any model: its reasons are of many kinds
             why = (str(error).splitlines() or [type(error).__name__])[0][:160]
-            raise InputError(f"shrink: torch-pruning cannot follow this model: {why}", code="graph") from None
+            raise InputError(f"shrink: torch-pruning cannot follow this model: {why}", code="shrink-graph") from None
     silent = {kinds.CONCAT, kinds.SPLIT, kinds.ELEMENTWISE, kinds.RESHAPE, kinds.UNBIND, kinds.EXPAND, kinds.SLICE}
     through = {kinds.BN, kinds.PRELU, kinds.DEPTHWISE_CONV}
     classes = _Classes()
