@@ -153,9 +153,8 @@ def kept(row: Row, run: Run, seed: int) -> dict[str, Any]:
     test, feed = dataset(experiment, "test"), normalized(experiment)
     net = run.model()
     trained = evaluate(net, test, normalize=feed, channels_last=True)
-    net = net.to(
-        memory_format=torch.contiguous_format
-    )  # as the float nets of the zoo lie in their files: sizes are compared
+    for value in net.parameters():  # as the float nets of the zoo lie in their files: sizes are compared
+        value.data = value.data.contiguous()
     packed = any(stage.recipe or stage.rule for stage in experiment.stage)
     right, status, size = round(trained.top1 * trained.images), "", run.file("model.safetensors").stat().st_size
     float_bytes = None
