@@ -38,6 +38,7 @@ TEXTS = {page.relative_to(ROOT).as_posix(): page.read_text(encoding="utf-8") for
 OPTIONAL = ("onnx", "onnxscript", "onnxruntime", "matplotlib", "PIL", "lmdb", "scipy")
 
 
+@pytest.mark.few(every=4)
 @pytest.mark.parametrize("name", [m for m in MODULES if not m.endswith("__main__")])
 def test_docstring_examples(name: str) -> None:
     try:

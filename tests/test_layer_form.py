@@ -181,6 +181,7 @@ def test_the_memory_layout_is_that_of_the_trained_layer() -> None:
     assert packed(trained, X, form="layers").model(X).stride() == trained(X).stride()
 
 
+@pytest.mark.slow
 def test_copies_pickles_state_dicts_and_train() -> None:
     done = packed(made()).model
     want = done(X)
@@ -259,6 +260,7 @@ def test_a_subclass_stays_the_users_code() -> None:
     assert type(done.model[1]) is Mine
 
 
+@pytest.mark.slow
 def test_a_weight_that_others_compute_with_stays() -> None:
     class Tied(Net):
         def forward(self, x: Tensor) -> Tensor:
@@ -376,6 +378,7 @@ def test_inputs_and_outputs_of_every_kind(example: Any) -> None:
     assert close(got["logits"], want["logits"]) and close(got["parts"][0], want["parts"][0])
 
 
+@pytest.mark.slow
 def test_two_inputs_to_verify_on() -> None:
     net, pair = settle(Siamese()), (torch.randint(0, 9, (4, 5)), torch.randn(4, 8))
     labels = torch.zeros(4, dtype=torch.long)

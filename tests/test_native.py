@@ -460,6 +460,7 @@ def test_floats_that_are_pooled(
     assert torch.equal(case.plan.run(case.words, native.FloatOutput(scale, add, pool=pool)), want)
 
 
+@pytest.mark.few()
 @pytest.mark.parametrize("values", [(1,), (-1, 1), (-255, 3, 1, -1)], ids=["on", "signs", "any"])
 @pytest.mark.parametrize(
     ("c", "o", "size", "kernel", "stride", "padding"),

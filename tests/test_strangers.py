@@ -171,6 +171,7 @@ def check_cycle(name: str, recipe: str, form: str, path: Path) -> bw.Converted:
     return converted
 
 
+@pytest.mark.few(every=4)
 @pytest.mark.parametrize(("name", "recipe"), CONVERTED + SECOND)
 def test_convert_save_load(name: str, recipe: str, tmp_path: Path) -> None:
     assert check_cycle(name, recipe, "auto", tmp_path / "packed.safetensors").form in ("graph", "layers")

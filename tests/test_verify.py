@@ -133,6 +133,7 @@ def test_convert_refuses_an_inexact_net_and_one_that_disagrees() -> None:
     assert report.status == "WARN" and report.verdict.startswith("not faster: 10.0x smaller, 0.50x")
 
 
+@pytest.mark.slow
 def test_verify_forms_of_convert() -> None:
     model = net()
     assert bw.convert(model, X).report.images == 8
@@ -318,6 +319,7 @@ def test_regression_heads_are_judged_by_value(tail: str) -> None:
     assert "same values as the trained net" in str(report) and report.classes == 0
 
 
+@pytest.mark.slow
 def test_one_class_and_guesses_are_said() -> None:
     model = eight_bits()
     model[7].bias.data[3] = 99.0
