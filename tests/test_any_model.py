@@ -137,7 +137,7 @@ def both_ways(net: nn.Module, *samples: Tensor) -> list[PackedModel]:
     return [*models, PackedModel(from_json(*stored(models[0].graph)))]
 
 
-@pytest.mark.few("lstm", "encoder", "windows", "query", "kept", "hooked", "mixed")
+@pytest.mark.few("encoder", "query", "kept", "hooked", "mixed")
 @pytest.mark.parametrize("name", NETS)
 def test_the_graph_is_the_net_for_every_batch(name: str) -> None:
     torch.manual_seed(0)

@@ -177,6 +177,7 @@ def test_copies_and_pickles_do_not_know() -> None:
     step(copied, other)
 
 
+@pytest.mark.slow
 def test_optimizer_does_not_keep_the_model_alive_through_the_hook() -> None:
     import weakref
 

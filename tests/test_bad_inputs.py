@@ -104,6 +104,7 @@ def test_examples_of_an_export(net: Any, tmp_path: Path) -> None:
     assert not path.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.few(every=3)
 @pytest.mark.parametrize("dtype", [torch.int64, torch.float64, torch.uint8])
 def test_an_export_compares_what_the_net_takes(dtype: torch.dtype, net: Any, tmp_path: Path) -> None:

@@ -85,6 +85,7 @@ def test_thresholds_find_the_budget(match: str, gate: dict[str, Any], limit: dic
     assert bw.penalty(model).item() == 0  # the gates' own target does not pull beside it
 
 
+@pytest.mark.slow
 def test_fbs_finds_the_share_of_channels() -> None:
     model, x = net("layer*.conv?", part="fbs", keep=1.0), torch.randn(8, 3, 8, 8)
     budget = bw.Budget(model, x, macs=0.6)

@@ -355,6 +355,7 @@ def test_counts_are_those_of_the_sets():
     assert command.IMAGES["digits"] == (len(data.load("digits")), len(data.load("digits", split="test")))
 
 
+@pytest.mark.slow
 @pytest.mark.data
 @pytest.mark.parametrize("name", [n for n in data.names() if n != "digits"])
 def test_counts_of_the_real_sets(name: str):

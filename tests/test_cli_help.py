@@ -51,6 +51,7 @@ def test_every_error_code_of_the_source_is_explained():
     assert {"data-missing", "internal", "own-data", "input", "stopped"} <= set(used())
 
 
+@pytest.mark.slow
 def test_no_code_is_explained_that_nothing_raises():
     assert set(codes(topics()["errors"])) <= set(used())
 

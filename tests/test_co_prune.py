@@ -258,6 +258,7 @@ def _train(source: nn.Module, target: nn.Module, pruner: CoPrune, steps: int) ->
 
 
 # -- the ready trainer ------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_the_trainer_learns_prunes_and_reports() -> None:
     source, target = net_of(1), net_of(2)
     source.train()

@@ -360,6 +360,7 @@ def test_tied_weights_lie_in_the_file_once(tmp_path: Any) -> None:
     assert torch.equal(bw.load(tmp_path / "tied.safetensors")(x), packed(x))
 
 
+@pytest.mark.slow
 @needs_native
 @pytest.mark.parametrize("style", STYLE)
 def test_instruction_sets_agree(style: str) -> None:

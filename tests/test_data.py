@@ -520,6 +520,7 @@ def assert_constants(d: data.Dataset) -> None:
         assert float(share @ (levels - mean) ** 2) ** 0.5 == pytest.approx(d.std[c], abs=5e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.few(every=2)
 @pytest.mark.data
 @pytest.mark.parametrize(

@@ -302,6 +302,7 @@ print("same numbers")
     assert done.stdout == "same numbers\n", done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 def test_our_kernels_and_the_functions_of_the_file_give_the_same_numbers(tmp_path: Path) -> None:
     torch.manual_seed(1)

@@ -41,6 +41,7 @@ def chain() -> nn.Module:
     )  # fmt: skip
 
 
+@pytest.mark.slow
 def test_eight_bits_run_on_int8_kernels(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.rand(32, 3, 12, 12)

@@ -73,6 +73,7 @@ def conv(p: dict[str, Any], *args: Any, **kw: Any) -> nn.Module:
     return B.Conv2d(*args, **{**p, **kw})
 
 
+@pytest.mark.few(every=2)
 @pytest.mark.parametrize("p", [S, D, EIGHT], ids=["sign", "dorefa2", "8 bits"])
 def test_thresholds_take_norms_and_activations(p: dict[str, Any]) -> None:
     for act in (nn.ReLU(), nn.PReLU(8), nn.Hardtanh(), nn.ReLU6(), nn.LeakyReLU(0.1), nn.Identity()):

@@ -373,6 +373,7 @@ def test_compiled_code_equals_eager_code() -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("value", "word"), [("0", "False"), pytest.param("1", str(native.available()), marks=pytest.mark.slow)]
 )

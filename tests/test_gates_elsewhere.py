@@ -79,6 +79,7 @@ def test_convert_says_what_would_be_packed_and_packs_it_without_the_gate() -> No
     assert runs[:2] == ["float", "float"] and runs[2] in ("bits", "int8") and runs[3] == "float"  # the CPU chooses
 
 
+@pytest.mark.slow
 def test_a_gate_that_skips_nothing_does_not_stop_convert() -> None:
     done = bw.convert(net("xnor_k", [{"match": "6", "w": "bwn", "x": ["norm", "sign"]}]), X, verify=False)
     assert done.model is not None and not done.report.gated

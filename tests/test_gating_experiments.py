@@ -81,6 +81,7 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.few(every=2)
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.filterwarnings("ignore::bitwright.errors.BitwrightWarning")  # what small nets are told, has its own tests
 def test_own_model_and_images(method: str, folder: Path) -> None:

@@ -81,6 +81,7 @@ def test_the_shipped_recipe_finds_its_layers(model: str, two: list[str], shortcu
     assert all(pair == (1, 1) for n, pair in found.items() if pair not in ((2, 2), (32, 32)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [False, True])
 def test_shortcut_policies(known: bool) -> None:
     """By the usual names, or traced in the net to be trained: the same."""

@@ -89,6 +89,7 @@ def test_weights_above_1_are_not_clipped_and_scales_may_have_crossed_zero(tmp_pa
     check_same(read(tmp_path, state, None), oracle.evaluate("ttq", state, x), x)
 
 
+@pytest.mark.slow
 def test_saved_loaded_converted(tmp_path: Path) -> None:
     """Saved, loaded into the net that `--model` would build, packed: bits on disk for every layer."""
     imported = read(tmp_path, oracle.make_state("ttq", stem=4), None)

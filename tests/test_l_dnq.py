@@ -169,6 +169,7 @@ def distance(model: nn.Module, other: nn.Module) -> float:
         return sum(float((model(x) - other(x)).square().mean()) for x in IMAGES)
 
 
+@pytest.mark.slow
 def test_the_cascade_brings_the_answers_closer_without_labels() -> None:
     before = net()
     plain, followed = net(), net()
@@ -257,6 +258,7 @@ def test_after_an_error_the_net_is_as_it_was(cascade: bool, monkeypatch: pytest.
         assert torch.equal(a, b), name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cascade", [False, True])
 def test_a_killed_run_goes_on(cascade: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     options: Any = {"cascade": cascade, "epochs": 2, "journal": tmp_path / "journal"}

@@ -161,6 +161,7 @@ def test_the_default_compiler_gives_the_same_loss(name: str) -> None:
     torch._dynamo.reset()
 
 
+@pytest.mark.slow
 def test_laws_says_what_it_checked() -> None:
     checked = laws("bwn")
     assert {"dtype", "encode", "planes", "after_step", "projection", "keep", "learns", "compiled"} <= set(checked)

@@ -310,6 +310,7 @@ def test_layers_that_inference_never_reaches() -> None:
 
 
 # -- norms ---------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_a_norm_is_merged_where_nothing_else_can_read_the_layer() -> None:
     class Readers(nn.Module):
         def __init__(self, how: str) -> None:

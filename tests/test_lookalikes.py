@@ -77,7 +77,7 @@ def test_plan_apply_train(name: str, recipe: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "recipe"),
-    [pytest.param(n, r, marks=() if n in ("bottleneck", "timm", "tied") else pytest.mark.slow) for n, r in CASES],
+    [pytest.param(n, r, marks=() if n in ("timm", "tied") else pytest.mark.slow) for n, r in CASES],
 )
 def test_convert(name: str, recipe: str) -> None:
     net, x = applied(name, recipe)
@@ -131,6 +131,7 @@ def test_a_weight_shared_with_a_float_layer_is_named() -> None:
 # ---- float weights ----
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["bottleneck", "mobilenet_v2", "densenet", "timm", "vit"])
 @pytest.mark.parametrize("recipe", ["ttq", "lsq-w4a4", "dorefa-w1a2", "twn"])
 def test_float_weights_before_or_after_apply(name: str, recipe: str) -> None:

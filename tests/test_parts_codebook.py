@@ -59,6 +59,7 @@ def test_every_tie_goes_away_from_zero_and_everything_else_to_the_nearest(levels
     assert torch.equal(t[nearest_level(x, t)], brute)
 
 
+@pytest.mark.few(every=4)
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("levels", SETS)
 def test_the_fitted_scale_is_close_to_the_best_of_a_fine_search(levels: str, seed: int) -> None:

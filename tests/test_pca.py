@@ -200,6 +200,7 @@ def test_the_shortcut_of_a_bottleneck() -> None:
     assert trace_flow(Bottleneck(), torch.zeros(1, 3, 4, 4)).shortcuts == {"side": "reduce"}
 
 
+@pytest.mark.slow
 def test_residual_predecessors() -> None:
     net = bw.models.create("bireal_resnet20", width=0.5).eval()
     x = torch.randn(40, 3, 32, 32)

@@ -221,6 +221,7 @@ def test_resume_with_another_experiment_is_refused(unbroken: Path) -> None:
         assert shown in str(error.value) and "Allowed: log" in str(error.value)
 
 
+@pytest.mark.slow
 def test_more_epochs_of_a_stage_whose_schedule_does_not_know_them(tmp_path: Path) -> None:
     """2 + 1 epochs are 3."""
     stage = {"schedule": {"name": "step", "every": 1}}
@@ -324,6 +325,7 @@ def test_a_bad_net_is_not_written_over_a_good_one(tmp_path: Path, monkeypatch: p
     assert saved["bitwright"]["state"]["step"] == 6 and torch.isfinite(saved["state_dict"]["net.fc2.weight"]).all()
 
 
+@pytest.mark.slow
 def test_a_full_disk_ends_it_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     real, count = os.fsync, [0]
 
@@ -373,6 +375,7 @@ def test_the_best_on_held_out_images_is_kept(unbroken: Path) -> None:
     assert len(val) == 100
 
 
+@pytest.mark.slow
 def test_the_host_program_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     stream, threads = torch.random.get_rng_state(), torch.get_num_threads()
     names = ("", "lightning.pytorch", "lightning.pytorch.utilities.rank_zero", "lightning.fabric")

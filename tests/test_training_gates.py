@@ -185,6 +185,7 @@ def test_gates_that_read_their_batch_get_it(tmp_path: Path) -> None:
     assert seen == [60, 40]
 
 
+@pytest.mark.slow
 def test_eval_prints_and_gives_the_work(trained: tuple[Path, list[str]], capsys: pytest.CaptureFixture[str]) -> None:
     run = trained[0]
     assert command(["eval", str(run), "--json"]) == 0
@@ -250,6 +251,7 @@ def test_a_budget_out_of_reach_leaves_no_run_in_the_way_unless_something_was_lea
 
 
 # -- resume ---------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.few("16-budget2")
 @pytest.mark.parametrize(("step", "budget"), [(9, None), (14, None), (16, {"macs": 0.95})])
 def test_resume_is_bit_by_bit(

@@ -144,6 +144,7 @@ def test_a_resumed_run_has_the_same_tables(
         assert rows(tmp_path / "b", name) == rows(trained[0], name), name
 
 
+@pytest.mark.slow
 def test_a_sweep_can_be_stopped_and_comes_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, trained: tuple[Path, list[str]]
 ) -> None:
@@ -177,6 +178,7 @@ def test_rows_later_than_the_checkpoint_go(tmp_path: Path, trained: tuple[Path, 
     assert rows(run, "sweep.csv") == rows(trained[0], "sweep.csv")
 
 
+@pytest.mark.slow
 def test_sweeps_may_be_switched_on_while_resuming(tmp_path: Path) -> None:
     train(experiment(epochs=1), tmp_path / "a")
     more = experiment(epochs=2, log=LOG)

@@ -290,6 +290,7 @@ class Two(nn.Module):
         return {"classes": y, "mean": y.mean(1), "box": self.side(y)[:, None], "all": y.sum()}
 
 
+@pytest.mark.slow
 def test_every_output_is_judged() -> None:
     model = Two().eval()
     done = bw.convert(model, X.abs(), form="layers", verify=[X.abs(), IMAGES])

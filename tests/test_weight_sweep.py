@@ -190,6 +190,7 @@ def test_a_ragged_last_batch_weighs_what_it_holds() -> None:
     assert weight_sweep(net, [(x, y)], (1,)).accuracy == {1.0: 7 / 8}, "one batch works"
 
 
+@pytest.mark.slow
 @settings(max_examples=20, deadline=None)
 @given(
     st.lists(st.integers(1, 9), min_size=1, max_size=6), st.sampled_from(["running", "recalibrate"]), st.integers(0, 50)
