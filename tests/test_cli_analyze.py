@@ -126,6 +126,7 @@ def test_another_model(trained: Run, tmp_path: Path, call: Any) -> None:
     assert code == 2 and "neither names nor positions fit" in note
 
 
+@pytest.mark.slow
 def test_faithful_cannot_be_packed_and_says_unknown(trained: Run, tmp_path: Path, call: Any) -> None:
     recipe = tmp_path / "hybrid.toml"
     assert call("analyze", "pca", str(trained.path), "-o", str(recipe), "--faithful", "--delta", "1")[0] == 0

@@ -443,6 +443,7 @@ def shifted(image: Tensor, dy: int, dx: int, mirror: bool) -> Tensor:
     return out
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize(("channels", "pad", "flip"), [(3, 4, True), (1, 2, False), (1, 1, False)])
 def test_augmentation_is_a_shift_and_a_mirror(channels: int, pad: int, flip: bool):
     d = tiny(n=40, channels=channels, pad=pad, flip=flip)

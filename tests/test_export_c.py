@@ -226,6 +226,7 @@ class Pixelwise(nn.Module):
         return torch.nn.functional.pad(x[:, 1:, ::2], (1, 0, 0, 2, 1, 1))
 
 
+@pytest.mark.slow
 def test_numbers_by_themselves_and_an_image_as_the_answer(tmp_path: Path) -> None:
     torch.manual_seed(0)
     x = torch.randn(8, 2, 7, 6)

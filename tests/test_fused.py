@@ -270,6 +270,7 @@ def test_a_threshold_is_compared_in_the_type_of_the_weight() -> None:
     assert torch.equal(on.to(torch.uint8), zero_one.encode(edge).bit[0])
 
 
+@pytest.mark.slow
 @needs_core
 def test_two_threads_give_what_one_gives() -> None:
     x = torch.randn(8, 16, 40, 40)

@@ -137,6 +137,7 @@ def test_levels_of_single_layers() -> None:
     assert type(model[3]) is nn.Conv2d
 
 
+@pytest.mark.slow
 def test_weights_on_levels_stay_and_a_quantized_layer_is_refused() -> None:
     model = net()
     l_dnq(model, IMAGES, levels="pow2:7", cascade=False, norms="keep")

@@ -448,6 +448,7 @@ def test_gated_layers_stay_where_the_form_is_asked_for() -> None:
 
 
 # -- files ---------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize("start", ["float", "recipe"])
 def test_a_file_restores_into_the_users_class(tmp_path: Path, start: str) -> None:
     net = made("w8a8")

@@ -83,6 +83,7 @@ def test_error_and_refit_are_those_of_the_outputs(seed: int) -> None:
     torch.testing.assert_close(each.refit(q, found.scale)[0][0], per_row)
 
 
+@pytest.mark.slow
 def test_brute_force_is_never_beaten_and_nearly_reached() -> None:
     every = torch.tensor(list(itertools.product(range(3), repeat=5)))[:, None]  # as many problems as choices
     ratios = []

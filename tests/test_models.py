@@ -292,6 +292,7 @@ def test_exports_with_dynamic_batch(name: str):
     torch.testing.assert_close(program.module()(more), model(more))
 
 
+@pytest.mark.slow
 def test_dropout_only_in_training():
     for name in models.list():
         model, x = small(name, dropout=0.5)

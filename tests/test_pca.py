@@ -247,6 +247,7 @@ def close(a: Pca, b: Pca) -> None:
         assert max(abs(x - y) for x, y in zip(shares, b.spectra[name], strict=True)) < 1e-9
 
 
+@pytest.mark.slow
 def test_one_batch_many_batches_any_order() -> None:
     net, x = small(), torch.randn(60, 3, 32, 32)
     whole = bw.analyze.pca(net, [x])

@@ -138,6 +138,7 @@ FITS = "document.documentElement.scrollWidth <= innerWidth && document.body.scro
 COLUMN = "[...document.querySelectorAll('#layer-table tbody tr')].map(r => r.cells[{}].dataset.v)"
 
 
+@pytest.mark.slow
 def test_everything_that_can_be_clicked(browser: Browser, written: Path) -> None:
     browser.open(written)
     assert browser.js("document.querySelector('.verdict').innerText").split() == ["\u2713", "PASS"]

@@ -30,6 +30,7 @@ def test_a_run_without_gates_has_no_section(tmp_path: Path) -> None:
     assert json.loads(found.by_id["data"])["gates"] is None
 
 
+@pytest.mark.slow
 def test_rates_reduction_and_costs_are_those_of_the_files(gated: Run) -> None:
     found = page_of(gated)
     text = found.by_id["gates"]

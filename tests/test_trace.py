@@ -162,6 +162,7 @@ def test_float_operations(name: str) -> None:
     values(Do(OPERATIONS[name]), 4, 6, 6)
 
 
+@pytest.mark.slow
 def test_norms_fold_where_other_operators_are_decomposed() -> None:
     """A write into a view is made a value by torch, which splits the norm into a call of several results."""
 

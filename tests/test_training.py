@@ -166,6 +166,7 @@ def test_tensorboard_has_scalars_and_histograms(unbroken: Path) -> None:
     assert {"weights/fc1", "activations/fc2", "activations/net-output"} <= set(events.Tags()["histograms"])
 
 
+@pytest.mark.slow
 @pytest.mark.few("7", "16")
 @pytest.mark.parametrize("step", [1, 7, 10, 16, 28])
 def test_resume_is_bit_by_bit_an_unbroken_run(

@@ -326,6 +326,7 @@ def test_two_processes_count_what_one_counts(tmp_path: Path, budget: Any) -> Non
 
 
 # -- lessons --------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("gate", "text"),
     [

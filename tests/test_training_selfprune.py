@@ -41,6 +41,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[str]]:
 
 
 # -- the files ------------------------------------------------------------------------------------------------------------
+@pytest.mark.slow
 def test_connections_have_a_row_per_epoch_and_layer(trained: tuple[Path, list[str]]) -> None:
     run = Run(trained[0])
     table = rows(run.path, "connections.csv")

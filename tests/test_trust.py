@@ -117,6 +117,7 @@ def test_a_packed_net_of_a_stranger_is_judged_and_timed_without_the_code(project
     assert not mark.exists()
 
 
+@pytest.mark.slow
 def test_where_nothing_can_be_written_trust_is_asked_for_each_time(
     project: Path, call: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -87,6 +87,7 @@ def test_one_moved_threshold_is_found(backend: str) -> None:
     assert verify(model, PackedModel(graph, backend), [X]).inexact == ["2"]
 
 
+@pytest.mark.slow
 def test_a_wrong_multiplier_or_zero_is_found() -> None:
     model = net(S)
     for key, value in (("zero", [0]), ("mult", 3)):
