@@ -87,3 +87,17 @@ def test_what_cannot_be_exported_is_one_line_with_flags_of_the_command(tmp_path:
     (tmp_path / "junk.safetensors").write_bytes(b"x" * 100)
     assert "not a readable safetensors file" in says(str(tmp_path / "junk.safetensors"))
     assert not list(tmp_path.glob("*.onnx"))
+
+
+@pytest.mark.parametrize("form", ["onnx", "c"])
+def test_both_forms_answer_a_wrong_target_or_place_alike(form: str, tmp_path: Path, call: Any) -> None:
+    for words, said in (
+        (["zoo:digits-mlp-zero_one", "-o", str(tmp_path)], "is a folder; give -o FILE"),
+        (["zoo:digits-mlp-zero_one", "-o", str(tmp_path / "no" / "x")], "no folder"),
+        ([str(tmp_path / "no.safetensors")], "no file"),
+    ):
+        code, _, err = call("export", form, *words)
+        assert code == 2 and said in err and err.startswith("error: export"), err
+    bw.save(torch.nn.Linear(2, 2), tmp_path / "float.safetensors")
+    code, _, err = call("export", form, str(tmp_path / "float.safetensors"))
+    assert code == 2 and "trained, not packed. Pack it: bitwright convert" in err

@@ -3,20 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from bitwright.cli.complete import complete_run
+from bitwright.cli.export_target import RANDOM, ExportTarget, export_target
 from bitwright.cli.output import Output
-from bitwright.cli.target import looks_like_run, open_run, quoted
 from bitwright.errors import InputError
 
 if TYPE_CHECKING:
-    from torch import Tensor, nn
+    from torch import Tensor
 
-RANDOM = 16  # random inputs, where no images are at hand
 Numbers = Sequence[float] | None
 
 
@@ -53,17 +51,15 @@ def c(
     checks it on any machine.
     """
     out: Output = ctx.obj
-    net, x, pixels, where, path = _net_and_images(out, target, images)
-    path = path if output is None else Path(output)
-    if path.is_dir() or not path.parent.is_dir():
-        text = f"{path} is a folder" if path.is_dir() else f"no folder {path.parent}"
-        raise InputError(f"export: {text}; give -o FILE.c", code="file-missing", given=str(path))
+    found = export_target(out, target)
+    path = found.place(output, ".c")
+    x, pixels, where = _images(out, target, found, images)
     if mean is not None or std is not None:
         pixels = _numbers("--mean", mean), _numbers("--std", std)
     out.note(f"export {target}: compared on {where}")
     from bitwright.export import c as write
 
-    report = write(net, x, path, mean=pixels[0], std=pixels[1], batch=batch, progmem=progmem, bare=bare)
+    report = write(found.net, x, path, mean=pixels[0], std=pixels[1], batch=batch, progmem=progmem, bare=bare)
     out.result(str(report))
     for line in report.floats:
         out.note(f"float  {line}")
@@ -87,64 +83,40 @@ def _numbers(option: str, text: str | None) -> list[float] | None:
         ) from None
 
 
-def _net_and_images(
-    out: Output, target: str, count: int
-) -> tuple[nn.Module, Tensor, tuple[Numbers, Numbers], str, Path]:
-    """The packed net, pixels to compare on, mean and deviation that it expects, what the pixels are, the default file."""
+def _images(out: Output, target: str, found: ExportTarget, count: int) -> tuple[Tensor, tuple[Numbers, Numbers], str]:
+    """Pixels to compare on, mean and deviation that the net expects of them, and what the pixels are."""
     import torch
 
     import bitwright as bw
 
-    if target.startswith("zoo:"):
-        card = bw.zoo.card(target)
-        net, path = bw.zoo.load(card.name), Path(f"{card.name}.c")
-        try:
-            found = bw.zoo.data(card).limit(count)
-        except InputError as error:
-            out.warn(f"export: no test images ({error}); random pixels instead")
-            from bitwright.fn.pixels import PIXELS
-
-            return (
-                net,
-                _random(net, target),
-                PIXELS[card.data] if card.normalize else (None, None),
-                "random pixels",
-                path,
-            )
-        normalize = card.normalize
-    elif looks_like_run(target):
+    if found.run is not None:
         from bitwright.runs import dataset
         from bitwright.runs.build import normalized
 
-        run = open_run(out, target, "export")
-        if not run.has("packed.safetensors"):
-            raise InputError(
-                f"export {target}: no packed net yet. Run: bitwright convert {quoted(target)}", code="run-unpacked"
-            )
-        net, path = bw.load(run.file("packed.safetensors")), run.file("packed.c")
-        found, normalize = dataset(run.experiment, "test").limit(count), normalized(run.experiment)
+        data, normalize = dataset(found.run.experiment, "test").limit(count), normalized(found.run.experiment)
+    elif found.card is not None:
+        normalize = found.card.normalize
+        try:
+            data = bw.zoo.data(found.card).limit(count)
+        except InputError as error:
+            from bitwright.fn.pixels import PIXELS
+
+            out.warn(f"export: no test images ({error}); random pixels instead")
+            return _random(found), PIXELS[found.card.data] if normalize else (None, None), "random pixels"
     else:
-        if not Path(target).is_file():
-            raise InputError(f"export: no file {target}", code="file-missing", given=target)
-        name = Path(target).name.removesuffix(".safetensors").removesuffix(".packed")
-        net, path = bw.load(target), Path(target).parent / f"{name}.c"
-        return net, _random(net, target), (None, None), f"{RANDOM} inputs of random pixels", path
-    x = found.pictures(torch.arange(len(found)))
-    if found.put(x[:1], None)[1] is not None:
+        return _random(found), (None, None), f"{RANDOM} inputs of random pixels"
+    x = data.pictures(torch.arange(len(data)))
+    if data.put(x[:1], None)[1] is not None:
         raise InputError(
-            f"export {target}: {found.name} subtracts a mean image, which the C file does not. Possible: from Python with floats, "
+            f"export {target}: {data.name} subtracts a mean image, which the C file does not. Possible: from Python with floats, "
             "bw.export.c(net, next(iter(data.batches(16)))[0], 'net.c')",
             code="export-pixels",
         )
-    return net, x, (found.mean, found.std) if normalize else (None, None), f"{len(x)} test images", path
+    return x, (data.mean, data.std) if normalize else (None, None), f"{len(x)} test images"
 
 
-def _random(net: nn.Module, target: str) -> Tensor:
+def _random(found: ExportTarget) -> Tensor:
     import torch
 
-    from bitwright.engine.packed import PackedModel
-
-    if not isinstance(net, PackedModel):
-        raise InputError(f"export {target}: not a packed net; pack it first: bitwright convert", code="export-form")
-    shape = tuple(net.inputs[0].shape)
+    shape = tuple(found.net.inputs[0].shape)
     return torch.randint(0, 256, (RANDOM, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
