@@ -41,3 +41,23 @@ def test_a_model_made_inside_works_outside() -> None:
         model = net()
     x = torch.rand(3, 8)
     assert torch.equal(everything(model, x), everything(net(), x))
+
+
+class Counting(nn.Module):
+    """Its forward writes to a buffer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 2)
+        self.register_buffer("calls", torch.zeros(()))
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls.add_(1)  # type: ignore[operator]
+        return self.layer(x)
+
+
+def test_a_buffer_that_a_forward_writes_is_put_back() -> None:
+    with torch.inference_mode():
+        model = Counting()
+        bw.cost(model, torch.rand(2, 8))
+        assert model.calls.item() == 0  # type: ignore[operator]
