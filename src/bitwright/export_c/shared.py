@@ -1,16 +1,25 @@
-"""The C functions of `kernels/`, one a file."""
+"""The C functions of `kernels/`, one a file; where NAME and TYPE stand in a file, one for each row of `TYPED`."""
 
 from __future__ import annotations
 
 import re
 from importlib import resources
 
+TYPED = {
+    "codes_of_sums": {"codes_of_sums16": "int16_t", "codes_of_sums32": "int32_t"},
+    "dot_bytes": {"dot_bytes8": "int8_t", "dot_bytes16": "int16_t"},
+    "max_values": {"max_bytes": "uint8_t", "max_floats": "net_float"},
+}
 MACROS = {"NET_FLOAT": "float", "NET_POPCOUNT": "popcount"}  # a macro and the file that defines it
 
 
 def _files() -> dict[str, str]:
     folder = resources.files("bitwright.export_c") / "kernels"
-    return {p.name.removesuffix(".c"): p.read_text("utf-8") for p in folder.iterdir() if p.name.endswith(".c")}
+    files = {p.name.removesuffix(".c"): p.read_text("utf-8") for p in folder.iterdir() if p.name.endswith(".c")}
+    for written, forms in TYPED.items():
+        text = files.pop(written)
+        files |= {name: text.replace("NAME", name).replace("TYPE", number) for name, number in forms.items()}
+    return files
 
 
 def names() -> set[str]:

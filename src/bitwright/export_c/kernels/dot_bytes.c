@@ -1,5 +1,5 @@
 /* sums[o] = sum over the window of weight[o] * input, both whole numbers: weight [output][number]. */
-static void net_dot_bytes16(const int16_t *weight, const net_short *patch, int32_t numbers, int32_t outputs, net_sum *sums)
+static void net_NAME(const TYPE *weight, const net_short *patch, int32_t numbers, int32_t outputs, net_sum *sums)
 {
     int32_t o, k;
     for (o = 0; o < outputs; o++, weight += numbers) {

@@ -1,5 +1,5 @@
 /* code = how many of the output's thresholds its sum has reached; outputs with a 1 in `flip` count down. */
-static void net_codes_of_sums16(const net_sum *sums, int32_t count, const int16_t *thresholds, int32_t levels,
+static void net_NAME(const net_sum *sums, int32_t count, const TYPE *thresholds, int32_t levels,
                                 const uint8_t *flip, uint8_t *codes)
 {
     int32_t o;

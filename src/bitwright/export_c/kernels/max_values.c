@@ -1,5 +1,5 @@
 /* The largest of each channel in one window; pixels outside the image do not count. */
-static void net_max_bytes(const net_window *g, const uint8_t *x, int32_t row, int32_t column, uint8_t *y)
+static void net_NAME(const net_window *g, const TYPE *x, int32_t row, int32_t column, TYPE *y)
 {
     int32_t ky, kx, c;
     int first = 1;
@@ -10,7 +10,7 @@ static void net_max_bytes(const net_window *g, const uint8_t *x, int32_t row, in
             if (at_y < 0 || at_y >= g->height || at_x < 0 || at_x >= g->width)
                 continue;
             for (c = 0; c < g->channels; c++) {
-                const uint8_t value = x[(at_y * g->width + at_x) * g->channels + c];
+                const TYPE value = x[(at_y * g->width + at_x) * g->channels + c];
                 if (first || value > y[c])
                     y[c] = value;
             }
