@@ -283,6 +283,7 @@ def test_procedures_have_a_table_with_the_columns_of_their_report(tmp_path: Path
     run.write_json("procedures.json", {"procedures": [done, only]})
     found = Page(html(load_run(run.path)))
     text = found.by_id["procedures"]
+    assert text.count("It left no rows about single layers.") == 1
     assert "mine, before stage 1" in text and "hybrid, by compress" in text and "640 training images" in text
     assert "0.123" in text and "3, 4" in text and "1,200" in text and HOSTILE not in found.text
     assert json.loads(found.by_id["data"])["procedures"][0]["rows"] == rows

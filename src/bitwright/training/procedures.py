@@ -94,7 +94,8 @@ def run_procedure(job: Job, index: int, again: bool) -> None:
         follow(job.net, Recipe.from_toml(kept["recipe"]), job.example())
         return
     found = procedures.get(stage.procedure.name)
-    job.screen.line(f"stage {index}  procedure {found.name}, {stage.procedure.batches} batches")
+    count = stage.procedure.batches
+    job.screen.line(f"stage {index}  procedure {found.name}, {count} batch{'' if count == 1 else 'es'}")
     options = stage.procedure.options
     if job.main and "journal" in found.options.model_fields:  # a killed run goes on behind the layers that are done
         options = {"journal": job.run.file(f"journal-{index}"), **options}
