@@ -40,7 +40,7 @@ NETS = (
 def kernels(packed: PackedModel, x: Tensor) -> list[Callable[[], Any]]:
     """A call for each step of the net, with its inputs and outputs prepared."""
     env, calls = packed.environment(x), []
-    for node, step, _ in packed._joined():
+    for node, step, _ in packed._joined:
         given = [env[name] for name in (step.reads if isinstance(step, NativeRun) else node.inputs)]
         step(env)
         if not isinstance(step, NativeRun):
@@ -63,7 +63,7 @@ def row(model: str, recipe: str, side: int, rounds: int) -> dict[str, Any]:
     assert isinstance(packed, PackedModel)
     x = x.contiguous(memory_format=torch.channels_last)
     packed(x)
-    calls, single = kernels(packed, x), packed.steps()
+    calls, single = kernels(packed, x), packed.steps
 
     def node_by_node() -> None:
         env = packed.environment(x)

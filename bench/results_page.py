@@ -10,16 +10,20 @@ from typing import Any
 
 import findings
 from results_binary_peers import binary_peers
+from results_circuits import circuits
 from results_claims import index
 from results_hybrid import hybrid
+from results_kernels import kernels
 from results_l_dnq import l_dnq
 from results_layerwise import layerwise
 from results_metaquant import metaquant
 from results_recipes import recipes
 from results_runtimes import runtimes
 from results_selfprune import selfprune
+from results_skip import lossless, skip
 from results_strangers import strangers
 from results_tables import FOLDER, listed, machine, number, read, table
+from results_threads import threads
 from results_zoo import zoo
 
 
@@ -225,8 +229,9 @@ def peers() -> str:
 
 
 def ceilings() -> str:
-    path = FOLDER / "ceilings.txt"
-    return "\n".join(f"    {line}" for line in path.read_text().splitlines()) if path.exists() else ""
+    machines = (("Intel with AMX", "ceilings.txt"), ("AMD EPYC, Zen 4", "ceilings_amd.txt"))
+    lines = [line for name, file in machines for line in (f"{name}:", *(FOLDER / file).read_text().splitlines())]
+    return "\n".join(f"    {line}" for line in lines)
 
 
 def disagreements() -> str:
@@ -290,7 +295,7 @@ faster than the peer, below 1 slower. {machine()}.
 
 {speeds()}
 
-{recipes()}{strangers()}{binary_peers()}{runtimes()}## Training steps
+{recipes()}{strangers()}{binary_peers()}{runtimes()}{kernels()}{threads()}{skip()}{lossless()}{circuits()}## Training steps
 
     python bench/training.py
 

@@ -1,4 +1,4 @@
-"""The section on one net in three programs, and on what a call costs in addition to its kernels."""
+"""The section on one net in four programs, and on what a call costs in addition to its kernels."""
 
 from __future__ import annotations
 
@@ -11,27 +11,36 @@ def runtimes() -> str:
 
 
 def _programs() -> str:
-    found = read("three_runtimes.csv")
+    found = read("agree.csv")
     if not found:
         return ""
+    forms = ("ours", "plain", "c")
     rows = [
         [
             r["net"],
-            f"{int(r['images']):,}",
-            f"{int(r['torch_right']):,} / {int(r['ours_right']):,} / {int(r['plain_right']):,}",
-            f"{int(r['ours_other_class'])} / {int(r['plain_other_class'])}",
-            f"{r['ours_largest']} / {r['plain_largest']}",
+            f"{int(r['images']):,}"
+            if r["images"] == r["of"]
+            else f"the first {int(r['images']):,} of {int(r['of']):,}",
+            f"{int(r['c_images']):,}",
+            f"{int(r['torch_right']):,}",
+            " / ".join(r[f"{form}_other_class"] for form in forms),
+            " / ".join(f"{int(r[f'{form}_equal']):,}" for form in forms),
+            " / ".join(r[f"{form}_largest"] for form in forms),
         ]
         for r in found
     ]
-    head = ["net of the zoo", "test images", "right", "other class", "largest difference"]
-    return f"""## One net in three programs
+    head = ["net of the zoo", "test images", "of them in C", "right", "other class", "equal bits", "largest difference"]
+    return f"""## One net in four programs
 
-    python bench/three_runtimes.py --data DIR
+    python bench/agree.py --data DIR
 
-Whole test sets in torch (`bw.zoo.load`), in onnxruntime with our operators (`bw.ort.session`), and in a plain onnxruntime, which
-uses the functions in the same file. Columns: right answers in each program; images whose class differs from torch's, in the second
-and the third; the largest difference of an output from torch's, as a share of the largest output. {machine("three_runtimes.csv")}.
+Whole test sets, or the first images where a row says so, in torch (`bw.zoo.load`), in onnxruntime with our operators (`bw.ort.session`), in a plain onnxruntime, which
+uses the functions in the same file, and as a compiled C file. Columns: right answers in torch; then, for the other three programs in
+this order, images whose class differs from torch's, images whose outputs all have torch's bits, and the largest difference of an
+output from torch's, as a share of the largest output. Nets with codes have torch's bits in the first and the third program: all three add what
+is float in one order, and means in double. Three nets have float inputs in all layers (`bwn`, `ttq`, `dorefa-w1a32`), whose convolutions are
+Winograd's in the first two programs, so the last digits differ. A plain onnxruntime adds float layers in an order of its own; where one
+stands in front of a quantizer, a code near a threshold may differ, which is a larger difference on that image. {machine("agree.csv")}.
 
 {table(head, rows)}
 

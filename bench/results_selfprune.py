@@ -157,4 +157,34 @@ as torch's sparse CSR, and packed. {machine("sparsity.csv")}.
 
 {table(head, rows)}
 
-{listed(findings.sparsity(found))}""".rstrip()
+{listed(findings.sparsity(found))}{nets()}""".rstrip()
+
+
+def nets() -> str:
+    """Whole nets, where they were measured."""
+    found = read("sparsity_nets.csv")
+    if not found:
+        return ""
+    kinds = {"float": "float", "csr": "sparse CSR", "dense": "packed, no zero skipped", "packed": "packed"}
+    rows = [
+        [
+            {"step": "steps, all layers at one bit", "tanh": "tanh, hidden values are floats"}[r["net"]], r["batch"],
+            *(f"{number(r[f'{k}_ms'])} ({number(r[f'{k}_q1_ms'])}-{number(r[f'{k}_q3_ms'])})" for k in kinds),
+            *(f"{float(r[f'{k}_ms']) / float(r['packed_ms']):.1f}" for k in ("float", "csr", "dense")),
+        ]
+        for r in found
+    ]  # fmt: skip
+    head = [
+        "net",
+        "batch",
+        *(f"{name}, ms (quartiles)" for name in kinds.values()),
+        "float / packed",
+        "CSR / packed",
+        "dense / packed",
+    ]
+    return f"""Whole nets 784-4000x3-10, with as many live units and weights on as the net trained on MNIST above, which ones at random. Packed nets
+leave out units that nothing reads or that never change; layers of one bit count many images at once by lists of their
+connections, float layers multiply theirs alone (from one weight in 16 down). "No zero skipped": `BITWRIGHT_ZEROS=0`, the same answers.
+{machine("sparsity_nets.csv")}.
+
+{table(head, rows)}"""

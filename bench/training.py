@@ -1,6 +1,7 @@
 """Training speed: one step (forward, loss, backward, optimizer) of a low-bit net beside the float net of the SAME topology.
 
     python bench/training.py [--out docs/results/training.csv] [--rounds 15] [--only NAME ...] [--threads 1 2]
+    python bench/training.py --profile [--only NAME ...]   # which operators a step is made of; writes nothing
 
 "plain torch" is the same low-bit net without the native training kernels (BITWRIGHT_FUSED=0). The nets take turns, one
 step each; a ratio is the median over rounds of a step over the float step next to it, so that other work on the machine
@@ -33,6 +34,10 @@ NETS: dict[str, tuple[str, dict[str, Any], str]] = {  # case: model, its options
     "resnet20 w1a1": ("resnet20", {"activation": "hardtanh"}, "w1a1"),
     "resnet20 dorefa-w2a2": ("resnet20", {}, "dorefa-w2a2"),
     "resnet20 lsq-w2a2": ("resnet20", {}, "lsq-w2a2"),
+    "resnet20 channel_gate": ("resnet20", {}, "channel_gate"),
+    "resnet20_postact channel_gate-postact": ("resnet20_postact", {}, "channel_gate-postact"),
+    "resnet20 precision_gate-w8a3p2": ("resnet20", {}, "precision_gate-w8a3p2"),
+    "resnet20 precision_gate-w8a8p4": ("resnet20", {}, "precision_gate-w8a8p4"),
 }
 # w1a1 puts a norm before every sign; the float net with these norms is the one of its topology
 NORMS: list[dict[str, Any]] = [{"match": "*", "x": "norm"}, *({"match": m, "x": "float"} for m in ("first", "last"))]
@@ -61,6 +66,32 @@ def stepper(model_name: str, options: dict[str, Any], recipe: Any, half: bool, n
             optimizer.step()
 
     return step
+
+
+def profiled(step: Callable[[], None], rounds: int = 5) -> dict[str, float]:
+    """Milliseconds of each operator in a step, the least of some rounds."""
+    best: dict[str, float] = {}
+    for _ in range(rounds):
+        with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as seen:
+            step()
+        for row in seen.key_averages():
+            ms = float(row.self_cpu_time_total) / 1e3
+            best[row.key] = min(ms, best.get(row.key, ms))
+    return best
+
+
+def profile(case: str) -> None:
+    """Prints the operators of a step, in float steps, and what the step would be if only its convolutions differed."""
+    name, options, recipe = NETS[case]
+    torch.set_num_threads(1)
+    shares = [profiled(stepper(name, options, r, False, True)) for r in (None, recipe)]
+    convs = [sum(ms for key, ms in s.items() if "convolution" in key and key.startswith("aten::")) for s in shares]
+    whole = sum(shares[0].values())
+    print(
+        f"{case}: {sum(shares[1].values()) / whole:.2f} float steps, {1 + (convs[1] - convs[0]) / whole:.2f} by convolutions alone"
+    )
+    for key, ms in sorted(shares[1].items(), key=lambda item: -item[1])[:12]:
+        print(f"  {ms / whole:6.3f} {key} (float net: {shares[0].get(key, 0.0) / whole:.3f})")
 
 
 def quartiles(values: list[float]) -> tuple[float, float, float]:
@@ -128,10 +159,15 @@ def main() -> None:
     parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "training.csv"))
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--only", nargs="*", default=None)
+    parser.add_argument("--profile", action="store_true")
     parser.add_argument("--threads", nargs="*", type=int, default=[1, 2])
     args = parser.parse_args()
     warnings.simplefilter("ignore")  # random nets: filters of zeros are expected here
     out = Path(args.out)
+    if args.profile:
+        for case in [c for c in NETS if args.only is None or c in args.only]:
+            profile(case)
+        return
     for threads in args.threads:
         for case in [c for c in NETS if args.only is None or c in args.only]:
             for precision in PRECISIONS:

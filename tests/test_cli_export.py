@@ -101,3 +101,33 @@ def test_both_forms_answer_a_wrong_target_or_place_alike(form: str, tmp_path: Pa
     bw.save(torch.nn.Linear(2, 2), tmp_path / "float.safetensors")
     code, _, err = call("export", form, str(tmp_path / "float.safetensors"))
     assert code == 2 and "trained, not packed. Pack it: bitwright convert" in err
+
+
+@pytest.mark.slow
+def test_a_run_knows_what_was_exported_of_it(tmp_path: Path, call: Any) -> None:
+    pytest.importorskip("qonnx", reason="pip install qonnx")
+    from bitwright.runs import Run
+    from bitwright.runs.result_tables import Export
+
+    run, outside = tmp_path / "run", tmp_path / "net.onnx"
+    quick = ("stage.0.epochs=1", "data.limit=256", "data.limit_test=64", "log.tensorboard=false")
+    assert call("train", "digits-mlp-zero_one", *quick, "--out", str(run))[0] == 0
+    code, _, err = call("export", "qonnx", str(run), "-o", str(outside))  # of the trained net: no convert before it
+    assert code == 0, err
+    assert call("convert", str(run))[0] == 0
+    for words in (["onnx", str(run)], ["c", str(run)], ["c", str(run)], ["circuit", str(run)]):
+        code, _, err = call("export", *words)
+        assert code == 0, err
+    rows = Run.open(run, "test").read(Export)
+    assert [(r.form, r.path, r.source) for r in rows] == [
+        ("qonnx", "../net.onnx", "model.safetensors"),
+        ("onnx", "packed.onnx", "packed.safetensors"),
+        ("c", "packed.c", "packed.safetensors"),
+        ("circuit", "packed.v", "packed.safetensors"),
+    ]
+    assert all(r.bytes == (run / r.path).stat().st_size for r in rows)
+    assert "keep the trained net's class" in rows[0].check and "onnxruntime" in rows[1].check
+    assert rows[3].check == "read back: equal on 64 samples and 4,162 further patterns"
+    assert call("report", str(run))[0] == 0
+    page = (run / "report.html").read_text()
+    assert all(f'<a href="{r.path}">{r.path}</a></th>' in page for r in rows) and "of an earlier net" not in page

@@ -14,7 +14,7 @@ from torch import nn
 
 import bitwright as bw
 from bitwright import experiment, models
-from bitwright.cli import complete, convert_run, convert_text
+from bitwright.cli import app, complete, convert_run, convert_text
 from bitwright.engine import convert as engine_convert
 from bitwright.engine.report import ConvertReport, Disagreement, ReportRow
 from bitwright.runs import Run, apply_stage, build_model, dataset, example_of
@@ -336,6 +336,7 @@ def test_the_shell_asks_and_is_answered(monkeypatch: pytest.MonkeyPatch, call: A
 
 def test_completion_script_can_be_shown(call: Any, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("_TYPER_COMPLETE_TEST_DISABLE_SHELL_DETECTION", "1")
+    monkeypatch.setattr(app, "command", app.command.__wrapped__)  # typer reads that name when a command is built
     for name in ("bash", "zsh", "fish"):
         code, out, err = call("--show-completion", name)
         assert code == 0 and "_BITWRIGHT_COMPLETE" in out and err == "", out + err

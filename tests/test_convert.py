@@ -82,16 +82,17 @@ def test_int8_layers_and_uint8_pixels() -> None:
     assert torch.allclose(done.model(pixels), net(pixels), rtol=1e-4, atol=1e-4)
 
 
-def test_weight_only_nets_are_smaller_not_faster() -> None:
+def test_bits_of_weight_only_nets_save_bytes_not_time() -> None:
     net = settle(
         nn.Sequential(
             B.Conv2d(3, 32, 3, w="ttq"), nn.BatchNorm2d(32), nn.ReLU(), B.Conv2d(32, 8, 3, w="bwn"), nn.Flatten()
         )
     )
     done = bw.convert(net, X)
-    assert done.report.status == "WARN" and done.report.verdict.startswith("smaller, not faster:")
+    assert done.report.status == "WARN" and done.report.verdict.startswith("its bits save bytes, not time:")
     assert [r.runs_as for r in done.report.rows] == ["bits on disk, float run"] * 2
-    assert all(r.why == "its input is float" for r in done.report.rows)
+    constant = "; 1 of its 32 outputs are left out: no weight reads them, or they never change"  # its gain is 0
+    assert [r.why for r in done.report.rows] == [f"its input is float{constant}", "its input is float"]
     assert done.model is not None and (done.model(X) - net(X)).abs().max() < 1e-5
     from bitwright.engine.reference import stored_weight
 
@@ -149,7 +150,7 @@ REFUSALS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     ),
     "gate": (
         lambda: B.Conv2d(32, 8, 3, gate=Gate(), **ONE_BIT),
-        "Conv2d 32>8 3x3|slot gate holds Gate; gated layers are not packed yet",
+        "Conv2d 32>8 3x3|slot gate holds Gate; a gate runs in the graph form alone",
     ),
     "float weight": (
         lambda: B.Conv2d(32, 8, 3, x="sign"),
@@ -263,6 +264,35 @@ def test_an_input_of_another_size_is_one_line() -> None:
     packed = pack(small(), X)
     with pytest.raises(InputError, match="input is 1x3x9x9, the model was converted for 3x8x8"):
         packed(torch.zeros(1, 3, 9, 9))
+
+
+def test_what_passed_once_does_not_let_others_pass() -> None:
+    """Kinds of inputs are remembered: shape, type and strides, not less."""
+    done = bw.convert(nn.Sequential(bw.nn.Conv2d(3, 4, 3, w="bwn", x="pact"), nn.Flatten()), torch.randn(1, 3, 8, 8))
+    model, x = done.model, torch.randn(2, 3, 8, 8)
+    assert model is not None
+    want = model(x)
+    assert torch.equal(model(x), want)
+    for other in (
+        x.double(),
+        x.contiguous(memory_format=torch.channels_last),
+        x.clone().requires_grad_(),
+        x[:, :, :, :],
+    ):
+        y = model(other)
+        assert torch.equal(y, want) and not y.requires_grad
+    for bad, text in (
+        (x[:, :2], "converted for 3x8x8"),
+        (x.to("meta"), "is on meta"),
+        (x.to_sparse(), "sparse"),
+        (x * 1j, "complex"),
+    ):
+        with pytest.raises(InputError, match=text):
+            model(bad)
+    broken = x.clone()
+    broken[1, 0, 0, 0] = torch.nan
+    y = model(broken)
+    assert torch.equal(y[0], want[0]) and bool(y[1].isnan().all())
 
 
 def test_backends_and_their_errors() -> None:

@@ -7,6 +7,8 @@ import importlib
 import pkgutil
 import re
 import shlex
+import shutil
+import subprocess
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -165,6 +167,22 @@ def check_names(given: dict[str, Any]) -> None:
 def test_a_wrong_command_is_noticed(line: str) -> None:
     with pytest.raises(Exception, match=r"(?i)no |missing|invalid|not a valid|unexpected|should be|unknown"):
         check_names(parsed(line)[1])
+
+
+@pytest.mark.slow
+def test_the_commands_of_ship_it_run(tmp_path: Path, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every line behind a prompt, one after the other in one folder."""
+    pytest.importorskip("onnxscript")
+    monkeypatch.chdir(tmp_path)
+    lines = [line for block in blocks(TEXTS["docs/guides/ship-it.md"], "console") for line in block.splitlines()]
+    ours = [shlex.split(line)[2:] for line in lines if line.startswith("$ bitwright ")]
+    assert [words[:2] for words in ours] == [["export", form] for form in ("onnx", "c", "qonnx", "circuit")]
+    for words in ours:
+        assert call(*words)[0] == 0, words
+        assert (tmp_path / words[words.index("-o") + 1]).stat().st_size > 1000
+    (check,) = (line.removeprefix("$ ") for line in lines if line.startswith("$ cc "))
+    if shutil.which("cc"):
+        assert subprocess.run(check, shell=True, capture_output=True, text=True, timeout=300).stdout == "equal\n"
 
 
 def test_only_python_blocks_are_read() -> None:

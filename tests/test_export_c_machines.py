@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ import torch
 
 import bitwright as bw
 from machines import MACHINES, compiled, emulated
+from native_programs import COMPILERS, ended, program
 from test_export_c import packed, with_wrong_bit
 
 pytest.importorskip("ziglang", reason="no compiler for other machines: pip install bitwright[cross]")
@@ -46,19 +49,47 @@ def test_self_check(sources: dict[str, Path], net: str, name: str, flags: list[s
     assert emulated(name, compiled(MACHINES[name], tmp_path / "net.c", *flags)) == 0
 
 
-@pytest.fixture(scope="module")
-def resnet(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ResNet-20 of the zoo, checked on two images of noise."""
-    path = tmp_path_factory.mktemp("net") / "net.c"
-    x = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    bw.export.c(bw.zoo.load("cifar10-resnet20-bwn"), x, path, bare=True)
-    return path
-
-
-@pytest.mark.parametrize("name", ["aarch64", "cortex-m4", "powerpc, big-endian", "x86"])
-def test_resnet20(resnet: Path, name: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(("net", "flags"), [
+    ("digits-mlp-zero_one", ["-std=c99", "-O0"]),
+    ("digits-mlp-zero_one", ["-std=c++17", "-O3"]),
+    ("digits-mlp-dorefa-w2a2", ["-std=c99", "-O3"]),
+    ("w1a1-8", ["-std=c99", "-O2"]),
+])  # fmt: skip
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_self_check_on_this_machine(
+    sources: dict[str, Path], compiler: str, net: str, flags: list[str], tmp_path: Path
+) -> None:
+    """By clang, which also traps undefined behavior, and with 32 bits; no library of the machine is used."""
     for suffix in (".c", ".h"):
-        shutil.copy(resnet.with_suffix(suffix), tmp_path)
+        shutil.copy(sources[net].with_suffix(suffix), tmp_path)
+    assert ended(program(compiler, tmp_path / "net.c", *flags)) == 0
+
+
+@pytest.mark.parametrize("compiler", COMPILERS)
+def test_a_wrong_bit_is_found_on_this_machine(sources: dict[str, Path], compiler: str, tmp_path: Path) -> None:
+    source = with_wrong_bit(sources["digits-mlp-zero_one"], tmp_path, 4)
+    assert ended(program(compiler, source, "-std=c99", "-O1")) == 5
+
+
+@pytest.fixture(scope="module")
+def of_zoo(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Nets of the zoo as C files, each checked on one image of noise."""
+
+    @functools.cache
+    def written(net: str) -> Path:
+        path, shape = tmp_path_factory.mktemp("net") / "net.c", bw.zoo.card(net).input
+        x = torch.randint(0, 256, (1, *shape), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+        bw.export.c(bw.zoo.load(net), x, path, bare=True)
+        return path
+
+    return written
+
+
+@pytest.mark.parametrize("net", bw.zoo.list("packed"))
+@pytest.mark.parametrize("name", ["aarch64", "armv7", "cortex-m4", "powerpc, big-endian", "x86"])
+def test_every_net_of_the_zoo(of_zoo: Callable[[str], Path], net: str, name: str, tmp_path: Path) -> None:
+    for suffix in (".c", ".h"):
+        shutil.copy(of_zoo(net).with_suffix(suffix), tmp_path)
     assert emulated(name, compiled(MACHINES[name], tmp_path / "net.c", "-O2")) == 0
 
 

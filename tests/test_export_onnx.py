@@ -18,10 +18,10 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.engine import native
-from bitwright.engine.native_codes import PackPlan
 from bitwright.errors import InputError
 from bitwright.export import functions
 from bitwright.export import onnx as write
+from kernels import pack_codes
 
 
 def packed(net: nn.Module, recipe: Any, x: Tensor) -> nn.Module:
@@ -253,7 +253,7 @@ def test_codes_of_floats_by_hand_and_by_the_core() -> None:
         {"perm": [0, 2, 3, 1], "channels_last": 0},
     )  # fmt: skip
     assert got.reshape(-1).tolist() == [0, 1, 1, 2, 2, 0, 0, 3]  # counted down: 3 - 1, 3 - 3; NaN reaches nothing
-    assert got.tolist() == PackPlan(thresholds, flip=flip, bytes=True).run(x).tolist()
+    assert got.tolist() == pack_codes(x, thresholds, flip=flip, bytes=True).tolist()
 
 
 def test_rounding_goes_to_the_even_number() -> None:

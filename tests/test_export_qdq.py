@@ -75,6 +75,32 @@ def test_fewer_bits_mean_the_same_numbers(w: Any, x: Any, tmp_path: Path) -> Non
     torch.testing.assert_close(answers(tmp_path / "net.onnx", images), net(images), rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.few("ORT_ENABLE_ALL")
+@pytest.mark.parametrize("level", ["ORT_DISABLE_ALL", "ORT_ENABLE_BASIC", "ORT_ENABLE_ALL"])
+def test_outputs_without_weights_keep_their_constant(level: str, tmp_path: Path) -> None:
+    """Their scale is 0, by which onnxruntime divides the constant where it optimizes."""
+    torch.manual_seed(0)
+    x = torch.rand(16, 3, 9, 9)
+    net: Any = nn.Sequential(
+        B.Conv2d(3, 9, 3, padding=1, w="twn", x=EIGHT), nn.BatchNorm2d(9), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        B.Linear(9, 6, w="twn", x=EIGHT),
+    )  # fmt: skip
+    with torch.no_grad():
+        for layer in (net[0], net[5]):
+            layer.weight[::3] = 0
+            layer.bias.copy_(torch.linspace(-1, 1, len(layer.bias)))
+        net[1].bias.fill_(0.5)
+    made = packed(net, x)
+    bw.export.onnx(made, x, tmp_path / "net.onnx", qdq=True)
+    options = ort.SessionOptions()
+    options.graph_optimization_level = getattr(ort.GraphOptimizationLevel, level)
+    options.log_severity_level = 3
+    got, want = answers(tmp_path / "net.onnx", x, sess_options=options), made(x)
+    assert torch.equal(want[:, ::3], want[:1, ::3].expand(16, 2)) and float(want[:, ::3].abs().max()) > 0.1
+    torch.testing.assert_close(got[:, ::3], want[:, ::3], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(got, want, rtol=0, atol=0.01 * float(want.abs().max()))
+
+
 def test_a_net_without_this_form_says_so(tmp_path: Path) -> None:
     path, x = tmp_path / "net.onnx", torch.rand(2, 4)
     only = packed(nn.Sequential(B.Linear(4, 3, w="bwn")), x)

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import bitwright as bw
 from bitwright.engine import run_reference
 from bitwright.engine.fold import fold
-from bitwright.engine.fuse import code_planes, fuse, integer_range
+from bitwright.engine.forms import code_planes
+from bitwright.engine.fuse import fuse, integer_range
 from bitwright.engine.graph import Graph
 from bitwright.engine.store import from_json
 from bitwright.engine.trace import trace
@@ -137,6 +138,19 @@ def test_residual_adds_and_sign_bits() -> None:
         True,
         False,
     ]
+
+
+def test_two_bits_beside_the_floats_of_a_residual() -> None:
+    """Codes of three thresholds, as words or as bytes, are written by the layer whose floats the residual reads."""
+
+    def f(s: Any, x: Tensor) -> Tensor:
+        y = s.a(x).relu()
+        return s.c((s.bn(s.b(y)) + y).relu()).mean((2, 3))
+
+    first, middle = conv(D, 3, 32, 3, padding=1), conv(D, 32, 32, 3, padding=1)
+    net = Net(f, a=first, b=middle, bn=nn.BatchNorm2d(32), c=conv(D, 32, 4, 3))
+    fused = both(net, 3, 6, 6)[1]
+    assert ops(fused) == ["quantize", "coded_conv", "emitted", "coded_conv", "emitted", "coded_conv", "mean"]
 
 
 U = {"w": {"part": "uniform", "bits": 8}, "x": {"part": "uniform", "bits": 8, "signed": True, "observer": "ema"}}

@@ -133,18 +133,27 @@ def test_postact_gates_both_convs() -> None:
     assert len([m for m in net.modules() if getattr(m, "gate", None) is not None]) == 18
 
 
-@pytest.mark.parametrize("recipe", ["fbs", "channel_gate", "precision_gate-w8a3p2"])
-@pytest.mark.parametrize("force", [False, True])
-def test_convert_refuses_a_gated_net_and_says_why(recipe: str, force: bool) -> None:
-    x = torch.rand(1, 3, 16, 16)
-    net = bw.apply(bw.models.create("resnet20", width=0.25), recipe, x).eval()
-    done = bw.convert(net, x, force=force)
-    part = recipe.partition("-")[0]
-    assert done.model is None and done.report.status == "REFUSE"
-    verdict = done.report.verdict
-    assert verdict.startswith("layer1.0.conv1 (") and f"and {17 if part == 'fbs' else 8} more: gate {part}" in verdict
-    with pytest.raises(bw.InputError):
-        done.save("never.safetensors")
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("recipe", "model"),
+    [
+        ("fbs", "resnet20"),
+        ("channel_gate", "resnet20"),
+        ("channel_gate-postact", "resnet20_postact"),
+        ("precision_gate-w8a3p2", "resnet20"),
+        ("precision_gate-w8a8p4", "resnet20"),
+    ],
+)
+def test_convert_packs_every_shipped_gated_net(recipe: str, model: str, tmp_path: Path) -> None:
+    x = torch.rand(4, 3, 16, 16)
+    net = bw.apply(bw.models.create(model, width=0.25), recipe, x)
+    net.train()(x)
+    done = bw.convert(net.eval(), x)
+    assert done.model is not None and done.report.form == "graph" and not done.report.beyond
+    gated = [row for row in done.report.rows if row.why.startswith("gated: ")]
+    assert len(gated) == (9 if recipe in ("channel_gate", "precision_gate-w8a3p2", "precision_gate-w8a8p4") else 18)
+    done.save(tmp_path / "net.safetensors")
+    assert torch.equal(bw.load(tmp_path / "net.safetensors")(x), done.model(x))
 
 
 def test_the_guide_says_what_the_csv_of_sparse_backprop_says() -> None:
@@ -156,6 +165,25 @@ def test_the_guide_says_what_the_csv_of_sparse_backprop_says() -> None:
     assert f"took {min(ratios):.2f} to {max(ratios):.2f} times the step without" in text
     assert f"median of {rows[0]['rounds']} rounds side by side, one thread, batch {rows[0]['batch']}" in text
     assert f"{min(on):.0f} to {max(on):.0f} % of the gates on" in text
+
+
+def test_the_guide_says_what_the_csv_of_gates_says() -> None:
+    docs = Path(__file__).parent.parent / "docs"
+    with (docs / "results" / "gates.csv").open(newline="", encoding="utf-8") as f:
+        over = {(r["row"], r["block"], r["live"]): float(r["over_dense"]) for r in csv.DictReader(f)}
+    both = [
+        [f"{over[f'{net}, {gate}', '', '']:.1f}" for net in ("resnet20", "resnet18")]
+        for gate in ("channel gate, float32", "channel gate, w8a8", "precision gate 8/4, w8")
+    ]
+    text = " ".join((docs / "guides" / "gating.md").read_text(encoding="utf-8").split())
+    assert f"is {over['conv 128>128 3x3 28x28', '1', '0.5']:.1f} times as fast as the same kernel" in text
+    assert (
+        f"are {over['resnet20', '1', '']:.1f} and {over['resnet18', '1', '']:.1f} times as fast as the same nets"
+        in text
+    )
+    floats, codes, bits = (" and ".join(pair) for pair in both)
+    assert f"on floats {floats} times as fast, in codes of 8 bits {codes} times" in text
+    assert f"with 30 % on {bits} times" in text
 
 
 def test_the_guide_says_who_is_ahead_as_the_rows_do() -> None:

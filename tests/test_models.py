@@ -282,7 +282,7 @@ def test_residual_blocks_by_hand():
     torch.testing.assert_close(block(h), mid + block.bn2(block.conv2(mid.clamp(-1, 1))))
 
 
-@pytest.mark.few(every=4)
+@pytest.mark.few(every=8)
 @pytest.mark.parametrize("name", models.list())
 def test_exports_with_dynamic_batch(name: str):
     model, x = small(name)

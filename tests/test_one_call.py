@@ -215,7 +215,7 @@ def test_runs_end_where_floats_change_their_order() -> None:
     torch.manual_seed(1)
     net, x = Sequence_(), torch.rand(2, 5, 8)
     mine = packed(net, x, "native") if native.available() else pytest.skip(native.notice())
-    runs = [step for _, step, _ in mine._joined() if isinstance(step, NativeRun)]
+    runs = [step for _, step, _ in mine._joined if isinstance(step, NativeRun)]
     assert [[n.op for n in r.nodes] for r in runs] == [
         ["quantize", "coded_linear"],
         ["quantize", "coded_conv"],

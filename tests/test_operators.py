@@ -65,7 +65,8 @@ def graph_of(op: str) -> Graph:
 
 
 def test_every_float_operator_has_its_example() -> None:
-    assert set(EXAMPLES) == {op for op, record in OPERATORS.items() if record.run is not None}
+    gates = {"saliency", "winners", "switch", "channel_gate"}  # values of other shapes: tests/test_packed_gates.py
+    assert set(EXAMPLES) == {op for op, record in OPERATORS.items() if record.run is not None} - gates
 
 
 @pytest.mark.parametrize("op", EXAMPLES)

@@ -583,7 +583,7 @@ def test_numbers_that_are_not_finite_do_no_harm(tmp_path: Path) -> None:
             assert model(INPUT).shape == (2, 3)
 
 
-@pytest.mark.parametrize("key", ["forward", "training", "runtime", "", "a/b", "_steps", "0/bits"])
+@pytest.mark.parametrize("key", ["forward", "training", "runtime", "", "a/b", "_graph", "0/bits"])
 def test_tensor_names_that_are_attributes(key: str, tmp_path: Path) -> None:
     own = golden_tensors()
     graph = GRAPH.replace('"tensors":["thresholds"]', json.dumps({"tensors": {"thresholds": key}})[1:-1], 1)
@@ -795,3 +795,14 @@ def test_codes_of_many_levels_take_no_more_memory_than_their_values() -> None:
 def test_an_inline_threshold_beyond_float32(table: str, tmp_path: Path) -> None:
     own = {k: v for k, v in golden_tensors().items() if "thresholds" not in k}
     assert "thresholds" in refused(with_graph(tmp_path, LEAN.replace("[0.0]", table, 1), own))
+
+
+def test_the_folded_graph_can_be_run_step_by_step() -> None:
+    """What a file says, in plain torch, beside what runs."""
+    net = nn.Sequential(nn.Linear(4, 3), nn.ReLU()).eval()
+    packed, x = PackedModel(fold(trace(net, torch.randn(2, 4)).graph), "reference"), torch.randn(5, 4)
+    env = {packed.graph.nodes[0].name: packed.prepare(x)}
+    with torch.no_grad():
+        for _, step in run_reference.build(packed.graph):
+            step(env)
+    torch.testing.assert_close(env[packed.output_name], net(x))

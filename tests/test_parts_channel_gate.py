@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 import bitwright as bw
 from bitwright.errors import BitwrightWarning, InputError
-from bitwright.parts.channel_gate import base_mask, fitting, shuffled
+from bitwright.fn.shares import base_mask, fitting, shuffled
 
 
 def slow_mask(inputs: int, outputs: int, groups: int, splits: int, group: bool) -> Tensor:
@@ -221,8 +221,7 @@ def test_what_shut_gates_skip_cannot_matter(value: float, training: bool, dtype:
     gate = {"part": "channel_gate", "splits": 2, "init": math.inf}
     layer: Any = bw.nn.Conv2d(8, 8, 3, padding=1, gate=gate).to(dtype).train(training)
     x = torch.randn(2, 8, 5, 5).to(dtype)
-    clean = layer.eval()(x)
-    layer.train(training)
+    clean = layer(x)  # in the same mode: training adds by another convolution, on some CPUs in another order
     x[:, 4:, 1:3, 2] = value  # read by the bases of outputs 4-7 alone
     assert torch.equal(layer(x)[:, :4], clean[:, :4])
     assert layer(x)[:, 4:, 2, 2].isfinite().logical_not().all()  # what a base reads is never lost

@@ -67,9 +67,9 @@ def test_the_fitted_scale_is_close_to_the_best_of_a_fine_search(levels: str, see
     rows, grid = torch.randn(3, 40, dtype=torch.float64), torch.tensor(level_grid(levels), dtype=torch.float64)
 
     def error(scale: Tensor) -> Tensor:
-        return (rows - grid[nearest_level(rows / scale[:, None], grid)] * scale[:, None]).square().sum(1)
+        return (rows - grid[nearest_level(rows / scale[..., None], grid)] * scale[..., None]).square().sum(-1)
 
-    fine = torch.stack([error(torch.full((3,), s, dtype=torch.float64)) for s in torch.logspace(-3, 1, 3000).tolist()])
+    fine = error(torch.logspace(-3, 1, 3000).double()[:, None].expand(-1, 3))
     assert bool((error(fit_scale(rows, grid)) <= 1.02 * fine.amin(0)).all())
     assert torch.allclose(fit_scale(2.0**-40 * rows, grid), 2.0**-40 * fit_scale(rows, grid), rtol=1e-12)
     beside = fit_scale(torch.cat([rows, torch.zeros_like(rows[:2])]), grid)

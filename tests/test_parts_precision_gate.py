@@ -115,7 +115,8 @@ def test_low_bits_send_no_gradient_to_the_input() -> None:
     for at, same in ((-math.inf, False), (math.inf, True)):
         layer.gate.threshold.data.fill_(at)
         (w,) = torch.autograd.grad(layer(x).sum(), layer.weight)
-        _, high, _, unit = layer.gate.coded(x, None)
+        numbers, unit = layer.gate.quantizer.whole(x)
+        high, _ = layer.gate.cut(numbers)
         (base,) = torch.autograd.grad(layer.op(high * unit, layer.weight, layer.bias).sum(), layer.weight)
         assert torch.equal(w, base) is same
 
@@ -304,7 +305,7 @@ def test_what_shut_gates_skip_cannot_matter(value: float, training: bool, dtype:
             sums.append(layer.op(x, w, b))  # base, rest, base, rest: what is skipped is every other one
             return sums[-1] if len(sums) % 2 else torch.full_like(sums[-1], skipped)
 
-        y = layer.gate(GateCall(op, code=layer.x.whole(x)), layer.x(x), layer.weight, layer.bias)
+        y = layer.gate(GateCall(op, whole=layer.x.whole, seen=x), layer.x(x), layer.weight, layer.bias)
         assert all(rest.ne(0).any() for rest in sums[1::2])
         return y
 

@@ -47,7 +47,7 @@ def test_measured_times_decide_and_answers_stay(cache: Path, monkeypatch: pytest
     layers = [n for n in packed.runtime.nodes if n.op.startswith("coded")]
     path = planner.plan_file()
     path.parent.mkdir(parents=True)
-    path.write_text(json.dumps({planner.key(layers[0], 1): {"bits": 2e-5, "bytes": 1e-5, "float": 5e-6}}))
+    path.write_text(json.dumps({planner.key(layers[0]): {"bits": 2e-5, "bytes": 1e-5, "float": 5e-6}}))
     other = PackedModel(packed.graph)
     assert forms(other) == ["bytes", "bits"]
     assert torch.equal(other(x), want)

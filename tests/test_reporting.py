@@ -146,16 +146,48 @@ def test_nothing_comes_from_outside_and_only_our_script_may_run(full: Run) -> No
 
 
 def test_exported_files_are_linked_with_their_sizes(full: Run) -> None:
-    for name in ("packed.onnx", "packed.c", "packed.h"):
+    for name in ("packed.onnx", "packed.c", "packed.h", "packed.v"):
         full.file(name).write_bytes(b"x" * 1234)
     try:
         text = page_of(full).text
     finally:
-        for name in ("packed.onnx", "packed.c", "packed.h"):
+        for name in ("packed.onnx", "packed.c", "packed.h", "packed.v"):
             full.file(name).unlink()
-    for name in ("packed.onnx", "packed.c", "packed.h"):
+    for name in ("packed.onnx", "packed.c", "packed.h", "packed.v"):
         assert re.search(rf'<a href="{name}">{name}</a></dt><dd>1.234 bytes', text)
-    assert f"bitwright export c {full.path}-again" in text
+    assert f"bitwright export c {full.path}-again" in text and f"bitwright export circuit {full.path}-again" in text
+
+
+def test_files_exported_elsewhere_are_linked_too(full: Run, tmp_path: Path) -> None:
+    from bitwright.reporting.sections.exports import digest
+    from bitwright.runs.result_tables import Export
+
+    outside, gone = full.path.parent / "net file.onnx", "packed.c"
+    outside.write_bytes(b"x" * 4321)
+    now = {"source": "experiment.toml", "digest": digest(full.file("experiment.toml"))}
+    full.write(
+        Export,
+        [
+            {
+                "form": "qonnx",
+                "path": "../net file.onnx",
+                "bytes": 4321,
+                "check": "16 samples: equal to the bit",
+                **now,
+            },
+            {"form": "c", "path": gone, "bytes": 9, "check": "8 samples", **now, "digest": "0" * 16},
+        ],
+    )
+    try:
+        found = page_of(full)
+    finally:
+        full.file("exports.csv").unlink()
+        outside.unlink()
+    text = re.sub(r"\s", " ", found.text)
+    assert '<a href="../net%20file.onnx">../net file.onnx</a></th><td>qonnx</td><td>4' in text
+    assert "16 samples: equal to the bit</td>" in text and "gone</td><td>8 samples; of an earlier net" in text
+    assert f"bitwright export qonnx {full.path}-again" in text
+    assert "Not exported to another program." in page_of(full).text
 
 
 def test_accessible_without_script_or_color(full: Run) -> None:

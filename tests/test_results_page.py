@@ -231,9 +231,10 @@ def test_examples_of_the_sentences(monkeypatch: pytest.MonkeyPatch) -> None:
     import results_claims  # pyright: ignore[reportMissingImports]
     import results_page  # pyright: ignore[reportMissingImports]
     import results_selfprune  # pyright: ignore[reportMissingImports]
+    import results_skip  # pyright: ignore[reportMissingImports]
     import results_strangers  # pyright: ignore[reportMissingImports]
 
-    for module in (results_chart, results_claims):
+    for module in (results_chart, results_claims, results_skip):
         assert doctest.testmod(module).attempted > 0 and doctest.testmod(module).failed == 0
     assert doctest.testmod(findings).attempted > 5 and doctest.testmod(findings).failed == 0
     assert doctest.testmod(results_selfprune).attempted > 0 and doctest.testmod(results_selfprune).failed == 0

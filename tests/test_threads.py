@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import subprocess
+import sys
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -168,3 +170,27 @@ def test_a_net_that_is_new_to_all_threads_is_built_for_each_alike() -> None:
             got = list(pool.map(first, range(4)))
         assert all(torch.equal(y, got[0]) for y in got)
         torch.testing.assert_close(got[0], want, rtol=1e-5, atol=1e-5)
+
+
+FORKED = """
+import os
+import torch
+from bitwright.engine import native
+
+torch.manual_seed(0)
+codes = torch.randint(0, 256, (1, 28, 28, 64), dtype=torch.uint8)
+output = native.FloatOutput(torch.ones(64), torch.zeros(64))
+plan = native.ConvPlan.bytes(torch.randint(-128, 128, (64, 64, 3, 3)), padding=1)
+want = plan.run(codes, output, None, 1)
+alike = [torch.equal(plan.run(codes, output, None, threads), want) for threads in (2, 3, 8, 2)]
+child = os.fork()
+if not child:
+    os._exit(0 if all(torch.equal(plan.run(codes, output, None, threads), want) for threads in (3, 2)) else 1)
+print(all(alike), os.waitpid(child, 0)[1], all(torch.equal(plan.run(codes, output, None, 8), want) for _ in range(50)))
+"""
+
+
+@needs_core
+def test_a_forked_process_has_threads_of_its_own() -> None:
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", FORKED], capture_output=True, text=True, timeout=120)
+    assert done.stdout.split() == ["True", "0", "True"], done.stderr

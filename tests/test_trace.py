@@ -50,7 +50,7 @@ def test_shapes_hold_for_any_batch() -> None:
     packed = PackedModel(fold(graph), "reference")
     for n in (1, 2, 5):
         values = packed.values(packed.environment(torch.randn(n, 3, 8, 8)))
-        for node, _, _ in packed.steps():
+        for node, _, _ in packed.steps:
             assert values[node.name].shape[0] == n
 
 

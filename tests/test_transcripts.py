@@ -323,7 +323,7 @@ def test_convert_warn_and_refuse(here: Path) -> None:
     assert said.code == 0
     like(
         said.out, TABLE, "...", LAYER, "...", r"verify  40 of 40 test images: same class .*", "...",
-        rf"WARN  .*smaller, not faster: {X} smaller; .*; file written: runs/bwn/packed\.safetensors  {KB} kB",
+        rf"WARN  .*its bits save bytes, not time: {X} smaller.*; .*; file written: runs/bwn/packed\.safetensors  {KB} kB",
     )  # fmt: skip
     said = say("train", "float.toml")
     assert said.code == 0 and said.next == ["bitwright eval runs/float"], "nothing to convert"

@@ -74,8 +74,10 @@ def test_a_card_compares_files(name: str, call: Any) -> None:
             if value.is_floating_point():
                 value.normal_()
     assert card.float_bytes is not None and card.float_bytes == file_bytes(net)
-    if card.parent is not None:
-        assert card.float_bytes == zoo.card(card.parent).bytes
+    if card.parent is not None:  # the file of a net that normalizes its own input says so
+        parent = zoo.card(card.parent)
+        less = card.float_bytes < parent.bytes and card.normalize != parent.normalize
+        assert card.float_bytes == parent.bytes or less
     assert f"{card.float_bytes / card.bytes:.1f}x smaller" in " ".join(call("zoo", name)[1].split())
 
 

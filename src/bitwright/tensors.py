@@ -40,9 +40,11 @@ def write_tensors(
     return target.stat().st_size
 
 
-def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str], compress: bool = False) -> int:
-    """The size of the file that `write_tensors` would write."""
-    return len(in_memory(*_stored(tensors, metadata, compress)))
+def bytes_of(tensors: dict[str, Tensor], metadata: dict[str, str], dense: bool = False) -> int:
+    """The size of the file that `write_tensors` would write, compressed; `dense`: with every number, equal tensors too."""
+    if dense:
+        return len(in_memory({key: value.detach().clone().contiguous() for key, value in tensors.items()}, metadata))
+    return len(in_memory(*_stored(tensors, metadata, compress=True)))
 
 
 def _stored(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import statistics
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 Clock = Callable[[], float]
@@ -37,6 +37,21 @@ def summarize(samples: list[float], runs: int) -> Timing:
         return Timing(samples[0], samples[0], samples[0], samples[0], runs)
     q1, median, q3 = statistics.quantiles(samples, n=4, method="inclusive")
     return Timing(median, q1, q3, statistics.quantiles(samples, n=20, method="inclusive")[-1], runs)
+
+
+def percentiles(seconds: Sequence[float]) -> dict[str, float]:
+    """mean, p50, p95 and the slowest.
+
+    >>> percentiles([1.0, 2.0, 3.0])
+    {'mean': 2.0, 'p50': 2.0, 'p95': 2.9, 'most': 3.0}
+    """
+    all_of = summarize(list(seconds), len(seconds))
+    return {
+        "mean": sum(seconds) / len(seconds),
+        "p50": all_of.median,
+        "p95": round(all_of.p95, 12),
+        "most": max(seconds),
+    }
 
 
 def quality(spread: float) -> str:

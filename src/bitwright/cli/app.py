@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Annotated, Any
 
 import typer
@@ -65,7 +66,7 @@ for _function, _name, _line in (
 app.add_typer(
     analyze.app, name="analyze", epilog=EPILOG, short_help="Where a trained net needs bits; sweeps of 0/1 weights."
 )
-app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX or C, checked.")
+app.add_typer(export.app, name="export", epilog=EPILOG, short_help="Write a packed net as ONNX, C or gates, checked.")
 app.add_typer(data.app, name="data", epilog=EPILOG, short_help="Find, download and describe data sets.")
 
 
@@ -84,6 +85,7 @@ def bitwright(
     """Reduce a PyTorch network to 1 to 8 bits, and prove that it is faster on your CPU, or learn why it is not."""
 
 
+@cache
 def command() -> Any:
-    """What `run` calls."""
+    """What `run` calls; to build it takes a tenth of a second."""
     return typer.main.get_command(app)

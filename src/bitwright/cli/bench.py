@@ -35,16 +35,23 @@ def bench(
         typer.Option(help="The model of a packed file: its float net feeds the peers.", autocompletion=complete_model),
     ] = None,
     input: Annotated[str | None, typer.Option(help="Shape of one input, e.g. 3,32,32. [default: the model's]")] = None,
+    size: Annotated[
+        str | None, typer.Option(help="Another height and width, 64 or 64x48, of a net that takes every size.")
+    ] = None,
     classes: Annotated[int | None, typer.Option(min=1, help="Outputs of a model by name. [default: 10]")] = None,
     batch: Annotated[int, typer.Option(min=1, help="Inputs per call.")] = 1,
     threads: Annotated[int, typer.Option(min=1, max=1024, help="Threads of every candidate.")] = 1,
     against: Annotated[str | None, typer.Option(help="Peers, e.g. ort-int8,torch-bf16. [default: all]")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Slices of about 6 ms per candidate.")] = 15,
+    images: Annotated[
+        int | None, typer.Option(min=1, help="Of a run: also time so many test images, one by one.")
+    ] = None,
 ) -> None:
     """Measure speed against the best fp32, bf16 and int8 programs of this machine, interleaved in one process.
 
     In a run directory: its packed net against its float net in the peers; bench.json and the rows of results.csv
-    for this batch size are written anew. Narrow terminals leave out the quartiles, then img/s, then p95.
+    for this batch size are written anew. With --images, latency.csv has the time of each image and the report shows
+    them. Narrow terminals leave out the quartiles, then img/s, then p95.
     """
     out: Output = ctx.obj
     run = looks_like_run(target)
@@ -58,16 +65,24 @@ def bench(
     if run:
         from bitwright.cli.bench_run import bench_run
 
-        bench_run(out, target, batch, threads, peers, rounds)
+        bench_run(out, target, batch, threads, peers, rounds, images, sides(size))
         return
+    if images is not None:
+        raise InputError(f"bench {target}: --images times the test images of a run; give a run directory", code="usage")
     sizes: list[int | None] = []
     if target.startswith("conv:"):
+        if size is not None:
+            raise InputError(
+                f"bench {target}: --size is for a net; the size of a convolution is in its name", code="usage"
+            )
         from bitwright.measure.conv import conv_bench
 
-        channels, size, kernel = _conv_shape(target)
-        table = conv_bench(channels, size, None, kernel, batch, threads, against=peers, rounds=rounds)
+        channels, side, kernel = _conv_shape(target)
+        table = conv_bench(channels, side, None, kernel, batch, threads, against=peers, rounds=rounds)
     else:
-        table, *sizes = _net(out, target, recipe, model, input, classes or 10, batch, threads, peers, rounds)
+        table, *sizes = _net(
+            out, target, recipe, model, input, sides(size), classes or 10, batch, threads, peers, rounds
+        )
     show(out, table, *sizes)
 
 
@@ -96,6 +111,7 @@ def _net(
     recipe: str | None,
     model: str | None,
     input: str | None,
+    size: tuple[int, int] | None,
     classes: int,
     batch: int,
     threads: int,
@@ -129,7 +145,10 @@ def _net(
                 f"Pack it: bitwright convert {quoted(target)} --model MODEL"
             ) from None
         if isinstance(packed, PackedModel):
-            shape = shape or tuple(packed.graph.nodes[0].shape)
+            shape = at(shape or tuple(packed.graph.nodes[0].shape), size)
+        elif size is not None:
+            text = f"bench {target}: --size is for a net packed as one graph; this file has the layer form. Possible: --input 3,64,64"
+            raise InputError(text, code="usage")
         assert shape is not None  # a file that needs a model and has none is an error of load
         x = example(shape, batch)
         try:
@@ -151,7 +170,7 @@ def _net(
     if model is not None:
         raise InputError("bench: --model goes with a packed file; name the model itself instead", code="usage")
     net, shape = make_model(target, "bench", shape, classes)
-    x = example(shape, batch)
+    x = example(at(shape, size), batch)
     try_input(net, x, "bench", target)
     if recipe is None:
         return measure(net, x, threads=threads, against=peers, rounds=rounds), None, None
@@ -163,6 +182,28 @@ def _net(
         out.verdict(f"REFUSE  {converted.report.verdict}")
     table = measure(converted, x, threads=threads, against=peers, rounds=rounds)
     return table, converted.report.file_bytes, converted.report.float_bytes
+
+
+def sides(text: str | None) -> tuple[int, int] | None:
+    """`64` or `64x48`: height and width.
+
+    >>> sides("64"), sides("64x48")
+    ((64, 64), (64, 48))
+    """
+    if text is None:
+        return None
+    pieces = text.split("x")
+    if len(pieces) > 2 or not all(p.isdecimal() and 0 < int(p) <= 1 << 16 for p in pieces):
+        raise InputError(f"bench: --size {text!r} is no size; possible: 64 or 64x48", code="input-shape", given=text)
+    return int(pieces[0]), int(pieces[-1])
+
+
+def at(shape: tuple[int, ...], size: tuple[int, int] | None) -> tuple[int, ...]:
+    """The shape of an input with another height and width."""
+    if size is not None and len(shape) != 3:
+        text = f"bench: --size is for images; an input of this net is {'x'.join(map(str, shape))}"
+        raise InputError(text, code="input-shape")
+    return shape if size is None else (shape[0], *size)
 
 
 def _conv_shape(text: str) -> tuple[int, int, int]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from bitwright.cli.bench import show
+from bitwright.cli.bench import at, show
 from bitwright.cli.convert_run import PACKED
 from bitwright.cli.output import Output
 from bitwright.cli.target import open_run, quoted, stand_in
@@ -18,14 +18,29 @@ if TYPE_CHECKING:
     from bitwright.runs import Run
 
 
-def bench_run(out: Output, target: str, batch: int, threads: int, peers: tuple[str, ...], rounds: int) -> None:
-    """Measures and shows; needs no data set, only shapes."""
+def bench_run(
+    out: Output,
+    target: str,
+    batch: int,
+    threads: int,
+    peers: tuple[str, ...],
+    rounds: int,
+    images: int | None = None,
+    size: tuple[int, int] | None = None,
+) -> None:
+    """Measures and shows; needs no data set, only shapes, unless the time of single images is asked for."""
     run = open_run(out, target, "bench")
     _check_packed(run)
+    if size is not None:
+        out.head(f"bench {target}: at another size, so nothing is written into the run")
+        show(out, measured(run, batch, threads, peers, rounds, out.warn, size))
+        return
     if run.has("bench.json"):
         out.head(f"bench {target}: replaces bench.json and the rows for batch {batch} in results.csv of this run")
     table, found = measure_run(run, batch, threads, peers, rounds, out.warn), run.read_json("convert.json")
     show(out, table, found.get("file_bytes"), found.get("float_bytes"))
+    if images is not None:
+        _each_image(out, run, threads, images)
     out.next(f"bitwright report {quoted(target)}", "accuracy, size and speed on one page")
 
 
@@ -37,29 +52,31 @@ def measure_run(
     rounds: int,
     warn: Callable[[str], None] = lambda text: None,
 ) -> BenchTable:
-    """Measures; writes bench.json and the rows of results.csv. Code of a run from elsewhere is not run: `warn` says so."""
-    import bitwright as bw
+    """Measures; writes bench.json and the rows of results.csv."""
+    table = measured(run, batch, threads, peers, rounds, warn)
+    run.write_json("bench.json", table.to_dict())
+    run.put_results(result_rows(run, table))
+    return table
+
+
+def measured(
+    run: Run,
+    batch: int,
+    threads: int,
+    peers: tuple[str, ...],
+    rounds: int,
+    warn: Callable[[str], None],
+    size: tuple[int, int] | None = None,
+) -> BenchTable:
+    """The times. Code of a run from elsewhere is not run: `warn` says so."""
     from bitwright.cli.model_argument import example
-    from bitwright.engine.packed import PackedModel
     from bitwright.measure.bench import bench
 
-    own, classes = run.read_json("convert.json").get("form") == "layers", 10
-    if own:  # packed layers live in the experiment's model
-        from bitwright.runs import build_model
-
-        shape = tuple(run.read_json("convert.json").get("input", ()))
-        packed: nn.Module = bw.load(
-            run.file(PACKED), build_model(run.experiment, stand_in(shape, classes), weights=False)
-        )
-    else:
-        packed = bw.load(run.file(PACKED))
-        if not isinstance(packed, PackedModel):
-            raise InputError(
-                f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}"
-            )
-        nodes = packed.graph.nodes
-        shape, classes = tuple(nodes[0].shape), int(nodes[-1].shape[-1])
+    packed, shape, classes = _packed(run)
+    shape = at(shape, size)
     x = example(shape, batch)
+    if size is not None:
+        packed(x)  # a net of one size says so before others are measured
     try:
         baseline = _float_net(run, shape, classes)
     except InputError as error:
@@ -67,10 +84,52 @@ def measure_run(
             raise
         baseline = None
         warn(f"bench: the packed net alone, without other programs: {error}")
-    table = bench(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
-    run.write_json("bench.json", table.to_dict())
-    run.put_results(result_rows(run, table))
-    return table
+    return bench(packed, x, threads=threads, against=peers, rounds=rounds, baseline=baseline)
+
+
+def _packed(run: Run) -> tuple[nn.Module, tuple[int, ...], int]:
+    """The packed net, the shape of its input and its number of classes."""
+    import bitwright as bw
+    from bitwright.engine.packed import PackedModel
+
+    if run.read_json("convert.json").get("form") == "layers":  # packed layers live in the experiment's model
+        from bitwright.runs import build_model
+
+        shape, classes = tuple(run.read_json("convert.json").get("input", ())), 10
+        model = build_model(run.experiment, stand_in(shape, classes), weights=False)
+        return bw.load(run.file(PACKED), model), shape, classes
+    packed = bw.load(run.file(PACKED))
+    if not isinstance(packed, PackedModel):
+        raise InputError(f"bench {run.path}: {PACKED} is not a packed file; run: bitwright convert {quoted(run.path)}")
+    nodes = packed.graph.nodes
+    return packed, tuple(nodes[0].shape), int(nodes[-1].shape[-1])
+
+
+def _each_image(out: Output, run: Run, threads: int, count: int) -> None:
+    """Times the first test images alone; writes latency.csv."""
+    import torch
+
+    from bitwright import numbers
+    from bitwright.measure.latency import latencies
+    from bitwright.runs import dataset, example_of
+    from bitwright.runs.result_tables import ImageTime
+    from bitwright.timing import percentiles
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        times = latencies(
+            _packed(run)[0], example_of(run.experiment, dataset(run.experiment, "test"), count), threads=threads
+        )
+    finally:
+        torch.set_num_threads(before)
+    run.write(ImageTime, ({"index": i, "us": round(1e6 * t, 3)} for i, t in enumerate(times)))
+    at = {name: numbers.ms(1e3 * value) for name, value in percentiles(times).items()}
+    out.data["latency"] = {"images": len(times), **{f"{k}_ms": 1e3 * v for k, v in percentiles(times).items()}}
+    out.result(
+        f"one image at a time, {len(times):,} test images: p50 {at['p50']} ms, p95 {at['p95']} ms, mean {at['mean']} ms, "
+        f"slowest {at['most']} ms"
+    )
 
 
 def _check_packed(run: Run) -> None:

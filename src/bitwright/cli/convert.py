@@ -44,6 +44,9 @@ def convert(
     ] = "auto",
     backend: Annotated[Literal["auto", "native", "reference"], typer.Option(help="Kernels, or plain torch.")] = "auto",
     threads: Annotated[int | None, typer.Option(min=1, max=1024, help="For the times per layer. [default: 1]")] = None,
+    dynamic_size: Annotated[
+        bool, typer.Option("--dynamic-size", help="For images of every size, where no layer fixes it.")
+    ] = False,
     force: Annotated[
         bool, typer.Option("--force", help="Write the file even if nothing is gained; never if its answers differ.")
     ] = False,
@@ -73,7 +76,7 @@ def convert(
         )
         from bitwright.cli.convert_run import convert_run
 
-        convert_run(out, file, data_root, backend, threads, force, None if all else 2, details, form)
+        convert_run(out, file, data_root, backend, threads, force, None if all else 2, details, form, dynamic_size)
         return
     if not Path(file).is_file():
         raise InputError(f"convert: no file {file}", code="file-missing", given=file)
@@ -102,8 +105,9 @@ def convert(
     if batches:
         x = batches[0][0][:1]
     converted = bw.convert(
-        net, x, form=form, backend=backend, threads=threads, verify=True if batches is None else batches, force=force
-    )
+        net, x, form=form, backend=backend, threads=threads, verify=True if batches is None else batches, force=force,
+        dynamic_size=dynamic_size,
+    )  # fmt: skip
     what = "inputs" if batches is None else "test images"
     show(out, converted, target, what, limit=None if all else 2, details=details)
     if out.exit_code == 0:

@@ -10,6 +10,7 @@ from bitwright.cli.convert_text import show
 from bitwright.cli.counted_batches import CountedBatches
 from bitwright.cli.output import Output
 from bitwright.cli.target import open_run, quoted, test_images, trained_net
+from bitwright.runs.result_tables import Bench, ImageTime
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -32,6 +33,7 @@ def convert_run(
     limit: int | None,
     details: bool,
     form: str = "auto",
+    dynamic_size: bool = False,
 ) -> None:
     """Converts, verifies, shows; writes packed.safetensors, convert.json, layers.csv, a row of results.csv."""
     run = open_run(out, target, "convert")
@@ -50,7 +52,9 @@ def convert_run(
     out.detail(f"convert {target}: {len(images):,} test images of {images.name}, batches of {batches.batch_size}")
     x = next(iter(batches))[0][:1]
     shown = CountedBatches(out, "verify", batches)
-    converted = bw.convert(net, x, form=form, backend=backend, threads=threads, verify=shown, force=force)
+    converted = bw.convert(
+        net, x, form=form, backend=backend, threads=threads, verify=shown, force=force, dynamic_size=dynamic_size
+    )
     show(out, converted, run.file(PACKED), "test images", limit=limit, details=details)
     _write(out, run, converted, images.labels, batches, x, before)
     if out.exit_code == 0:
@@ -135,9 +139,11 @@ def layer_rows(converted: Converted, x: Tensor) -> list[dict[str, Any]]:
 
 def _forget_times(out: Output, run: Run) -> None:
     """Times of another packed net must not stand beside this one's accuracy."""
-    if not run.has("bench.json"):
+    if run.has(ImageTime.file):
+        run.file(ImageTime.file).unlink()
+    if not run.has(Bench.file):
         return
-    run.file("bench.json").unlink()
+    run.file(Bench.file).unlink()
     rows = run.read_csv("results.csv")
     run.write_csv("results.csv", [r for r in rows if not r.get("latency_ms") and not r.get("note")])
     out.note("convert: the times in bench.json were of another packed net and are removed; measure again")

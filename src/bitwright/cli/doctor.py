@@ -26,6 +26,7 @@ EXTRAS = {
     "data": ("pillow", "lmdb"),
     "interactive": ("plotly",),
     "openvino": ("openvino",),
+    "qonnx": ("qonnx",),
     "shrink": ("torch-pruning",),
     "cross": ("ziglang", "unicorn"),
     "docs": ("mkdocs", "mkdocs-material"),

@@ -8,6 +8,9 @@ import typer
 
 from bitwright.cli.complete import complete_run
 from bitwright.cli.export_c import c
+from bitwright.cli.export_circuit import circuit
+from bitwright.cli.export_qonnx import qonnx
+from bitwright.cli.export_record import record
 from bitwright.cli.export_target import RANDOM, ExportTarget, export_target
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
@@ -17,6 +20,8 @@ if TYPE_CHECKING:
 
 app = typer.Typer(rich_markup_mode=None, no_args_is_help=True)
 app.command()(c)
+app.command()(qonnx)
+app.command()(circuit)
 
 
 @app.callback()
@@ -57,6 +62,7 @@ def onnx(
     report = write(found.net, x, path, packed=not standard, qdq=qdq)
     out.result(str(report))
     out.data["export"] = report.to_dict()
+    record(found.run, "onnx", "packed.safetensors", report)
     if not (standard or qdq):
         out.next(f"python -c \"import bitwright as bw; s = bw.ort.session('{path}')\"", "runs it with our kernels")
 

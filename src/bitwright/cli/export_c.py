@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from bitwright.cli.complete import complete_run
+from bitwright.cli.export_record import record
 from bitwright.cli.export_target import RANDOM, ExportTarget, export_target
 from bitwright.cli.output import Output
 from bitwright.errors import InputError
@@ -64,6 +65,7 @@ def c(
     for line in report.floats:
         out.note(f"float  {line}")
     out.data["export"] = report.to_dict()
+    record(found.run, "c", "packed.safetensors", report)
     if not bare:
         out.next(
             f"cc -std=c99 -O2 -DNET_SELF_CHECK {path} && ./a.out && echo equal", "checks it on the machine it is for"

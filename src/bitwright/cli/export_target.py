@@ -28,12 +28,16 @@ class ExportTarget:
     card: Card | None = None
 
     def place(self, output: str | None, suffix: str) -> Path:
-        """The path of the file that is asked for. Errors: it is a folder, or lies in none."""
-        path = self.stem.with_name(self.stem.name + suffix) if output is None else Path(output)
-        if path.is_dir() or not path.parent.is_dir():
-            text = f"{path} is a folder" if path.is_dir() else f"no folder {path.parent}"
-            raise InputError(f"export: {text}; give -o FILE{suffix}", code="file-write", given=str(path))
-        return path
+        return placed(self.stem, output, suffix)
+
+
+def placed(stem: Path, output: str | None, suffix: str) -> Path:
+    """The path of the file that is asked for. Errors: it is a folder, or lies in none."""
+    path = stem.with_name(stem.name + suffix) if output is None else Path(output)
+    if path.is_dir() or not path.parent.is_dir():
+        text = f"{path} is a folder" if path.is_dir() else f"no folder {path.parent}"
+        raise InputError(f"export: {text}; give -o FILE{suffix}", code="file-write", given=str(path))
+    return path
 
 
 def export_target(out: Output, target: str) -> ExportTarget:

@@ -98,9 +98,12 @@ def _next(out: Output, done: Imported, target: Path) -> None:
     if "clip = false" in done.recipe.to_toml():
         out.prose("2-bit inputs of this code have no ends, so the net is for eval and training, not for convert", 6)
         return
-    gated = any(rule.slots.get("gate", "float") != "float" for rule in done.recipe.rules)  # convert refuses gates
+    specs = [rule.slots.get("gate") for rule in done.recipe.rules]
+    refused = any(
+        isinstance(s, dict) and (s.get("compat") or s.get("scale") == "batch_max") for s in specs
+    )  # by convert
     own_classes = own and classes != _classes(done.spec)
-    if gated or done.weights == "float" or done.options.get("width", 1) != 1 or own_classes:
+    if refused or done.weights == "float" or done.options.get("width", 1) != 1 or own_classes:
         return
     words = ["bitwright", "convert", shlex.quote(str(target)), "--model", done.spec]
     if own:

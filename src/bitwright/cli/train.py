@@ -122,9 +122,7 @@ def _end(screen: Output, loaded: Experiment, result: Result) -> None:
         )
         if result.band == "BELOW":
             screen.status, screen.exit_code = "BELOW", 1
-    if result.work is not None:  # gates are not packed yet; the report draws what they do
-        screen.next(f"bitwright report {shlex.quote(str(result.out))}")
-    elif any(stage.recipe or stage.rule for stage in loaded.stage):
+    if any(stage.recipe or stage.rule for stage in loaded.stage):
         screen.next(f"bitwright convert {shlex.quote(str(result.out))}")
     else:
         screen.next(f"bitwright eval {shlex.quote(str(result.out))}")

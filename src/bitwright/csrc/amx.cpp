@@ -25,7 +25,8 @@ void bits_weights(const bw_conv& conv, const uint8_t* bits, void* body) { otherw
 
 int conv_bits(const bw_conv& conv, const uint32_t* x, int32_t layout, const void* body, const bw_sink& sink,
               int threads) {
-  if (layout == BW_LAYOUT_LANES_BITS && conv.groups == 1 && plain_words(sink, conv.o) && tiles_bits_fit(conv)) {
+  const bool words = layout == BW_LAYOUT_LANES_BITS && conv.groups == 1 && !lanes_paired(conv);  // a word belongs to one tap
+  if (words && plain_words(sink, conv.o) && tiles_bits_fit(conv)) {
     const Window<uint8_t> window = tiles_bits_window(conv);
     if (always() || tiles_bits_pay(conv, choose_lines(conv, window), window))
       return tiles_conv_bits(conv, x, body, sink, threads);
@@ -74,9 +75,23 @@ int maxpool_bytes(const bw_pool& pool, const uint8_t* x, uint8_t* out, int threa
 }
 
 const bw_train_table* train() { return otherwise.train(); }
+const bw_skip_table* skip() { return otherwise.skip(); }
 
 int conv_lists(const bw_conv& conv, const uint8_t* x, const void* body, const bw_sink& sink, int threads) {
   return otherwise.conv_lists(conv, x, body, sink, threads);
+}
+bool sliced_pays(const bw_conv& conv, const void* body) { return otherwise.sliced_pays(conv, body); }
+int conv_sliced(const bw_conv& conv, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
+  return otherwise.conv_sliced(conv, x, body, sink, threads);
+}
+int conv_gated(const bw_gated& g, const float* x, const void* body, float* out, const float* residual, float* on, int threads) {
+  return otherwise.conv_gated(g, x, body, out, residual, on, threads);
+}
+int conv_floats(const bw_floats& f, const float* x, const void* body, float* out, const float* residual, int threads) {
+  return otherwise.conv_floats(f, x, body, out, residual, threads);
+}
+int linear_tables(const bw_tables& t, const float* x, const uint32_t* index, float* out, int threads) {
+  return otherwise.linear_tables(t, x, index, out, threads);
 }
 
 }  // namespace
@@ -84,5 +99,5 @@ int conv_lists(const bw_conv& conv, const uint8_t* x, const void* body, const bw
 extern const bw_kernel_table bw_table_amx = {
     "amx",         bw_cpu_has_amx, bits_layout, bits_size, bits_weights, bytes_layout, bytes_size,
     bytes_weights, conv_bits,      conv_bytes,  pack_bits, pack_bytes,   maxpool_bits, maxpool_bytes,
-    train,         conv_lists,     0,
+    train,         skip,           conv_lists,  sliced_pays, conv_sliced, conv_gated,    conv_floats, linear_tables, 0,
 };

@@ -4,6 +4,7 @@
 
 #include "avx512_bits.h"
 #include "avx512_bytes.h"
+#include "avx512_gated.h"
 #include "avx512_pack.h"
 
 namespace {
@@ -20,7 +21,7 @@ void bits_weights(const bw_conv& conv, const uint8_t* bits, void* body) {
 int32_t bytes_layout(const bw_conv& conv, const int16_t* values) {
   return takes_bytes(conv) ? lanes_bytes_layout(conv, values) : table_bytes_layout(conv, values);
 }
-int64_t bytes_size(const bw_conv& conv) { return takes_bytes(conv) ? lanes_bytes_size(conv) : table_bytes_size(conv); }
+int64_t bytes_size(const bw_conv& conv) { return takes_bytes(conv) ? lanes_bytes_room(conv) : table_bytes_size(conv); }
 void bytes_weights(const bw_conv& conv, const int16_t* values, int32_t layout, void* body) {
   takes_bytes(conv) ? lanes_bytes_weights(conv, values, layout, body) : table_bytes_weights(conv, values, layout, body);
 }
@@ -47,5 +48,6 @@ int conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void
 extern const bw_kernel_table bw_table_avx512 = {
     "avx512",        bw_cpu_has_avx512, bits_layout, bits_size,  bits_weights,    bytes_layout,     bytes_size,
     bytes_weights,   conv_bits,         conv_bytes,  lanes_pack_bits, lanes_pack_bytes,
-    generic_maxpool_bits, generic_maxpool_bytes, train_table, generic_conv_lists, BW_LAYOUT_LANES_BYTES,
+    lanes_maxpool_bits, generic_maxpool_bytes, train_table, skip_table, generic_conv_lists,
+    generic_sliced_pays, generic_conv_sliced, lanes_conv_gated, conv_floats, linear_tables, BW_LAYOUT_LANES_BYTES,
 };

@@ -1,20 +1,24 @@
 // AVX-512 (VPOPCNTDQ): convolution of packed bits.
 //
 // Lanes are output channels: a vector holds one word of K for sixteen of them, the input word is broadcast, so
-// there is no horizontal sum and the epilogue is one vector. XOR instead of AND: from
+// there is no horizontal sum and the epilogue is one vector. A word holds up to 32 channels of a tap, or up to 16 of
+// two taps (avx512_pairs.h). XOR instead of AND: from
 //     2 popcount(w & x) = popcount(w) + popcount(x) - popcount(w ^ x)
 // twice the result is  sum_pq k_pq (popcount(w_q) - popcount(w_q ^ x_p)) + spare * sum_p x_mult[p] popcount(x_p)
 // with k_pq = x_mult[p] w_mult[q] and spare = 2 w_zero + sum_q w_mult[q]. Zero padding is zero words. Grids that
 // are symmetric about zero (sign, ternary, odd levels) have spare = 0: then popcount(x) is never needed, and XOR
 // allows the carry-save form below.
 #pragma once
+#include "avx512_pairs.h"
 #include "avx512_tiles.h"
 
 namespace {
 
 // ---- weights: popcounts [blocks][w_planes][16] int32, then words [blocks][w_planes][K][16] --------------------
 
-inline int64_t lanes_k(const bw_conv& conv) { return conv.kh * conv.kw * bw_ceil_div(conv.c, 32); }
+inline int64_t lanes_k(const bw_conv& conv) {
+  return lanes_paired(conv) ? lanes_pairs(conv) : conv.kh * conv.kw * bw_ceil_div(conv.c, 32);
+}
 inline int64_t lanes_blocks(const bw_conv& conv) { return bw_ceil_div(conv.o, 16); }
 
 inline int64_t lanes_bits_size(const bw_conv& conv) {
@@ -23,6 +27,7 @@ inline int64_t lanes_bits_size(const bw_conv& conv) {
 
 inline void lanes_bits_weights(const bw_conv& conv, const uint8_t* bits, void* body) {
   const int64_t taps = conv.kh * conv.kw, words = bw_ceil_div(conv.c, 32), k = lanes_k(conv);
+  const bool paired = lanes_paired(conv);
   int32_t* counts = (int32_t*)body;
   uint32_t* packed = (uint32_t*)body + lanes_blocks(conv) * conv.w_planes * 16;
   memset(body, 0, (size_t)lanes_bits_size(conv));
@@ -32,7 +37,8 @@ inline void lanes_bits_weights(const bw_conv& conv, const uint8_t* bits, void* b
       for (int64_t c = 0; c < conv.c; c++)
         for (int64_t tap = 0; tap < taps; tap++)
           if (*bits++) {
-            packed[(row * k + tap * words + c / 32) * 16 + o % 16] |= 1u << (c % 32);
+            const PairedTap at = paired ? paired_tap(conv, tap) : PairedTap{tap * words + c / 32, 0};
+            packed[(row * k + at.word) * 16 + o % 16] |= 1u << (at.shift + c % 32);
             counts[row * 16 + o % 16]++;
           }
     }
@@ -58,95 +64,102 @@ constexpr int carry_table() {
   return table;
 }
 
+// Written down, because the compiler copies accumulators and reads weights again, which takes one cycle in 24.
+BW_INLINE void add_differing(__m512i& count, __m512i x, __m512i w) {
+  __m512i bits;
+  asm("vpxord %3, %2, %1\n\tvpopcntd %1, %1\n\tvpaddd %1, %0, %0" : "+v"(count), "=&v"(bits) : "v"(x), "v"(w));
+}
+
+// first: the counts are written, not added to.
 template <int P, int C>
-BW_INLINE void xor_counts(const Window<uint32_t>& window, const uint32_t* const (&x)[P], const uint32_t* w,
-                          int64_t w_step, __m512i (&count)[P][C], bool first = true) {
-  if (first)
-    BW_UNROLL for (int p = 0; p < P; p++)
-      BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_setzero_si512();
-  for (int64_t ry = 0; ry < window.runs_y; ry++)
-    for (int64_t rx = 0; rx < window.runs_x; rx++) {
-      const int64_t at = ry * window.run_y + rx * window.run_x;
-      for (int64_t j = at; j < at + window.run; j++, w += 16) {
-        __m512i wv[C];
-        BW_UNROLL for (int c = 0; c < C; c++) wv[c] = _mm512_load_si512(w + c * w_step);
-        BW_UNROLL for (int p = 0; p < P; p++) {
-          const __m512i xv = _mm512_set1_epi32((int)x[p][j]);
-          BW_UNROLL for (int c = 0; c < C; c++)
-            count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(_mm512_xor_si512(xv, wv[c])));
-        }
-      }
+BW_INLINE void xor_counts(const Places& words, const uint32_t* const (&x)[P], const uint32_t* w, int64_t w_step,
+                          __m512i (&count)[P][C], bool first = true) {
+  const int32_t *at = words.place, *const end = at + words.count;
+  __m512i wv[C];
+  if (first) {
+    BW_UNROLL for (int c = 0; c < C; c++) wv[c] = _mm512_load_si512(w + c * w_step);
+    BW_UNROLL for (int p = 0; p < P; p++) {
+      const __m512i xv = _mm512_set1_epi32((int)x[p][*at]);
+      BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_popcnt_epi32(_mm512_xor_si512(xv, wv[c]));
     }
+    at++, w += 16;
+  }
+  for (; at < end; at++, w += 16) {
+    const int64_t j = *at;
+    BW_UNROLL for (int c = 0; c < C; c++) wv[c] = _mm512_load_si512(w + c * w_step);
+    BW_UNROLL for (int p = 0; p < P; p++) {
+      const __m512i xv = _mm512_set1_epi32((int)x[p][j]);
+      BW_UNROLL for (int c = 0; c < C; c++) add_differing(count[p][c], xv, wv[c]);
+    }
+  }
 }
 
 // Carry-save form: `odd` holds the parity of the bits so far, and two words at a time make one carry word worth 2.
 // With the running parities s0, s1 = s0 ^ x0 ^ w0, s2 = s1 ^ x1 ^ w1 the carry is a function of the three: four
 // instructions and one popcount for two words instead of six with two. Pays where popcount has one port (Intel).
 template <int P, int C>
-BW_INLINE void xor_counts_carry(const Window<uint32_t>& window, const uint32_t* const (&x)[P], const uint32_t* w,
-                                int64_t w_step, __m512i (&count)[P][C]) {
+BW_INLINE void xor_counts_carry(const Places& words, const uint32_t* const (&x)[P], const uint32_t* w, int64_t w_step,
+                                __m512i (&count)[P][C]) {
   __m512i odd[P][C];
   BW_UNROLL for (int p = 0; p < P; p++)
     BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = odd[p][c] = _mm512_setzero_si512();
-  for (int64_t ry = 0; ry < window.runs_y; ry++)
-    for (int64_t rx = 0; rx < window.runs_x; rx++) {
-      int64_t j = ry * window.run_y + rx * window.run_x;
-      const int64_t end = j + window.run;
-      for (; j + 2 <= end; j += 2, w += 32) {
-        __m512i w0[C], w1[C];
-        BW_UNROLL for (int c = 0; c < C; c++)
-          w0[c] = _mm512_load_si512(w + c * w_step), w1[c] = _mm512_load_si512(w + c * w_step + 16);
-        BW_UNROLL for (int p = 0; p < P; p++) {
-          const __m512i x0 = _mm512_set1_epi32((int)x[p][j]), x1 = _mm512_set1_epi32((int)x[p][j + 1]);
-          BW_UNROLL for (int c = 0; c < C; c++) {
-            const __m512i s0 = odd[p][c], s1 = _mm512_ternarylogic_epi32(s0, x0, w0[c], 0x96);
-            const __m512i s2 = _mm512_ternarylogic_epi32(s1, x1, w1[c], 0x96);
-            const __m512i carry = _mm512_ternarylogic_epi32(s0, s1, s2, carry_table());
-            odd[p][c] = s2;
-            count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(carry));
-          }
-        }
-      }
-      if (j < end) {  // an odd word: a half adder
-        BW_UNROLL for (int c = 0; c < C; c++) {
-          const __m512i wv = _mm512_load_si512(w + c * w_step);
-          BW_UNROLL for (int p = 0; p < P; p++) {
-            const __m512i bit = _mm512_xor_si512(_mm512_set1_epi32((int)x[p][j]), wv), s0 = odd[p][c];
-            count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(_mm512_and_si512(s0, bit)));
-            odd[p][c] = _mm512_xor_si512(s0, bit);
-          }
-        }
-        w += 16;
+  int64_t i = 0;
+  for (; i + 2 <= words.count; i += 2, w += 32) {
+    const int64_t j0 = words.place[i], j1 = words.place[i + 1];
+    __m512i w0[C], w1[C];
+    BW_UNROLL for (int c = 0; c < C; c++)
+      w0[c] = _mm512_load_si512(w + c * w_step), w1[c] = _mm512_load_si512(w + c * w_step + 16);
+    BW_UNROLL for (int p = 0; p < P; p++) {
+      const __m512i x0 = _mm512_set1_epi32((int)x[p][j0]), x1 = _mm512_set1_epi32((int)x[p][j1]);
+      BW_UNROLL for (int c = 0; c < C; c++) {
+        const __m512i s0 = odd[p][c], s1 = _mm512_ternarylogic_epi32(s0, x0, w0[c], 0x96);
+        const __m512i s2 = _mm512_ternarylogic_epi32(s1, x1, w1[c], 0x96);
+        const __m512i carry = _mm512_ternarylogic_epi32(s0, s1, s2, carry_table());
+        odd[p][c] = s2;
+        count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(carry));
       }
     }
+  }
   BW_UNROLL for (int p = 0; p < P; p++)
-    BW_UNROLL for (int c = 0; c < C; c++)
-      count[p][c] = _mm512_add_epi32(_mm512_slli_epi32(count[p][c], 1), _mm512_popcnt_epi32(odd[p][c]));
+    BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_slli_epi32(count[p][c], 1);
+  if (i < words.count) {  // an odd word: the parities and this word are counted together
+    const int64_t j = words.place[i];
+    BW_UNROLL for (int c = 0; c < C; c++) {
+      const __m512i wv = _mm512_load_si512(w + c * w_step);
+      BW_UNROLL for (int p = 0; p < P; p++)
+        count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(_mm512_xor_si512(_mm512_set1_epi32((int)x[p][j]), wv)));
+    }
+  }
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_add_epi32(count[p][c], _mm512_popcnt_epi32(odd[p][c]));
 }
 
-inline int64_t window_popcount(const Window<uint32_t>& window, const uint32_t* x) {
+inline int64_t window_popcount(const Places& words, const uint32_t* x) {
   int64_t total = 0;
-  for (int64_t ry = 0; ry < window.runs_y; ry++)
-    for (int64_t rx = 0; rx < window.runs_x; rx++)
-      for (int64_t j = 0; j < window.run; j++)
-        total += __builtin_popcount(x[ry * window.run_y + rx * window.run_x + j]);
+  for (int64_t i = 0; i < words.count; i++) total += __builtin_popcount(x[words.place[i]]);
   return total;
 }
 
 // ---- one tile: P pixels x 16 C channels ----------------------------------------------------------------------
 
-struct BitsJob {
-  typedef uint32_t element;
+struct BitsCall {
   const bw_conv& conv;
   const bw_sink& sink;
   Window<uint32_t> window;
+  Places window_words;
   const int32_t* counts;
   const uint32_t* words;
   int64_t spare;
   const int32_t* cuts;    // see make_cuts; null: the general epilogue
   const uint16_t* flips;
-  EmitTile emit;
   int shift;              // of half a product of the lowest planes, see doubling_tile; -1: the general sum
+};
+
+template <class Emit>
+struct BitsJob : BitsCall {
+  typedef uint32_t element;
+  Emit emit;
+  BitsJob(const BitsCall& call, Emit emit) : BitsCall(call), emit(emit) {}
   template <int P, int C, bool CARRY>
   BW_INLINE void tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const;
 };
@@ -155,7 +168,7 @@ struct BitsJob {
 // epilogue is one comparison. With factor = 2**shift,
 //   (factor (all - count)) / 2 + corr >= t   <=>   count <= all - ceil(2 (t - corr) / factor) = cut.
 // cuts [border classes][blocks * 16]; lanes beyond the channels get -1, which no count reaches: bit 0.
-inline bool make_cuts(BitsJob& job) {
+inline bool make_cuts(BitsCall& job) {
   const bw_conv& conv = job.conv;
   const bw_sink& sink = job.sink;
   const int64_t factor = (int64_t)conv.x_mult[0] * conv.w_mult[0];
@@ -185,7 +198,7 @@ inline bool make_cuts(BitsJob& job) {
 }
 
 template <int P, int C, bool CARRY>
-BW_INLINE void sign_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel, int64_t block) {
+BW_INLINE void sign_tile(const BitsCall& job, Walk<uint32_t>& walk, int64_t pixel, int64_t block) {
   const int64_t k = lanes_k(job.conv), lanes = lanes_blocks(job.conv) * 16, words = bw_ceil_div(job.conv.o, 32);
   const uint32_t* x[P];
   const int32_t* cut[P];
@@ -193,21 +206,22 @@ BW_INLINE void sign_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel
     x[p] = walk.address(), cut[p] = job.cuts + walk.border() * lanes + block * 16, walk.next();
   __m512i count[P][C];
   const uint32_t* w = job.words + block * k * 16;
-  if (CARRY) xor_counts_carry<P, C>(job.window, x, w, k * 16, count);
-  else xor_counts<P, C>(job.window, x, w, k * 16, count);
-  uint16_t* out = (uint16_t*)((uint32_t*)job.sink.out + pixel * words) + block;
-  const bool odd_end = (block + C) * 16 >= lanes && (block + C) % 2;  // the unused half of the last word is ours
-  BW_UNROLL for (int p = 0; p < P; p++, out += words * 2) {
-    BW_UNROLL for (int c = 0; c < C; c++)
-      out[c] = (uint16_t)(_mm512_cmple_epi32_mask(count[p][c], _mm512_loadu_si512(cut[p] + c * 16)) ^ job.flips[block + c]);
-    if (odd_end) out[C] = 0;
+  if (CARRY) xor_counts_carry<P, C>(job.window_words, x, w, k * 16, count);
+  else xor_counts<P, C>(job.window_words, x, w, k * 16, count);
+  uint64_t flips = 0;
+  BW_UNROLL for (int c = 0; c < C; c++) flips |= (uint64_t)job.flips[block + c] << 16 * c;
+  uint32_t* out = (uint32_t*)job.sink.out + pixel * words;
+  BW_UNROLL for (int p = 0; p < P; p++, out += words) {
+    __mmask16 low[C];
+    BW_UNROLL for (int c = 0; c < C; c++) low[c] = _mm512_cmple_epi32_mask(count[p][c], _mm512_loadu_si512(cut[p] + c * 16));
+    store_halves(out, job.conv.o, block, C, joined_masks(low) ^ flips);
   }
 }
 
 // One plane of weights, and planes of the input each worth twice the one before: their counts are added by Horner's rule, and the
 // sum is (2^planes - 1) all - count, shifted.
-template <int P, int C, bool CARRY>
-BW_INLINE void doubling_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t pixel, int64_t block) {
+template <int P, int C, bool CARRY, class Emit>
+BW_INLINE void doubling_tile(const BitsJob<Emit>& job, Walk<uint32_t>& walk, int64_t pixel, int64_t block) {
   const int64_t k = lanes_k(job.conv), planes = job.conv.x_planes, plane_words = bw_ceil_div(job.conv.c, 32);
   const uint32_t* x[P];
   const int32_t* corr[P];
@@ -215,19 +229,19 @@ BW_INLINE void doubling_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t p
     x[p] = walk.address() + (planes - 1) * plane_words, corr[p] = walk.corr(), walk.next();
   __m512i count[P][C];
   const uint32_t* w = job.words + block * k * 16;
-  if (CARRY) xor_counts_carry<P, C>(job.window, x, w, k * 16, count);
-  else xor_counts<P, C>(job.window, x, w, k * 16, count);
+  if (CARRY) xor_counts_carry<P, C>(job.window_words, x, w, k * 16, count);
+  else xor_counts<P, C>(job.window_words, x, w, k * 16, count);
   for (int64_t plane = planes - 1; plane > 0; plane--) {
     BW_UNROLL for (int p = 0; p < P; p++) x[p] -= plane_words;
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_slli_epi32(count[p][c], 1);
     if (CARRY) {
       __m512i more[P][C];
-      xor_counts_carry<P, C>(job.window, x, w, k * 16, more);
+      xor_counts_carry<P, C>(job.window_words, x, w, k * 16, more);
       BW_UNROLL for (int p = 0; p < P; p++)
         BW_UNROLL for (int c = 0; c < C; c++) count[p][c] = _mm512_add_epi32(count[p][c], more[p][c]);
     } else {
-      xor_counts<P, C>(job.window, x, w, k * 16, count, false);
+      xor_counts<P, C>(job.window_words, x, w, k * 16, count, false);
     }
   }
   const __m128i shift = _mm_cvtsi32_si128(job.shift), doubled = _mm_cvtsi64_si128(planes);
@@ -236,12 +250,14 @@ BW_INLINE void doubling_tile(const BitsJob& job, Walk<uint32_t>& walk, int64_t p
     const __m512i all = _mm512_sub_epi32(_mm512_sll_epi32(one, doubled), one);
     BW_UNROLL for (int p = 0; p < P; p++) count[p][c] = _mm512_sll_epi32(_mm512_sub_epi32(all, count[p][c]), shift);
   }
-  emit_sums<P, C>(job.emit, job.sink, job.conv.o, pixel, block, corr, count);
+  job.emit(SumsOfTile<P, C>{job.sink, job.conv.o, pixel, block, corr, count});
 }
 
+template <class Emit>
 template <int P, int C, bool CARRY>
-BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const {
+BW_INLINE void BitsJob<Emit>::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block) const {
   const int64_t k = lanes_k(conv), w_step = conv.w_planes * k * 16, plane_words = bw_ceil_div(conv.c, 32);
+  if constexpr (Emit::DIRECT) return doubling_tile<P, C, CARRY>(*this, walk, pixel, block);
   if (cuts) return sign_tile<P, C, CARRY>(*this, walk, pixel, block);
   if (shift >= 0) return doubling_tile<P, C, CARRY>(*this, walk, pixel, block);
   const uint32_t* x[P];
@@ -255,8 +271,8 @@ BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block)
     for (int64_t a = 0; a < conv.x_planes; a++) {
       const uint32_t* plane[P];
       BW_UNROLL for (int p = 0; p < P; p++) plane[p] = x[p] + a * plane_words;
-      if (CARRY) xor_counts_carry<P, C>(window, plane, w, w_step, count);
-      else xor_counts<P, C>(window, plane, w, w_step, count);
+      if (CARRY) xor_counts_carry<P, C>(window_words, plane, w, w_step, count);
+      else xor_counts<P, C>(window_words, plane, w, w_step, count);
       const __m512i factor = _mm512_set1_epi32(conv.x_mult[a] * conv.w_mult[q]);
       BW_UNROLL for (int c = 0; c < C; c++) {
         const __m512i all = _mm512_loadu_si512(counts + ((block + c) * conv.w_planes + q) * 16);
@@ -269,19 +285,22 @@ BW_INLINE void BitsJob::tile(Walk<uint32_t>& walk, int64_t pixel, int64_t block)
     int64_t extra = 0;
     if (spare)
       for (int64_t a = 0; a < conv.x_planes; a++)
-        extra += conv.x_mult[a] * window_popcount(window, x[p] + a * plane_words);
+        extra += conv.x_mult[a] * window_popcount(window_words, x[p] + a * plane_words);
     const __m512i shared = _mm512_set1_epi32((int)(extra * spare));
     BW_UNROLL for (int c = 0; c < C; c++) total[p][c] = _mm512_srai_epi32(_mm512_add_epi32(total[p][c], shared), 1);
   }
-  emit_sums<P, C>(emit, sink, conv.o, pixel, block, corr, total);
+  emit(SumsOfTile<P, C>{sink, conv.o, pixel, block, corr, total});
 }
 
 // Measured, here and on Sapphire Rapids: Zen counts bits on two ports and is best with the plain 4 x 4
 // tile; Intel has one such port and wins with carry-save, which takes a second register per accumulator.
-inline TileChoice<BitsJob> choose_tile(int64_t pixels) {
-  if (pixels < 4) return {strip<BitsJob, 1, 4, false>, nullptr, strip<BitsJob, 1, 1, false>, 4, 1};
-  if (bw_cpu_is_amd()) return {strip<BitsJob, 4, 4, false>, strip<BitsJob, 7, 2, false>, strip<BitsJob, 7, 1, false>, 4, 4};
-  return {strip<BitsJob, 4, 2, true>, nullptr, strip<BitsJob, 7, 1, true>, 2, 4};
+// Weights of 4 x 16 outputs that outgrow the first cache are taken by 2 x 16.
+template <class Job>
+TileChoice<Job> choose_tile(int64_t pixels, int64_t words) {
+  if (pixels < 4) return {strip<Job, 1, 4, false>, nullptr, strip<Job, 1, 1, false>, 4, 1};
+  if (bw_cpu_is_amd() && words > 112) return {strip<Job, 8, 2, false>, nullptr, strip<Job, 8, 1, false>, 2, 8};
+  if (bw_cpu_is_amd()) return {strip<Job, 4, 4, false>, strip<Job, 8, 2, false>, strip<Job, 8, 1, false>, 4, 4};
+  return {strip<Job, 4, 2, true>, nullptr, strip<Job, 7, 1, true>, 2, 4};
 }
 
 inline int doubling_shift(const bw_conv& conv, int64_t spare) {
@@ -292,20 +311,43 @@ inline int doubling_shift(const bw_conv& conv, int64_t spare) {
   return factor < 2 || (factor & (factor - 1)) ? -1 : __builtin_ctzll((uint64_t)factor) - 1;
 }
 
+// The window of `images` and the places of its words. False: no memory.
+inline bool bits_window(const bw_conv& images, const uint32_t* x, int threads, Window<uint32_t>* window, Places* places) {
+  const int64_t words = bw_ceil_div(images.c, 32);
+  if (lanes_paired(images)) return make_pairs(images, x, threads, window, places);
+  return make_window(images, x, images.x_planes * words, words, false, true, threads, window) &&
+         make_places(*window, 1, lanes_k(images), places);
+}
+
+// Images whose copies stay in the second cache while they are read.
+inline int64_t bits_images(const bw_conv& conv) {
+  const int64_t words = bw_ceil_div(conv.c, 32) * conv.x_planes * (lanes_paired(conv) ? 3 : 1);
+  const int64_t bytes = (conv.h + 2 * conv.pad_h) * (conv.w + 2 * conv.pad_w) * words * 4, room = 256 << 10;
+  return bytes < room ? room / bytes : 1;
+}
+
 inline int lanes_conv_bits(const bw_conv& conv, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
-  const int64_t words = bw_ceil_div(conv.c, 32);
+  const int64_t image = conv.h * conv.w * conv.x_planes * bw_ceil_div(conv.c, 32), pixels = conv.oh * conv.ow;
   int64_t spare = 2 * conv.w_zero;
   for (int64_t q = 0; q < conv.w_planes; q++) spare += conv.w_mult[q];
-  Window<uint32_t> window;
-  if (!make_window(conv, x, conv.x_planes * words, words, false, true, threads, &window))
-    return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
   const int32_t* counts = (const int32_t*)body;
   const uint32_t* packed = (const uint32_t*)body + lanes_blocks(conv) * conv.w_planes * 16;
   const auto run = [&](const bw_sink& to, int nt) {
-    BitsJob job = {conv, to, window, counts, packed, spare, nullptr, nullptr, emitter_of(to), doubling_shift(conv, spare)};
-    if (!make_cuts(job)) return bw_fail(BW_NO_MEMORY, "out of memory for the thresholds");
-    const int64_t pixels = conv.n * conv.oh * conv.ow;
-    run_tiles(job, choose_tile(pixels), nt, 0, pixels);
+    BitsCall call = {conv, to, {}, {}, counts, packed, spare, nullptr, nullptr, doubling_shift(conv, spare)};
+    if (!make_cuts(call)) return bw_fail(BW_NO_MEMORY, "out of memory for the thresholds");
+    bw_conv some = conv;
+    for (int64_t first = 0; first < conv.n; first += some.n) {
+      const int64_t most = bits_images(conv), left = conv.n - first;
+      some.n = left < most ? left : most;
+      if (!bits_window(some, x + first * image, nt, &call.window, &call.window_words))
+        return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
+      call.window.image -= first * call.window.step_n;  // tiles count the pixels of all images
+      const auto tiles = [&](auto emit) {
+        typedef BitsJob<decltype(emit)> Job;
+        run_tiles(Job(call, emit), choose_tile<Job>(some.n * pixels, lanes_k(conv)), nt, first * pixels, (first + some.n) * pixels);
+      };
+      call.cuts || call.shift < 0 ? tiles(EmitAny{emitter_of(to)}) : with_emitter_of_bits(to, tiles);
+    }
     return (int)BW_OK;
   };
   if (!plain_words(sink, conv.o)) return emit_in_two_steps(conv, sink, threads, run);

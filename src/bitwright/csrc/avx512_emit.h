@@ -141,6 +141,16 @@ BW_INLINE void store_halves(uint32_t* plane, int64_t channels, int64_t block, in
   if ((block + blocks) % 2 && (block + blocks) * 16 >= channels) *halves = 0;
 }
 
+// The masks of C vectors as one number, sixteen bits a vector from bit 0 on.
+template <int C>
+BW_INLINE uint64_t joined_masks(const __mmask16 (&masks)[C]) {
+  if constexpr (C == 4)
+    return _cvtmask64_u64(_mm512_kunpackd(_mm512_kunpackw(masks[3], masks[2]), _mm512_kunpackw(masks[1], masks[0])));
+  uint64_t bits = 0;
+  BW_UNROLL for (int c = 0; c < C; c++) bits |= (uint64_t)masks[c] << 16 * c;
+  return bits;
+}
+
 inline void emit_integers(const bw_sink& sink, int64_t channels, const Tile& given) {
   const Tile tile = given;  // a copy that no store can change
   int32_t* const out = (int32_t*)sink.out + tile.pixel * channels + tile.block * 16;
@@ -150,13 +160,14 @@ inline void emit_integers(const bw_sink& sink, int64_t channels, const Tile& giv
   }
 }
 
-enum Beside { NOTHING, CUT_WORDS, CUT_BYTES, CODES };
+enum Beside { NOTHING, CUT_WORDS, CUT_BYTES, LADDER_WORDS, CODES };
 
 template <Beside BESIDE, Rounding ROUNDING>
 void emit_floats(const bw_sink& sink, int64_t channels, const Tile& given) {
   const Tile tile = given;  // a copy that no store can change
-  uint64_t bits[MOST_PIXELS];
-  uint32_t* const words = (uint32_t*)sink.extra + tile.pixel * bw_words(channels, 1);
+  const int planes = BESIDE == LADDER_WORDS ? (int)sink.out_planes : 1;
+  uint64_t bits[BESIDE == LADDER_WORDS ? BW_MAX_PLANES : 1][MOST_PIXELS] = {};
+  uint32_t* const words = (uint32_t*)sink.extra + tile.pixel * planes * bw_words(channels, 1);
   const __m512 floor = _mm512_set1_ps(sink.relu ? 0.0f : -INFINITY);
   const bw_grid none = {};
   const Codes16<ROUNDING> codes(BESIDE == CODES ? *sink.grid : none);
@@ -168,7 +179,7 @@ void emit_floats(const bw_sink& sink, int64_t channels, const Tile& given) {
     const __mmask16 lanes = lanes_of(channels, tile.block + c);
     const __m512 scale = _mm512_maskz_loadu_ps(lanes, sink.scale + first);
     const __m512 add = _mm512_maskz_loadu_ps(lanes, sink.add + first);
-    const __m512 cut = BESIDE != CODES && sink.cuts ? _mm512_maskz_loadu_ps(lanes, sink.cuts + first) : _mm512_setzero_ps();
+    const __m512 cut = (BESIDE == CUT_WORDS || BESIDE == CUT_BYTES) && sink.cuts ? _mm512_maskz_loadu_ps(lanes, sink.cuts + first) : _mm512_setzero_ps();
     const __mmask16 flips = BESIDE == CUT_WORDS || BESIDE == CUT_BYTES ? flips_of(sink, tile.block + c, lanes) : 0;
     for (int p = 0; p < tile.pixels; p++) {
       const int64_t at = (tile.pixel + p) * channels + first;
@@ -177,14 +188,25 @@ void emit_floats(const bw_sink& sink, int64_t channels, const Tile& given) {
       y = _mm512_max_ps(floor, y);  // the second operand where one is NaN
       store_16(out + at, lanes, _mm512_castps_si512(y));
       if (BESIDE == CODES) store_bytes(extra + at, lanes, codes(y));
+      if (BESIDE == LADDER_WORDS) {
+        __m512i code = _mm512_setzero_si512();
+        for (int64_t l = 0; l < sink.levels; l++) {
+          const __m512 level = _mm512_maskz_loadu_ps(lanes, sink.cuts + l * channels + first);
+          code = _mm512_mask_add_epi32(code, _mm512_mask_cmp_ps_mask(lanes, y, level, _CMP_GE_OQ), code, _mm512_set1_epi32(1));
+        }
+        for (int q = 0; q < planes; q++)
+          bits[q][p] |= (uint64_t)_mm512_test_epi32_mask(code, _mm512_set1_epi32(1 << q)) << 16 * c;
+      }
       if (BESIDE != CUT_WORDS && BESIDE != CUT_BYTES) continue;
       const __mmask16 reached = _mm512_mask_cmp_ps_mask(lanes, y, cut, _CMP_GE_OQ) ^ flips;
       if (BESIDE == CUT_BYTES) store_bytes(extra + at, lanes, _mm512_maskz_set1_epi32(reached, 1));
-      if (BESIDE == CUT_BYTES) continue;
-      bits[p] = (c ? bits[p] : 0) | (uint64_t)reached << 16 * c;
-      if (c == tile.blocks - 1) store_halves(words + p * bw_words(channels, 1), channels, tile.block, tile.blocks, bits[p]);
+      else bits[0][p] |= (uint64_t)reached << 16 * c;
     }
   }
+  if (BESIDE != CUT_WORDS && BESIDE != LADDER_WORDS) return;
+  for (int p = 0; p < tile.pixels; p++)
+    for (int q = 0; q < planes; q++)
+      store_halves(words + (p * planes + q) * bw_words(channels, 1), channels, tile.block, tile.blocks, bits[q][p]);
 }
 
 template <Rounding ROUNDING>
@@ -261,6 +283,7 @@ struct Kind {
 template <class Take>
 void of_floats(const bw_sink& sink, const Take& take) {
   if (!sink.extra) return take(Kind<NOTHING, BY_STEP>());
+  if (!sink.grid && sink.levels > 1) return take(Kind<LADDER_WORDS, BY_STEP>());
   if (!sink.grid && sink.extra_bytes) return take(Kind<CUT_BYTES, BY_STEP>());
   if (!sink.grid) return take(Kind<CUT_WORDS, BY_STEP>());
   switch (rounding_of(*sink.grid)) {

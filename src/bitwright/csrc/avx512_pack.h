@@ -43,7 +43,19 @@ inline void pack_pairs(const bw_pack& pack, const float* x, uint32_t* out) {
   const __m512 one = _mm512_set1_ps(pack.thresholds[0]), two = _mm512_set1_ps(pack.thresholds[1]);
   const __m512 three = _mm512_set1_ps(pack.thresholds[2]);
   const int64_t words = bw_ceil_div(pack.c, 32);
-  for (int64_t block = 0; block * 16 < pack.c; block++) {
+  int64_t block = 0;
+  for (; (block + 4) * 16 <= pack.c; block += 4) {  // four vectors fill two words
+    uint64_t low = 0, high = 0;
+    BW_UNROLL for (int b = 0; b < 4; b++) {
+      const __m512 value = _mm512_loadu_ps(x + (block + b) * 16);
+      const __mmask16 middle = _mm512_cmp_ps_mask(value, two, _CMP_GE_OQ);
+      const __mmask16 outer = _mm512_cmp_ps_mask(value, one, _CMP_GE_OQ) ^ _mm512_cmp_ps_mask(value, three, _CMP_GE_OQ);
+      low |= (uint64_t)(__mmask16)(outer ^ middle) << 16 * b, high |= (uint64_t)middle << 16 * b;
+    }
+    memcpy(out + block / 2, &low, 8);
+    memcpy(out + words + block / 2, &high, 8);
+  }
+  for (; block * 16 < pack.c; block++) {
     const __mmask16 lanes = lanes_of(pack.c, block);
     const __m512 value = _mm512_maskz_loadu_ps(lanes, x + block * 16);
     const __mmask16 middle = _mm512_mask_cmp_ps_mask(lanes, value, two, _CMP_GE_OQ);

@@ -3,8 +3,48 @@
 // a window: one load and one maximum a tap.
 #pragma once
 #include "avx512_tiles.h"
+#include "generic_pack.h"
 
 namespace {
+
+// Max-pooling of codes in words, four words of each plane at a time: the planes of the largest code so far stay in registers.
+template <int PLANES>
+BW_INLINE void pool_words(const bw_pool& pool, const uint32_t* x, uint32_t* out, int64_t row) {
+  const int64_t n = row / pool.oh, oy = row % pool.oh, words = pool.channels, pixel = PLANES * words;
+  const int64_t top = oy * pool.stride_h - pool.pad_h;
+  out += row * pool.ow * pixel;
+  for (int64_t ox = 0; ox < pool.ow; ox++, out += pixel) {
+    const int64_t left = ox * pool.stride_w - pool.pad_w;
+    for (int64_t word = 0; word < words; word += 4) {
+      __m128i best[PLANES];
+      BW_UNROLL for (int p = 0; p < PLANES; p++) best[p] = _mm_setzero_si128();
+      for (int64_t iy = top; iy < top + pool.kh * pool.dil_h; iy += pool.dil_h) {
+        if (iy < 0 || iy >= pool.h) continue;
+        for (int64_t ix = left; ix < left + pool.kw * pool.dil_w; ix += pool.dil_w) {
+          if (ix < 0 || ix >= pool.w) continue;
+          const uint32_t* from = x + ((n * pool.h + iy) * pool.w + ix) * pixel + word;
+          __m128i same = _mm_set1_epi32(-1), more = _mm_setzero_si128(), code[PLANES];
+          BW_UNROLL for (int p = PLANES - 1; p >= 0; p--) {  // the highest plane that differs decides
+            code[p] = _mm_loadu_si128((const __m128i*)(from + p * words));
+            more = _mm_or_si128(more, _mm_and_si128(same, _mm_andnot_si128(best[p], code[p])));
+            same = _mm_andnot_si128(_mm_xor_si128(code[p], best[p]), same);
+          }
+          BW_UNROLL for (int p = 0; p < PLANES; p++)
+            best[p] = _mm_or_si128(_mm_and_si128(code[p], more), _mm_andnot_si128(more, best[p]));
+        }
+      }
+      BW_UNROLL for (int p = 0; p < PLANES; p++) _mm_storeu_si128((__m128i*)(out + p * words + word), best[p]);
+    }
+  }
+}
+
+inline int lanes_maxpool_bits(const bw_pool& pool, const uint32_t* x, uint32_t* out, int threads) {
+  if (pool.channels % 4 || pool.planes > 2) return generic_maxpool_bits(pool, x, out, threads);
+  for_tasks(threads, pool.n * pool.oh, [&](int64_t row) {
+    pool.planes == 1 ? pool_words<1>(pool, x, out, row) : pool_words<2>(pool, x, out, row);
+  });
+  return BW_OK;
+}
 
 struct PoolRow {             // one row of pooled pixels of one image
   const float* const* rows;  // of the convolution, from y = first on

@@ -1,7 +1,7 @@
 // AVX-512: how a convolution is cut into register tiles, strips and tasks. A Job has `conv`, `window` and
 // tile<P, C, CARRY>(walk, pixel, block), which does P pixels x 16 C channels from pixel and block on.
 #pragma once
-#include "avx512_emit.h"
+#include "avx512_direct.h"
 #include "avx512_window.h"
 #include "generic_emit.h"
 
@@ -10,16 +10,6 @@ namespace {
 // A number of its own for each call, for what a thread keeps from one task to the next.
 uint64_t calls = 0;
 inline uint64_t next_call() { return __atomic_add_fetch(&calls, 1, __ATOMIC_RELAXED); }
-
-// The sums of a tile leave their registers here, not in the loop before.
-template <int P, int C>
-BW_INLINE void emit_sums(EmitTile emit, const bw_sink& sink, int64_t channels, int64_t pixel, int64_t block,
-                         const int32_t* const (&corr)[P], const __m512i (&sums)[P][C]) {
-  __m512i stored[P * C];
-  BW_UNROLL for (int p = 0; p < P; p++)
-    BW_UNROLL for (int c = 0; c < C; c++) stored[p * C + c] = sums[p][c];
-  emit(sink, channels, {pixel, block, P, C, corr, stored});
-}
 
 // All pixels first..last-1 of C channel blocks, P pixels at a time, the rest by narrower tiles.
 template <class Job, int P, int C, bool CARRY>

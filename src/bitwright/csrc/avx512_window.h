@@ -70,26 +70,55 @@ bool make_window(const bw_conv& conv, const T* x, int64_t pixel, int64_t used, b
   return x != nullptr;
 }
 
-// Walks over output pixels in order, n slowest; gives the address of the window and the border class.
+// The elements of a window that are read together (a word of bits, four codes), one after the other: `place[i]` is where the i-th
+// lie, counted from the first.
+struct Places {
+  const int32_t* place;
+  int64_t count;
+};
+
 template <class T>
-struct Walk {
+bool make_places(const Window<T>& window, int64_t step, int64_t count, Places* places) {
+  int32_t* place = (int32_t*)bw_scratch(BW_SCRATCH_PLACES, (size_t)count * 4);
+  if (!place) return false;
+  *places = {place, count};
+  for (int64_t ry = 0; ry < window.runs_y; ry++)
+    for (int64_t rx = 0; rx < window.runs_x; rx++)
+      for (int64_t j = 0; j < window.run; j += step) *place++ = (int32_t)(ry * window.run_y + rx * window.run_x + j);
+  return true;
+}
+
+// Walks over output pixels in order, n slowest; gives the address of the window and the border class. Few instructions a step: what a
+// tile does before its products is not hidden behind those of the tile before.
+template <class T>
+class Walk {
+ public:
+  Walk(const bw_conv& conv_, const Window<T>& window_, int64_t pixel)
+      : conv(conv_), window(window_), n(pixel / (conv.oh * conv.ow)), oy(pixel / conv.ow % conv.oh), ox(pixel % conv.ow) {
+    start_row();
+  }
+  const T* address() const { return at; }
+  int64_t border() const { return row_classes + conv.col_class[ox]; }
+  const int32_t* corr() const { return conv.corr + border() * conv.o; }
+  BW_INLINE void next() {
+    at += window.step_x;
+    if (++ox == conv.ow) next_row();
+  }
+
+ private:
   const bw_conv& conv;
   const Window<T>& window;
-  int64_t n, oy, ox;
+  int64_t n, oy, ox, row_classes;
+  const T* at;
 
-  Walk(const bw_conv& conv_, const Window<T>& window_, int64_t pixel)
-      : conv(conv_), window(window_), n(pixel / (conv.oh * conv.ow)), oy(pixel / conv.ow % conv.oh),
-        ox(pixel % conv.ow) {}
-  const T* address() const {
-    return window.image + n * window.step_n + oy * window.step_y + ox * window.step_x;
+  void start_row() {
+    at = window.image + n * window.step_n + oy * window.step_y + ox * window.step_x;
+    row_classes = conv.row_class[oy] * conv.col_classes;
   }
-  int64_t border() const { return conv.row_class[oy] * conv.col_classes + conv.col_class[ox]; }
-  const int32_t* corr() const { return conv.corr + border() * conv.o; }
-  void next() {
-    if (++ox < conv.ow) return;
+  __attribute__((noinline)) void next_row() {
     ox = 0;
-    if (++oy < conv.oh) return;
-    oy = 0, n++;
+    if (++oy == conv.oh) oy = 0, n++;
+    start_row();
   }
 };
 

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 6
+#define BW_ABI_VERSION 8
 #define BW_MAX_PLANES 8
 #define BW_MAX_POOL 8  // of pool_kernel
 
@@ -64,7 +64,8 @@ typedef struct bw_grid {
 //   BW_FLOAT32  out = fl(fl(float(I) * scale[o]) + add[o]), then fl(out + residual) if residual (like out), then
 //               max(out, 0) with relu; `extra`, if given, gets codes of out: by `grid` one uint8 per element; else
 //               out >= cuts[o] (0 without cuts), the other way round where flip[o], as one uint8 per element with
-//               extra_bytes, else as one plane of words, [N][OH*OW][1][ceil(O/32)]
+//               extra_bytes, else as one plane of words, [N][OH*OW][1][ceil(O/32)]; with levels > 1 the code
+//               #{l : out >= cuts[l][o]} as out_planes planes of words
 //               With pool_kernel the floats are those of a max-pooling (square windows) of the convolution, without residual
 //   BW_WORDS    code = #{l : I >= thresholds[l][o]} (ascending in l), levels - code where flip[o];
 //               out gets its out_planes binary digits as words with out_groups groups
@@ -79,7 +80,7 @@ typedef struct bw_output {
   const uint8_t* flip;          // [o] or null
   int64_t relu, extra_bytes;
   const bw_grid* grid;          // or null
-  const float* cuts;            // [o] or null
+  const float* cuts;            // [o], of floats with levels > 1 [levels][o], or null
   int64_t pool_kernel, pool_stride, pool_pad;  // 0: no pooling
 } bw_output;
 
@@ -132,17 +133,55 @@ BW_API int bw_unpack_bits(const uint32_t* x, int64_t pixels, int64_t planes, int
 BW_API int bw_bytes_to_bits(const uint8_t* x, int64_t pixels, int64_t planes, int64_t channels, int64_t groups,
                             uint32_t* out);
 
+// A float convolution whose gate chooses output channels, image by image (fbs). x [n][h][w][c], out [n][oh][ow][o]:
+//   size[o] = max(0, sum over c of predictor[o][c] * mean|x| of channel c + bias[o])
+//   on[n][o] = 1 for the channels of the `count` blocks with the largest mean size (of equal ones the first), where size > 0
+//   out = fl(fl(conv + add[o]) * (size[o] * on[o])), then + residual if given, then max(out, 0) with relu
+// What is off is not computed, and inputs that are 0 everywhere are not read; where a sum might overflow all is computed.
+typedef struct bw_gated {
+  int64_t n, h, w, c, o;
+  int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, oh, ow;
+  int64_t count, block, relu;
+} bw_gated;
+// Prepared weights are the same for every instruction set; they depend on c, o, kernel, stride and dilation.
+BW_API int64_t bw_gated_size(const bw_gated* layer);  // bytes, or -1
+BW_API int bw_gated_pack(const bw_gated* layer, const float* weight, const float* add, const float* predictor,
+                         const float* bias, void* dst);  // weight [o][c][kh][kw], predictor [o][c]
+BW_API int bw_conv_gated(const bw_gated* layer, const float* x, const void* weights, float* out, const float* residual,
+                         float* on, int threads);
+
+// A float convolution without groups. x [n][h][w][c], with nchw [n][c][h][w]; out [n][oh][ow][o]:
+//   out = conv + add[o], then + residual if given (like out), then max(out, 0) with relu
+typedef struct bw_floats {
+  int64_t n, h, w, c, o;
+  int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, oh, ow;
+  int64_t nchw, relu;
+} bw_floats;
+// Prepared weights are the same for every instruction set; they depend on c, o, kernel, stride, dilation and nchw.
+BW_API int64_t bw_floats_size(const bw_floats* layer);  // bytes, or -1
+BW_API int bw_floats_pack(const bw_floats* layer, const float* weight, const float* add, void* dst);  // [o][c][kh][kw]; add: or null
+BW_API int bw_conv_floats(const bw_floats* layer, const float* x, const void* weights, float* out, const float* residual, int threads);
+
+// A linear layer on floats whose weights have few levels, see float_tables.h. x [n][k], out [n][o]:
+//   out = sum * scale[o] + add[o], with `more` + what out holds; sum = sum over k of levels[group place of k][index of (o, k)] x[k]
+typedef struct bw_tables {
+  int64_t n, k, o, group, more;  // group: inputs of a table, 1 to 4
+  const float* levels;           // [group][16]: what each entry of a table takes of an input of the group
+  const float *scale, *add;      // [o]
+} bw_tables;
+BW_API int bw_linear_tables(const bw_tables* layer, const float* x, const uint32_t* index, float* out, int threads);
+
 // A run: operations one after the other, in one call. A place says where a value lies: at that many bytes of a scratch
 // memory of the calling thread, or, below 0, at outside[-1 - place]. Nothing of a step changes from call
 // to call, so that threads may share it; `outside` belongs to one call.
 enum bw_operation {
   BW_CONV_BITS = 0, BW_CONV_BYTES = 1, BW_PACK_BITS = 2, BW_PACK_BYTES = 3, BW_MAXPOOL_BITS = 4, BW_MAXPOOL_BYTES = 5,
-  BW_TERMS = 6
+  BW_TERMS = 6, BW_CONV_GATED = 7, BW_CONV_FLOATS = 8, BW_SKIP_BYTES = 9, BW_SELECT = 10, BW_HIGH_BITS = 11, BW_SKIP_FLOATS = 12
 };
 #define BW_NOWHERE INT64_MIN
 typedef struct bw_step {
   int64_t operation;
-  const void* shape;            // bw_conv, bw_pack, bw_pool or bw_terms
+  const void* shape;            // bw_conv, bw_pack, bw_pool, bw_terms, bw_gated, bw_floats, bw_skip_call (of two) or bw_high_bits
   const void* weights;          // of a convolution; so is the next
   const bw_output* output;
   int64_t x, residual, out, extra;  // places
@@ -154,9 +193,55 @@ typedef struct bw_terms {
   const float* scale;           // [terms][o]
   const float* add;             // [o]
 } bw_terms;
+// The layer and its gate, of bw_skip_floats, bw_skip_bytes and bw_select.
+typedef struct bw_skip_call {
+  const bw_conv* conv;
+  const struct bw_skip* skip;
+} bw_skip_call;
+// Bytes without their low bits: x >> shift, or table[x] where there is a table of 256
+typedef struct bw_high_bits {
+  int64_t count, shift;
+  const uint8_t* table;
+} bw_high_bits;
 BW_API int bw_run(const bw_step* steps, int64_t count, void* const* outside, int64_t scratch, int threads);
 // BW_OUT_OF_RANGE if any x is NaN or not in -limit..limit; limit >= 0
 BW_API int bw_check_range(const float* x, int64_t count, float limit);
+
+// A convolution whose rest is computed only where the base is large, output by output: sum = base + (base > threshold[o] ? rest : 0).
+//   low_bits = 0   channel gate: base: the sum over one of `splits` shares of the input channels of a group (c / splits each, the last
+//                  one takes the leftovers); the outputs fall into shares alike, and share j of them has input share j as
+//                  base. With `shared` the first input share is the base of all
+//   low_bits > 0   precision gate (bytes only; splits = 1): base: the sum over the codes without their low_bits lowest bits; rest: over these
+typedef struct bw_skip {
+  int64_t splits, shared, low_bits;
+  const void* threshold;        // [o] float of float sums, int32 of sums of bytes
+  // floats: base begins with bias; out = sum, or fl(fl(sum * scale[o]) + add[o]), where off by off_scale and off_add if given;
+  // then + residual if given, then with relu max(out, 0)
+  const float* bias;            // [o]
+  const float *scale, *add;     // [o] or null
+  const float *off_scale, *off_add;  // [o] or null
+  int64_t relu;
+  int64_t dense;                // floats: 1: the rest is computed everywhere, with the same decisions; only where Winograd's form takes the layer
+  // bytes: of float outputs, and of codes by a grid, y becomes fl(fl(y * scale[o]) + add[o]) if given, where off by the other two if given, before the
+  // residual; relu is that of the output. base begins with conv->corr, rest with this table, of the same shape, or null
+  const int32_t* rest_corr;
+} bw_skip;
+
+// `values` [o][kh][kw][c/groups]. x [n][h][w][c], out [n][oh][ow][o]. Of `conv` only the geometry counts, and corr with its classes for bytes.
+BW_API int64_t bw_skip_floats_size(const bw_conv* conv, const bw_skip* skip);  // bytes, or -1
+BW_API int bw_skip_floats_pack(const bw_conv* conv, const bw_skip* skip, const float* values, void* dst);
+BW_API int bw_skip_floats(const bw_conv* conv, const bw_skip* skip, const float* x, const void* weights, float* out,
+                          const float* residual, int threads);  // weights: depend on the stride and on dense, too
+// The same of byte codes, below 2^x_planes (0: any byte); `values` -255..255. The weights also depend on x_planes and the stride. No pooling.
+BW_API int64_t bw_skip_bytes_size(const bw_conv* conv, const bw_skip* skip);  // bytes, or -1
+BW_API int bw_skip_bytes_pack(const bw_conv* conv, const bw_skip* skip, const int16_t* values, void* dst);
+BW_API int bw_skip_bytes(const bw_conv* conv, const bw_skip* skip, const uint8_t* x, const void* weights, const bw_output* output,
+                         void* out, const float* residual, void* extra, int threads);
+// The gate over two whole sums that were made by other kernels, [2][n][oh][ow][o], base / 2^low_bits and full: full where
+// base > threshold[o], else base; then as bw_skip_bytes. Of `conv` only n, oh, ow and o count, of `skip` low_bits (0..30), threshold
+// and the norms.
+BW_API int bw_select(const bw_conv* conv, const bw_skip* skip, const int32_t* sums, const bw_output* output, void* out,
+                     const float* residual, void* extra, int threads);
 
 // Training. Forward and backward of a part in one pass each, elementwise over dense memory in whatever order the
 // caller's tensors share. Masks are words of 64 bits, bit i % 64 of word i / 64 for element i. All tensors of one call
@@ -199,6 +284,27 @@ BW_API int bw_dorefa_forward(const float* t, void* y, float* peak, int64_t n, in
 // dw = g (1 - t t) / peak
 BW_API int bw_dorefa_backward(const void* g, const float* t, const float* peak, void* dw, int64_t n, int dtype,
                               int threads);
+
+// Gates. Outputs are [outer][channels][inner]; base and rest are tensors of their own, or with `halves` (channels even) one tensor
+// [outer][2 channels][inner], given for both: rest of the second half of the channels, base of all, rest of the first half.
+// sums [2][channels]: of base and of its squares
+BW_API int bw_gate_moments(const void* base, double* sums, int64_t outer, int64_t channels, int64_t inner, int halves,
+                           int dtype, int threads);
+// y = base + rest where v = (base - mean) rate - threshold > 0, else base; NaN where v is. on, if given: 1, 0, NaN.
+// mean, rate: [channels], or null for v = base - threshold
+BW_API int bw_gate_forward(const void* base, const void* rest, const float* mean, const float* rate, const float* threshold,
+                           void* y, float* on, int64_t outer, int64_t channels, int64_t inner, int halves, int dtype,
+                           int threads);
+// dv = (g rest + g_on) slope s (1 - s), s = sigmoid(slope v), with `sparse` 0 where v < 0; g_on may be null.
+// drest = g on, dthreshold = -sum dv, dbase = g + dv; with mean and rate, which are then taken as those of base itself,
+// dbase = g + rate (dv - mean dv - z mean (dv z)), z = (base - mean) rate
+BW_API int bw_gate_backward(const void* g, const float* g_on, const void* base, const void* rest, const float* mean,
+                            const float* rate, const float* threshold, void* dbase, void* drest, float* dthreshold,
+                            int64_t outer, int64_t channels, int64_t inner, int halves, float slope, int sparse, int dtype,
+                            int threads);
+// x = k unit, k whole: high = one trunc(k / one) unit, low = (k - one trunc(k / one)) unit; one a power of two
+BW_API int bw_split_forward(const void* x, void* high, void* low, int64_t n, const float* unit, float one, int dtype,
+                            int threads);
 
 #ifdef __cplusplus
 }

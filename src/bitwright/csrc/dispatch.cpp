@@ -15,6 +15,9 @@
 #include <unistd.h>
 #endif
 #endif
+#if defined(BITWRIGHT_ARM) && defined(__linux__)
+#include <sys/auxv.h>
+#endif
 
 namespace {
 
@@ -28,6 +31,10 @@ const bw_kernel_table* const tables[] = {  // slowest first
 #if defined(BITWRIGHT_AMX)
     &bw_table_amx,
 #endif
+#endif
+#if defined(BITWRIGHT_ARM)
+    &bw_table_neon,
+    &bw_table_neon_dot,
 #endif
 };
 
@@ -93,6 +100,17 @@ bool bw_cpu_has_avx512() { return cpu().avx512; }
 bool bw_cpu_has_amx() { return cpu().amx; }
 #endif
 bool bw_cpu_is_amd() { return cpu().amd; }
+#endif
+#if defined(BITWRIGHT_ARM)
+bool bw_cpu_has_dot() {
+#if defined(__APPLE__)
+  return true;  // every 64-bit Mac has it
+#elif defined(__linux__)
+  return getauxval(AT_HWCAP) >> 20 & 1;  // HWCAP_ASIMDDP
+#else
+  return false;
+#endif
+}
 #endif
 
 const bw_kernel_table* bw_active_table() {

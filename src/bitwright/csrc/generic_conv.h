@@ -117,9 +117,10 @@ inline int64_t generic_bytes_size(const bw_conv& conv) {
   return conv.o * conv.kh * conv.kw * (conv.c / conv.groups) * 2;
 }
 
-inline void gather_bytes(const bw_conv& conv, const uint8_t* x, const Pixel& at, int16_t* patch) {
-  const int64_t channels = conv.c / conv.groups, row = conv.kh * conv.kw * channels;
-  memset(patch, 0, (size_t)(conv.groups * row) * 2);
+// Writes what the window of a pixel covers inside the image: groups of `row` values, read(code) each.
+template <class Value, class Read>
+inline void gather_codes(const bw_conv& conv, const uint8_t* x, const Pixel& at, int64_t row, Value* patch, const Read& read) {
+  const int64_t channels = conv.c / conv.groups;
   for (int64_t ky = 0; ky < conv.kh; ky++) {
     const int64_t iy = at.oy * conv.stride_h - conv.pad_h + ky * conv.dil_h;
     if (iy < 0 || iy >= conv.h) continue;
@@ -129,9 +130,15 @@ inline void gather_bytes(const bw_conv& conv, const uint8_t* x, const Pixel& at,
       const uint8_t* from = x + ((at.n * conv.h + iy) * conv.w + ix) * conv.c;
       for (int64_t g = 0; g < conv.groups; g++)
         for (int64_t c = 0; c < channels; c++)
-          patch[g * row + (ky * conv.kw + kx) * channels + c] = from[g * channels + c];
+          patch[g * row + (ky * conv.kw + kx) * channels + c] = read(from[g * channels + c]);
     }
   }
+}
+
+inline void gather_bytes(const bw_conv& conv, const uint8_t* x, const Pixel& at, int16_t* patch) {
+  const int64_t row = conv.kh * conv.kw * (conv.c / conv.groups);
+  memset(patch, 0, (size_t)(conv.groups * row) * 2);
+  gather_codes(conv, x, at, row, patch, [](uint8_t code) { return (int16_t)code; });
 }
 
 inline void dot_bytes(const bw_conv& conv, const int16_t* weights, const int16_t* patch, const int32_t* corr,

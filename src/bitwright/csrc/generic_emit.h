@@ -91,6 +91,10 @@ inline void grid_codes(const bw_grid& grid, const float* y, int64_t count, uint8
 inline void emit_beside(const bw_sink& output, int64_t channels, int64_t pixel, const float* y, uint8_t* codes) {
   if (output.extra && output.grid) {
     grid_codes(*output.grid, y, channels, (uint8_t*)output.extra + pixel * channels);
+  } else if (output.extra && output.levels > 1) {
+    for (int64_t i = 0; i < channels; i++) codes[i] = count_levels(y[i], output.cuts + i, output.levels, channels);
+    const int64_t words = bw_words(channels, 1) * output.out_planes;
+    codes_to_words(codes, channels, 1, output.out_planes, (uint32_t*)output.extra + pixel * words);
   } else if (output.extra) {
     uint8_t* bits = output.extra_bytes ? (uint8_t*)output.extra + pixel * channels : codes;
     for (int64_t i = 0; i < channels; i++) bits[i] = y[i] >= (output.cuts ? output.cuts[i] : 0.0f);

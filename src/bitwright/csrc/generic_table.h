@@ -1,8 +1,13 @@
 // The generic kernels as table entries.
 #pragma once
+#include "conv_floats.h"
+#include "float_tables.h"
 #include "generic_conv.h"
+#include "generic_gated.h"
 #include "generic_lists.h"
+#include "generic_sliced.h"
 #include "generic_pack.h"
+#include "skip_table.h"
 #include "train_table.h"
 
 namespace {
@@ -37,4 +42,6 @@ int table_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, cons
       isa,                 runs_here,        table_bits_layout,   table_bits_size,                   \
       table_bits_weights,  table_bytes_layout, table_bytes_size,  table_bytes_weights,               \
       table_conv_bits,     table_conv_bytes, generic_pack_bits,   generic_pack_bytes,                \
-      generic_maxpool_bits, generic_maxpool_bytes, train_table, generic_conv_lists, 0}
+      generic_maxpool_bits, generic_maxpool_bytes, train_table, skip_table,      \
+      generic_conv_lists,  generic_sliced_pays, generic_conv_sliced, generic_conv_gated, conv_floats, \
+      linear_tables, 0}

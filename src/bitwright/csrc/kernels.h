@@ -16,8 +16,15 @@ enum bw_layout : int32_t {
   BW_LAYOUT_GENERIC_BYTES = 2,
   BW_LAYOUT_LANES_BITS = 3,
   BW_LAYOUT_LISTS = 4,         // of bytes; see lists.h
-  BW_LAYOUT_LANES_BYTES = 16,  // 16..20, see avx512_bytes.h
+  BW_LAYOUT_SLICED = 7,        // of bits; see sliced.h
+  BW_LAYOUT_SKIP_FLOATS = 5,   // see skip.h
+  BW_LAYOUT_SKIP_ROWS = 6,
+  BW_LAYOUT_SKIP_QUADS = 8,
+  BW_LAYOUT_SKIP_QUADS_SPLIT = 9,
+  BW_LAYOUT_SKIP_WINOGRAD = 10,
+  BW_LAYOUT_LANES_BYTES = 16,  // 16..21, see avx512_bytes.h
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
+  BW_LAYOUT_DOT_BYTES = 48,    // see neon_dot.cpp
 };
 
 // First 64 bytes of prepared weights.
@@ -36,6 +43,33 @@ struct bw_sink : bw_output {
   const float* residual;   // or null
   void* extra;             // or null: codes or words of the floats that are written
 };
+
+static inline int64_t bw_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Outputs [outer][channels][inner] of a gated layer. halves: base and rest lie in one tensor with twice the channels, those of
+// the partial sums over either half of the inputs: rest of the second half of the outputs, base of all, rest of the first half.
+struct bw_gate_shape {
+  int64_t outer, channels, inner;
+  bool halves;
+  bool rows() const { return inner == 1; }
+  int64_t place(int64_t c, bool rest) const {
+    const int64_t half = channels / 2;
+    return !rest ? half + c : c < half ? 3 * half + c : c - half;
+  }
+  int64_t length() const {  // of a run: rows shorter than a block are taken together, until they fill whole blocks
+    int64_t together = 1;
+    while (rows() && channels < 64 && together * channels % 64) together++;
+    return rows() ? together * channels : inner;
+  }
+  int64_t lanes() const { return rows() ? bw_ceil_div(length(), 64) * 64 : 64; }  // of the sums of a task
+  int64_t runs_per_task() const { return 16384 / length() + 1; }
+  int64_t tasks() const { return rows() ? bw_ceil_div(bw_ceil_div(outer * channels, length()), runs_per_task()) : channels; }
+  int64_t spread() const { return rows() ? lanes() : channels * 64; }  // how often values per channel are repeated
+  int64_t channel(int64_t i) const { return rows() ? i % channels : i / 64; }  // of the i-th of them
+};
+// spread() values each; the last two only for a normalized base, in backward
+struct bw_gate_values { const float *mean, *rate, *threshold, *mean_dv, *mean_dvz; };
+struct bw_gate_grads { const void* g; const float* g_on; void *to_base, *to_rest; float slope; bool sparse, normalized; };
 
 // Training (train_*.h): forward and backward of parts on the CPU. n > 0; threads >= 1.
 struct bw_train_table {
@@ -58,6 +92,27 @@ struct bw_train_table {
                           int64_t filters, int64_t count, bool exact, bool one_scale, int threads);
   void (*dorefa_forward)(bw_dtype, const float* t, void* y, float* peak, int64_t n, float top, int threads);
   void (*dorefa_backward)(bw_dtype, const void* g, const float* t, float peak, void* dw, int64_t n, int threads);
+  // partial sums: [tasks][2][lanes]
+  void (*gate_moments)(bw_dtype, const void* base, const bw_gate_shape&, double* partial, int threads);
+  void (*gate_forward)(bw_dtype, const void* base, const void* rest, const bw_gate_shape&, const bw_gate_values&, void* y,
+                       float* on, int threads);
+  void (*gate_backward)(bw_dtype, const bw_gate_grads&, const void* base, const void* rest, const bw_gate_shape&,
+                        const bw_gate_values&, double* partial, int threads);
+  void (*gate_normalized)(bw_dtype, const void* g, const void* base, const bw_gate_shape&, const bw_gate_values&,
+                          void* to_base, int threads);
+  void (*split_forward)(bw_dtype, const void* x, void* high, void* low, int64_t n, float unit, float one, int threads);
+};
+
+// Convolutions with a base and a rest (skip_*.h).
+struct bw_skip_table {
+  int64_t (*floats_size)(const bw_conv&, const bw_skip&);
+  void (*floats_weights)(const bw_conv&, const bw_skip&, const float* values, void* body);
+  int (*floats)(const bw_conv&, const bw_skip&, const float* x, const void* body, float* out, const float* residual, int threads);
+  int64_t (*bytes_size)(const bw_conv&, const bw_skip&);
+  int32_t (*bytes_layout)(const bw_conv&, const bw_skip&, const int16_t* values);
+  void (*bytes_weights)(const bw_conv&, const bw_skip&, const int16_t* values, int32_t layout, void* body);
+  int (*bytes)(const bw_conv&, const bw_skip&, const uint8_t* x, int32_t layout, const void* body, const bw_sink&, int threads);
+  int (*select)(const bw_conv&, const bw_skip&, const int32_t* sums, const bw_sink&, int threads);
 };
 
 // Arguments are valid when a kernel is called (api.cpp checks them) and n > 0. Return: a bw_error.
@@ -79,7 +134,13 @@ struct bw_kernel_table {
   int (*maxpool_bits)(const bw_pool&, const uint32_t*, uint32_t*, int threads);
   int (*maxpool_bytes)(const bw_pool&, const uint8_t*, uint8_t*, int threads);
   const bw_train_table* (*train)();
+  const bw_skip_table* (*skip)();
   int (*conv_lists)(const bw_conv&, const uint8_t*, const void* body, const bw_sink&, int threads);
+  bool (*sliced_pays)(const bw_conv&, const void* body);  // on this many pixels, against the dense weights of the same body
+  int (*conv_sliced)(const bw_conv&, const uint32_t*, const void* body, const bw_sink&, int threads);
+  int (*conv_gated)(const bw_gated&, const float*, const void* body, float* out, const float* residual, float* on, int threads);
+  int (*conv_floats)(const bw_floats&, const float* x, const void* body, float* out, const float* residual, int threads);
+  int (*linear_tables)(const bw_tables&, const float* x, const uint32_t* index, float* out, int threads);
   int32_t pooling_layout;  // of byte weights: with this layout the convolution also does the pooling of its sink; 0: none
 };
 
@@ -96,8 +157,22 @@ bool bw_cpu_has_amx();          // all of avx512, BITALG, AMX-INT8, and the OS l
 bool bw_cpu_is_amd();
 #endif
 
+#if defined(BITWRIGHT_ARM)
+extern const bw_kernel_table bw_table_neon;
+extern const bw_kernel_table bw_table_neon_dot;
+bool bw_cpu_has_dot();          // ARM's dot product of int8
+#endif
+
 const bw_kernel_table* bw_active_table();                   // null: BITWRIGHT_ISA is wrong, error text is set
 int bw_fail(int code, const char* format, ...);             // sets the text of bw_last_error, returns code
+
+bw_floats bw_floats_of(const bw_gated& layer);     // its convolution alone
+bool bw_skip_winograd(const bw_conv& conv, const bw_skip& skip);  // whether floats of a channel gate take Winograd's form
+bool bw_floats_winograd(const bw_floats& layer);  // whether its weights are those of Winograd's convolution
+bool bw_floats_phases(const bw_floats& layer);    // whether they are those of its form for windows in steps of 2
+
+// 1 for the channels that a gate keeps, 0 for the others; false: no memory
+bool bw_winners(const float* size, int64_t o, int64_t count, int64_t block, float* on);
 
 // Per-thread scratch that only grows; 64-byte aligned; null when memory is short. Slots are independent.
 enum bw_scratch_slot {
@@ -107,7 +182,8 @@ enum bw_scratch_slot {
 };
 void* bw_scratch(bw_scratch_slot slot, size_t bytes);
 
-static inline int64_t bw_ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+// vectors of 16 outputs
+static inline int64_t bw_panels(int64_t outputs) { return bw_ceil_div(outputs, 16); }
 // how many windows fit on an axis; 0: the kernel is larger than the padded input
 static inline int64_t bw_windows(int64_t in, int64_t kernel, int64_t stride, int64_t pad, int64_t dilation) {
   const int64_t room = in + 2 * pad - dilation * (kernel - 1) - 1;

@@ -63,7 +63,9 @@ struct Pack : Kernel {
     if (flip.count && pack.per_channel && flip.count != channels)
       return node.fail("flip is for %lld channels, thresholds for %lld", (long long)flip.count, (long long)channels);
     if (flip.count) channels = flip.count;
-    pack.thresholds = thresholds.data, pack.flip = flip.or_null();
+    bool flips = false;  // a file may state zeros; without flips the kernels have faster ways
+    for (int64_t i = 0; i < flip.count; i++) flips |= flip.data[i] != 0;
+    pack.thresholds = thresholds.data, pack.flip = flips ? flip.data : nullptr;
     if (form == BYTES) return nullptr;
     BW_TRY(node.attribute("planes", &pack.planes));
     BW_TRY(node.attribute("groups", &pack.groups));

@@ -3,19 +3,21 @@
 #pragma once
 #include <math.h>
 
-#include "ort_tensors.h"
+#include "ort_borders.h"
 
 namespace {
 
-const int COMMON = 9;  // inputs before those of the result
+const int COMMON = 7;  // inputs before those of the result
 
 struct Convolution : Kernel {
   bw_conv conv = {};
   bw_output output = {};
   bool bytes = false;
-  double work = 0;  // per sample
-  Array<int32_t> x_mult, w_mult, corr, row_class, col_class;
+  double work = 0;  // per pixel of the result
+  Array<int32_t> x_mult, w_mult, taps;
+  bool taps_alike = false;  // one row of taps for all outputs
   Array<uint8_t> weights;
+  KnownBorders known;
 
   // The constants of the result, into `output`.
   virtual ort::Status* create_output(const Node& node) = 0;
@@ -23,7 +25,7 @@ struct Convolution : Kernel {
 
   ort::Status* create(const Node& node) override {
     BW_TRY(geometry(node));
-    BW_TRY(borders(node));
+    BW_TRY(border_taps(node));
     BW_TRY(pack(node));
     return create_output(node);
   }
@@ -53,42 +55,29 @@ struct Convolution : Kernel {
     return nullptr;
   }
 
-  ort::Status* borders(const Node& node) {
-    View table;
-    BW_TRY(node.constant(6, "corr", &corr, &table));
-    BW_TRY(node.constant(7, "row_class", &row_class));
-    BW_TRY(node.constant(8, "col_class", &col_class));
-    if (table.rank != 3 || table.dims[2] != conv.o)
-      return node.fail("corr must be [rows, cols, %lld]", (long long)conv.o);
-    conv.row_classes = table.dims[0], conv.col_classes = table.dims[1], conv.corr = corr.data;
-    conv.oh = row_class.count, conv.ow = col_class.count;
-    conv.row_class = row_class.data, conv.col_class = col_class.data;
-    BW_TRY(classes(node, "row_class", row_class, conv.row_classes));
-    return classes(node, "col_class", col_class, conv.col_classes);
-  }
-
-  static ort::Status* classes(const Node& node, const char* name, const Array<int32_t>& of, int64_t count) {
-    if (!of.count) return node.fail("%s is empty", name);
-    for (int64_t i = 0; i < of.count; i++)
-      if (of.data[i] < 0 || of.data[i] >= count) return node.fail("%s has an entry that corr has no row for", name);
-    return nullptr;
+  ort::Status* border_taps(const Node& node) {
+    View seen;
+    BW_TRY(node.constant(6, "taps", &taps, &seen));
+    taps_alike = seen.rank == 3 && seen.dims[0] == 1;
+    if (seen.rank == 3 && (taps_alike || seen.dims[0] == conv.o) && seen.dims[1] == conv.kh && seen.dims[2] == conv.kw) return nullptr;
+    return node.fail("taps must be [%lld, %lld, %lld], or one row for all", (long long)conv.o, (long long)conv.kh, (long long)conv.kw);
   }
 
   // Weights into the layout of the kernels. The multipliers belong to the bits; bytes take W * x_mult as one number.
   ort::Status* pack(const Node& node) {
-    const int64_t taps = conv.kh * conv.kw, channels = conv.c / conv.groups;
+    const int64_t positions = conv.kh * conv.kw, channels = conv.c / conv.groups;
     Array<uint8_t> stored, bits;
     Array<int32_t> zero, factor;
     BW_TRY(node.constant_of(3, "mult", conv.w_planes, &w_mult));
     BW_TRY(node.constant_of(4, "zero", 1, &zero));
     BW_TRY(node.constant_of(5, "x_mult", 1, &factor));
     int64_t row, plane, total;
-    if (__builtin_mul_overflow(taps, channels, &row) || __builtin_mul_overflow(row, conv.o, &plane) ||
+    if (__builtin_mul_overflow(positions, channels, &row) || __builtin_mul_overflow(row, conv.o, &plane) ||
         __builtin_mul_overflow(plane, conv.w_planes, &total) || total > (int64_t)1 << 50)
       return node.fail("shape is too large");
     BW_TRY(node.constant_of(1, "bits", (total + 7) / 8, &stored));
     const int64_t parts = bytes ? channels : bw_ceil_div(channels, 32) * 32 * conv.x_planes * conv.w_planes;
-    work = (double)(conv.oh * conv.ow) * (double)(conv.o * taps) * (double)parts * (bytes ? PER_BYTE : 1);
+    work = (double)(conv.o * positions) * (double)parts * (bytes ? PER_BYTE : 1);
     if (bytes) return pack_bytes(node, stored.data, zero.data[0], factor.data[0]);
 
     double weight = fabs((double)zero.data[0]);
@@ -106,8 +95,8 @@ struct Convolution : Kernel {
   }
 
   ort::Status* pack_bytes(const Node& node, const uint8_t* stored, int64_t zero, int64_t factor) {
-    const int64_t taps = conv.kh * conv.kw, channels = conv.c / conv.groups, plane = conv.o * channels * taps;
-    Array<int16_t> values;  // [o][tap][channel]
+    const int64_t positions = conv.kh * conv.kw, channels = conv.c / conv.groups, plane = conv.o * channels * positions;
+    Array<int16_t> values;  // [o][position][channel]
     if (!values.make(plane)) return node.no_memory();
     for (int64_t i = 0; i < plane; i++) {
       int64_t value = zero;
@@ -115,8 +104,8 @@ struct Convolution : Kernel {
         if (stored[bit / 8] >> bit % 8 & 1) value += w_mult.data[q];
       if (__builtin_mul_overflow(value, factor, &value) || value < -255 || value > 255)
         return node.fail("a weight times x_mult lies outside -255..255");
-      const int64_t o = i / (channels * taps), c = i / taps % channels, tap = i % taps;
-      values.data[(o * taps + tap) * channels + c] = (int16_t)value;
+      const int64_t o = i / (channels * positions), c = i / positions % channels, at = i % positions;
+      values.data[(o * positions + at) * channels + c] = (int16_t)value;
     }
     const int64_t size = bw_byte_weights_size(&conv);
     if (size < 0) return node.core(BW_BAD_ARGUMENT);
@@ -133,17 +122,30 @@ struct Convolution : Kernel {
                        (long long)width);
     bw_conv now = conv;
     now.n = x.dims[0], now.h = x.dims[1], now.w = x.dims[2];
-    const int64_t oh = bw_windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h);
-    const int64_t ow = bw_windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w);
-    if (oh != now.oh || ow != now.ow)
-      return call.fail("codes of %lldx%lld give a result of %lldx%lld, row_class and col_class are for %lldx%lld",
-                       (long long)now.h, (long long)now.w, (long long)oh, (long long)ow, (long long)now.oh, (long long)now.ow);
-    return compute(call, now, x.data);
+    now.oh = bw_windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h);
+    now.ow = bw_windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w);
+    if (now.oh < 1 || now.ow < 1)
+      return call.fail("codes of %lldx%lld are smaller than the kernel", (long long)now.h, (long long)now.w);
+    const Borders* borders = known.find(now.h, now.w);
+    Borders* made = nullptr;
+    bool kept = true;
+    if (!borders) {
+      made = new (std::nothrow) Borders;
+      if (!made || !made->make(now, taps.data, taps_alike)) {
+        delete made;
+        return call.no_memory();
+      }
+      kept = known.keep(made), borders = made;
+    }
+    borders->into(&now);
+    ort::Status* status = compute(call, now, x.data);
+    if (!kept) delete made;
+    return status;
   }
 
   ort::Status* execute(const Call& call, const bw_conv& now, const void* x, void* out, const float* residual = nullptr,
                        void* extra = nullptr) const {
-    const Threads threads(call, work * (double)now.n);
+    const Threads threads(call, work * (double)(now.n * now.oh) * (double)now.ow);
     const int count = threads.count();
     return call.core(bytes ? bw_conv_bytes(&now, (const uint8_t*)x, weights.data, &output, out, residual, extra, count)
                            : bw_conv_bits(&now, (const uint32_t*)x, weights.data, &output, out, residual, extra, count));
@@ -167,7 +169,7 @@ struct ConvInt : Convolution {
 
 // Floats, and beside them codes for the next layer: none, one bit by a cut, or bytes by a grid. They may be pooled first.
 struct ConvFloat : Convolution {
-  enum Beside { NOTHING, CUT, ROUND } beside;
+  enum Beside { NOTHING, CUT, LADDER, ROUND } beside;
   const bool pools;
   bool has_residual = false;
   int64_t out_bytes = 1;
@@ -185,13 +187,20 @@ struct ConvFloat : Convolution {
     BW_TRY(node.constant_of(COMMON + 2, "floor", 1, &floor));
     output.relu = floor.data[0] == 0.0f;
     if (!output.relu && floor.data[0] != -INFINITY) return node.fail("floor must be 0 (relu) or -inf (none)");
-    BW_TRY(residual_at(node, COMMON + 3));
+    BW_TRY(node.residual(COMMON + 3, &has_residual));
     if (pools) BW_TRY(pooling(node));
     if (beside == CUT) {
       BW_TRY(node.constant_of(COMMON + 4, "cuts", conv.o, &cuts));
       BW_TRY(node.constant_or_none(COMMON + 5, "flip", conv.o, &flip));
       BW_TRY(node.attribute("out_bytes", &out_bytes));
       output.cuts = cuts.data, output.flip = flip.or_null(), output.extra_bytes = out_bytes != 0;
+    } else if (beside == LADDER) {
+      View ladder;
+      BW_TRY(node.constant(COMMON + 4, "cuts", &cuts, &ladder));
+      if (ladder.rank != 2 || ladder.dims[1] != conv.o || ladder.dims[0] < 2 || ladder.dims[0] > 255)
+        return node.fail("cuts must be [L, %lld], with 2 to 255 levels", (long long)conv.o);
+      output.cuts = cuts.data, output.levels = ladder.dims[0], out_bytes = 0, output.out_planes = 1;
+      while (output.levels >> output.out_planes) output.out_planes++;
     } else if (beside == ROUND) {
       BW_TRY(node.grid(COMMON + 4, &grid));
       output.grid = &grid;
@@ -218,37 +227,14 @@ struct ConvFloat : Convolution {
     return pools ? bw_windows(size, output.pool_kernel, output.pool_stride, output.pool_pad, 1) : size;
   }
 
-  // A constant 0 says that there is none.
-  ort::Status* residual_at(const Node& node, size_t index) {
-    const ort::Value* value;
-    View seen;
-    BW_TRY(node.maybe_constant(index, &value));
-    has_residual = true;
-    if (!value) return nullptr;
-    BW_TRY(node.view(value, &seen));
-    if (seen.count != 1) return nullptr;
-    float number;
-    memcpy(&number, seen.data, sizeof number);
-    if (number != 0.0f) return node.fail("residual must be like the result, or a constant 0");
-    has_residual = false;
-    return nullptr;
-  }
-
   ort::Status* compute(const Call& call, const bw_conv& now, const void* x) const override {
     View residual;
-    if (has_residual) {
-      BW_TRY(call.image(COMMON + 3, "residual", sizeof(float), &residual));
-      const int64_t* dims = residual.dims;
-      if (dims[0] != now.n || dims[1] != now.oh || dims[2] != now.ow || dims[3] != now.o)
-        return call.fail("residual is [%lld, %lld, %lld, %lld], the result [%lld, %lld, %lld, %lld]", (long long)dims[0],
-                         (long long)dims[1], (long long)dims[2], (long long)dims[3], (long long)now.n, (long long)now.oh,
-                         (long long)now.ow, (long long)now.o);
-    }
+    if (has_residual) BW_TRY(call.like_result(COMMON + 3, now.n, now.oh, now.ow, now.o, &residual));
     void *out, *extra = nullptr;
     const int64_t oh = pooled(now.oh), ow = pooled(now.ow);
     if (oh < 1 || ow < 1) return call.fail("the result of %lldx%lld is smaller than a pooling window", (long long)now.oh, (long long)now.ow);
     BW_TRY(call.image_out(0, now.n, oh, ow, now.o, &out));
-    const int64_t width = out_bytes ? now.o : 4 * bw_words(now.o, 1);
+    const int64_t width = out_bytes ? now.o : 4 * bw_words(now.o, 1) * (beside == LADDER ? output.out_planes : 1);
     if (beside != NOTHING) BW_TRY(call.image_out(1, now.n, oh, ow, width, &extra));
     return execute(call, now, x, out, (const float*)residual.data, extra);
   }

@@ -14,20 +14,24 @@
 //   MaxPoolFloats   x [N, H, W, C]                                float [N, OH, OW, C]; kernel_shape, strides, pads,
 //                                                                 dilations, ceil_mode
 //   AveragePoolFloats  the same                                   the same; taps in the padding do not count
+//   ConvFloats      x [N, H, W, C], weight [O, C, kh, kw],        float [N, OH, OW, O]: max(conv + add + residual, floor); strides,
+//                   add [O], floor, residual                      pads, dilations, channels_last (0: x is [N, C, H, W])
+//   MeanFloats      x [N, H, W, C]                                float [N, 1, 1, C]
 //   ConvInt         common                                        int32 [N, OH, OW, O]
 //   Terms           sums int32 [N, OH, OW, T * O],                float [N, OH, OW, O]: the sum over T of sums * scale, plus add
 //                   scale [T, O], add [O]
 //   Conv            common, scale [O], add [O], floor, residual   float [N, OH, OW, O]
 //   ConvCut         as Conv, cuts [O], flip [0] or [O]            float, codes; out_bytes
+//   ConvLadder      as Conv, cuts [L][O]                          float, words
 //   ConvRound       as Conv, grid [5]                             float, codes
 //   ConvPool, ConvCutPool, ConvRoundPool: the same three of floats that were pooled; pool_kernel, pool_strides, pool_pads
 //   ConvCodes       common, thresholds [L, O], flip [0] or [O]    codes; out_bytes, out_planes, out_groups
 //   ConvRoundCodes  common, scale [O], add [O], grid [5]          codes
 //
 // common: x (codes), bits, shape [planes, O, C / group, kh, kw], mult [planes], zero [1], x_mult [1],
-//         corr [rows, cols, O], row_class [OH], col_class [OW], and the attributes x_planes (-b: bytes below 2^b), strides, pads,
-//         dilations, group. Bit i of the flattened weight is bit i % 8 of byte i / 8 of `bits`; a weight is
-//         zero + sum of mult[q] * bit_q, X = zero_c + x_mult * code; what zero_c adds is in corr.
+//         taps [O or 1, kh, kw], and the attributes x_planes (-b: bytes below 2^b), strides, pads, dilations, group.
+//         Bit i of the flattened weight is bit i % 8 of byte i / 8 of `bits`; a weight is zero + sum of mult[q] * bit_q,
+//         X = zero_c + x_mult * code; `taps` is what zero_c adds at each tap that lies inside the image.
 // grid:   multiply, divide (one of them 1), base, low, high: code = clip(rint(y / divide * multiply) + base, low, high)
 // floor:  0 (relu) or -inf; residual: like the result, or a constant 0 for none
 #include <mutex>
@@ -35,6 +39,7 @@
 
 #include "ort_codes.h"
 #include "ort_conv.h"
+#include "ort_floats.h"
 #include "ort_pool.h"
 #include "ort_terms.h"
 
@@ -74,14 +79,14 @@ ort::Status* create(const ort::Operator* of, const ort::Api* api, const ort::Inf
 
 ort::Status* run(void* kernel, ort::Context* context) {
   const Made* made = static_cast<const Made*>(kernel);
-  return made->kernel->run(Call{made->place, context});
+  return made->kernel->run(Call{made->place, context, &made->kernel->helpers});
 }
 
 #define BW_ORT_OPERATOR(name, inputs, outputs, ...) \
   Description { describe(), name, inputs, outputs, []() -> Kernel* { return new (std::nothrow) __VA_ARGS__; } }
 #define BW_TYPES(...) \
   { __VA_ARGS__ }
-#define BW_COMMON U, U, L, I, I, I, I, I, I
+#define BW_COMMON U, U, L, I, I, I, I
 #define BW_FLOATS BW_COMMON, F, F, F, F
 
 ort::Operator describe() {
@@ -110,12 +115,15 @@ const Description operators[] = {
     BW_ORT_OPERATOR("PackBytes", BW_TYPES(F, F, U), BW_TYPES(U), Pack(Pack::BYTES)),
     BW_ORT_OPERATOR("PackRound", BW_TYPES(F, F), BW_TYPES(U), Pack(Pack::ROUND)),
     BW_ORT_OPERATOR("MaxPool", BW_TYPES(U), BW_TYPES(U), MaxPool),
-    BW_ORT_OPERATOR("MaxPoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(false)),
-    BW_ORT_OPERATOR("AveragePoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(true)),
+    BW_ORT_OPERATOR("ConvFloats", BW_TYPES(F, F, F, F, F), BW_TYPES(F), ConvFloats),
+    BW_ORT_OPERATOR("MaxPoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(PoolFloats::LARGEST)),
+    BW_ORT_OPERATOR("AveragePoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(PoolFloats::AVERAGE)),
+    BW_ORT_OPERATOR("MeanFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(PoolFloats::MEAN)),
     BW_ORT_OPERATOR("ConvInt", BW_TYPES(BW_COMMON), BW_TYPES(I), ConvInt),
     BW_ORT_OPERATOR("Terms", BW_TYPES(I, F, F), BW_TYPES(F), Terms),
     BW_ORT_OPERATOR("Conv", BW_TYPES(BW_FLOATS), BW_TYPES(F), ConvFloat(ConvFloat::NOTHING)),
     BW_ORT_OPERATOR("ConvCut", BW_TYPES(BW_FLOATS, F, U), BW_TYPES(F, U), ConvFloat(ConvFloat::CUT)),
+    BW_ORT_OPERATOR("ConvLadder", BW_TYPES(BW_FLOATS, F), BW_TYPES(F, U), ConvFloat(ConvFloat::LADDER)),
     BW_ORT_OPERATOR("ConvRound", BW_TYPES(BW_FLOATS, F), BW_TYPES(F, U), ConvFloat(ConvFloat::ROUND)),
     BW_ORT_OPERATOR("ConvPool", BW_TYPES(BW_FLOATS), BW_TYPES(F), ConvFloat(ConvFloat::NOTHING, true)),
     BW_ORT_OPERATOR("ConvCutPool", BW_TYPES(BW_FLOATS, F, U), BW_TYPES(F, U), ConvFloat(ConvFloat::CUT, true)),

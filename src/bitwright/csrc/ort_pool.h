@@ -5,14 +5,18 @@
 
 namespace {
 
-// The largest, or the average, of each window. Taps outside the image never win and never count.
+// The largest, or the average, of each window, or the mean of an image. Taps outside the image never win and never count.
 struct PoolFloats : Kernel {
+  static const int64_t MEANS = 64;  // channels of a task
+  const enum Of { LARGEST, AVERAGE, MEAN } of;
   const bool average;
   bw_pool pool = {};
-  int64_t ceil_mode;
-  explicit PoolFloats(bool average) : average(average) {}
+  int64_t ceil_mode = 0;
+  explicit PoolFloats(Of of) : of(of), average(of != LARGEST) {}
 
   ort::Status* create(const Node& node) override {
+    pool.stride_h = pool.stride_w = pool.dil_h = pool.dil_w = 1;
+    if (of == MEAN) return nullptr;
     BW_TRY(window_of(node, &pool));
     return node.attribute("ceil_mode", &ceil_mode);
   }
@@ -22,9 +26,10 @@ struct PoolFloats : Kernel {
     BW_TRY(call.image(0, "x", sizeof(float), &x));
     bw_pool now = pool;
     now.n = x.dims[0], now.h = x.dims[1], now.w = x.dims[2], now.channels = x.dims[3];
+    if (of == MEAN) return mean(call, now, (const float*)x.data);
     now.oh = pool_windows(now.h, now.kh, now.stride_h, now.pad_h, now.dil_h, ceil_mode);
     now.ow = pool_windows(now.w, now.kw, now.stride_w, now.pad_w, now.dil_w, ceil_mode);
-    if (now.oh < 1 || now.ow < 1) return call.fail("x of %lldx%lld is smaller than the window", (long long)now.h, (long long)now.w);
+    if (now.oh < 1 || now.ow < 1 || !now.kh || !now.kw) return call.fail("x of %lldx%lld is smaller than the window", (long long)now.h, (long long)now.w);
     void* out;
     BW_TRY(call.image_out(0, now.n, now.oh, now.ow, now.channels, &out));
     const Threads threads(call, PER_ELEMENT * (double)(now.n * now.oh * now.ow * now.channels * now.kh * now.kw) / 4);
@@ -32,6 +37,25 @@ struct PoolFloats : Kernel {
       for (int64_t ox = 0; ox < now.ow; ox++)
         pixel(now, (const float*)x.data + row / now.oh * now.h * now.w * now.channels, row % now.oh, ox,
               (float*)out + (row * now.ow + ox) * now.channels);
+    });
+    return nullptr;
+  }
+
+  // Of each image, in double, where the sum of an image's floats is exact.
+  ort::Status* mean(const Call& call, const bw_pool& p, const float* x) const {
+    if (p.h < 1 || p.w < 1) return call.fail("x has no pixels");
+    void* out;
+    BW_TRY(call.image_out(0, p.n, 1, 1, p.channels, &out));
+    const int64_t pixels = p.h * p.w, blocks = bw_ceil_div(p.channels, MEANS);
+    const Threads threads(call, PER_ELEMENT * (double)(p.n * pixels * p.channels) / 4);
+    for_tasks(threads.count(), p.n * blocks, [&](int64_t task) {
+      const int64_t first = task % blocks * MEANS, count = p.channels - first < MEANS ? p.channels - first : MEANS;
+      const float* from = x + task / blocks * pixels * p.channels + first;
+      float* to = (float*)out + task / blocks * p.channels + first;
+      double sum[MEANS] = {};
+      for (int64_t i = 0; i < pixels; i++, from += p.channels)
+        for (int64_t c = 0; c < count; c++) sum[c] += (double)from[c];
+      for (int64_t c = 0; c < count; c++) to[c] = (float)(sum[c] / (double)pixels);
     });
     return nullptr;
   }

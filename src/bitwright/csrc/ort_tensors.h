@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <atomic>
 
 #include "kernels.h"
 #include "ort_abi.h"
@@ -134,6 +135,21 @@ struct Node : Place {
     if (!to->count || to->count == count) return nullptr;
     return fail("%s has %lld elements, it needs %lld or none", name, (long long)to->count, (long long)count);
   }
+  // Something like the result, or a constant 0, which says that there is none.
+  ort::Status* residual(size_t index, bool* there) const {
+    const ort::Value* value;
+    View seen;
+    BW_TRY(maybe_constant(index, &value));
+    *there = true;
+    if (!value) return nullptr;
+    BW_TRY(view(value, &seen));
+    if (seen.count != 1) return nullptr;
+    float number;
+    memcpy(&number, seen.data, sizeof number);
+    if (number != 0.0f) return fail("residual must be like the result, or a constant 0");
+    *there = false;
+    return nullptr;
+  }
   // multiply, divide, base, low, high
   ort::Status* grid(size_t index, bw_grid* to) const {
     Array<float> values;
@@ -154,9 +170,31 @@ struct Node : Place {
   }
 };
 
+// Whether other threads take tasks of a node. The runtime does not say how many it has, so each node learns it: after SURE calls whose
+// tasks all ran on the caller's thread, most calls are one task, which takes less time (weights are read once, and what tasks share is
+// made once); a call in AGAIN is cut as before, to see whether somebody helps now.
+class Helpers {
+ public:
+  bool expected() {
+    const int calls = alone.load(std::memory_order_relaxed);
+    if (calls < SURE || calls >= AGAIN) return true;
+    alone.store(calls + 1, std::memory_order_relaxed);
+    return false;
+  }
+  void seen(bool somebody) {
+    const int calls = alone.load(std::memory_order_relaxed);
+    alone.store(somebody ? 0 : calls < SURE ? calls + 1 : SURE, std::memory_order_relaxed);
+  }
+
+ private:
+  static constexpr int SURE = 3, AGAIN = 64;
+  std::atomic<int> alone{0};
+};
+
 // A node while it runs.
 struct Call : Place {
   ort::Context* context;
+  Helpers* helpers;
 
   // What the caller of a session feeds may start at any byte.
   ort::Status* input(size_t index, const char* what, size_t element, View* to) const {
@@ -169,6 +207,13 @@ struct Call : Place {
   ort::Status* image(size_t index, const char* what, size_t element, View* to) const {
     BW_TRY(input(index, what, element, to));
     return to->rank == 4 ? nullptr : fail("%s must have 4 axes, got %zu", what, to->rank);
+  }
+  ort::Status* like_result(size_t index, int64_t n, int64_t h, int64_t w, int64_t last, View* to) const {
+    BW_TRY(image(index, "residual", sizeof(float), to));
+    const int64_t* dims = to->dims;
+    if (dims[0] == n && dims[1] == h && dims[2] == w && dims[3] == last) return nullptr;
+    return fail("residual is [%lld, %lld, %lld, %lld], the result [%lld, %lld, %lld, %lld]", (long long)dims[0], (long long)dims[1],
+                (long long)dims[2], (long long)dims[3], (long long)n, (long long)h, (long long)w, (long long)last);
   }
   ort::Status* output(size_t index, const int64_t* dims, size_t rank, void** data) const {
     ort::Value* value = nullptr;
@@ -189,7 +234,7 @@ class Threads : bw_runner {
  public:
   Threads(const Call& call, double work) : call(call) {
     const double chunks = work / CHUNK;
-    most = chunks < 2 ? 1 : chunks < 512 ? (int64_t)chunks : 512;
+    most = chunks < 2 || !call.helpers->expected() ? 1 : chunks < 512 ? (int64_t)chunks : 512;
     run = in_runtime;
     if (most > 1) bw_set_runner(this);
   }
@@ -208,24 +253,32 @@ class Threads : bw_runner {
     void (*task)(void*, int64_t);
     void* data;
     int64_t count, parts;
-    void part(int64_t index) const {
+    const void* caller;
+    std::atomic<bool> helped;
+    void part(int64_t index) {
+      if (here() != caller) helped.store(true, std::memory_order_relaxed);
       for (int64_t i = index * count / parts; i < (index + 1) * count / parts; i++) task(data, i);
     }
   };
+  static const void* here() {  // another address on each thread
+    static thread_local char mark;
+    return &mark;
+  }
   static void in_runtime(const bw_runner* self, int64_t count, void (*task)(void*, int64_t), void* data) {
     const Threads& threads = *static_cast<const Threads*>(self);
-    Range range = {task, data, count, count < threads.most ? count : threads.most};
-    const auto part = [](void* of, size_t index) { static_cast<const Range*>(of)->part((int64_t)index); };
+    Range range = {task, data, count, count < threads.most ? count : threads.most, here(), {false}};
+    const auto part = [](void* of, size_t index) { static_cast<Range*>(of)->part((int64_t)index); };
     const ort::Api* api = threads.call.api;
     ort::Status* failed = ort::parallel_for(api)(threads.call.context, part, (size_t)range.parts, 0, &range);
-    if (!failed) return;
+    if (!failed) return threads.call.helpers->seen(range.helped);
     ort::release_status(api)(failed);
     for (int64_t i = 0; i < count; i++) task(data, i);  // tasks that ran already write the same again
   }
 };
 
-// What the runtime holds for a node. One kernel may run in several threads at once: `run` changes nothing.
+// What the runtime holds for a node. One kernel may run in several threads at once: `run` changes nothing but `helpers`.
 struct Kernel {
+  mutable Helpers helpers;
   virtual ~Kernel() {}
   virtual ort::Status* create(const Node& node) = 0;
   virtual ort::Status* run(const Call& call) const = 0;

@@ -34,6 +34,16 @@ int terms(const bw_terms* t, const int32_t* sums, float* out, int threads) {
   return BW_OK;
 }
 
+int high_bits(const bw_high_bits* h, const uint8_t* x, uint8_t* out) {
+  if (!h || h->count < 0 || h->shift < 0 || h->shift > 7 || !((x && out) || h->count == 0))
+    return bw_fail(BW_BAD_ARGUMENT, "high bits: the count is below 0, the shift is not 0..7, or a tensor is null");
+  if (h->table)
+    for (int64_t i = 0; i < h->count; i++) out[i] = h->table[x[i]];
+  else
+    for (int64_t i = 0; i < h->count; i++) out[i] = (uint8_t)(x[i] >> h->shift);
+  return BW_OK;
+}
+
 // Where the values of a run lie.
 struct Memory {
   void* const* outside;
@@ -63,6 +73,23 @@ int run_step(const bw_step& step, const Memory& memory, int threads) {
       return bw_maxpool_bytes((const bw_pool*)step.shape, (const uint8_t*)x, (uint8_t*)out, threads);
     case BW_TERMS:
       return terms((const bw_terms*)step.shape, (const int32_t*)x, (float*)out, threads);
+    case BW_CONV_GATED:
+      return bw_conv_gated((const bw_gated*)step.shape, (const float*)x, step.weights, (float*)out, residual, (float*)extra, threads);
+    case BW_SKIP_FLOATS:
+    case BW_SKIP_BYTES:
+    case BW_SELECT: {
+      const bw_skip_call* call = (const bw_skip_call*)step.shape;
+      if (!call) return bw_fail(BW_BAD_ARGUMENT, "a layer that skips has no shape");
+      if (step.operation == BW_SKIP_FLOATS)
+        return bw_skip_floats(call->conv, call->skip, (const float*)x, step.weights, (float*)out, residual, threads);
+      if (step.operation == BW_SELECT)
+        return bw_select(call->conv, call->skip, (const int32_t*)x, step.output, out, residual, extra, threads);
+      return bw_skip_bytes(call->conv, call->skip, (const uint8_t*)x, step.weights, step.output, out, residual, extra, threads);
+    }
+    case BW_HIGH_BITS:
+      return high_bits((const bw_high_bits*)step.shape, (const uint8_t*)x, (uint8_t*)out);
+    case BW_CONV_FLOATS:
+      return bw_conv_floats((const bw_floats*)step.shape, (const float*)x, step.weights, (float*)out, residual, threads);
     default:
       return bw_fail(BW_BAD_ARGUMENT, "unknown operation %lld", (long long)step.operation);
   }

@@ -22,8 +22,42 @@ int64_t product(int64_t a, int64_t b, int64_t c = 1) {
   return a < limit && b < limit / a && c < limit / (a * b) ? a * b * c : -1;
 }
 
+// What the kernels of a gate work with: room for partial sums and their totals, values per channel repeated.
+struct GateRoom {
+  double* partial;
+  double* total;  // [2][channels]
+  float* values;
+  const bw_gate_shape& shape;
+
+  GateRoom(const bw_gate_shape& s, bool sums) : shape(s) {
+    const size_t doubles = (size_t)(sums ? (s.tasks() * s.lanes() + s.channels) * 2 : 0);
+    partial = (double*)bw_scratch(BW_SCRATCH_SUMS, doubles * sizeof(double) + (size_t)(5 * s.spread()) * sizeof(float));
+    total = partial + (sums ? s.tasks() * s.lanes() * 2 : 0);
+    values = (float*)(partial + doubles);
+  }
+  // the `slot`-th of the repeated values: of each channel, or the same for all
+  const float* repeated(int slot, const float* each, float all = 0) const {
+    float* to = values + slot * shape.spread();
+    for (int64_t i = 0; i < shape.spread(); i++) to[i] = each ? each[shape.channel(i)] : all;
+    return to;
+  }
+  void add_up() const {
+    const int64_t lanes = shape.lanes(), tasks = shape.tasks(), channels = shape.channels;
+    for (int64_t i = 0; i < 2 * channels; i++) total[i] = 0;
+    for (int64_t task = 0; task < tasks; task++)
+      for (int64_t kind = 0; kind < 2; kind++)
+        for (int64_t i = 0; i < lanes; i++)
+          total[kind * channels + (shape.rows() ? i % channels : task)] += partial[(task * 2 + kind) * lanes + i];
+  }
+};
+
 }  // namespace
 
+#define BW_GATE(pointers)                                                         \
+  const int64_t n = product(outer, channels, inner);                              \
+  BW_REQUIRE(!halves || channels % 2 == 0, "halves need an even number of channels"); \
+  BW_TRAIN(n, pointers);                                                          \
+  const bw_gate_shape shape{outer, channels, inner, halves != 0}
 #define BW_TRAIN(n, pointers)                                                 \
   if (int error = check(n, dtype, threads, pointers)) return error;           \
   const bw_kernel_table* active = bw_active_table();                          \
@@ -147,6 +181,63 @@ int bw_dorefa_forward(const float* t, void* y, float* peak, int64_t n, int64_t t
 int bw_dorefa_backward(const void* g, const float* t, const float* peak, void* dw, int64_t n, int dtype, int threads) {
   BW_TRAIN(n, g && t && peak && dw);
   if (n) table.dorefa_backward(type, g, t, *peak, dw, n, threads);
+  return BW_OK;
+}
+
+int bw_gate_moments(const void* base, double* sums, int64_t outer, int64_t channels, int64_t inner, int halves, int dtype,
+                    int threads) {
+  BW_GATE(base && sums);
+  if (n == 0) {
+    for (int64_t i = 0; sums && i < 2 * channels; i++) sums[i] = 0;
+    return BW_OK;
+  }
+  const GateRoom room(shape, true);
+  if (!room.partial) return bw_fail(BW_NO_MEMORY, "out of memory for partial sums");
+  table.gate_moments(type, base, shape, room.partial, threads);
+  room.add_up();
+  for (int64_t i = 0; i < 2 * channels; i++) sums[i] = room.total[i];
+  return BW_OK;
+}
+
+int bw_gate_forward(const void* base, const void* rest, const float* mean, const float* rate, const float* threshold, void* y,
+                    float* on, int64_t outer, int64_t channels, int64_t inner, int halves, int dtype, int threads) {
+  BW_GATE(base && rest && threshold && y && !mean == !rate);
+  if (n == 0) return BW_OK;
+  const GateRoom room(shape, false);
+  if (!room.partial) return bw_fail(BW_NO_MEMORY, "out of memory for values per channel");
+  const bw_gate_values values{room.repeated(0, mean), room.repeated(1, rate, 1), room.repeated(2, threshold), nullptr, nullptr};
+  table.gate_forward(type, base, rest, shape, values, y, on, threads);
+  return BW_OK;
+}
+
+int bw_gate_backward(const void* g, const float* g_on, const void* base, const void* rest, const float* mean,
+                     const float* rate, const float* threshold, void* dbase, void* drest, float* dthreshold, int64_t outer,
+                     int64_t channels, int64_t inner, int halves, float slope, int sparse, int dtype, int threads) {
+  BW_GATE(g && base && rest && threshold && dbase && drest && dthreshold && !mean == !rate);
+  for (int64_t c = 0; dthreshold && c < channels; c++) dthreshold[c] = 0;
+  if (n == 0) return BW_OK;
+  const GateRoom room(shape, true);
+  if (!room.partial) return bw_fail(BW_NO_MEMORY, "out of memory for partial sums");
+  bw_gate_values values{room.repeated(0, mean), room.repeated(1, rate, 1), room.repeated(2, threshold), nullptr, nullptr};
+  const bw_gate_grads grads{g, g_on, dbase, drest, slope, sparse != 0, mean != nullptr};
+  table.gate_backward(type, grads, base, rest, shape, values, room.partial, threads);
+  room.add_up();
+  if (mean) {  // what a value of base moves through mean and rate
+    const double each = 1.0 / (double)(outer * inner);
+    float* means = (float*)room.partial;  // free again
+    for (int64_t i = 0; i < 2 * channels; i++) means[i] = (float)(room.total[i] * each);
+    values.mean_dv = room.repeated(3, means);
+    values.mean_dvz = room.repeated(4, means + channels);
+    table.gate_normalized(type, g, base, shape, values, dbase, threads);
+  }
+  for (int64_t c = 0; c < channels; c++) dthreshold[c] = (float)-room.total[c];
+  return BW_OK;
+}
+
+int bw_split_forward(const void* x, void* high, void* low, int64_t n, const float* unit, float one, int dtype, int threads) {
+  BW_TRAIN(n, x && high && low && unit);
+  BW_REQUIRE(one >= 1.0f && one <= 32768.0f, "one must be a power of two, got %g", one);
+  if (n) table.split_forward(type, x, high, low, n, *unit, one, threads);
   return BW_OK;
 }
 

@@ -2,6 +2,7 @@
 #pragma once
 #include <type_traits>
 
+#include "train_gates.h"
 #include "train_inputs.h"
 #include "train_weights.h"
 
@@ -74,6 +75,36 @@ void train_dorefa_forward(bw_dtype dtype, const float* t, void* y, float* peak, 
 void train_dorefa_backward(bw_dtype dtype, const void* g, const float* t, float peak, void* dw, int64_t n, int threads) {
   for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; dorefa_backward((const E*)g, t, peak, (E*)dw, n, threads); });
 }
+void train_gate_moments(bw_dtype dtype, const void* base, const bw_gate_shape& shape, double* partial, int threads) {
+  for_type(dtype, [&](auto* e) { using E = std::remove_pointer_t<decltype(e)>; gate_moments((const E*)base, shape, partial, threads); });
+}
+void train_gate_forward(bw_dtype dtype, const void* base, const void* rest, const bw_gate_shape& shape,
+                        const bw_gate_values& values, void* y, float* on, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    gate_forward((const E*)base, (const E*)rest, shape, values, (E*)y, on, threads);
+  });
+}
+void train_gate_backward(bw_dtype dtype, const bw_gate_grads& grads, const void* base, const void* rest,
+                         const bw_gate_shape& shape, const bw_gate_values& values, double* partial, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    gate_backward(grads, (const E*)base, (const E*)rest, shape, values, partial, threads);
+  });
+}
+void train_gate_normalized(bw_dtype dtype, const void* g, const void* base, const bw_gate_shape& shape,
+                           const bw_gate_values& values, void* to_base, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    gate_normalized((const E*)g, (const E*)base, shape, values, (E*)to_base, threads);
+  });
+}
+void train_split_forward(bw_dtype dtype, const void* x, void* high, void* low, int64_t n, float unit, float one, int threads) {
+  for_type(dtype, [&](auto* e) {
+    using E = std::remove_pointer_t<decltype(e)>;
+    split_forward((const E*)x, (E*)high, (E*)low, n, unit, one, threads);
+  });
+}
 
 // A function, not a pointer: the table of one unit may stand in for another before it is initialized.
 const bw_train_table* train_table() {
@@ -81,6 +112,8 @@ const bw_train_table* train_table() {
       train_sign_forward,  train_step_forward, train_mask_backward,  train_approx_backward, train_clip_forward,
       train_odd_forward,   train_masked_sums,   train_lsq_partials,   train_lsq_forward,     train_lsq_backward,
       train_binary_forward, train_binary_backward, train_dorefa_forward, train_dorefa_backward,
+      train_gate_moments,  train_gate_forward, train_gate_backward, train_gate_normalized,
+      train_split_forward,
   };
   return &table;
 }

@@ -30,12 +30,15 @@ class AtenCall:
         self.given: dict[str, Any] = {a.name: n.kwargs.get(a.name, a.default_value) for a in arguments}
         self.given |= {a.name: value for a, value in zip(arguments, n.args, strict=False)}
 
-    def value(self, name: str) -> str:
-        """An argument as the name of a computed value. Errors: `Unlisted`."""
-        a = self.given[name]
+    def computed(self, a: Any) -> str:
+        """The name of a computed value. Errors: `Unlisted`."""
         if isinstance(a, FxNode) and a.name in self.names:
             return self.names[a.name]
         raise aten_list.Unlisted("it reads something that is not computed from the input")
+
+    def value(self, name: str) -> str:
+        """The same of an argument."""
+        return self.computed(self.given[name])
 
     def constant(self, name: str) -> Tensor | None:
         """An argument whose values are known, or None."""
@@ -64,12 +67,9 @@ def known(n: FxNode) -> bool:
     """Whether a call is ours, may become a node as it is, or only checks."""
     name = str(n.target).split(".")[1]
     base = name.rstrip("_")
-    if (
-        base in (*OURS, *NOTHING, *CASTS)
-        or base.endswith("dropout")
-        or name in PARTS
-        or name.startswith((*CHECKS, "sym_"))
-    ):
+    if base in (*OURS, *NOTHING, *CASTS) or name in PARTS or base.endswith("dropout"):
+        return True
+    if name.startswith((*CHECKS, "sym_")):
         return True
     try:
         return aten_list.overload(canonical(n.target)) is not None
@@ -96,9 +96,8 @@ def own(c: AtenCall) -> bool:
     """Whether our operators can take the values of a call: float32, the batch on axis 0, all other sizes fixed."""
     values = [i.meta.get("val") for i in c.node.all_input_nodes if i.name not in c.constants]
     values = [v for v in (*values, c.node.meta.get("val")) if isinstance(v, Tensor)]
-    return all(
-        v.dtype == torch.float32 and v.dim() > 0 and all(isinstance(s, int) for s in v.shape[1:]) for v in values
-    ) and all(str(v.shape[0]) == str(values[0].shape[0]) for v in values)
+    fit = (v.dtype == torch.float32 and v.dim() > 0 and all(isinstance(s, int) for s in v.shape[1:]) for v in values)
+    return all(fit) and all(str(v.shape[0]) == str(values[0].shape[0]) for v in values)
 
 
 def lower(call: AtenCall, item: int | None = None) -> Lowered:
@@ -136,11 +135,9 @@ def generic(call: AtenCall, item: int | None = None) -> Lowered:
             role = f"c{len(tensors)}"
             tensors[role] = constant.detach().clone()
             return role
-        if not isinstance(a, FxNode) or a.name not in call.names:
-            raise aten_list.Unlisted("it reads something that is not computed from the input")
-        if call.names[a.name] not in inputs:
-            inputs.append(call.names[a.name])
-        return inputs.index(call.names[a.name])
+        if (name := call.computed(a)) not in inputs:
+            inputs.append(name)
+        return inputs.index(name)
 
     args: dict[str, Any] = {}
     for argument in aten_list.overload(target)._schema.arguments:

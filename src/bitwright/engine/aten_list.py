@@ -21,47 +21,35 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
+# +: no result is larger than the largest argument
 _ALLOWED = """
 _adaptive_avg_pool2d _log_softmax _native_batch_norm_legit_no_training _softmax _to_copy _upsample_nearest_exact1d
-_upsample_nearest_exact2d abs acos acosh adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d
-adaptive_max_pool1d adaptive_max_pool2d adaptive_max_pool3d add addcdiv addcmul addmm affine_grid_generator alias
-all amax amin any arange argmax argmin asin asinh atan atan2 atanh avg_pool1d avg_pool2d avg_pool3d baddbmm
-batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor bmm cat ceil celu channel_shuffle clamp clamp_max
-clamp_min clip clone col2im constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d
-convolution copy cos cosh cosine_similarity cumprod cumsum diagonal div dot einsum elu embedding eq erf erfc exp
-exp2 expand expand_as expm1 fill flatten flip floor floor_divide fmod frac full full_like gather ge gelu glu
-grid_sampler group_norm gru gt hardshrink hardsigmoid hardswish hardtanh im2col index index_put index_select
-instance_norm isfinite isinf isnan layer_norm le leaky_relu lerp linalg_vector_norm linear log log10 log1p log2
-log_sigmoid log_softmax logaddexp logical_and logical_not logical_or logical_xor logsumexp lstm lt masked_fill
-matmul max max_pool1d max_pool2d max_pool2d_with_indices max_pool3d maximum mean meshgrid min minimum mish mm
-movedim mul mv narrow native_group_norm native_layer_norm ne neg new_full new_ones new_zeros norm one_hot ones
-ones_like outer pad permute pixel_shuffle pixel_unshuffle pow prelu prod reciprocal reflection_pad1d
-reflection_pad2d relu relu6 remainder repeat repeat_interleave replication_pad1d replication_pad2d reshape rms_norm
-rnn_relu rnn_tanh roll round rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add select
-select_scatter selu sgn sigmoid sign silu sin sinh slice slice_scatter softmax softplus softshrink sort sqrt square
-squeeze stack std std_mean sub sum t tan tanh threshold tile topk transpose tril triu trunc unflatten unfold
-unsqueeze upsample_bicubic2d upsample_bilinear2d upsample_linear1d upsample_nearest1d upsample_nearest2d
-upsample_nearest3d upsample_trilinear3d var var_mean where xlogy zeros zeros_like
+_upsample_nearest_exact2d abs+ acos acosh adaptive_avg_pool1d+ adaptive_avg_pool2d+ adaptive_avg_pool3d+
+adaptive_max_pool1d+ adaptive_max_pool2d+ adaptive_max_pool3d add addcdiv addcmul addmm affine_grid_generator alias+
+all amax amin any arange argmax argmin asin asinh atan atan2 atanh avg_pool1d+ avg_pool2d+ avg_pool3d+ baddbmm
+batch_norm bitwise_and bitwise_not bitwise_or bitwise_xor bmm cat+ ceil celu channel_shuffle+ clamp clamp_max clamp_min
+clip clone+ col2im constant_pad_nd conv1d conv2d conv3d conv_transpose1d conv_transpose2d conv_transpose3d convolution
+copy cos cosh cosine_similarity cumprod cumsum diagonal div dot einsum elu embedding+ eq erf erfc exp exp2 expand+
+expand_as expm1 fill flatten+ flip+ floor floor_divide fmod frac full full_like gather ge gelu+ glu grid_sampler
+group_norm gru gt hardshrink hardsigmoid hardswish+ hardtanh im2col index+ index_put index_select+ instance_norm
+isfinite isinf isnan layer_norm le leaky_relu lerp linalg_vector_norm linear log log10 log1p log2 log_sigmoid
+log_softmax logaddexp logical_and logical_not logical_or logical_xor logsumexp lstm lt masked_fill matmul max
+max_pool1d max_pool2d max_pool2d_with_indices+ max_pool3d maximum mean+ meshgrid min minimum mish+ mm movedim+ mul mv
+narrow+ native_group_norm native_layer_norm ne neg+ new_full new_ones new_zeros norm one_hot ones ones_like outer pad
+permute+ pixel_shuffle+ pixel_unshuffle+ pow prelu prod reciprocal reflection_pad1d reflection_pad2d relu+ relu6
+remainder repeat+ repeat_interleave replication_pad1d replication_pad2d reshape+ rms_norm rnn_relu rnn_tanh roll+ round
+rsqrt rsub scalar_tensor scaled_dot_product_attention scatter scatter_add select+ select_scatter selu sgn sigmoid sign
+silu+ sin sinh slice+ slice_scatter softmax softplus softshrink sort sqrt square squeeze+ stack+ std std_mean sub sum t
+tan tanh threshold tile topk transpose+ tril triu trunc unflatten+ unfold unsqueeze+ upsample_bicubic2d
+upsample_bilinear2d+ upsample_linear1d+ upsample_nearest1d+ upsample_nearest2d+ upsample_nearest3d+
+upsample_trilinear3d var var_mean where+ xlogy zeros zeros_like
 """
-ALLOWED = frozenset(_ALLOWED.split())
-# no result is larger than the largest argument
-_MOVING = """
-abs adaptive_avg_pool1d adaptive_avg_pool2d adaptive_avg_pool3d adaptive_max_pool1d adaptive_max_pool2d alias
-avg_pool1d avg_pool2d avg_pool3d cat channel_shuffle clone embedding expand flatten flip gelu hardswish index
-index_select max_pool2d_with_indices mean mish movedim narrow neg permute pixel_shuffle pixel_unshuffle relu repeat
-reshape roll select silu slice squeeze stack transpose unflatten unsqueeze upsample_bilinear2d upsample_linear1d
-upsample_nearest1d upsample_nearest2d upsample_nearest3d where
-"""
-MOVING = frozenset(_MOVING.split())
+ALLOWED = frozenset(name.rstrip("+") for name in _ALLOWED.split())
+MOVING = frozenset(name[:-1] for name in _ALLOWED.split() if name[-1] == "+")
 UP_TO_ONE = frozenset({"sigmoid", "hardsigmoid", "tanh", "softmax", "_softmax"})
 RENAMED = {"view.default": "reshape.default", "_unsafe_view.default": "reshape.default"}  # takes any memory layout
-DTYPES = {
-    str(d).removeprefix("torch."): d
-    for d in (
-        *(torch.float32, torch.float16, torch.bfloat16, torch.float64),
-        *(torch.bool, torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
-    )
-}
+_DTYPES = "float32 float16 bfloat16 float64 bool uint8 int8 int16 int32 int64"
+DTYPES: dict[str, torch.dtype] = {name: getattr(torch, name) for name in _DTYPES.split()}
 WORDS = {d: name for name, d in DTYPES.items()}
 NUMBERS = ("inf", "-inf", "nan")
 SIZE = re.compile(r"(?:(-?\d{1,9})\*)?N([+-]\d{1,9})?")

@@ -58,7 +58,9 @@ def _ones(attrs: Mapping[str, Any]) -> Any:
 
 
 NUMBER, FLAG = Attr(number), Attr(lambda v: type(v) is bool)
+SHARE = Attr(lambda v: number(v) and 0 <= v <= 1)
 STEPS, PADS = Attr(listed(whole(1, MAX_STEP), 1, 3)), Attr(listed(whole(0, MAX_STEP), 1, 3))
+END = Attr(lambda v: v is None or number(v))
 RANK, AXIS, INDEX = Attr(whole(1, 3)), Attr(whole(1, MAX_RANK)), Attr(whole(-(1 << 31), 1 << 31))
 SIZE = whole(1, MAX_VALUES)
 ONES, GROUPS, LAST = replace(STEPS, usual=_ones), Attr(whole(1, 1 << 24)).usually(1), FLAG.usually(False)

@@ -11,12 +11,14 @@ import torch
 from torch import nn
 
 from bitwright.engine import native
+from bitwright.engine.any_size import free_size
 from bitwright.engine.files import file_bytes, save
 from bitwright.engine.fold import fold
 from bitwright.engine.layer_form import layer_form, packed_layers
 from bitwright.engine.layer_times import time_layers
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import check_finite
+from bitwright.engine.plan_splits import note_shares
 from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
 from bitwright.engine.rows import EMPTY, PRUNED, gated_layers, graph_rows, layer_rows, refusal
@@ -25,11 +27,14 @@ from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
 from bitwright.errors import InputError
 from bitwright.nn import is_slot_layer
+from bitwright.parts.split_gate import SplitGate
 from bitwright.transforms.call import as_floats, as_pixels
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.decide import slot_layers
 from bitwright.transforms.twin import float_twin
 
 FORMS = ("auto", "graph", "layers")
+BY_LAYERS = 'form="layers" (--form layers on the command line)'
 PASS_SHARE, WARN_SHARE = 0.999, 0.99
 
 
@@ -67,6 +72,7 @@ def convert(
     threads: int | None = None,
     verify: bool | Iterable[Any] = True,
     force: bool = False,
+    dynamic_size: bool = False,
 ) -> Converted:
     """Packs a trained net, proves it equal, and says what it gained.
 
@@ -81,12 +87,14 @@ def convert(
     verify    True: on the example; batches of inputs or (input, target) pairs: on all of them; False: not at all
     force     True: with nothing to pack, a WARN and a float graph that runs without the model's code; answers that
               differ are refused all the same
+    dynamic_size  True: images of every height and width run later (rows of every length, for 1-D nets); `InputError` with the
+              layer where one fixes the size. Each size is checked when it first comes. In layer form your code decides
 
     Status: PASS where every layer is exact, every value is the trained net's up to rounding (see `bw.engine.verify`), at
     least 99.9 % of images keep their class, and the net is faster than the float one; WARN from 99 %, where it is not
     faster, runs with your code (layer form), or the trained net gives one class or guesses; REFUSE below, with values that
-    rounding cannot explain, with nothing to pack, or with gates that skip work (`fbs`, `channel_gate`, `precision_gate`),
-    which packed nets cannot run yet (`form="layers"` leaves these layers as they are).
+    rounding cannot explain, with nothing to pack, or with a gate that a packed net cannot run (it says which and why;
+    `form="layers"` leaves gated layers as they are).
 
     >>> import bitwright as bw
     >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), bw.nn.Conv2d(32, 32, 3, w="bwn", x="sign"))
@@ -105,6 +113,9 @@ def convert(
     traced = _traced(prepared, form)
     if isinstance(traced, Traced):
         graph = fold(traced.graph)
+        if dynamic_size:
+            free_size(prepared, graph, lambda other: fold(_graph(other).graph))
+        note_shares(graph, prepared.call.in_order(prepared.model).args)
         packed: nn.Module = PackedModel(graph, backend, threads)
         rows, unused = graph_rows(prepared, graph, packed, traced.refused)
         report = ConvertReport([*rows, *unused])
@@ -148,12 +159,10 @@ def _traced(prepared: Prepared, form: str) -> Traced | str:
 
 def _graph(prepared: Prepared) -> Traced:
     """Errors: `InputError` for what a graph would lose or cannot take."""
-    for name, layer in prepared.layers.items():
+    for name, layer in slot_layers(prepared.model).items():
         if name in prepared.own and (layer.w is not None or layer.x is not None):
-            text = f"convert: {name or 'the layer'}: {prepared.own[name]}; a graph has no place for it."
-            raise InputError(
-                f'{text} form="layers" (--form layers on the command line) keeps it', code="convert-hook", layer=name
-            )
+            text = f"convert: {name or 'the layer'}: {prepared.own[name]}; a graph has no place for it. {BY_LAYERS} keeps it"
+            raise InputError(text, code="convert-hook", layer=name)
     call = prepared.call.in_order(prepared.model)
     if call.kwargs:
         raise InputError("convert: keyword arguments that have no place in the order", code="convert-inputs")
@@ -171,7 +180,11 @@ def _check_finite(model: nn.Module) -> None:
     """A net with nan or infinite weights has no codes: convert refuses it and says where they are."""
     norm = nn.modules.batchnorm._BatchNorm
     own = {id(b) for m in model.modules() if is_slot_layer(m) or isinstance(m, norm) for b in m.buffers()}
-    named = [*model.named_parameters(), *((n, b) for n, b in model.named_buffers() if id(b) in own)]
+    shut = {id(m.threshold) for m in model.modules() if isinstance(m, SplitGate)}  # may be infinite: never, or always
+    named = [
+        *((n, p) for n, p in model.named_parameters() if id(p) not in shut),
+        *((n, b) for n, b in model.named_buffers() if id(b) in own),
+    ]
     for name, value in named:  # other buffers may hold any number: a mask of -inf, the best loss so far
         check_finite(name, name.rpartition(".")[0], value)
 
@@ -222,14 +235,13 @@ def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
         ifs.append(report.blind)
     if verified and share < PASS_SHARE:
         ifs.append(f"{report.same:,} of {report.images:,} same {kind}")
-    if not any(r.runs_as in ("bits", "int8") for r in report.rows):
-        ifs.append(f"smaller, not faster: {size}; weights are bits on disk and float in the run")
+    if not any(r.runs_as in ("bits", "int8", "gated") for r in report.rows):
+        ifs.append(f"its bits save bytes, not time: {size}{speed}; weights are bits on disk and float in the run")
     elif report.level:
         ifs.append(f"not faster: {size}{speed}")
     elif faster is not None and faster < 1:
-        ifs.append(
-            f"not faster: {size}, {faster:.2f}x the speed of its float net in torch (slower){_where(report)}{noise}"
-        )
+        slower = f"{faster:.2f}x the speed of its float net in torch (slower){_where(report)}{noise}"
+        ifs.append(f"not faster: {size}, {slower}")
     elif ifs:
         ifs.append(f"{size}{speed}")
     return (WARN, "; ".join(ifs)) if ifs else (PASS, f"{size}{speed}{'' if verified else ' (not verified)'}")
@@ -248,10 +260,7 @@ def _refused(report: ConvertReport) -> str:
     if not report.layers_exact:
         return f"{', '.join(report.inexact)}: packed codes differ from the trained layer's; please report this"
     if report.beyond:
-        b, hint = (
-            report.beyond[0],
-            '; form="layers" (--form layers on the command line) may hold' if report.form == "graph" else "",
-        )
+        b, hint = report.beyond[0], f"; {BY_LAYERS} may hold" if report.form == "graph" else ""
         off = f"{b.where} is off by {b.difference:.1e}, and rounding explains {b.bound:.1e}"
         return f"{off} (image {b.image}){hint}; please report this"
     share, kind = report.share

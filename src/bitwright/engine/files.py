@@ -21,14 +21,12 @@ from bitwright.tensors import bytes_of, read_tensors, write_tensors
 from bitwright.transforms import Recipe, apply, recipe_of
 from bitwright.transforms.bake import bake
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.geometry import describe, padding_of
+from bitwright.transforms.geometry import describe, steps_of
 from bitwright.transforms.trained_file import load_trained, metadata_of, put_stored_widths
 from bitwright.transforms.unwrap import unwrap
 
 FORMAT = "1"
-RESERVED = frozenset(
-    {"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last", "shrunk", "compressed"}
-)
+RESERVED = {"bitwright", "format", "recipe", "graph", "layers", "aliases", "channels_last", "shrunk", "compressed"}
 ENTRY = {"graph": str, "norm": str, "dtype": str, "last": bool}  # what a file says of a packed layer
 INSIDE = "packed."  # where a packed layer keeps its tensors
 Path = str | os.PathLike[str]
@@ -58,12 +56,12 @@ def save(model: nn.Module, path: Path, **metadata: Any) -> int:
 def file_bytes(model: nn.Module, dense: bool = False) -> int:
     """The size of the file that `save` would write of `model`, without writing it.
 
-    dense   as if zeros took as many bytes as other numbers
+    dense   as if zeros took as many bytes as other numbers, and equal tensors a place each
 
     >>> file_bytes(nn.Linear(8, 4)) > 4 * (8 * 4 + 4)
     True
     """
-    return bytes_of(*_contents(model), compress=not dense)
+    return bytes_of(*_contents(model), dense)
 
 
 def _contents(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -96,9 +94,8 @@ def load(path: Path, model: nn.Module | None = None, device: str | torch.device 
         raise InputError(f"load: got {type(path).__name__}; possible: the path of a file", code="file-missing")
     if model is not None and not isinstance(model, nn.Module):
         given = repr(model) if isinstance(model, (str, type)) else type(model).__name__
-        raise InputError(
-            f"load {path}: model={given[:80]}; possible: a module, as bw.models.create makes it", code="load-model"
-        )
+        text = f"load {path}: model={given[:80]}; possible: a module, as bw.models.create makes it"
+        raise InputError(text, code="load-model")
     where = _device(device, path)
     tensors, metadata = read_tensors(path)
     kind, version = metadata.get("bitwright"), metadata.get("format")
@@ -195,15 +192,12 @@ def _of_another_model(path: Path, text: str, layer: str | None = None) -> InputE
 def _packed(name: str, layer: Any, entry: dict[str, Any], tensors: dict[str, Tensor], path: Path) -> PackedLayer:
     head = f"{name}.{INSIDE}" if name else INSIDE
     inside = {k.removeprefix(head).replace("/", "."): v for k, v in tensors.items() if k.startswith(head)}
-    graph, conv = from_json(entry["graph"], inside), not isinstance(layer, nn.Linear)
-    nodes, wanted = [n for n in graph.nodes if n.op in LAYERS], {"weight": list(layer.weight.shape)}
-    if conv:
-        wanted |= {key: list(getattr(layer, key)) for key in ("stride", "dilation")}
-        wanted |= {"groups": layer.groups, "padding": padding_of(layer)}
+    graph, steps = from_json(entry["graph"], inside), steps_of(layer)
+    nodes, wanted = [n for n in graph.nodes if n.op in LAYERS], {"weight": list(layer.weight.shape), **steps}
     fits = len(nodes) == 1 and graph.nodes[0].shape == tuple(sample(layer).shape[1:])
     if fits:
         have = {**nodes[0].attrs, "weight": nodes[0].attrs.get("weight", {}).get("shape")}
-        fits = nodes[0].op.endswith("conv") == conv and all(have[key] == value for key, value in wanted.items())
+        fits = nodes[0].op.endswith("conv") == bool(steps) and all(have[key] == value for key, value in wanted.items())
     if not fits:
         raise _of_another_model(path, f"{name} is {describe(layer)} here and another layer in the file", name)
     packed = PackedLayer.build(layer, graph, entry["norm"])

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from bitwright.engine import reference
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import OPERATORS, function, monotone
-from bitwright.engine.rules import LAYERS
-from bitwright.engine.thresholds import float_thresholds
+from bitwright.engine.rules import LAYERS, SPLITS
+from bitwright.engine.thresholds import code_after, float_thresholds
 
 
 def fold(graph: Graph) -> Graph:
@@ -19,9 +18,8 @@ def fold(graph: Graph) -> Graph:
     a clip that changes no code of the quantizer behind it -> removed
     """
     graph = graph.copy()
-    for node in [
-        n for n in graph.nodes if n.op == "affine" and not n.attrs.get("keep")
-    ]:  # a norm part stays: see lower
+    norms = [n for n in graph.nodes if n.op == "affine" and not n.attrs.get("keep")]  # a norm part stays: see lower
+    for node in norms:
         before = graph.node(node.inputs[0])
         if len(graph.users()[before.name]) == 1 and _absorb(graph, before, node):
             graph.replace_uses(node.name, before.name)
@@ -41,10 +39,8 @@ def _drop_idle(graph: Graph) -> None:
             continue
         source = by_name[q.inputs[0]]
         while OPERATORS[source.op].clip and monotone(source, graph):
-            clip = function(source, graph)
-            found, flip = float_thresholds(
-                lambda x, f=clip, t=table: reference.quantize(f(x), t, None, True), int(q.attrs["levels"]), 1
-            )
+            codes = code_after([function(source, graph)], table, None)
+            found, flip = float_thresholds(codes, int(q.attrs["levels"]), 1)
             if bool(flip.any()) or not torch.equal(found[0], table):
                 break
             source = by_name[source.inputs[0]]
@@ -57,8 +53,9 @@ def _absorb(graph: Graph, layer: Node, affine: Node) -> bool:
     if layer.op == "affine":
         if layer.attrs.get("keep") or bool(layer.attrs["last"]) != bool(affine.attrs["last"]):
             return False
-    # a linear layer on [N, T, C] has its channels last, a norm behind it on axis 1: not the same axis
-    elif layer.op not in LAYERS or (layer.op.endswith("linear") and len(layer.shape) != 1):
+    # a linear layer on [N, T, C] has its channels last, a norm behind it on axis 1: not the same axis; and a norm behind a
+    # gate that decides by the sum would move the decision
+    elif layer.op not in LAYERS or layer.op in SPLITS or (layer.op.endswith("linear") and len(layer.shape) != 1):
         return False
     if layer.key("scale"):
         graph.put(layer, "scale", graph.need(layer, "scale").double() * k)

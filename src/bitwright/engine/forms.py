@@ -3,13 +3,15 @@
 Counting bits costs one pass for each pair of bit planes (one of the weight, one of the input), over words of 32 channels;
 multiplying bytes costs the same for any number of bits. So bits pay for few pairs and many channels. They also pay where a layer
 runs on one pixel and reads its weights from memory: an eighth as many bytes. The limits are measured: bench/forms.py.
-Where hardly any weight is not zero, the byte kernel reads a list of the inputs that count: bench/sparsity.py.
+Where few weights are not zero, a layer runs on lists of the inputs that count: one bit of each on words (csrc/sliced.h), more on
+bytes (csrc/lists.h); bench/sparsity.py.
 Where the layers of a net were timed on this CPU (planner.py), that decides.
 """
 
 from __future__ import annotations
 
 import math
+import os
 
 import numpy as np
 
@@ -27,21 +29,36 @@ LIMITS = {
 }
 STREAMED = 1 << 20  # bytes of a linear layer's weights above which memory decides
 STREAMED_PAIRS = 8
-LISTED_SHARE = 256  # of csrc/lists.h
+LISTED_SHARE, SLICED_SHARE = 256, 8  # of csrc/lists.h and csrc/sliced.h
 _ONES = np.array([bin(i).count("1") for i in range(256)], dtype=np.uint8)
 
 
-def bytes_pay(layer: Node, x_planes: int, graph: Graph) -> bool:
+def zeros_skipped() -> bool:
+    """Whether zeros may be left out of the run; BITWRIGHT_ZEROS=0 in the environment: not, for measurements."""
+    return os.environ.get("BITWRIGHT_ZEROS") != "0"
+
+
+def code_planes(levels: int) -> int:
+    """Bits of a code 0..levels."""
+    return max(1, int(levels).bit_length())
+
+
+def planes_read(layer: Node) -> int:
+    """Bits of the codes that a fused layer reads."""
+    return code_planes(layer.attrs["x"]["levels"])
+
+
+def bytes_pay(layer: Node, graph: Graph) -> bool:
     """Whether a coded layer is faster on byte codes than on bit planes: as measured here, else by the limits."""
     from bitwright.engine.planner import measured  # imported here: the planner measures with the engine
 
     if listed(layer, graph):
-        return True
-    times = measured(layer, x_planes)
+        return not _one_bit(layer)
+    times = measured(layer)
     if {"bits", "bytes"} <= times.keys():
         return times["bytes"] < times["bits"]
     info = layer.attrs["weight"]
-    pairs, shape = x_planes * int(info["planes"]), info["shape"]
+    pairs, shape = planes_read(layer) * int(info["planes"]), info["shape"]
     if layer.op == "coded_linear" and math.prod(shape) >= STREAMED:
         return pairs > STREAMED_PAIRS
     isa = native_library.isa() if native_library.available() else ""
@@ -50,18 +67,25 @@ def bytes_pay(layer: Node, x_planes: int, graph: Graph) -> bool:
     if _grouped(layer):
         limits = LIMITS["amx"]
     most = _most(limits, shape[1])
-    if isa == "avx512" and _winograd(layer, x_planes):
+    if isa == "avx512" and _winograd(layer):
         most = min(most, _most(LIMITS["avx512 winograd"], shape[1]))
     return pairs > most
 
 
 def listed(layer: Node, graph: Graph) -> bool:
-    """Whether so few weights are not zero that the byte kernel keeps a list of them (csrc/lists.h). A bit that is on in any plane
-    counts as one weight."""
+    """Whether so few weights are not zero that the kernel keeps a list of them. A bit that is on in any plane counts as one weight."""
     (term, *more), bits = layer.attrs["weight"]["terms"], graph.tensor(layer, "bits")
-    if more or int(term["zero"]) or _grouped(layer) or bits is None:
+    if more or int(term["zero"]) or _grouped(layer) or bits is None or not zeros_skipped():
         return False
-    return int(_ONES[bits.numpy()].sum()) * LISTED_SHARE <= math.prod(layer.attrs["weight"]["shape"])
+    share = SLICED_SHARE if _one_bit(layer) else LISTED_SHARE
+    return int(_ONES[bits.numpy()].sum()) * share <= math.prod(layer.attrs["weight"]["shape"])
+
+
+def _one_bit(layer: Node) -> bool:
+    """Whether csrc/sliced.h takes this layer: one bit each, and no window that slides over the image."""
+    a = layer.attrs
+    plain = a.get("flat") or layer.op == "coded_linear"
+    return planes_read(layer) == int(a["weight"]["planes"]) == 1 and bool(plain)
 
 
 def _grouped(layer: Node) -> bool:
@@ -72,10 +96,10 @@ def _most(limits: tuple[tuple[int, int], ...], channels: int) -> int:
     return next((most for least, most in limits if channels >= least), 0)
 
 
-def _winograd(layer: Node, x_planes: int) -> bool:
+def _winograd(layer: Node) -> bool:
     """Whether csrc/avx512_winograd.h takes this layer as bytes, whatever its weights."""
     a = layer.attrs
-    if layer.op != "coded_conv" or int(a["rank"]) != 2 or x_planes > 6 or _grouped(layer):
+    if layer.op != "coded_conv" or int(a["rank"]) != 2 or planes_read(layer) > 6 or _grouped(layer):
         return False
     outputs, channels, *kernel = a["weight"]["shape"]
     plain = kernel == [3, 3] and set(a["stride"]) == {1} and set(a["dilation"]) == {1}

@@ -2,6 +2,7 @@
 
 Made at load, never stored. Each pass rewrites one pattern and keeps every value equal (tests compare both graphs):
 
+    unused         units that nothing reads, or that never change: not computed (`engine/unused.py`)
     formats        which kernel reads a code: bits or bytes, how many groups
     absorb         quantize(relu(x * s + a)) -> quantize'(x), thresholds by bisection of the composite
     pool_codes     quantize(max_pool(x))     -> max_pool(quantize(x)); quantizers never fall as x rises
@@ -9,7 +10,7 @@ Made at load, never stored. Each pass rewrites one pattern and keeps every value
     thresholds     quantize(coded layer)     -> the layer compares its integers and emits codes
     residual       add(coded layer, x)       -> the layer adds
     relu           relu(coded layer)         -> the layer clips
-    extra          one bit, or codes of an even ladder, of a coded layer beside other readers -> the layer emits both
+    extra          one or two bits, or codes of an even ladder, of a coded layer beside other readers -> the layer emits both
     share          equal quantizers of one value run once
 """
 
@@ -22,23 +23,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine import reference
-from bitwright.engine.forms import bytes_pay
+from bitwright.engine import reference, thresholds
+from bitwright.engine.forms import bytes_pay, zeros_skipped
+from bitwright.engine.gates import SplitOperator
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.operators import bounds, function, monotone
-from bitwright.engine.rules import CODED
-from bitwright.engine.thresholds import ENUMERATE, NotMonotone, even_grid, float_thresholds, integer_thresholds
+from bitwright.engine.rules import CODED, CODED_SPLITS
+from bitwright.engine.unused import without_unused
 
 LIMIT = float(1 << 20)  # of an input: beyond it, and for NaN, the folded graph itself runs
 MAX_SEARCH = 1 << 24  # numbers looked at in each step of all searches for float thresholds together
 MAX_COUNT = 1 << 28  # integers tried one by one, of all layers together; beyond it thresholds are bisected
 MAX_TABLE = 1 << 22  # thresholds of one layer; beyond it the quantizer runs as it is stored
+LADDER = 3  # levels of a ladder beside floats: two bits, which the kernels compare in registers
 FUSED_LEVELS = 15  # a popcount layer is done before it has searched a longer ladder; packing floats is faster there
 
 
-def fuse(folded: Graph, pays: Callable[[Node, int, Graph], bool] = bytes_pay) -> Graph:
-    """A runtime graph; the given one is left alone. `pays(layer, planes of its input, graph)`: whether it reads bytes."""
-    graph = folded.copy()
+def fuse(folded: Graph, pays: Callable[[Node, Graph], bool] = bytes_pay, smaller: bool = True) -> Graph:
+    """A runtime graph; the given one is left alone. `pays(layer, graph)`: whether it reads bytes. `smaller`: without unused units."""
+    graph = without_unused(folded.copy(), LIMIT) if smaller and zeros_skipped() else folded.copy()
     bound = bounds(graph, LIMIT)
     formats(graph, pays)
     changed, budget = True, [MAX_SEARCH]
@@ -46,20 +49,20 @@ def fuse(folded: Graph, pays: Callable[[Node, int, Graph], bool] = bytes_pay) ->
         changed = _absorb(graph, bound, budget) or _pool_codes(graph, bound) or _flatten_codes(graph)
     _share(graph)
     _grids(graph)
-    _thresholds(graph)
-    _residual(graph)
-    _relu(graph)
-    _extra(graph)
+    emit_codes(graph)
+    join_floats(graph)
     graph.prune()
     return graph
 
 
-def code_planes(levels: int) -> int:
-    """Bits of a code 0..levels."""
-    return max(1, int(levels).bit_length())
+def join_floats(graph: Graph) -> None:
+    """What follows the floats of a layer, and what else is read of them, becomes part of it."""
+    _residual(graph)
+    _relu(graph)
+    _extra(graph)
 
 
-def formats(graph: Graph, pays: Callable[[Node, int, Graph], bool] = bytes_pay) -> None:
+def formats(graph: Graph, pays: Callable[[Node, Graph], bool]) -> None:
     """Each reader keeps what it must know of its input's grid; readers that want another layout get a quantizer of their own."""
     users = graph.users()
     for q in [n for n in graph.nodes if n.op == "quantize"]:
@@ -68,15 +71,16 @@ def formats(graph: Graph, pays: Callable[[Node, int, Graph], bool] = bytes_pay) 
         for reader in users[q.name]:
             reader.attrs["x"] = info
             form, groups = "plain", 1
+            if reader.op in CODED_SPLITS:
+                reader.attrs["x_form"] = form = "bytes"
             if reader.op in CODED:
-                as_bytes = pays(reader, code_planes(q.attrs["levels"]), graph) and _fits_bytes(reader, q)
+                as_bytes = pays(reader, graph) and _fits_bytes(reader, q)
                 reader.attrs["x_form"] = form = "bytes" if as_bytes else "bits"
                 groups = int(reader.attrs.get("groups", 1)) if form == "bits" else 1
             if (form, groups) not in made:
-                mine = (
-                    Node(q.op, fresh(f"{q.name}^", graph.by_name(), "^"), list(q.inputs), dict(q.attrs)) if made else q
-                )
+                mine = q
                 if made:
+                    mine = Node(q.op, fresh(f"{q.name}^", graph.by_name(), "^"), list(q.inputs), dict(q.attrs))
                     graph.nodes.insert(graph.nodes.index(q) + 1, mine)
                 mine.attrs |= {"form": form, "groups": groups}
                 made[form, groups] = mine
@@ -121,17 +125,6 @@ def _there_anyway(graph: Graph, source: Node, chain: list[Node]) -> bool:
     return source.op not in CODED
 
 
-def _code_after(steps: list[Any], table: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
-    """The code of what the steps make of x."""
-
-    def code(x: Tensor) -> Tensor:
-        for f in steps:
-            x = f(x)
-        return reference.quantize(x, table, flip, True)
-
-    return code
-
-
 def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
     by_name = graph.by_name()
     done = False
@@ -139,6 +132,12 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
         chain: list[Node] = []
         source = by_name[q.inputs[0]]
         while monotone(source, graph) and _same_axis(q, source, graph) and not _there_anyway(graph, source, chain):
+            if (
+                source.op == "affine"
+                and by_name[source.inputs[0]].op in CODED_SPLITS
+                and q.attrs["levels"] > FUSED_LEVELS
+            ):
+                break  # a norm and an even ladder are less work there than so many thresholds for each channel
             chain.append(source)
             source = by_name[source.inputs[0]]
         if not chain:
@@ -152,8 +151,8 @@ def _absorb(graph: Graph, bound: dict[str, float], budget: list[int]) -> bool:
         if channels * levels > MAX_TABLE or work > budget[0]:
             continue
         budget[0] -= work
-        code = _code_after([function(n, graph) for n in reversed(chain)], old, graph.tensor(q, "flip"))
-        found, flip = float_thresholds(code, levels, channels)
+        code = thresholds.code_after([function(n, graph) for n in reversed(chain)], old, graph.tensor(q, "flip"))
+        found, flip = thresholds.float_thresholds(code, levels, channels)
         if bound[source.name] == math.inf and not (_tame(code, channels) and not bool(flip.any())):
             q.attrs["apart"] = True
             continue
@@ -196,6 +195,7 @@ def _pool_codes(graph: Graph, bound: dict[str, float]) -> bool:
         before = Node("quantize", fresh(f"{q.name}^", by_name, "^"), [source.name], attrs)
         graph.nodes.insert(graph.nodes.index(q), before)
         keep = {k: q.attrs[k] for k in ("owner", "shape", "levels", "form", "groups", "last")}
+        keep |= {"units": q.attrs["units"]} if "units" in q.attrs else {}
         keep |= {k: pool.attrs[k] for k in ("rank", "kernel", "stride", "padding", "dilation", "ceil")}
         q.op, q.inputs, q.attrs = "max_pool_codes", [before.name], keep
         graph.prune()
@@ -210,8 +210,8 @@ def _flatten_codes(graph: Graph) -> bool:
         if q.key("flip") or len(q.shape) != 1:
             continue
         flat = by_name[q.inputs[0]]
-        thresholds = graph.need(q, "thresholds")
-        if flat.op != "flatten" or flat.attrs["start"] != 1 or thresholds.dim() != 1 or len(q.attrs["zero"]) != 1:
+        table = graph.need(q, "thresholds")
+        if flat.op != "flatten" or flat.attrs["start"] != 1 or table.dim() != 1 or len(q.attrs["zero"]) != 1:
             continue
         source = by_name[flat.inputs[0]]
         if len(source.shape) != 3 or any(r.op != "coded_linear" for r in users[q.name]):
@@ -246,25 +246,23 @@ def _share(graph: Graph) -> None:
 
 def integer_range(graph: Graph, node: Node) -> tuple[Tensor, Tensor]:
     """Smallest and largest integer a coded layer can produce, per output channel: int64 [O] each."""
-    w = reference.weight_integers(graph, node)[0].to(torch.int64)
+    gated = node.op in CODED_SPLITS  # its base is a part of this sum
+    w = SplitOperator(node, graph).weight if gated else reference.weight_integers(graph, node)[0]
+    w = w.to(torch.int64)
     info = node.attrs["x"]
-    zero = torch.tensor(info["zero"], dtype=torch.int64)
-    low, high = zero, zero + int(info["mult"]) * int(info["levels"])
-    if zero.numel() > 1:  # one per input channel; with groups each filter sees its own slice
-        per = w.shape[1]
-        groups = max(1, zero.numel() // per)
-        rows = torch.arange(w.shape[0]) * groups // w.shape[0]
-        pick = rows[:, None] * per + torch.arange(per)
-        shape = (w.shape[0], per, *[1] * (w.dim() - 2))
-        low, high = low[pick].reshape(shape), high[pick].reshape(shape)
+    low = reference.seen_by_outputs(info["zero"], w, int(node.attrs.get("groups", 1)))
+    high = low + int(info["mult"]) * int(info["levels"])
     ends = torch.stack([w * low, w * high, torch.zeros_like(w)])  # 0: a tap in the padding
-    return ends.amin(0).flatten(1).sum(1), ends.amax(0).flatten(1).sum(1)
+    shift = graph.tensor(node, "shift")
+    always = 0 if shift is None else shift
+    return ends.amin(0).flatten(1).sum(1) + always, ends.amax(0).flatten(1).sum(1) + always
 
 
 def _grids(graph: Graph) -> None:
     """Byte codes of an even ladder need no search: one multiply or divide gives them."""
     for q in _coding(graph):
-        if q.attrs["form"] == "bytes" and not q.key("flip") and (grid := even_grid(graph.need(q, "thresholds"))):
+        fits = q.attrs["form"] == "bytes" and not q.key("flip")
+        if grid := thresholds.even_grid(graph.need(q, "thresholds")) if fits else None:
             q.attrs["grid"] = grid
 
 
@@ -273,10 +271,11 @@ def _put_integer_thresholds(graph: Graph, layer: Node, q: Node, left: list[int])
     still be tried one by one."""
     scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
     table, flip = graph.need(q, "thresholds"), graph.tensor(q, "flip")
+    levels, most = int(q.attrs["levels"]), thresholds.ENUMERATE
     low, high = integer_range(graph, layer)
-    if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * int(q.attrs["levels"]) > MAX_TABLE:
+    if int(max(-low.min(), high.max())) >= 2**31 - 1 or low.numel() * levels > MAX_TABLE:
         return False
-    work = min(int((high - low).max()) + 1, ENUMERATE + 1) * low.numel()
+    work = min(int((high - low).max()) + 1, most + 1) * low.numel()
     one_by_one = work <= left[0]
     left[0] -= work if one_by_one else 0
 
@@ -285,8 +284,8 @@ def _put_integer_thresholds(graph: Graph, layer: Node, q: Node, left: list[int])
         return reference.quantize(reference.epilogue([i], scale, add, True), table, flip, True)
 
     try:
-        found, turned = integer_thresholds(code, int(q.attrs["levels"]), low, high, ENUMERATE if one_by_one else 0)
-    except NotMonotone:
+        found, turned = thresholds.integer_thresholds(code, levels, low, high, most if one_by_one else 0)
+    except thresholds.NotMonotone:
         return False
     graph.put(layer, "int_thresholds", found)
     if bool(turned.any()):
@@ -294,15 +293,29 @@ def _put_integer_thresholds(graph: Graph, layer: Node, q: Node, left: list[int])
     return True
 
 
-def _thresholds(graph: Graph) -> None:
+def _one_sum(layer: Node) -> bool:
+    """Whether a kernel computes one whole number for each output; of a gated layer where `fuse_gates` has said so."""
+    return "way" in layer.attrs or (layer.op in CODED and len(layer.attrs["weight"]["terms"]) == 1)
+
+
+def _convolves(layer: Node) -> bool:
+    return layer.op == "coded_conv" or ("way" in layer.attrs and not layer.last)
+
+
+def emit_codes(graph: Graph) -> None:
+    """A layer whose only reader is a quantizer compares its integers and writes the codes."""
     left = [MAX_COUNT]
     for q in _coding(graph):
         layer = graph.node(q.inputs[0])
-        if layer.op not in CODED or len(graph.users()[layer.name]) != 1 or len(layer.attrs["weight"]["terms"]) != 1:
+        if (
+            not _one_sum(layer)
+            or len(graph.users()[layer.name]) != 1
+            or (layer.key("norm_scale") and "grid" not in q.attrs)
+        ):
             continue
         if int(q.attrs["levels"]) > FUSED_LEVELS and layer.attrs["x_form"] == "bits" and "grid" not in q.attrs:
             continue
-        image = layer.op == "coded_conv" and len(layer.shape) == 3 and not q.attrs["last"]
+        image = _convolves(layer) and len(layer.shape) == 3 and not q.attrs["last"]
         if not image and len(layer.shape) != 1:
             continue
         if "grid" not in q.attrs and not _put_integer_thresholds(graph, layer, q, left):
@@ -346,7 +359,7 @@ def _relu(graph: Graph) -> None:
 
 def _writes_floats(layer: Node) -> bool:
     """A convolution that writes its floats itself, and nothing else yet."""
-    fits = layer.op == "coded_conv" and not layer.attrs.get("flat") and len(layer.attrs["weight"]["terms"]) == 1
+    fits = _one_sum(layer) and _convolves(layer) and not layer.attrs.get("flat")
     return fits and not {"emit", "extra"} & set(layer.attrs)
 
 
@@ -364,14 +377,16 @@ def _extra(graph: Graph) -> None:
         if q.attrs["groups"] != 1 or (q.attrs["last"] and len(q.shape) > 1):
             continue
         layer = by_name[q.inputs[0]]
-        table = graph.need(q, "thresholds")
-        if not _writes_floats(layer) or not ("grid" in q.attrs or table.shape[-1] == 1):
+        table, flip = graph.need(q, "thresholds"), graph.tensor(q, "flip")
+        levels = table.shape[-1]
+        few = levels == 1 or (levels <= LADDER and q.attrs["form"] == "bits" and flip is None)
+        if not _writes_floats(layer) or not ("grid" in q.attrs or few):
             continue
         layer.attrs |= {"extra": q.name, "extra_form": q.attrs["form"]}
         if "grid" in q.attrs:
             layer.attrs["grid"] = q.attrs["grid"]
         else:
-            graph.put(layer, "cuts", table.reshape(-1).expand(layer.shape[0]))
-            if (flip := graph.tensor(q, "flip")) is not None:
+            graph.put(layer, "cuts", table.reshape(-1, levels).T.expand(levels, layer.shape[0]))
+            if flip is not None:
                 graph.put(layer, "flip", flip)
         q.op = "emitted"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -39,6 +40,13 @@ class Node:
     @property
     def channels(self) -> int:
         return int(self.shape[-1 if self.last else 0])
+
+    @property
+    def image(self) -> tuple[int, int]:
+        """Height and width of its value as kernels see it."""
+        if self.last:
+            return rows_as_image(self.shape)
+        return (1, self.shape[1]) if len(self.shape) == 2 else self.shape[1:]
 
     @property
     def owner(self) -> str:
@@ -108,8 +116,14 @@ class Graph:
 
     def copy(self) -> Graph:
         """Nodes are copied, tensors shared."""
-        nodes = [Node(n.op, n.name, list(n.inputs), copy.deepcopy(n.attrs)) for n in self.nodes]
-        return Graph(nodes, dict(self.tensors))
+        return Graph(copy.deepcopy(self.nodes), dict(self.tensors))
+
+
+def rows_as_image(shape: Sequence[int]) -> tuple[int, int]:
+    """Height and width as which the axes in front of the last lie, of rows of features. Up to two keep their own lengths, so that
+    these are known for images of every size."""
+    rows = shape[:-1]
+    return (1, rows[0] if rows else 1) if len(rows) < 2 else (rows[0], math.prod(rows[1:]))
 
 
 def fresh(wish: str, taken: Iterable[str], mark: str = "#") -> str:

@@ -13,13 +13,17 @@ from bitwright.engine.fold import fold
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.packed import PackedModel, check_on_cpu, laid_out
 from bitwright.engine.packing import EMPTY, HOOKS, packing_of
-from bitwright.engine.prepare import Prepared, hooked, without_hooks
+from bitwright.engine.prepare import Prepared, without_hooks
 from bitwright.engine.rules import LAYERS
 from bitwright.engine.trace import put, trace
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer, is_slot_layer
 from bitwright.nn.layers import KINDS as SLOT_LAYERS
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.decide import slot_layers
+from bitwright.transforms.trained_file import is_channels_last
+from bitwright.transforms.twin_trace import sole_readers
+from bitwright.transforms.unwrap import hooked
 
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d)
 
@@ -43,9 +47,7 @@ class PackedLayer(nn.Module):
     last: bool  # whether the trained weight was channels_last: the output then is, too
     _sizes: tuple[int, ...]
     _has_bias: bool
-    _places: tuple[
-        list[int], list[int], list[int]
-    ]  # of each axis: what the kernel covers, stride, padding of both sides
+    _places: tuple[list[int], ...]  # of each axis: what the kernel covers, stride, padding of both sides
 
     @classmethod
     def build(
@@ -66,7 +68,7 @@ class PackedLayer(nn.Module):
         weight = cast(Tensor, layer.weight)
         new.norm, new.rank = norm, weight.dim()
         new._sizes, new._has_bias = tuple(weight.shape), layer.bias is not None
-        new.trained_dtype, new.last = weight.dtype, _last(weight)
+        new.trained_dtype, new.last = weight.dtype, is_channels_last(weight)
         new._places = _places(layer)
         new.packed = PackedModel(graph, backend, threads)
         return new.eval()
@@ -100,15 +102,14 @@ class PackedLayer(nn.Module):
     def forward(self, input: Tensor) -> Tensor:
         if torch.compiler.is_compiling():
             net, input = self.packed, input.detach()
-            y = torch.ops.bitwright.packed_layer(
-                self.rows(input), net.held(), net.graph_text, self._sizes[0], *self._places
-            )
+            place = self._sizes[0], *self._places
+            y = torch.ops.bitwright.packed_layer(self.rows(input), net.held(), net.graph_text, *place)
         else:
             y = self.packed.run(self.environment(input))
         y = y.to(input.dtype if input.is_floating_point() else self.trained_dtype)
         if self.rank == 2:
             return y.reshape(*input.shape[:-1], y.shape[-1])
-        y = y.contiguous(memory_format=torch.channels_last) if self.last or _last(input) else y.contiguous()
+        y = y.contiguous(memory_format=torch.channels_last) if self.last or is_channels_last(input) else y.contiguous()
         return y if input.dim() == self.rank else y[0]
 
     def _without_values(self, shape: tuple[int, ...]) -> Tensor:
@@ -143,18 +144,13 @@ class PackedLayer(nn.Module):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-def _places(layer: Any) -> tuple[list[int], list[int], list[int]]:
+def _places(layer: Any) -> tuple[list[int], ...]:
     """Of each axis of the image: how far the kernel reaches, its stride, the padding of both sides together."""
     if isinstance(layer, nn.Linear):
         return [], [], []
     window = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel_size, strict=True)]
     sides = layer._reversed_padding_repeated_twice  # of the last axis first
     return window, list(layer.stride), [a + b for a, b in zip(sides[::2], sides[1::2], strict=True)][::-1]
-
-
-def _last(t: Tensor) -> bool:
-    """Whether memory is channels_last and not also in plain order."""
-    return t.dim() == 4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
 
 
 KINDS: dict[type[nn.Module], type[PackedLayer]] = {
@@ -194,7 +190,7 @@ def layer_form(prepared: Prepared, backend: str = "auto", threads: int | None = 
     """
     model = copy_model(prepared.model)
     form = LayerForm(model, {})
-    reasons = {name: prepared.own.get(name) or stays(layer) for name, layer in prepared.layers.items()}
+    reasons = {name: prepared.own.get(name) or stays(layer) for name, layer in slot_layers(prepared.model).items()}
     form.refused = {name: why for name, why in reasons.items() if why}
     kept = [name for name, why in reasons.items() if not why]
     norms = sole_norms(model, set(kept) - set(prepared.hooked)) if kept else {}
@@ -227,13 +223,10 @@ def stays(layer: SlotLayer) -> str:
     return "" if found.coded_weight else "slot w is empty; codes of the input alone gain nothing"
 
 
-def sample(layer: nn.Module) -> Tensor:
+def sample(layer: Any) -> Tensor:
     """The smallest input of a layer, two samples."""
-    weight: Any = layer.weight
-    if isinstance(layer, nn.Linear):
-        return torch.zeros(2, weight.shape[1])
-    reach = [d * (k - 1) + 1 for d, k in zip(layer.dilation, weight.shape[2:], strict=True)]  # type: ignore[arg-type]
-    return torch.zeros(2, weight.shape[1] * int(layer.groups), *reach)  # type: ignore[arg-type]
+    window = _places(layer)[0]
+    return torch.zeros(2, layer.weight.shape[1] * int(getattr(layer, "groups", 1)), *window)
 
 
 class _Tracer(fx.Tracer):
@@ -251,18 +244,13 @@ def sole_norms(model: nn.Module, layers: set[str]) -> dict[str, str]:
     if any(_keeps_symbols(vars(m)) for m in trial.modules()):
         return {}
     modules: dict[str, Any] = dict(trial.named_modules())
-    calls = [str(n.target) for n in graph.nodes if n.op == "call_module"]
     found: dict[str, str] = {}
-    for node in graph.nodes:
-        name = str(node.target)
-        if node.op != "call_module" or name not in layers or len(node.users) != 1 or calls.count(name) != 1:
+    for node, reader in sole_readers(graph):
+        name, norm = str(node.target), str(reader.target)
+        module = modules[norm]
+        if name not in layers or type(module) not in NORMS or module.running_mean is None:
             continue
-        reader = next(iter(node.users))
-        norm = str(reader.target)
-        module = modules.get(norm) if reader.op == "call_module" else None
-        if type(module) not in NORMS or calls.count(norm) != 1 or reader.args != (node,) or module is None:
-            continue
-        if module.running_mean is None or hooked(module) or "forward" in vars(module):
+        if hooked(module) or "forward" in vars(module):
             continue
         if isinstance(modules[name], nn.Linear) == (type(module) is nn.BatchNorm1d) or modules[name].weight.dim() == 3:
             found[name] = norm

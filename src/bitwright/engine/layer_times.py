@@ -17,7 +17,7 @@ from bitwright.engine.verify_runs import RecordedModel
 from bitwright.timing import Timing, clock_for, interleave
 from bitwright.transforms.call import Call, as_pixels
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.forward import reproducible
+from bitwright.transforms.forward import reproducible, torch_threads
 from bitwright.transforms.twin import float_twin
 
 TIMED = (nn.Linear, nn.Conv1d, nn.Conv2d)
@@ -33,16 +33,12 @@ def time_layers(report: ConvertReport, prepared: Prepared, model: nn.Module, thr
     One thread unless told otherwise: on a busy machine two wait for each other and the figures mean nothing. What cannot
     be timed has no figure; a missing time is no reason to refuse a net.
     """
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads or 1)
     try:
-        with reproducible():
+        with torch_threads(threads or 1), reproducible():
             _layers(report, prepared, model)
             _whole(report, prepared, model, threads or 1)
     except Exception as error:  # whatever the user's code does in another memory layout, or called many times
         report.untimed = f"{type(error).__name__}: {(str(error).splitlines() or [''])[0][:120]}"
-    finally:
-        torch.set_num_threads(before)
 
 
 def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None:
@@ -52,7 +48,7 @@ def _layers(report: ConvertReport, prepared: Prepared, model: nn.Module) -> None
     spent: dict[str, float] = {}
     if isinstance(model, PackedModel):
         env = model.environment(*prepared.call.in_order(prepared.model).args)
-        for node, step, _ in model.steps():
+        for node, step, _ in model.steps:
             owner = node.owner.removesuffix(".x")
             spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env))
     for name, layer in packed_layers(model).items():

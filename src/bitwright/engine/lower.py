@@ -17,12 +17,15 @@ from torch.utils import _pytree as pytree
 
 from bitwright.engine import aten_list, reference
 from bitwright.engine.aten import CHECKS, PARTS, AtenCall, Lowered, known, lower, nothing
+from bitwright.engine.gate_packing import GatePacking, lower_split, lower_whole
 from bitwright.engine.graph import Graph, Node, fresh
 from bitwright.engine.packing import Packing, check_finite, storable
 from bitwright.engine.rules import LAYERS
 from bitwright.errors import InputError
 from bitwright.nn import SlotLayer
 from bitwright.parts import moment
+from bitwright.parts.split_gate import SplitGate
+from bitwright.transforms.geometry import steps_of
 
 MAX_CONSTANT = 1 << 24  # numbers of a constant that is worked out while tracing
 
@@ -55,10 +58,8 @@ def called_name(n: FxNode) -> tuple[str, str]:
 def simplified(program: torch.export.ExportedProgram) -> torch.export.ExportedProgram:
     calls = [n for n in program.graph.nodes if isinstance(n.target, torch._ops.OpOverload)]
     foreign = {n.target for n in calls if n.target.namespace == "aten" and not known(n)}
-    table: dict[Any, Any] = {}
-    if foreign:
-        every = torch.export.default_decompositions()
-        table = {op: every[op] for op in foreign if op in every}
+    every: Any = torch.export.default_decompositions() if foreign else {}
+    table = {op: every[op] for op in foreign if op in every}
     if table or any(_writes_into_a_view(n) for n in calls):
         with warnings.catch_warnings(), torch.no_grad():
             warnings.simplefilter("ignore")  # torch warns about its own internals
@@ -89,12 +90,13 @@ def _is_view(n: FxNode) -> bool:
 
 @dataclass
 class Lowering:
-    """One program on its way to a graph. inputs: the packings of layers whose input part alone enters the graph."""
+    """One program on its way to a graph. packings: also of layers whose input part alone enters the graph, and of gated
+    layers without their gate; gates: what the gates need."""
 
     program: torch.export.ExportedProgram
     layers: dict[str, SlotLayer]
     packings: dict[str, Packing]
-    inputs: dict[str, Packing]
+    gates: dict[str, GatePacking] = field(default_factory=dict)
     graph: Graph = field(default_factory=lambda: Graph([], {}))
     names: dict[str, str] = field(default_factory=dict)  # fx name -> the name of our value
     constants: dict[str, Any] = field(default_factory=dict)
@@ -120,7 +122,8 @@ class Lowering:
         taken = "output", *(n.name for n in self.graph.nodes)
         node = Node(op, fresh(wish or "node", taken), inputs, attrs)
         for role, value in tensors.items():
-            if op not in ("aten", "quantize"):  # a threshold may be infinite: a level never reached
+            # a threshold may be infinite: a level never reached, a gate always shut
+            if op not in ("aten", "quantize") and role != "threshold":
                 check_finite(f"{node.owner or node.name}: its {role}", node.owner, value)
             self.graph.put(node, role, value)
         self.graph.nodes.append(node)
@@ -131,8 +134,6 @@ class Lowering:
         value = n.meta["val"]
         if n.name in self.constants or not isinstance(value, Tensor):  # an argument left at its default
             return
-        if value.dim() < 1:
-            raise InputError(f"convert: input {n.name} is a single number, without a batch axis", code="convert-inputs")
         if any(not isinstance(s, int) for s in value.shape[1:]) or value.dtype not in aten_list.WORDS:
             raise InputError(f"convert: input {n.name} is {value.dtype} {list(value.shape)}", code="convert-inputs")
         attrs = {"shape": list(value.shape[1:]), "dtype": aten_list.WORDS[value.dtype]}
@@ -171,7 +172,7 @@ class Lowering:
         elif name.startswith(CHECKS) or not isinstance(value, (Tensor, tuple, list)):
             pass  # sizes, and what only checks
         elif path == "bitwright.marked_layer":
-            self.names[n.name] = self._layer(n) if n.args[2] else self._part(n, self.inputs)
+            self.names[n.name] = self._layer(n) if n.args[2] else self._part(n)
         elif not self._worked_out(n):
             call = AtenCall(n, self.names, self.constants)
             if not isinstance(value, Tensor):
@@ -230,10 +231,10 @@ class Lowering:
         return True
 
     # -- slot layers
-    def _part(self, n: FxNode, packings: dict[str, Packing]) -> str:
+    def _part(self, n: FxNode) -> str:
         """A layer's input part: norms, then the quantizer, then (where the weight is not coded) back to numbers."""
         name, value = str(n.args[1]), self.value(_node(n.args[0]))
-        packing, last = packings[name], isinstance(self.layers[name], nn.Linear)
+        packing, last = self.packings[name], isinstance(self.layers[name], nn.Linear)
 
         def emit(op: str, wish: str, attrs: dict[str, Any], **tensors: Tensor) -> str:
             return self.emit(op, wish, [value], {"owner": f"{name}.x", **attrs}, tensors)
@@ -262,15 +263,18 @@ class Lowering:
         layer, packing = self.layers[name], self.packings[name]
         if any(not isinstance(s, int) for s in _node(n.args[0]).meta["val"].shape[1:]):
             raise aten_list.Unlisted("a size of its input depends on the batch")
-        value, last = self._part(n, self.packings), isinstance(layer, nn.Linear)
+        value, last = self._part(n), isinstance(layer, nn.Linear)
         attrs: dict[str, Any] = {"owner": name, "frame": frame_of(n)}
         if not last:
-            keys = ("stride", "padding", "dilation", "groups")
-            attrs |= {"rank": layer.weight.dim() - 2, **dict(zip(keys, map(_plain, n.args[3:7]), strict=True))}
+            attrs |= {"rank": layer.weight.dim() - 2, **steps_of(layer)}
+        gate = layer.gate if name in self.gates else None
+        if isinstance(gate, SplitGate) and gate.one_sided:
+            return lower_split(self, name, layer, gate, self.gates[name], value, attrs)
         coded = packing.grid is not None and packing.coded_weight
         more, tensors = _weight(layer, packing)
         op = f"{'coded_' if coded else ''}{'linear' if last else 'conv'}"
-        return self.emit(op, name, [value], attrs | more, tensors)
+        y = self.emit(op, name, [value], attrs | more, tensors)
+        return y if gate is None else lower_whole(self, name, gate, packing, self.value(_node(n.args[0])), y)
 
 
 def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -279,7 +283,7 @@ def _weight(layer: SlotLayer, packing: Packing) -> tuple[dict[str, Any], dict[st
     bias = layer.quantized_bias()
     tensors = {} if bias is None else {"bias": bias.detach().double()}
     if not packing.coded_weight:
-        return {}, {"weight": layer.weight.detach().float(), **tensors}
+        return {}, {"weight": layer.quantized_weight().detach().float(), **tensors}
     encode = moment(layer.w, "encode")
     assert encode is not None
     with torch.no_grad():
@@ -307,10 +311,6 @@ def _no_form(n: FxNode, reason: aten_list.Unlisted) -> InputError:
 def _node(value: object) -> FxNode:
     assert isinstance(value, FxNode), value
     return value
-
-
-def _plain(value: Any) -> Any:
-    return [int(v) for v in value] if isinstance(value, (list, tuple)) else int(value)
 
 
 def described(value: Any) -> Any:

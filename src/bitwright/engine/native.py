@@ -6,7 +6,7 @@ geometry, thresholds) is prepared once in a plan; a call then costs a few micros
 immutable and may be shared by threads; they are not pickled, their owner keeps the weights.
 
     plan = ConvPlan.bits(weight_bits, w_mult=[2], w_zero=-1, x_mult=[2], x_zero=-1, padding=1)
-    words = pack_codes(x, thresholds=torch.zeros(1), planes=1)
+    words = to_words((x >= 0).to(torch.uint8), planes=1)  # x [N, H, W, C]
     y = plan.run(words, FloatOutput(scale, add))
 
 Without the library (no compiler when the package was built) `available()` is False and `notice()` says why.
@@ -17,26 +17,12 @@ native_output, native_conv, native_codes; native_run calls them in a row.
 
 from __future__ import annotations
 
-from bitwright.engine.native_codes import PackPlan, maxpool, pack_codes, to_words, unpack_codes
+from bitwright.engine.native_codes import PackPlan, to_words, unpack_codes
 from bitwright.engine.native_conv import ConvPlan
 from bitwright.engine.native_library import available, force_isa, isa, isas, notice, word_count
 from bitwright.engine.native_output import CodeOutput, FloatOutput, GridOutput, KernelOutput
 
 __all__ = [
-    "CodeOutput",
-    "ConvPlan",
-    "FloatOutput",
-    "GridOutput",
-    "KernelOutput",
-    "PackPlan",
-    "available",
-    "force_isa",
-    "isa",
-    "isas",
-    "maxpool",
-    "notice",
-    "pack_codes",
-    "to_words",
-    "unpack_codes",
-    "word_count",
-]
+    "CodeOutput", "ConvPlan", "FloatOutput", "GridOutput", "KernelOutput", "PackPlan", "available", "force_isa", "isa", "isas",
+    "notice", "to_words", "unpack_codes", "word_count",
+]  # fmt: skip

@@ -9,22 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.native_library import (
-    ConvStruct,
-    check_code,
-    checked_tensor,
-    generation,
-    kernel_table,
-    library,
-    pair,
-    word_count,
-)
+from bitwright.engine import native_library as core
 from bitwright.engine.native_output import KernelOutput
 from bitwright.engine.reference import border_classes, corrections, tap_sums
 from bitwright.errors import InputError
 
 
-class _Call:
+class ConvCall:
     """The descriptor of one input size: geometry, border classes and their table of constants."""
 
     def __init__(self, plan: ConvPlan, n: int, h: int, w: int) -> None:
@@ -33,11 +24,13 @@ class _Call:
         self.ow = (w + 2 * pw - dw * (kw - 1) - 1) // sw + 1
         if self.oh < 1 or self.ow < 1:
             raise InputError(f"native core: a {h}x{w} input is smaller than the {kh}x{kw} kernel")
+        self.image = n, self.oh, self.ow, plan.out_channels
         rows, row_class = border_classes(h, self.oh, kh, sh, ph, dh)
         cols, col_class = border_classes(w, self.ow, kw, sw, pw, dw)
-        corr = corrections(plan.tap_sums, rows, cols) + plan.bias
+        corr = corrections(plan.tap_sums, rows, cols)
+        corr = corr if plan.shift is None else corr + plan.shift
         self.keep = (row_class, col_class, corr.to(torch.int32).contiguous())
-        self.struct = ConvStruct.from_buffer_copy(plan.struct)
+        self.struct = core.ConvStruct.from_buffer_copy(plan.struct)
         for name, value in {"n": n, "h": h, "w": w, "oh": self.oh, "ow": self.ow}.items():
             setattr(self.struct, name, value)
         self.struct.row_classes, self.struct.col_classes = len(rows), len(cols)
@@ -53,42 +46,36 @@ class ConvPlan:
 
     def __init__(
         self, kind: str, weight: Tensor, values: Tensor, w_mult: Sequence[int], w_zero: int, x_mult: Sequence[int],
-        x_zero: int | Tensor = 0, bias: Tensor | None = None, stride: int | Sequence[int] = 1,
-        padding: int | Sequence[int] = 0, dilation: int | Sequence[int] = 1, groups: int = 1, x_bits: int = 0,
+        x_zero: int | Tensor = 0, stride: int | Sequence[int] = 1, padding: int | Sequence[int] = 0,
+        dilation: int | Sequence[int] = 1, groups: int = 1, x_bits: int = 0, shift: Tensor | None = None,
     ) -> None:  # fmt: skip
-        lib = library()
-        self.kind, self.groups, self.generation = kind, groups, generation()
+        lib = core.library()
+        self.kind, self.groups = kind, groups
         self.out_channels, group_channels, *kernel = values.shape
         self.in_channels, self.kernel = group_channels * groups, (kernel[0], kernel[1])
-        self.stride, self.padding, self.dilation = pair(stride), pair(padding), pair(dilation)
-        self.tap_sums = tap_sums(values, x_zero, groups)
-        self.bias = torch.as_tensor(0 if bias is None else bias).to(torch.int64).expand(self.out_channels)
+        self.stride, self.padding, self.dilation = core.pair(stride), core.pair(padding), core.pair(dilation)
+        self.tap_sums, self.shift = tap_sums(values, x_zero, groups), shift
         self.macs_per_pixel, self.planes_product = values.numel(), len(x_mult) * len(w_mult)
-        self.x_planes = len(x_mult)
-        self.keep = (kernel_table(list(x_mult), torch.int32), kernel_table(list(w_mult), torch.int32))
-        self.struct = ConvStruct(
+        self.keep = (core.kernel_table(list(x_mult), torch.int32), core.kernel_table(list(w_mult), torch.int32))
+        self.struct = core.ConvStruct(
             c=self.in_channels, o=self.out_channels, kh=self.kernel[0], kw=self.kernel[1],
             stride_h=self.stride[0], stride_w=self.stride[1], pad_h=self.padding[0], pad_w=self.padding[1],
-            dil_h=self.dilation[0], dil_w=self.dilation[1], groups=groups,
-            x_planes=len(x_mult) if kind == "bits" else x_bits,
-            w_planes=len(w_mult), w_zero=w_zero,
-            x_mult=self.keep[0].data_ptr(), w_mult=self.keep[1].data_ptr(),
+            dil_h=self.dilation[0], dil_w=self.dilation[1], groups=groups, x_planes=x_bits or len(x_mult),
+            w_planes=len(w_mult), w_zero=w_zero, x_mult=self.keep[0].data_ptr(), w_mult=self.keep[1].data_ptr(),
         )  # fmt: skip
-        size, pack_weights = (
-            (lib.bw_weights_size, lib.bw_weights_pack) if kind == "bits"
-            else (lib.bw_byte_weights_size, lib.bw_byte_weights_pack)
-        )  # fmt: skip
+        if kind == "bits":
+            size, pack, self.function = lib.bw_weights_size, lib.bw_weights_pack, lib.bw_conv_bits
+            self.tail, self.dtype = (len(x_mult), core.word_count(self.in_channels, groups)), torch.int32
+        else:
+            size, pack, self.function = lib.bw_byte_weights_size, lib.bw_byte_weights_pack, lib.bw_conv_bytes
+            self.tail, self.dtype = (self.in_channels,), torch.uint8
         conv = ctypes.addressof(self.struct)
         count = size(conv)
-        check_code(count < 0)
+        core.check_code(count < 0)
         self.buffer = torch.empty(count + 64, dtype=torch.uint8)
         self.weights = -(-self.buffer.data_ptr() // 64) * 64
-        check_code(pack_weights(conv, weight.data_ptr(), self.weights))
-        self.function = lib.bw_conv_bits if kind == "bits" else lib.bw_conv_bytes
-        count = word_count(self.in_channels, groups)
-        self.tail = (self.x_planes, count) if kind == "bits" else (self.in_channels,)
-        self.dtype = torch.int32 if kind == "bits" else torch.uint8
-        self.calls: dict[tuple[int, int, int], _Call] = {}
+        core.check_code(pack(conv, weight.data_ptr(), self.weights))
+        self.calls: dict[tuple[int, int, int], ConvCall] = {}
 
     @classmethod
     def bits(
@@ -96,13 +83,12 @@ class ConvPlan:
     ) -> ConvPlan:
         """`weight` 0/1 `[w_planes, O, C/groups, kh, kw]`: W = w_zero + sum w_mult[q] bit_q; X likewise.
 
-        I = sum of W * X over the taps inside the image, plus `bias`: integers, exact. place: `x_zero` (one, or one per
-        channel), `bias`, `stride`, `padding`, `dilation`, `groups`.
+        I = sum of W * X over the taps inside the image: integers, exact. place: `x_zero` (one, or one per channel), `stride`,
+        `padding`, `dilation`, `groups`, `shift` (int64 [O], added to every I).
         """
-        if weight.dim() != 5 or weight.shape[0] != len(w_mult):
-            raise InputError(
-                f"native core: weight bits must be [{len(w_mult)}, O, C, kh, kw], got {list(weight.shape)}"
-            )
+        planes, shape = len(w_mult), list(weight.shape)
+        fits = len(shape) == 5 and shape[0] == planes
+        core.require(fits, f"weight bits must be [{planes}, O, C, kh, kw], got {shape}")
         weight = (weight.detach() != 0).to(torch.uint8).contiguous()
         values = w_zero + (weight * torch.tensor(list(w_mult)).reshape(-1, 1, 1, 1, 1)).sum(0)
         return cls("bits", weight, values, w_mult, w_zero, x_mult, **place)
@@ -111,10 +97,8 @@ class ConvPlan:
     def bytes(cls, weight: Tensor, *, x_mult: int = 1, x_bits: int = 8, **place: Any) -> ConvPlan:
         """`weight` integers `[O, C/groups, kh, kw]`, times x_mult in -255..255; X = x_zero + x_mult * code, of uint8
         `[N, H, W, C]` below 2^x_bits: larger ones give wrong sums."""
-        if weight.dim() != 4 or (weight.numel() and int(weight.abs().max()) * x_mult > 255):
-            raise InputError(
-                f"native core: byte weights [O, C, kh, kw] times x_mult must lie in -255..255, got {list(weight.shape)}"
-            )
+        fits = weight.dim() == 4 and (not weight.numel() or int(weight.abs().max()) * x_mult <= 255)
+        core.require(fits, f"byte weights [O, C, kh, kw] times x_mult must lie in -255..255, got {list(weight.shape)}")
         values = weight.detach().to(torch.int16)
         taps_first = (values * x_mult).permute(0, 2, 3, 1).contiguous()
         return cls("bytes", taps_first, values, [1], 0, [1], x_bits=x_bits, **place)
@@ -126,14 +110,11 @@ class ConvPlan:
             raise InputError(f"native core: input must be [N, H, W, {wanted}], got {list(x.shape)}")
         call = self.call(*x.shape[:3])
         if x.dtype is not self.dtype or not x.is_contiguous():
-            checked_tensor(x, "input", self.dtype)
+            core.checked_tensor(x, "input", self.dtype)
         if output.channels is not None and output.channels != self.out_channels:
-            raise InputError(
-                f"native core: output is for {output.channels} channels, the layer has {self.out_channels}"
-            )
-        n = x.shape[0]
-        image = n, call.oh, call.ow, self.out_channels
-        memory, dtype = output.made(*image)
+            have = self.out_channels
+            raise InputError(f"native core: output is for {output.channels} channels, the layer has {have}")
+        memory, dtype = output.made(*call.image)
         y = torch.empty(memory, dtype=dtype)
         if output.mode in (0, 1):
             y = y.permute(0, 3, 1, 2)
@@ -144,7 +125,7 @@ class ConvPlan:
             residual = residual.contiguous(memory_format=torch.channels_last)
             residual_at = residual.data_ptr()
         if output.extra:
-            memory, dtype = output.beside(*image)
+            memory, dtype = output.beside(*call.image)
             extra = torch.empty(memory, dtype=dtype)
             extra_at = extra.data_ptr()
         if threads is None:
@@ -153,24 +134,17 @@ class ConvPlan:
             call.address, x.data_ptr(), self.weights, output.address, y.data_ptr(), residual_at, extra_at, threads
         )
         if code:
-            check_code(code)
+            core.check_code(code)
         return y if extra is None else (y, extra)
 
-    def call(self, n: int, h: int, w: int) -> _Call:
+    def call(self, n: int, h: int, w: int) -> ConvCall:
         """The descriptor of one input size."""
         found = self.calls.get((n, h, w))
         if found is None:
             if len(self.calls) > 256:  # a caller that varies the batch size without end
                 self.calls.clear()
-            found = self.calls[n, h, w] = _Call(self, n, h, w)
+            found = self.calls[n, h, w] = ConvCall(self, n, h, w)
         return found
-
-    def run_int(self, x: Tensor, threads: int | None = None) -> Tensor:
-        """The int32 sums, `[N, O, OH, OW]`."""
-        return self.run(x, KernelOutput(), None, threads)
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> ConvPlan:
-        return self  # immutable
 
     def __reduce__(self) -> Any:
         raise TypeError("a ConvPlan holds memory laid out for this CPU; save the weights, make it again")

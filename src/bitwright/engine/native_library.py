@@ -13,12 +13,11 @@ from torch import Tensor
 from bitwright.errors import InputError
 from bitwright.fn.library import open_core
 
-_generation = 0  # counts force_isa: plans made before it packed their weights for other kernels
-
 
 def _struct(name: str, fields: str) -> type[ctypes.Structure]:
-    """A struct of the header: 64-bit integers, and pointers marked by `*`."""
-    members = [(f.lstrip("*"), c_void_p if f[0] == "*" else c_int64) for f in fields.split()]
+    """A struct of the header: 64-bit integers, and by their marks pointers `*`, floats `.`, and ints `#`."""
+    kinds = {"*": c_void_p, ".": c_float, "#": c_int}
+    members = [(f.lstrip("*.#"), kinds.get(f[0], c_int64)) for f in fields.split()]
     return type(name, (ctypes.Structure,), {"_fields_": members})
 
 
@@ -35,23 +34,21 @@ OutputStruct = _struct(
 PackStruct = _struct("bw_pack", "n h w c nchw levels per_channel planes groups *thresholds *flip *grid")
 PoolStruct = _struct("bw_pool", "n h w channels planes kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow")
 StepStruct = _struct("bw_step", "operation *shape *weights *output x residual out extra alone")
+GridStruct = _struct("bw_grid", ".value #kind #base #low #high .quick .rest .bottom .top")
 TermsStruct = _struct("bw_terms", "pixels o terms *scale *add")
-OPERATIONS = {
-    name: i
-    for i, name in enumerate(
-        ("conv_bits", "conv_bytes", "pack_bits", "pack_bytes", "maxpool_bits", "maxpool_bytes", "terms")
-    )
-}
+GatedStruct = _struct("bw_gated", "n h w c o kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow count block relu")
+FloatsStruct = _struct("bw_floats", "n h w c o kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow nchw relu")
+TablesStruct = _struct("bw_tables", "n k o group more *levels *scale *add")
+SkipStruct = _struct(
+    "bw_skip", "splits shared low_bits *threshold *bias *scale *add *off_scale *off_add relu dense *rest_corr"
+)
+SkipCallStruct = _struct("bw_skip_call", "*conv *skip")
+HighBitsStruct = _struct("bw_high_bits", "count shift *table")
+OPERATIONS = (
+    *("conv_bits", "conv_bytes", "pack_bits", "pack_bytes", "maxpool_bits", "maxpool_bytes", "terms"),
+    *("conv_gated", "conv_floats", "skip_bytes", "select", "high_bits", "skip_floats"),
+)
 NOWHERE = -(1 << 63)  # the place of a value that a step does not have
-
-
-class GridStruct(ctypes.Structure):
-    """bw_grid."""
-
-    _fields_ = [
-        ("value", c_float), ("kind", c_int), ("base", c_int), ("low", c_int), ("high", c_int),
-        ("quick", c_float), ("rest", c_float), ("bottom", c_float), ("top", c_float),
-    ]  # fmt: skip
 
 
 POINTER, _I = c_void_p, c_int64
@@ -59,20 +56,26 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_available_isas": (ctypes.c_char_p, []),
     "bw_force_isa": (c_int, [ctypes.c_char_p]),
     "bw_grid_prepare": (c_int, [POINTER]),
-    "bw_weights_size": (c_int64, [POINTER]),
-    "bw_weights_pack": (c_int, [POINTER, POINTER, POINTER]),
-    "bw_byte_weights_size": (c_int64, [POINTER]),
-    "bw_byte_weights_pack": (c_int, [POINTER, POINTER, POINTER]),
-    "bw_conv_bits": (c_int, [POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, c_int]),
-    "bw_conv_bytes": (c_int, [POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, POINTER, c_int]),
-    "bw_pack_bits": (c_int, [POINTER, POINTER, POINTER, c_int]),
-    "bw_pack_bytes": (c_int, [POINTER, POINTER, POINTER, c_int]),
-    "bw_maxpool_bits": (c_int, [POINTER, POINTER, POINTER, c_int]),
-    "bw_maxpool_bytes": (c_int, [POINTER, POINTER, POINTER, c_int]),
+    **dict.fromkeys(
+        ("bw_weights_size", "bw_byte_weights_size", "bw_gated_size", "bw_floats_size"), (c_int64, [POINTER])
+    ),
+    **dict.fromkeys(("bw_weights_pack", "bw_byte_weights_pack"), (c_int, [POINTER] * 3)),
+    **dict.fromkeys(("bw_conv_bits", "bw_conv_bytes"), (c_int, [POINTER] * 7 + [c_int])),
+    **dict.fromkeys(
+        ("bw_pack_bits", "bw_pack_bytes", "bw_maxpool_bits", "bw_maxpool_bytes"), (c_int, [POINTER] * 3 + [c_int])
+    ),
+    "bw_gated_pack": (c_int, [POINTER] * 6),
+    "bw_conv_gated": (c_int, [*[POINTER] * 6, c_int]),
+    "bw_floats_pack": (c_int, [POINTER] * 4),
+    "bw_linear_tables": (c_int, [*[POINTER] * 4, c_int]),
+    "bw_conv_floats": (c_int, [*[POINTER] * 5, c_int]),
+    **dict.fromkeys(("bw_skip_floats_size", "bw_skip_bytes_size"), (c_int64, [POINTER] * 2)),
+    **dict.fromkeys(("bw_skip_floats_pack", "bw_skip_bytes_pack"), (c_int, [POINTER] * 4)),
+    "bw_skip_floats": (c_int, [POINTER] * 6 + [c_int]),
+    "bw_skip_bytes": (c_int, [POINTER] * 8 + [c_int]),
     "bw_run": (c_int, [POINTER, _I, POINTER, _I, c_int]),
     "bw_check_range": (c_int, [POINTER, _I, c_float]),
-    "bw_unpack_bits": (c_int, [POINTER, _I, _I, _I, _I, POINTER]),
-    "bw_bytes_to_bits": (c_int, [POINTER, _I, _I, _I, _I, POINTER]),
+    **dict.fromkeys(("bw_unpack_bits", "bw_bytes_to_bits"), (c_int, [POINTER, _I, _I, _I, _I, POINTER])),
 }
 
 
@@ -108,8 +111,14 @@ def check_code(code: int) -> None:
         raise InputError(f"native core: {library().bw_last_error().decode()}", code="native")
 
 
+def require(condition: bool, text: str) -> None:
+    """Errors: `InputError` of an argument that the kernels do not take."""
+    if not condition:
+        raise InputError(f"native core: {text}")
+
+
 def isa() -> str:
-    """The instruction set in use: `portable`, `avx2`, `avx512`, `amx`."""
+    """The instruction set in use: `portable`, `avx2`, `avx512`, `amx`; on 64-bit ARM `portable`, `neon`, `neon_dot`."""
     return library().bw_isa().decode()
 
 
@@ -120,19 +129,12 @@ def isas() -> list[str]:
 
 def force_isa(name: str) -> None:
     """Use one instruction set, `""` for the best. Plans made before must be made again."""
-    global _generation
     check_code(library().bw_force_isa(name.encode()))
-    _generation += 1
-
-
-def generation() -> int:
-    """How often `force_isa` was called: part of the key of remembered plans."""
-    return _generation
 
 
 def checked_tensor(value: Tensor, what: str, dtype: torch.dtype) -> Tensor:
-    if value.dtype != dtype or not value.is_contiguous():
-        raise InputError(f"native core: {what} must be contiguous {dtype}, got {value.dtype} {list(value.shape)}")
+    fits = value.dtype == dtype and value.is_contiguous()
+    require(fits, f"{what} must be contiguous {dtype}, got {value.dtype} {list(value.shape)}")
     return value
 
 

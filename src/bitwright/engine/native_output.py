@@ -8,55 +8,48 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.native_library import (
-    GridStruct,
-    OutputStruct,
-    check_code,
-    kernel_table,
-    library,
-    optional,
-    word_count,
-)
+from bitwright.engine import native_library as core
 from bitwright.engine.thresholds import EvenGrid
-from bitwright.errors import InputError
 
 
 class KernelOutput:
     """Tells `ConvPlan.run` what to return; made once, used for every call. This one: the int32 sums."""
 
     mode = 0
-    extra = ""  # what else a call writes: "words" of the signs, or "bytes"
+    extra = ""  # what else a call writes: "words" or "bytes"
     channels: int | None = None
+    planes = 1
 
     def __init__(self, **fields: Any) -> None:
         self.keep = fields  # tensors and structs whose memory the struct points to
-        values = {k: _address(v) for k, v in fields.items() if v is not None}
-        self.struct = OutputStruct(mode=self.mode, **values)
+        values = {k: address(v) for k, v in fields.items() if v is not None}
+        self.struct = core.OutputStruct(mode=self.mode, **values)
         self.address = ctypes.addressof(self.struct)
 
     def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
         """How the result lies in memory, and its type."""
-        return (n, oh, ow, o), torch.int32 if self.mode == 0 else torch.float32
+        return (n, oh, ow, o), {0: torch.int32, 1: torch.float32, 3: torch.uint8}[self.mode]
 
     def beside(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
         """The same of what `extra` names."""
         if self.extra == "bytes":
             return (n, oh, ow, o), torch.uint8
-        return (n, oh, ow, 1, word_count(o)), torch.int32
+        return (n, oh, ow, self.planes, core.word_count(o)), torch.int32
 
 
-def _address(value: Any) -> Any:
+def address(value: Any) -> Any:
+    """Where a tensor or a struct lies; any other field as it is."""
     if isinstance(value, Tensor):
         return value.data_ptr()
     return ctypes.addressof(value) if isinstance(value, ctypes.Structure) else value
 
 
-def grid_struct(grid: EvenGrid | None) -> GridStruct | None:
+def grid_struct(grid: EvenGrid | None) -> ctypes.Structure | None:
     """The struct of an even ladder."""
     if grid is None:
         return None
-    made = GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
-    check_code(library().bw_grid_prepare(ctypes.addressof(made)))
+    made = core.GridStruct(grid.value, ("multiply", "divide", "step").index(grid.kind), grid.base, grid.low, grid.high)
+    core.check_code(core.library().bw_grid_prepare(ctypes.addressof(made)))
     return made
 
 
@@ -65,41 +58,31 @@ class FloatOutput(KernelOutput):
 
     What a call gives besides y, if anything, for a next layer that reads codes:
     grid          codes of y as bytes, by an even ladder
-    cuts, flip    float [O], uint8 [O]: one bit `y >= cuts[o]`, the other one where flip[o]; as words, or with `bytes` as bytes
-
-    pool          (kernel, stride, padding) of a max-pooling by square windows that y goes through first
+    cuts, flip    float [L, O] or [O], uint8 [O]: how many cuts y has reached; as words, or of one cut with `bytes` as bytes. Of one cut
+                  the other bit where flip[o]; more have no flip
     """
 
     mode = 1
 
     def __init__(
         self, scale: Tensor, add: Tensor, *, relu: bool = False, grid: EvenGrid | None = None, cuts: Tensor | None = None,
-        flip: Tensor | None = None, bytes: bool = False, pool: tuple[int, int, int] = (0, 0, 0),
+        flip: Tensor | None = None, bytes: bool = False,
     ) -> None:  # fmt: skip
-        o, self.pool = scale.numel(), pool
-        for name, value in (("add", add), ("cuts", cuts), ("flip", flip)):
-            if value is not None and value.numel() != o:
-                raise InputError(f"native core: scale has {o} entries, {name} {value.numel()}")
+        o = scale.numel()
+        cuts = None if cuts is None else cuts.reshape(-1, cuts.shape[-1])
+        cut = None if cuts is None else cuts[0]
+        for name, value in (("add", add), ("cuts", cut), ("flip", flip)):
+            if value is not None:
+                core.require(value.numel() == o, f"scale has {o} entries, {name} {value.numel()}")
+        levels = 0 if cuts is None else len(cuts)
+        self.planes = max(1, levels.bit_length())
         super().__init__(
-            scale=kernel_table(scale, torch.float32), add=kernel_table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
-            cuts=optional(cuts, torch.float32), extra_bytes=int(bytes), flip=optional(flip, torch.uint8),
-            pool_kernel=pool[0], pool_stride=pool[1], pool_pad=pool[2],
+            scale=core.kernel_table(scale, torch.float32), add=core.kernel_table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
+            cuts=core.optional(cuts, torch.float32), levels=levels, out_planes=self.planes, extra_bytes=int(bytes), flip=core.optional(flip, torch.uint8),
         )  # fmt: skip
         self.channels = o
         if grid is not None or cuts is not None:
             self.extra = "bytes" if grid is not None or bytes else "words"
-
-    def _pooled(self, oh: int, ow: int) -> tuple[int, int]:
-        kernel, stride, padding = self.pool
-        if not kernel:
-            return oh, ow
-        return (oh + 2 * padding - kernel) // stride + 1, (ow + 2 * padding - kernel) // stride + 1
-
-    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
-        return super().made(n, *self._pooled(oh, ow), o)
-
-    def beside(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
-        return super().beside(n, *self._pooled(oh, ow), o)
 
 
 class GridOutput(KernelOutput):
@@ -108,12 +91,9 @@ class GridOutput(KernelOutput):
     mode = 3
 
     def __init__(self, scale: Tensor, add: Tensor, grid: EvenGrid) -> None:
-        scale, add = kernel_table(scale, torch.float32), kernel_table(add, torch.float32)
+        scale, add = core.kernel_table(scale, torch.float32), core.kernel_table(add, torch.float32)
         super().__init__(scale=scale, add=add, grid=grid_struct(grid))
         self.channels = scale.numel()
-
-    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
-        return (n, oh, ow, o), torch.uint8
 
 
 class CodeOutput(KernelOutput):
@@ -125,14 +105,14 @@ class CodeOutput(KernelOutput):
         self.mode = 3 if bytes else 2
         levels, self.channels = thresholds.shape
         super().__init__(
-            thresholds=kernel_table(thresholds, torch.int32), flip=optional(flip, torch.uint8),
+            thresholds=core.kernel_table(thresholds, torch.int32), flip=core.optional(flip, torch.uint8),
             levels=levels, out_planes=planes, out_groups=groups,
         )  # fmt: skip
         self.planes, self.groups = planes, groups
-        if flip is not None and flip.numel() != self.channels:
-            raise InputError(f"native core: flip has {flip.numel()} entries for {self.channels} channels")
+        if flip is not None:
+            core.require(flip.numel() == self.channels, f"flip has {flip.numel()} entries for {self.channels} channels")
 
     def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
         if self.mode == 3:
-            return (n, oh, ow, o), torch.uint8
-        return (n, oh, ow, self.planes, word_count(o, self.groups)), torch.int32
+            return super().made(n, oh, ow, o)
+        return (n, oh, ow, self.planes, core.word_count(o, self.groups)), torch.int32

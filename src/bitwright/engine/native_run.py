@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import math
+import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -16,8 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bitwright.engine.graph import Node
+from bitwright.engine.graph import Node, rows_as_image
+from bitwright.engine.native_conv import ConvCall, ConvPlan
 from bitwright.engine.native_library import NOWHERE, OPERATIONS, StepStruct, check_code, library
+from bitwright.engine.native_output import KernelOutput
+from bitwright.engine.rules import CODED_SPLITS
 
 Memory = tuple[int, ...]  # [N, H, W, channels] of floats, sums and bytes, [N, H, W, planes, words] of words
 LINE = 64  # bytes to which places in the scratch memory are aligned
@@ -46,19 +50,25 @@ class Program:
         self._steps: list[tuple[dict[str, Any], dict[str, tuple[str, int]]]] = []  # fields, places by name
 
     def add(
-        self, operation: str, struct: ctypes.Structure, reads: dict[str, str | None], writes: dict[str, Any],
+        self, operation: str, shape: ctypes.Structure, reads: dict[str, str | None], writes: dict[str, Any],
         *, weights: int | None = None, output: int | None = None, alone: bool = False,
     ) -> None:  # fmt: skip
         """reads: "x" and "residual" by name; writes: "out" and "extra" as (name, how it lies), or (name, bytes into it)."""
         for name, laid in writes.values():
             if isinstance(laid, Laid):
                 self.laid[name] = laid
-        self.keep.append(struct)
-        fields: dict[str, Any] = {"operation": OPERATIONS[operation], "shape": ctypes.addressof(struct)}
+        self.keep.append(shape)
+        fields: dict[str, Any] = {"operation": OPERATIONS.index(operation), "shape": ctypes.addressof(shape)}
         fields |= {"weights": weights, "output": output, "alone": int(alone)}
         places = {role: (name, 0) for role, name in reads.items() if name is not None}
         places |= {role: (name, 0 if isinstance(at, Laid) else at) for role, (name, at) in writes.items()}
         self._steps.append((fields, places))
+
+    def convolve(self, plan: ConvPlan, call: ConvCall, output: KernelOutput, reads: Any, writes: Any) -> None:
+        """`add` of a convolution, whose plan and output live as long as the program."""
+        options: dict[str, Any] = {"weights": plan.weights, "output": output.address, "alone": call.small}
+        self.add(f"conv_{plan.kind}", call.struct, reads, writes, **options)
+        self.keep += [call, plan, output]
 
     def finish(self, leaves: Mapping[str, Node]) -> None:
         """Places of all values, and what a call has to make."""
@@ -66,14 +76,17 @@ class Program:
         places, self.scratch = self._scratch(outside)
         places |= outside
         self.steps = (StepStruct * len(self._steps))()
-        for struct, (fields, roles) in zip(self.steps, self._steps, strict=True):
+        for step, (fields, roles) in zip(self.steps, self._steps, strict=True):
             for role in ("x", "residual", "out", "extra"):
                 name, at = roles.get(role, ("", 0))
-                setattr(struct, role, places[name] + at if name else NOWHERE)
+                setattr(step, role, places[name] + at if name else NOWHERE)
             for key, value in fields.items():
-                setattr(struct, key, value)
+                setattr(step, key, value)
         self.address, self.count = ctypes.addressof(self.steps), len(self.steps)
-        self.pointers, self.call = ctypes.c_void_p * len(outside), library().bw_run
+        self.pointers, self.call = (
+            struct.Struct(f"{len(outside)}P").pack,
+            library().bw_run,
+        )  # far quicker than an array of ctypes
         self.made = [(name, *axes_of(self.laid[name], node)) for name, node in leaves.items()]
 
     def _scratch(self, outside: Mapping[str, int]) -> tuple[dict[str, int], int]:
@@ -95,12 +108,12 @@ class Program:
         return places, size
 
     def run(self, env: dict[str, Tensor], given: Sequence[Tensor], threads: int) -> None:
-        made = [torch.empty_strided(size, stride, dtype=dtype) for _, size, stride, dtype in self.made]
-        outside = self.pointers(*[t.data_ptr() for t in given], *[t.data_ptr() for t in made])
-        if code := self.call(self.address, self.count, outside, self.scratch, threads):
+        pointers = [x.data_ptr() for x in given]
+        for name, size, stride, dtype in self.made:
+            env[name] = made = torch.empty_strided(size, stride, dtype=dtype)
+            pointers.append(made.data_ptr())
+        if code := self.call(self.address, self.count, self.pointers(*pointers), self.scratch, threads):
             check_code(code)
-        for (name, *_), value in zip(self.made, made, strict=True):
-            env[name] = value
 
 
 def axes_of(laid: Laid, node: Node) -> tuple[list[int], list[int], torch.dtype]:
@@ -109,18 +122,24 @@ def axes_of(laid: Laid, node: Node) -> tuple[list[int], list[int], torch.dtype]:
     plain = [math.prod(laid.memory[i + 1 :]) for i in range(len(laid.memory))]
     if laid.dtype is not torch.float32:
         return [n, h, w, *tail], plain, laid.dtype
-    shape, c = [int(s) for s in node.shape], tail[0]
-    if len(shape) == 1 or node.op == "coded_linear":
-        return [n, *shape], [math.prod(shape[i:]) for i in range(len(shape) + 1)], laid.dtype
+    rank, c = len(node.shape), tail[0]
+    if rank == 1 or _rows(node):
+        rows = [[], [w], [h, w]][rank - 1] if rank < 4 else [int(s) for s in node.shape[:-1]]
+        size = [n, *rows, c]
+        return size, [math.prod(size[i + 1 :]) for i in range(len(size))], laid.dtype
     size, stride = ([n, c, h, w], [h * w * c, 1, w * c, c])
-    return (size, stride, laid.dtype) if len(shape) == 3 else ([n, c, w], [w * c, 1, c], laid.dtype)
+    return (size, stride, laid.dtype) if rank == 3 else ([n, c, w], [w * c, 1, c], laid.dtype)
+
+
+def _rows(node: Node) -> bool:
+    return node.op == "coded_linear" or (node.op in CODED_SPLITS and node.last)
 
 
 def _order(node: Node, made: bool) -> bool | None:
     """Whether a float value that the node makes, or quantizes, has its channels on the last axis; None: it has no other axis."""
     if len(node.shape) < 2:
         return None
-    return node.op == "coded_linear" if made else node.op == "quantize" and bool(node.attrs["last"])
+    return _rows(node) if made else node.op == "quantize" and bool(node.attrs["last"])
 
 
 class NativeRun:
@@ -140,8 +159,9 @@ class NativeRun:
         self.reads = list(dict.fromkeys(name for n in nodes for name in n.inputs if name not in makes))
         self.leaves = {name: node for name, node in makes.items() if leaves is None or name in leaves}
         self.orders = {name: _order(n, made=False) for n in nodes for name in n.inputs if name in self.reads}
-        # a residual has to lie as the layer's own floats do
+        # a residual, and what a gate or a float layer reads, have to lie as the layer's own floats do
         self.residuals = {n.inputs[1] for n in nodes if len(n.inputs) == 2}
+        self.residuals |= {n.inputs[0] for n in nodes if n.op in ("gated_conv", "float_conv", "skipped_gate")}
         self.programs: dict[Any, tuple[Program, list[tuple[int, Callable[[Tensor], Tensor]]]]] = {}
 
     def follows(self, node: Node) -> bool:
@@ -155,11 +175,8 @@ class NativeRun:
 
     def __call__(self, env: dict[str, Tensor]) -> None:
         given = [env[name] for name in self.reads]
-        key = tuple([(x.shape, x.stride()) for x in given])
-        found = self.programs.get(key)
-        if found is None:
-            found = self._program(key, given)
-        program, copies = found
+        key = (given[0].shape, given[0].stride()) if len(given) == 1 else tuple([(x.shape, x.stride()) for x in given])
+        program, copies = self.programs.get(key) or self._program(key, given)
         for i, copy in copies:
             given[i] = copy(given[i])
         program.run(env, given, self.threads or torch.get_num_threads())
@@ -186,7 +203,7 @@ class NativeRun:
             return Laid(tuple(x.shape), x.dtype), None if x.is_contiguous() else Tensor.contiguous
         n, *rest = x.shape
         if self.orders[name] and len(rest) > 1:
-            laid = Laid((n, 1, math.prod(rest[:-1]), rest[-1]), x.dtype)
+            laid = Laid((n, *rows_as_image(rest), rest[-1]), x.dtype)
             return laid, None if x.is_contiguous() else Tensor.contiguous
         c, h, w = rest[0], rest[1] if len(rest) == 3 else 1, rest[-1] if len(rest) > 1 else 1
         image = _image(x)

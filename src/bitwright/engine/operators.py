@@ -15,11 +15,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwright.engine import aten_list, reference, rules
+from bitwright.engine import aten_list, gates, reference, rules
 from bitwright.engine import attributes as a
 from bitwright.engine.attributes import Attr, listed, need, whole
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.rules import Attrs, Function
+from bitwright.engine.rules import Function
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Operator:
     shape: Callable[[Node, Graph, Tensor, Node], Tensor] | None = None
     codes: bool = False
     bound: Callable[[Node, Graph, list[float]], float] = lambda node, graph, x: max(x, default=math.inf)
-    monotone: Callable[[Node, Graph], bool] | None = None
+    monotone: bool | Callable[[Node, Graph], bool] = False
     clip: bool = False
 
 
@@ -58,21 +58,8 @@ def _with(f: Callable[..., Tensor], *roles: str) -> Callable[[Node, Graph], Func
     return bind
 
 
-def _holds(fits: Callable[[Attrs, list[Tensor]], bool], text: str) -> Callable[..., None]:
-    """What must hold of attributes and inputs."""
-    return lambda node, graph, inputs, source: need(fits(node.attrs, inputs), text)
-
-
-def _always(node: Node, graph: Graph) -> bool:
-    return True
-
-
 def _same(node: Node, graph: Graph, x: Tensor, source: Node) -> Tensor:
     return x
-
-
-def _bound(v: Any) -> bool:
-    return v is None or a.number(v)
 
 
 _CODED: dict[str, Any] = {"shape": rules.shape_of_layer, "codes": True, "bound": rules.bound_coded}
@@ -82,9 +69,20 @@ _LAYER: dict[str, Any] = {
     "shape": rules.shape_of_layer,
     "bound": rules.bound_layer,
 }
+_SPLIT: dict[str, Any] = {
+    "tensors": "weight threshold [scale] [bias] [on_scale] [on_add] [off_scale] [off_add]",
+    "shape": gates.shape_of_split,
+    "bound": gates.bound_split,
+}
+_SPLIT_ATTRS: dict[str, Attr] = {
+    **{"rank": Attr(whole(0, 3)), "stride": a.ONES.optional, "padding": a.PADS.optional, "dilation": a.ONES.optional},
+    **{"groups": a.GROUPS, "last": a.LAST, "weight": a.TABLE.optional, "unit": a.NUMBER.optional},
+    "share": a.SHARE.optional,  # of outputs that were on
+}
+_CHANNEL: dict[str, Attr] = {"splits": Attr(whole(2, 1 << 16)), "group": a.FLAG, "shuffle": a.FLAG.usually(False)}
 
 OPERATORS: dict[str, Operator] = {
-    "input": Operator(0, attrs={"dtype": a.words(*aten_list.DTYPES).usually("float32")}),
+    "input": Operator(0, attrs={"dtype": a.words(*aten_list.DTYPES).usually("float32"), "any_size": a.FLAG.optional}),
     "output": Operator(-1, attrs={"structure": Attr(lambda v: True).optional}, shape=_same, check=rules.check_output),
     "aten": Operator(
         None,
@@ -112,7 +110,7 @@ OPERATORS: dict[str, Operator] = {
         tensors="scale add",
         run=_with(lambda x, attrs, scale, add: reference.affine(x, scale, add, attrs["last"]), "scale", "add"),
         check=rules.check_affine,
-        monotone=_always,
+        monotone=True,
         bound=lambda node, graph, x: x[0] * rules.most(graph.need(node, "scale")) + rules.most(graph.need(node, "add")),
     ),
     # layers that compute in float; the attribute `weight` describes a weight that is stored as bits
@@ -122,13 +120,37 @@ OPERATORS: dict[str, Operator] = {
         attrs={"stride": a.STEPS, "padding": a.PADS, "output_padding": a.PADS, "dilation": a.STEPS, "groups": a.GROUPS},
         **_LAYER,
     ),
+    # gates (gates.py): winners take all; a base that decides where the rest is added
+    "saliency": Operator(
+        attrs={"last": a.LAST},
+        tensors="weight bias",
+        run=_with(gates.saliency, "weight", "bias"),
+        check=gates.check_saliency,
+        bound=gates.bound_saliency,
+    ),
+    "winners": Operator(
+        attrs={"count": Attr(a.SIZE), "block": Attr(a.SIZE).usually(1)},
+        run=_with(gates.winners),
+        check=gates.check_winners,
+        bound=lambda node, graph, x: 1.0,
+    ),
+    "switch": Operator(
+        3,
+        attrs={"last": a.LAST},
+        run=gates.run_switch,
+        check=gates.check_switch,
+        bound=lambda node, graph, x: x[0] * x[1],
+    ),
+    "channel_gate": Operator(attrs={**_SPLIT_ATTRS, **_CHANNEL}, run=gates.SplitOperator, **_SPLIT),
+    "coded_channel_gate": Operator(attrs={**_SPLIT_ATTRS, **_CHANNEL}, codes=True, **_SPLIT),
+    "precision_gate": Operator(attrs={**_SPLIT_ATTRS, "step": Attr(whole(2, a.MAX_STEP))}, codes=True, **_SPLIT),
     # elementwise
-    "relu": Operator(run=lambda node, graph: F.relu, monotone=_always, clip=True),
+    "relu": Operator(run=lambda node, graph: F.relu, monotone=True, clip=True),
     "clamp": Operator(
-        attrs={"low": Attr(_bound), "high": Attr(_bound)},
+        attrs={"low": a.END, "high": a.END},
         run=_with(lambda x, attrs: torch.clamp(x, attrs["low"], attrs["high"])),
         clip=True,
-        monotone=_always,
+        monotone=True,
         bound=rules.bound_moved,
     ),
     "prelu": Operator(
@@ -141,19 +163,19 @@ OPERATORS: dict[str, Operator] = {
     "add_scalar": Operator(
         attrs={"value": a.NUMBER},
         run=_with(lambda x, attrs: x + attrs["value"]),
-        monotone=_always,
+        monotone=True,
         bound=lambda node, graph, x: x[0] + abs(node.attrs["value"]),
     ),
     "mul_scalar": Operator(
         attrs={"value": a.NUMBER},
         run=_with(lambda x, attrs: x * attrs["value"]),
-        monotone=_always,
+        monotone=True,
         bound=lambda node, graph, x: x[0] * abs(node.attrs["value"]),
     ),
     "add": Operator(
         2,
         run=lambda node, graph: torch.add,
-        check=_holds(lambda attrs, x: x[0].dim() == x[1].dim(), "values of different rank"),
+        check=lambda node, graph, x, source: need(x[0].dim() == x[1].dim(), "values of different rank"),
         bound=lambda node, graph, x: x[0] + x[1],
     ),
     # what moves values
@@ -173,7 +195,7 @@ OPERATORS: dict[str, Operator] = {
     "flatten": Operator(
         attrs={"start": a.AXIS, "end": a.AXIS},
         run=_with(lambda x, attrs: x.flatten(attrs["start"], attrs["end"])),
-        check=_holds(lambda attrs, x: attrs["start"] <= attrs["end"], "end lies before start"),
+        check=lambda node, *_: need(node.attrs["start"] <= node.attrs["end"], "end lies before start"),
     ),
     "slice": Operator(
         attrs={"dim": a.AXIS, "start": a.INDEX, "end": a.INDEX, "step": Attr(a.SIZE)}, run=_with(rules.sliced)
@@ -185,7 +207,9 @@ OPERATORS: dict[str, Operator] = {
             "mode": a.words("constant", "reflect", "replicate", "circular"),
         },
         run=_with(rules.padded),
-        check=_holds(lambda attrs, x: len(attrs["pads"]) in range(2, 2 * x[0].dim(), 2), "pads the batch axis"),
+        check=lambda node, graph, x, source: need(
+            len(node.attrs["pads"]) in range(2, 2 * x[0].dim(), 2), "pads the batch axis"
+        ),
         bound=rules.bound_moved,
     ),
 }
@@ -199,14 +223,20 @@ def function(node: Node, graph: Graph) -> Function:
 
 
 def monotone(node: Node, graph: Graph) -> bool:
-    rises_or_falls = OPERATORS[node.op].monotone if node.op in OPERATORS else None
-    return rises_or_falls is not None and rises_or_falls(node, graph)
+    rule = OPERATORS[node.op].monotone if node.op in OPERATORS else False
+    return rule if isinstance(rule, bool) else rule(node, graph)
 
 
 def bounds(graph: Graph, of_input: float) -> dict[str, float]:
     """How large each value can be, infinite where that is not known, for inputs up to `of_input`."""
     found: dict[str, float] = {}
     for n in graph.nodes:
-        bound = of_input if n.op == "input" else OPERATORS[n.op].bound(n, graph, [found[i] for i in n.inputs])
+        x, bound = [found[i] for i in n.inputs], math.inf
+        if n.op == "input":
+            bound = of_input
+        elif n.op == "float_conv":  # the kernels' own: a layer, and what it adds
+            bound = rules.bound_layer(n, graph, x) + sum(x[1:])
+        elif n.op in OPERATORS:
+            bound = OPERATORS[n.op].bound(n, graph, x)
         found[n.name] = bound if bound < rules.HUGE else math.inf  # also of NaN
     return found

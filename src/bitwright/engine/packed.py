@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from functools import cached_property, partial
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from bitwright.engine import native, run_native, run_reference
+from bitwright.engine import native, planner, run_native, run_reference
 from bitwright.engine.aten_list import DTYPES
 from bitwright.engine.fuse import LIMIT, fuse
+from bitwright.engine.fuse_floats import float_kernels
+from bitwright.engine.fuse_gates import gated_kernels
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.native_run import joined, reads, within
-from bitwright.engine.store import from_json, stored
+from bitwright.engine.native_run import KEPT, joined, reads, within
+from bitwright.engine.store import from_json, sized, stored
 from bitwright.engine.torch_op import answers_of, text_of
 from bitwright.errors import BitwrightWarning, InputError
-
-if TYPE_CHECKING:
-    from bitwright.engine.planner import Explanation
 
 BACKENDS = ("auto", "native", "reference")
 MOST_THREADS = 1024
@@ -33,12 +33,12 @@ def _best() -> str:
         return "native"
     if native.notice() not in _said:
         _said.add(native.notice())
-        warnings.warn(
-            f"{native.notice()}; packed nets run on plain torch, correct but slow", BitwrightWarning, stacklevel=4
-        )
+        text = f"{native.notice()}; packed nets run on plain torch, correct but slow"
+        warnings.warn(text, BitwrightWarning, stacklevel=4)
     return "reference"
 
 
+MADE = ("runtime", "steps", "_joined", "folded_steps")  # what the graph becomes on this machine, when first asked for
 Steps = list[tuple[Node, Any, list[str]]]  # node, function on the environment, values to forget afterwards
 
 
@@ -66,11 +66,9 @@ class PackedModel(nn.Module):
             raise InputError(text, code="threads", given=str(threads))
         self.threads = threads
         self._graph = graph if graph.work is not None else from_json(*stored(graph))
-        self._runtime: Graph | None = None
-        self._steps: Steps | None = None
-        self._whole: Steps | None = None
-        self._plain: Steps | None = None
         self.inputs = self._graph.inputs()
+        self._sizes: set[tuple[int, ...]] = set()  # of images that were checked
+        self._passed: set[Any] = set()  # kinds of inputs that need neither a check nor another layout
         self.outputs = list(self._graph.nodes[-1].inputs)
         self.structure = self._graph.nodes[-1].attrs.get("structure", 0)
         tensors = stored(self._graph)[1]
@@ -79,7 +77,7 @@ class PackedModel(nn.Module):
         self.register_buffer("graph_text", text, persistent=False)
         self._keys = {k: k.replace(".", "/") for k in tensors}  # a dot would nest modules
         for key, name in self._keys.items():  # last, so that no name of a file can hide an attribute
-            if not name or hasattr(self, name):
+            if not name or hasattr(type(self), name) or hasattr(self, name):
                 raise InputError(f"packed model: {key[:60]!r} cannot name a tensor", code="file-graph")
             self.register_buffer(name, tensors[key])
         self.eval()
@@ -89,38 +87,28 @@ class PackedModel(nn.Module):
         """The folded graph, as a file holds it. Read only: the run is made from it once."""
         return self._graph
 
-    @property
-    def output_name(self) -> str:
-        """The value that is the answer; of several the first."""
-        return self.outputs[0]
-
-    @property
+    @cached_property
     def runtime(self) -> Graph:
         """The graph that runs: fused, once."""
-        if self._runtime is None:
-            self._runtime = fuse(self._graph)
-        return self._runtime
+        return fuse(self._graph)
 
+    @cached_property
     def steps(self) -> Steps:
-        """One step per node, built once, for inspection. A call runs the steps of `_joined`."""
-        if self._steps is None:
-            native_run = self.backend == "native"
-            built = run_native.build(self.runtime, self.threads) if native_run else run_reference.build(self.runtime)
-            self._steps = self._laid_out(built)
-        return self._steps
+        """One step per node, built once, for inspection. A call runs `_joined`."""
+        if self.backend != "native":
+            return self._laid_out(run_reference.build(self.runtime))
+        make = partial(run_native.step, threads=self.threads)
+        return self._laid_out(run_reference.build(float_kernels(gated_kernels(self.runtime)), make))
 
+    @cached_property
     def _joined(self) -> Steps:
         """The same steps, neighboring native ones in one call."""
-        if self._whole is None:
-            single = [(node, step) for node, step, _ in self.steps()]
-            self._whole = self._laid_out(joined(single, set(self.outputs)))
-        return self._whole
+        return self._laid_out(joined([(node, step) for node, step, _ in self.steps], set(self.outputs)))
 
+    @cached_property
     def folded_steps(self) -> Steps:
         """The folded graph, nothing fused: for numbers beyond `LIMIT`, whose sums may be infinite or NaN inside."""
-        if self._plain is None:
-            self._plain = self._laid_out(run_reference.build(self._graph))
-        return self._plain
+        return self._laid_out(run_reference.build(self._graph))
 
     def _laid_out(self, steps: list[tuple[Node, Any]]) -> Steps:
         last = {name: i for i, step in enumerate(steps) for name in reads(*step) if name not in self.outputs}
@@ -129,12 +117,27 @@ class PackedModel(nn.Module):
             drop[i].append(name)
         return [(node, step, names) for (node, step), names in zip(steps, drop, strict=True)]
 
+    @property
+    def output_name(self) -> str:
+        """The value of the first answer."""
+        return self.outputs[0]
+
     def prepare(self, x: Tensor, of: Node | None = None) -> Tensor:
-        """Checks and lays out one input batch."""
-        node = of or self.inputs[0]
+        """Checks and lays out one input batch; `of`: the node of the input. [default: the first]"""
+        node = self.inputs[0] if of is None else of
+        # what has passed once passes again: most of the time of a small net was this
+        kind = (
+            (node.name, x.dtype, x.shape, x.stride())
+            if type(x) is Tensor and x.is_cpu and x.layout is torch.strided
+            else None
+        )
+        if kind in self._passed:
+            return x
         dtype = DTYPES[node.attrs["dtype"]]
         check_on_cpu(x, f"packed model: {node.name}")
-        if x.dim() != len(node.shape) + 1 or x.shape[1:] != node.shape:
+        if node.attrs.get("any_size") and x.dim() == len(node.shape) + 1 and x.shape[1] == node.shape[0]:
+            self._fits(tuple(x.shape[1:]))
+        elif x.dim() != len(node.shape) + 1 or x.shape[1:] != node.shape:
             want = "x".join(str(s) for s in node.shape)
             remedy = ". Resize, or convert again with this example"
             if tuple(x.shape) == node.shape:
@@ -143,10 +146,41 @@ class PackedModel(nn.Module):
             text = f"packed model: {node.name} is {given}, the model was converted for {want} (any batch){remedy}"
             raise InputError(text, code="input-shape", given=str(list(x.shape)), possible=want)
         if x.is_floating_point() and not dtype.is_floating_point:
-            kind = str(node.attrs["dtype"])
-            text = f"packed model: {node.name} holds {kind}, got {x.dtype}"
-            raise InputError(text, code="input-dtype", given=str(x.dtype), possible=kind)
-        return laid_out(x, dtype)
+            wanted = str(node.attrs["dtype"])
+            text = f"packed model: {node.name} holds {wanted}, got {x.dtype}"
+            raise InputError(text, code="input-dtype", given=str(x.dtype), possible=wanted)
+        made = laid_out(x, dtype)
+        if made is x and kind is not None:
+            if len(self._passed) >= KEPT:
+                self._passed.clear()
+            self._passed.add(kind)
+        return made
+
+    @property
+    def any_size(self) -> bool:
+        """Whether images of every size run: `convert(..., dynamic_size=True)`."""
+        return bool(self.inputs[0].attrs.get("any_size"))
+
+    def _fits(self, shape: tuple[int, ...]) -> None:
+        """Checks the graph for images of another size, each once. Errors: `InputError` where they do not go through, or take
+        more memory than a file may ask for."""
+        if shape == self.inputs[0].shape or shape in self._sizes:
+            return
+        try:
+            sized(self._graph, shape)
+        except InputError as error:
+            given = "x".join(map(str, shape))
+            text = f"packed model: images of {given} do not go through: {str(error).removeprefix('packed file: ')}"
+            raise InputError(text, code="input-shape", given=given) from None
+        if len(self._sizes) >= KEPT:
+            self._sizes.clear()
+        self._sizes.add(shape)
+
+    def at_size(self, *inputs: Tensor) -> PackedModel:
+        """This net for the size of these inputs alone."""
+        if not self.any_size or inputs[0].shape[1:] == self.inputs[0].shape:
+            return self
+        return PackedModel(sized(self._graph, inputs[0].shape[1:]), self.backend, self.threads)
 
     def environment(self, *inputs: Tensor) -> dict[str, Tensor]:
         """The inputs under their nodes' names, checked."""
@@ -154,6 +188,8 @@ class PackedModel(nn.Module):
             names = ", ".join(n.name for n in self.inputs)
             text = f"packed model: takes {len(self.inputs)} inputs ({names}), got {len(inputs)}"
             raise InputError(text, code="input-count")
+        if len(inputs) == 1:
+            return {self.inputs[0].name: self.prepare(inputs[0])}
         env = {node.name: self.prepare(x, node) for node, x in zip(self.inputs, inputs, strict=True)}
         if len({x.shape[0] for x in env.values()}) > 1:
             raise InputError("packed model: its inputs differ in the size of the batch, axis 0", code="input-shape")
@@ -165,31 +201,39 @@ class PackedModel(nn.Module):
 
     def forward(self, *inputs: Tensor) -> Any:
         if torch.compiler.is_compiling():
+            if (
+                self.any_size and inputs[0].shape[1:] != self.inputs[0].shape
+            ):  # the operator's shapes are those of the file
+                want = "x".join(map(str, self.inputs[0].shape))
+                raise InputError(
+                    f"packed model: compiled, it takes {want}; convert with an example of your size", code="input-shape"
+                )
             given = [x.detach() for x in inputs]
             found = torch.ops.bitwright.packed(given, self.held(), self.graph_text, self._answers)
-            return self._in_structure(found)
+            return _filled(self.structure, found)
         return self.run(self.environment(*inputs))
 
     def run(self, env: dict[str, Tensor]) -> Any:
         """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes."""
-        return self._in_structure(self.answers(env))
+        return _filled(self.structure, self.answers(env))
 
-    @torch.no_grad()
     def answers(self, env: dict[str, Tensor]) -> list[Tensor]:
         """The outputs as a flat list, whatever structure the trained net returns."""
-        far = [x for x in env.values() if x.is_floating_point() and not self._near(x)]
-        broken = [x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan() for x in far]
-        for _, step, forget in self.folded_steps() if far else self._joined():
+        far: list[Tensor] = []
+        for name, x in env.items():
+            if x.requires_grad:  # nothing else here does: no graph is recorded
+                env[name] = x = x.detach()
+            if x.is_floating_point() and not self._near(x):
+                far.append(x)
+        for _, step, forget in self.folded_steps if far else self._joined:
             step(env)
             for name in forget:
                 del env[name]
-        for mask in broken:
+        for x in far:
+            mask = x.isnan().flatten(1).any(1) if x.dim() > 1 else x.isnan()
             if bool(mask.any()):
                 env |= {name: _marked(env[name], mask) for name in self.outputs}
         return [env[o] for o in self.outputs]
-
-    def _in_structure(self, found: list[Tensor]) -> Any:
-        return found[0] if self.structure == 0 else _filled(self.structure, found)
 
     def _near(self, x: Tensor) -> bool:
         """Whether no number is NaN, infinite or so large that a fused step could give another result."""
@@ -200,30 +244,29 @@ class PackedModel(nn.Module):
         low, high = torch.aminmax(x)
         return float(low) >= -LIMIT and float(high) <= LIMIT
 
-    def explain(self, measure: bool = False) -> Explanation:
+    def explain(self, measure: bool = False) -> planner.Explanation:
         """How each layer with codes runs, and the predicted and measured time of every way; `print` it.
 
         measure  True: times every way on this CPU (seconds), keeps the times for nets that are loaded later, and takes the fastest.
                  All ways give the same answers
         """
-        from bitwright.engine.planner import explain
-
-        return explain(self, measure)
+        return planner.explain(self, measure)
 
     def forget_steps(self) -> None:
         """Fuses and lays out anew at the next call: the tensors, or the plan of this CPU, have changed."""
-        self._steps = self._whole = self._plain = self._runtime = None
+        for name in MADE:
+            self.__dict__.pop(name, None)
 
     @torch.no_grad()
     def values(self, env: dict[str, Tensor], plain: bool = False) -> dict[str, Tensor]:
         """Every value of one run, for checks. plain: of the folded graph in plain torch."""
-        for _, step, _ in self.folded_steps() if plain else self.steps():
+        for _, step, _ in self.folded_steps if plain else self.steps:
             step(env)
         return env
 
     def __getstate__(self) -> dict[str, Any]:
         # kernel plans hold raw pointers: they are made again
-        return {**self.__dict__, "_steps": None, "_whole": None, "_plain": None, "_runtime": None}
+        return {key: value for key, value in self.__dict__.items() if key not in MADE}
 
     def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
         super()._load_from_state_dict(*args, **kwargs)
@@ -253,9 +296,8 @@ def check_on_cpu(x: Tensor, what: str) -> None:
         given = "complex"
     else:
         return
-    raise InputError(
-        f"{what} is {given}; possible: a dense tensor of real numbers on the CPU", code="input-dtype", given=given
-    )
+    text = f"{what} is {given}; possible: a dense tensor of real numbers on the CPU"
+    raise InputError(text, code="input-dtype", given=given)
 
 
 def laid_out(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

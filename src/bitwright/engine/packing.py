@@ -20,9 +20,10 @@ from bitwright.engine.thresholds import float_thresholds
 from bitwright.errors import Negative
 from bitwright.fn.coded import planes_of
 from bitwright.nn import SlotLayer
-from bitwright.parts import Chain, moment
+from bitwright.parts import moment
 from bitwright.parts.scale import width_of
 from bitwright.parts.traits import title_of, traits_of
+from bitwright.transforms.facts import split
 from bitwright.transforms.forward import evaluating
 from bitwright.transforms.packs import MAX_PLANES, no_codes
 from bitwright.types import Coded
@@ -167,17 +168,6 @@ class Grid:
     units: tuple[float, ...] = ()  # one per channel, where `spread` allowed it; unit is then 1
 
 
-def split(part: nn.Module | None) -> tuple[list[nn.Module], nn.Module | None]:
-    """(what comes before the quantizer, the quantizer) of an input slot."""
-    if part is None:
-        return [], None
-    if isinstance(part, Chain):
-        links = list(part.links)
-        at = part.code_at
-        return (links[:at], links[at]) if at >= 0 else (links, None)
-    return ([], part) if moment(part, "encode") else ([part], None)
-
-
 def _integer_form(code: Coded, channels: int, spread: bool) -> tuple[list[int], list[int], list[float]]:
     """(mult per plane, zero per channel, unit) of a coded input; one unit, or with `spread` perhaps one per channel."""
     coef, offset = code.coef.detach().double(), code.offset.detach().double().reshape(-1)
@@ -267,16 +257,14 @@ def packing_of(layer: SlotLayer) -> Packing | str:
     before, quantizer = split(layer.x)
     if layer.w is None and quantizer is None:
         return "no quantizer in its slots"
-    terms: list[Term] = []
+    slot, part, terms, encode = "x", quantizer, [], moment(layer.w, "encode")
     try:
         grid = None if quantizer is None else grid_of(quantizer, width_of(layer) or 0, layer.weight.dim())
+        slot, part = "w", layer.w
+        if encode is not None:  # as `no_codes` found, where there is a part
+            _, terms = storable(encode(layer.slot_weight().detach()))
     except NotInteger as reason:
-        return f"slot x holds {part_text(quantizer)}: {reason}"
-    try:
-        if layer.w is not None:
-            _, terms = storable(moment(layer.w, "encode")(layer.slot_weight().detach()))  # type: ignore[misc]
-    except NotInteger as reason:
-        return f"slot w holds {part_text(layer.w)}: {reason}"
+        return f"slot {slot} holds {part_text(part)}: {reason}"
     if grid is not None:
         each = max((abs(t.zero) + sum(abs(m) for m in t.mult) for t in terms), default=0)
         ends = max(max(abs(z), abs(z + grid.mult * grid.levels)) for z in grid.zero)

@@ -3,7 +3,7 @@
 A layer may count bits or multiply bytes, with the same answers. Without a plan `engine/forms.py` says which, from limits that were
 measured once. A plan holds the times of both for the layers of a net, in a file of the user's cache for this CPU and this
 instruction set. Every net that is loaded later uses it; BITWRIGHT_PLAN=0 ignores it. The time of torch's float layer is
-shown beside them: where it is faster than both, the row says WARN.
+shown beside them: where it is faster than both, the row says WARN. Layers of floats have no choice here: `engine/fuse_floats.py`.
 """
 
 from __future__ import annotations
@@ -24,16 +24,21 @@ from torch import Tensor
 
 from bitwright.atomic import replacing
 from bitwright.engine import native
+from bitwright.engine.forms import planes_read
 from bitwright.engine.graph import Graph, Node
+from bitwright.engine.rules import CODED, place_of
+from bitwright.engine.run_native import conv_plans
 from bitwright.errors import InputError
 from bitwright.numbers import ms
+from bitwright.tabular import columns
 from bitwright.timing import clock_for, interleave
+from bitwright.transforms.forward import torch_threads
 from bitwright.version import __version__
 
 if TYPE_CHECKING:
     from bitwright.engine.packed import PackedModel
 
-WAYS = ("bits", "bytes", "float")
+WAYS = ("bits", "bytes", "gated", "float")
 # products per nanosecond of wide layers (bits: of two planes): docs/results/forms.csv; for float: speed.csv
 RATES = {"avx512": (1000.0, 220.0, 58.0), "avx2": (112.0, 41.0, 29.0)}
 ROUNDS, SLICE = 9, 0.002
@@ -46,9 +51,8 @@ def cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
     except OSError:
         lines = []
-    found = [
-        line.partition(":")[2].strip() for line in lines if line.startswith(("model name", "cpu family", "model\t"))
-    ]
+    wanted = ("model name", "cpu family", "model\t")
+    found = [line.partition(":")[2].strip() for line in lines if line.startswith(wanted)]
     return " ".join(dict.fromkeys(found)) or platform.processor() or platform.machine()
 
 
@@ -74,7 +78,7 @@ def plan() -> dict[str, dict[str, float]]:
         return {}
 
 
-def key(layer: Node, x_planes: int) -> str:
+def key(layer: Node) -> str:
     """What the time of a layer depends on."""
     a, info = layer.attrs, layer.attrs["weight"]
     planes = [t["planes"] for t in info["terms"]]
@@ -83,12 +87,12 @@ def key(layer: Node, x_planes: int) -> str:
     shape = list(info["shape"])
     if a.get("flat"):  # a linear layer that fusing made a window over the whole map
         place, shape = [None] * 4, [shape[0], math.prod(shape[1:])]
-    return json.dumps([shape, list(layer.shape), place, x_planes, planes, even], separators=(",", ":"))
+    return json.dumps([shape, list(layer.shape), place, planes_read(layer), planes, even], separators=(",", ":"))
 
 
-def measured(layer: Node, x_planes: int) -> dict[str, float]:
+def measured(layer: Node) -> dict[str, float]:
     """Times of a layer in the plan of this CPU."""
-    return plan().get(key(layer, x_planes), {})
+    return plan().get(key(layer), {})
 
 
 @dataclass(frozen=True)
@@ -102,8 +106,8 @@ class LayerWays:
 
     @property
     def warning(self) -> str:
-        mine = [self.measured[w] for w in ("bits", "bytes") if w in self.measured]
-        slower = mine and "float" in self.measured and min(mine) > self.measured["float"]
+        mine, floats = self.measured.get(self.runs_as), self.measured.get("float")
+        slower = mine is not None and floats is not None and mine > floats
         return "WARN slower than torch's float layer" if slower else ""
 
 
@@ -115,28 +119,26 @@ class Explanation:
     note: str
 
     def __str__(self) -> str:
-        cells = [
-            ["layer", "runs as", *(f"{way}, predicted" for way in WAYS), *(f"{way}, measured" for way in WAYS), ""]
+        gated = any("gated" in {r.runs_as, *r.predicted, *r.measured} for r in self.rows)
+        ways = [way for way in WAYS if way != "gated" or gated]
+        head = ["layer", "runs as", *(f"{way}, {said}" for said in ("predicted", "measured") for way in ways), ""]
+        rows = [
+            [r.layer, r.runs_as, *(ms(t.get(way)) for t in (r.predicted, r.measured) for way in ways), r.warning]
+            for r in self.rows
         ]
-        for r in self.rows:
-            times = [ms(found.get(way)) for found in (r.predicted, r.measured) for way in WAYS]
-            cells.append([r.layer, r.runs_as, *times, r.warning])
-        widths = [max(len(line[i]) for line in cells) for i in range(len(cells[0]))]
-        lines = ["  ".join(c.ljust(w) for c, w in zip(line, widths, strict=True)).rstrip() for line in cells]
-        return "\n".join([*lines, self.note])
+        return "\n".join([*columns(head, rows), self.note])
 
 
 def explain(packed: PackedModel, measure: bool = False) -> Explanation:
     """See `PackedModel.explain`."""
-    from bitwright.engine.fuse import code_planes
-    from bitwright.engine.rules import CODED
+    from bitwright.engine import plan_gates, plan_splits  # imported here: they measure with this file
 
     if not native.available():
         return Explanation([], f"{native.notice()}: plain torch runs every layer, there is nothing to choose")
     layers = [n for n in packed.runtime.nodes if n.op in CODED]
-    planes = {n.name: code_planes(int(n.attrs["x"]["levels"])) for n in layers}
     if measure:
-        found = {key(n, planes[n.name]): _times(n, packed.runtime, planes[n.name]) for n in layers}
+        found = {key(n): _times(n, packed.runtime) for n in layers}
+        found |= plan_gates.times(packed.runtime) | plan_splits.times(packed.runtime)
         path = plan_file()
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -148,17 +150,14 @@ def explain(packed: PackedModel, measure: bool = False) -> Explanation:
         _read.clear()
         packed.forget_steps()
         layers = [n for n in packed.runtime.nodes if n.op in CODED]
-    rows = [
-        LayerWays(n.owner or n.name, str(n.attrs["x_form"]), _predicted(n, planes[n.name]), measured(n, planes[n.name]))
-        for n in layers
-        if n.name in planes
-    ]
+    rows = [LayerWays(n.owner or n.name, str(n.attrs["x_form"]), _predicted(n), measured(n)) for n in layers]
+    rows += [LayerWays(*row) for row in (*plan_gates.rows(packed.runtime), *plan_splits.rows(packed.runtime))]
     known = sum(bool(r.measured) for r in rows)
     note = f"{known} of {len(rows)} layers measured on this CPU ({cpu()}, {native.isa()})"
     return Explanation(rows, note if known == len(rows) else f"{note}; packed.explain(measure=True) measures them")
 
 
-def _predicted(layer: Node, x_planes: int) -> dict[str, float]:
+def _predicted(layer: Node) -> dict[str, float]:
     info = layer.attrs["weight"]
     rates = RATES.get(native.isa())
     if rates is None:
@@ -167,64 +166,49 @@ def _predicted(layer: Node, x_planes: int) -> dict[str, float]:
     products = math.prod(info["shape"]) * pixels
     filled = 32 * -(-info["shape"][1] // 32) / info["shape"][1]  # a word of bits holds 32 channels
     passes = sum(len(t["planes"]) for t in info["terms"])
-    work = (products * x_planes * passes * filled, products * len(info["terms"]), products)
-    return {way: 1e-9 * w / rate for way, w, rate in zip(WAYS, work, rates, strict=True)}
+    work = (products * planes_read(layer) * passes * filled, products * len(info["terms"]), products)
+    return {way: 1e-9 * w / rate for way, w, rate in zip(("bits", "bytes", "float"), work, rates, strict=True)}
 
 
-def _times(layer: Node, graph: Graph, x_planes: int) -> dict[str, float]:
-    """Each way on one image of random codes, one thread, in turn."""
-    n, info = 1, layer.attrs["weight"]
-    channels = info["shape"][1] * int(layer.attrs.get("groups", 1))
-    size = _input_size(layer, graph)
-    codes = torch.randint(0, int(layer.attrs["x"]["levels"]) + 1, (n, *size, channels), dtype=torch.uint8)
-    calls: dict[str, Callable[[], object]] = {}
-    for way in ("bits", "bytes"):
-        if (call := _native_call(layer, graph, way, codes, x_planes)) is not None:
-            calls[way] = call
-    calls["float"] = _float_call(layer, codes.permute(0, 3, 1, 2).float())
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        with torch.inference_mode():
-            found = interleave(calls, rounds=ROUNDS, slice_seconds=SLICE, clock=clock_for(1)[0])
-    finally:
-        torch.set_num_threads(before)
+def in_turn(calls: dict[str, Callable[[], object]]) -> dict[str, float]:
+    """Seconds of each call, one thread, in turn."""
+    with torch_threads(1), torch.inference_mode():
+        found = interleave(calls, rounds=ROUNDS, slice_seconds=SLICE, clock=clock_for(1)[0])
     return {way: timing.median for way, timing in found.items()}
 
 
-def _input_size(layer: Node, graph: Graph) -> tuple[int, int]:
-    """Height and width of what a layer reads, as kernels see it."""
-    if layer.op == "coded_linear":
-        return 1, math.prod(layer.shape[:-1])
-    shape = graph.node(layer.inputs[0]).shape if any(n.name == layer.inputs[0] for n in graph.nodes) else ()
-    made = [int(s) for s in shape]
-    return (made[-2], made[-1]) if len(made) == 3 else (1, made[-1] if len(made) == 2 else 1)
+def _times(layer: Node, graph: Graph) -> dict[str, float]:
+    """Each way on one image of random codes, one thread, in turn."""
+    a = layer.attrs
+    shape = 1, *graph.node(layer.inputs[0]).image, a["weight"]["shape"][1] * int(a.get("groups", 1))
+    codes = torch.randint(0, int(a["x"]["levels"]) + 1, shape, dtype=torch.uint8)
+    calls: dict[str, Callable[[], object]] = {}
+    for way in ("bits", "bytes"):
+        if (call := _native_call(layer, graph, way, codes)) is not None:
+            calls[way] = call
+    calls["float"] = _float_call(layer, codes.permute(0, 3, 1, 2).float())
+    return in_turn(calls)
 
 
-def _native_call(layer: Node, graph: Graph, way: str, codes: Tensor, x_planes: int) -> Callable[[], object] | None:
-    from bitwright.engine.run_native import conv_plans
-
+def _native_call(layer: Node, graph: Graph, way: str, codes: Tensor) -> Callable[[], object] | None:
     node = Node(layer.op, layer.name, list(layer.inputs), {**layer.attrs, "x_form": way})
     groups = int(layer.attrs.get("groups", 1))
     try:
         plans = conv_plans(node, graph)
     except InputError:  # weights beyond what bytes hold
         return None
-    x = codes if way == "bytes" else native.to_words(codes, x_planes, groups)
+    x = codes if way == "bytes" else native.to_words(codes, planes_read(layer), groups)
     scale, add = graph.need(layer, "scale"), graph.need(layer, "add")
     output = native.FloatOutput(scale[0], add) if len(plans) == 1 else native.KernelOutput()
     return lambda: [plan.run(x, output, None, 1) for plan in plans]
 
 
 def _float_call(layer: Node, x: Tensor) -> Callable[[], object]:
-    a, shape = layer.attrs, list(layer.attrs["weight"]["shape"])
+    shape = list(layer.attrs["weight"]["shape"])
     if layer.op == "coded_linear":
         rows, weight = x.flatten(2).transpose(1, 2).reshape(-1, shape[1]), torch.randn(shape)
         return lambda: F.linear(rows, weight)
-    missing = 2 - int(a["rank"])
-    weight = torch.randn(shape[:2] + [1] * missing + shape[2:]).contiguous(memory_format=torch.channels_last)
-    stride, padding, dilation = (
-        [u] * missing + list(a[k]) for k, u in (("stride", 1), ("padding", 0), ("dilation", 1))
-    )
-    x = x.contiguous(memory_format=torch.channels_last)
-    return lambda: F.conv2d(x, weight, None, stride, padding, dilation, int(a["groups"]))
+    place = place_of(layer)
+    weight = torch.randn(shape[:2] + place.pop("kernel"))
+    x, weight = (t.contiguous(memory_format=torch.channels_last) for t in (x, weight))
+    return lambda: F.conv2d(x, weight, **place)

@@ -14,13 +14,14 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from bitwright.errors import InputError
-from bitwright.nn import SlotLayer, is_slot_layer
+from bitwright.nn import SlotLayer
 from bitwright.transforms.bake import bake
 from bitwright.transforms.call import Call, as_floats, as_is, as_pixels
 from bitwright.transforms.copying import copy_model
+from bitwright.transforms.decide import slot_layers
 from bitwright.transforms.forward import evaluating, version_of
 from bitwright.transforms.layers import candidates
-from bitwright.transforms.unwrap import unwrap
+from bitwright.transforms.unwrap import hooked, unwrap
 
 
 @dataclass
@@ -42,10 +43,6 @@ class Prepared:
     uncalled: set[str] = field(default_factory=set)
     watched: set[str] = field(default_factory=set)
 
-    @property
-    def layers(self) -> dict[str, SlotLayer]:
-        return {n: m for n, m in self.model.named_modules() if is_slot_layer(m)}
-
 
 def prepare(model: nn.Module, example: Any) -> Prepared:
     """Copies, looks through wrappers, works out parametrizations, runs the example once.
@@ -65,10 +62,6 @@ def prepare(model: nn.Module, example: Any) -> Prepared:
     return found
 
 
-def hooked(module: nn.Module) -> bool:
-    return bool(module._forward_hooks or module._forward_pre_hooks)
-
-
 def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Module:
     """Removes hooks in place, of all modules or some: they would run on the exporter's tensors, which hold no values."""
     for module in model.modules() if only is None else [model.get_submodule(name) for name in only]:
@@ -80,16 +73,15 @@ def without_hooks(model: nn.Module, only: Iterable[str] | None = None) -> nn.Mod
 def plain_weights(layer: SlotLayer) -> None:
     """In place: the weight and the bias that the operator gets, and nothing left to compute them."""
     with torch.no_grad():
-        weight, bias = layer.quantized_weight().detach().clone(), layer.quantized_bias()
-        bias = None if bias is None else bias.detach().clone()
+        found = {"weight": layer.quantized_weight(), "bias": layer.quantized_bias()}
     layer.set_slots(w=None, b=None, g=None)
-    layer.weight = nn.Parameter(weight, requires_grad=False)
-    layer.bias = None if bias is None else nn.Parameter(bias, requires_grad=False)
+    for key, value in found.items():
+        setattr(layer, key, None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False))
 
 
 def _own_code(found: Prepared) -> None:
     """Layers whose `forward`, or that of one of their parts, was replaced on the object, or whose weight a hook computes."""
-    for name, layer in found.layers.items():
+    for name, layer in slot_layers(found.model).items():
         replaced = [inner for inner, module in layer.named_modules() if "forward" in vars(module)]
         if replaced:
             where = f" of its part {replaced[0]}" if replaced[0] else ""
@@ -115,7 +107,7 @@ class _Reads(TorchDispatchMode):
 
 def _watch(found: Prepared) -> None:
     """One run of the example: which layers are called, which hooks change something, whose weight others compute with."""
-    model, layers = found.model, found.layers
+    model, layers = found.model, slot_layers(found.model)
     weights = {id(p): n for n, m in layers.items() for p in m._parameters.values() if p is not None}
     reads = _Reads(weights)
     called: set[str] = set()
@@ -127,7 +119,7 @@ def _watch(found: Prepared) -> None:
         for i, hook in table.items()
     ]
     for words, table, i, hook, kind in spied:
-        table[i] = _Spy(hook, kind, words)
+        table[i] = _spied(hook, kind, words)
     wanted = {c.name: c.module for c in candidates(model)} | layers
 
     def enter(name: str, *call: Any) -> None:
@@ -179,28 +171,23 @@ def _run(found: Prepared, reads: _Reads) -> None:
         axis = " With a batch axis in front it does: example[None]"
     except Exception:  # then that is not what is missing
         pass
-    raise does_not_run(given.tensors, failed, axis) from None
+    shapes = ", ".join(str(list(t.shape)) for t in given.tensors)
+    text = f"convert: the model does not run on this example of shape {shapes}: {first_line(failed)}{axis}"
+    raise InputError(text, code="convert-example") from None
 
 
-def does_not_run(example: Iterable[Tensor], error: BaseException, remedy: str = "") -> InputError:
-    shapes = ", ".join(str(list(t.shape)) for t in example)
-    text = f"convert: the model does not run on this example of shape {shapes}: {first_line(error)}{remedy}"
-    return InputError(text, code="convert-example")
+def _spied(hook: Callable[..., Any], kind: str, said: set[str]) -> Callable[..., Any]:
+    """The hook, which says its kind where it gives something back or writes into what it is given."""
 
-
-class _Spy:
-    """A forward hook, and whether it gave something back or wrote into what it was given."""
-
-    def __init__(self, hook: Callable[..., Any], kind: str, said: set[str]) -> None:
-        self.hook, self.kind, self.said = hook, kind, said
-
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         seen = [t for t in tree_leaves((args[1:], kwargs)) if isinstance(t, Tensor)]
         before = [version_of(t) for t in seen]
-        result = self.hook(*args, **kwargs)
+        result = hook(*args, **kwargs)
         if result is not None or before != [version_of(t) for t in seen]:
-            self.said.add(self.kind)
+            said.add(kind)
         return result
+
+    return watched
 
 
 def first_line(error: BaseException) -> str:

@@ -13,7 +13,6 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitwright.engine.graph import Graph, Node, view
-from bitwright.errors import InputError
 
 EXACT_FLOAT32 = 1 << 24  # integers below this are exact in float32, whatever the order of the sum
 
@@ -36,9 +35,6 @@ def unpack_bits(data: Tensor, shape: tuple[int, ...]) -> Tensor:
     [[1, 0, 0], [0, 0, 0], [0, 1, 1]]
     """
     count = math.prod(shape)
-    if data.dtype != torch.uint8 or data.numel() != (count + 7) // 8:
-        text = f"packed file: {data.numel()} bytes of {data.dtype} where {count} bits need {(count + 7) // 8}"
-        raise InputError(text, code="file-graph")
     flat = np.unpackbits(data.numpy(), count=count, bitorder="little")
     return torch.from_numpy(flat).reshape(shape)
 
@@ -145,13 +141,17 @@ def max_pool(x: Tensor, a: Mapping[str, Any]) -> Tensor:
 
 
 # -- what the constant part of a layer's input adds, at the borders of an image and inside ---------------------
-def tap_sums(values: Tensor, x_zero: int | Sequence[int] | Tensor, groups: int) -> Tensor:
-    """int64 [O, kh, kw]: what the input constant x_zero (one, or one a channel) adds at each tap of the weight
-    [O, C / groups, kh, kw]."""
+def seen_by_outputs(zero: int | Sequence[int] | Tensor, values: Tensor, groups: int) -> Tensor:
+    """int64 [O, C / groups, 1, ...]: the input constant (one, or one a channel) that each weight [O, C / groups, ...] meets."""
     outputs, per_group = values.shape[:2]
-    zero = torch.as_tensor(x_zero).to(torch.int64).expand(per_group * groups)
+    each = torch.as_tensor(zero).to(torch.int64).expand(per_group * groups).reshape(groups, per_group)
     of_output = torch.arange(outputs) * groups // max(outputs, 1)
-    return (values.to(torch.int64) * zero.reshape(groups, per_group)[of_output, :, None, None]).sum(1)
+    return each[of_output].reshape(outputs, per_group, *[1] * (values.dim() - 2))
+
+
+def tap_sums(values: Tensor, x_zero: int | Sequence[int] | Tensor, groups: int) -> Tensor:
+    """int64 [O, kh, kw]: what the input constant x_zero adds at each tap of the weight [O, C / groups, kh, kw]."""
+    return (values.to(torch.int64) * seen_by_outputs(x_zero, values, groups)).sum(1)
 
 
 @functools.lru_cache(4096)

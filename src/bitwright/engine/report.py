@@ -24,7 +24,7 @@ class ReportRow:
 
     layer: str
     kind: str
-    runs_as: str  # bits | int8 | bits on disk, float run | float | your code
+    runs_as: str  # bits | int8 | gated (in float) | bits on disk, float run | float | your code
     bits: str
     bytes_before: int
     bytes_after: int
@@ -88,10 +88,8 @@ class OutputProof:
         if labeled >= FEW:
             guess = max(self.labels.values()) / labeled
             if self.right / labeled <= guess + 2 * (guess * (1 - guess) / labeled) ** 0.5:
-                return (
-                    f"the trained net is right on {self.right / labeled:.1%} of the images, no better than always "
-                    f"answering the most frequent class ({guess:.1%})"
-                )
+                always = f"no better than always answering the most frequent class ({guess:.1%})"
+                return f"the trained net is right on {self.right / labeled:.1%} of the images, {always}"
         return ""
 
 
@@ -154,7 +152,7 @@ class ConvertReport(Tabular):
 
     @property
     def gated(self) -> list[ReportRow]:
-        """Layers whose gate a packed net cannot run."""
+        """Layers whose gate a packed net cannot run; a gate that it runs is named behind `gated:`."""
         return [r for r in self.rows if r.why.startswith("gate ")]
 
     @property
@@ -166,10 +164,8 @@ class ConvertReport(Tabular):
         return sum(r.bytes_after for r in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
-        d = asdict(self)
-        d["bytes_before"], d["bytes_after"] = self.bytes_before, self.bytes_after
-        d["classes"], d["blind"] = self.classes, self.blind
-        return d
+        more = ("bytes_before", "bytes_after", "classes", "blind")
+        return asdict(self) | {key: getattr(self, key) for key in more}
 
     @property
     def near_ties(self) -> int:
@@ -240,9 +236,8 @@ class ConvertReport(Tabular):
             return ["verify  not done"]
         distinct = f" ({self.classes} different)" if self.classes else ""
         exact = "equal bit for bit" if self.layers_exact else "DIFFER: " + ", ".join(self.inexact)
-        codes = (
-            f"codes of {self.codes_checked} layers {exact}" if self.codes_checked else "no layer computes with codes"
-        )
+        layers = self.codes_checked
+        codes = f"codes of {layers} layers {exact}" if layers else "no layer computes with codes"
         lines = [
             f"verify  {self.same:,} of {self.images:,} {what}: same {self.share[1]} as the trained net{distinct}; "
             f"largest output difference {self.largest_difference or 0:.0e}",

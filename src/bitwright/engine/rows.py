@@ -1,29 +1,36 @@
-"""The rows of convert's report, one per compute layer: of a graph, of the layer form, of a net whose gates stand in the way."""
+"""The rows of convert's report, one per compute layer: of a graph, of the layer form, of a net with a gate that no graph can hold."""
 
 from __future__ import annotations
 
 import math
+from typing import Any
 
 from torch import Tensor, nn
 
 from bitwright.engine.forms import listed
+from bitwright.engine.fuse import LIMIT
+from bitwright.engine.gate_packing import gate_packing_of, gated
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.layer_form import LayerForm, stays
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.packing import EMPTY, part_text
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import REFUSE, ConvertReport, ReportRow
-from bitwright.engine.rules import CODED, LAYERS
+from bitwright.engine.rules import CODED, CODED_SPLITS, LAYERS
+from bitwright.engine.sparse_linear import sparse_linear
+from bitwright.engine.table_linear import looked_up
+from bitwright.engine.unused import left
 from bitwright.nn import is_slot_layer
-from bitwright.nn.layers import KINDS, SlotLayer
-from bitwright.parts import moment
+from bitwright.nn.layers import KINDS
+from bitwright.transforms.decide import slot_layers
 from bitwright.transforms.geometry import describe
 from bitwright.transforms.layers import candidates
 from bitwright.zeros import stored_bytes
 
 UNCALLED = "never called in evaluation"
 UNUSED = "nothing reads its result in evaluation"
-PRUNED = "of its weights are 0: fewer bytes, the same time"
+SAME_TIME = "the same time"
+PRUNED = f"of its weights are 0: fewer bytes, {SAME_TIME}"
 MANY = 0.45  # fewer zeros are hardly worth a word
 READY = "would be packed, but for the gates of other layers"
 
@@ -42,7 +49,12 @@ def graph_rows(
             continue
         layer = modules.get(name)
         kind = describe(layer) if layer is not None else node.op
-        rows[name] = row = packed_row(name, kind, graph, node, runtime.get(name, node))
+        rows[name] = row = packed_row(name, kind, graph, node, runtime.get(name, node), packed.runtime)
+        if layer is not None and gated(layer):
+            row.runs_as = row.runs_as if row.runs_as in ("bits", "int8") else "gated"
+            inside = [n for n in graph.nodes if n.owner == name and n.op == "saliency"]
+            row.bytes_after += sum(stored_bytes(graph.need(n, role)) for n in inside for role in ("weight", "bias"))
+            row.why = _joined(f"gated: {part_text(layer.gate)}", row.why)  # type: ignore[arg-type]
         if why := refused.get(name, ""):
             frame = str(node.attrs.get("frame") or "")
             row.why = _joined(f"{why} ({frame})" if frame else why, row.why)
@@ -63,7 +75,9 @@ def layer_rows(prepared: Prepared, form: LayerForm) -> list[ReportRow]:
         packed, hook = form.packed.get(c.name), prepared.hooked.get(c.name)
         if packed is not None:
             runtime = next((n for n in packed.packed.runtime.nodes if n.op in LAYERS), packed.node)
-            row = packed_row(c.name, describe(c.module), packed.packed.graph, packed.node, runtime)
+            row = packed_row(
+                c.name, describe(c.module), packed.packed.graph, packed.node, runtime, packed.packed.runtime
+            )
             row.why = _joined(row.why, f"keeps your {hook}" if hook else "")
         else:
             own = c.name in prepared.own or (is_slot_layer(c.module) and type(c.module) not in KINDS.values())
@@ -79,13 +93,15 @@ def _joined(*reasons: str) -> str:
     return "; ".join(filter(None, reasons))
 
 
-def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node) -> ReportRow:
-    """One layer of a graph; `fused` is the same in the graph that runs."""
+def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node, runtime: Graph) -> ReportRow:
+    """One layer of a graph; `fused` is the same in `runtime`, the graph that runs."""
     floats = node.channels if graph.tensor(node, "bias") is not None or node.key("add") else 0
     after = sum(stored_bytes(graph.tensors[k]) for k in set(node.attrs.get("tensors", {}).values()))
     packed, runs, bits, why = graph.tensor(node, "bits"), "float", "float", ""
     if packed is None:
         count, why = graph.need(node, "weight").numel(), _pruned(graph.need(node, "weight"))
+        if why and sparse_linear(fused, runtime, LIMIT) is not None:
+            why = why.replace(SAME_TIME, "runs on the others alone")
     else:
         info, runs, why = node.attrs["weight"], "bits on disk, float run", "its input is float"
         count, bits = math.prod(info["shape"]), f"{info['planes']}/32"
@@ -93,20 +109,28 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node) -> R
             levels, why = int(graph.node(node.inputs[0]).attrs["levels"]), ""
             runs = "int8" if fused.attrs.get("x_form") == "bytes" else "bits"
             bits = f"{info['planes']}/{levels.bit_length()}"
+        if node.op in CODED_SPLITS and "unit" not in node.attrs:
+            levels, runs, why = int(graph.node(node.inputs[0]).attrs["levels"]), "int8", ""
+            bits = f"{info['planes']}/{levels.bit_length()}"
         if not bool(packed.any()) and not any(int(term["zero"]) for term in info["terms"]):
             why = _joined(why, "all its weights are 0, so its output is a constant")
-        elif node.op in CODED and listed(node, graph):
-            why = _joined(why, "nearly all its weights are 0: runs on lists of the others")
+        elif looked_up(fused, runtime):
+            runs, why = "bits", "its input is float: sums of its inputs are looked up"
+        elif fused.op in CODED and listed(fused, runtime):
+            why = _joined(why, "most of its weights are 0: runs on lists of the others")
+    run, have = left(node, fused)
+    if run < have:
+        why = _joined(
+            why, f"{have - run:,} of its {have:,} outputs are left out: no weight reads them, or they never change"
+        )
     return ReportRow(name or "(net)", kind, runs, bits, 4 * (count + floats), after, why=why)
 
 
 def own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
-    own = list(layer.parameters(recurse=False))
-    weight = layer._parameters.get("weight")
-    size, zeros = 4 * sum(p.numel() for p in own), "" if weight is None else _pruned(weight.detach())
-    return ReportRow(
-        name or "(net)", describe(layer), runs, "float", size, sum(map(stored_bytes, own)), why=_joined(why, zeros)
-    )
+    own, weight = list(layer.parameters(recurse=False)), layer._parameters.get("weight")
+    before, after = 4 * sum(p.numel() for p in own), sum(map(stored_bytes, own))
+    why = _joined(why, "" if weight is None else _pruned(weight.detach()))
+    return ReportRow(name or "(net)", describe(layer), runs, "float", before, after, why=why)
 
 
 def _pruned(weight: Tensor) -> str:
@@ -114,27 +138,26 @@ def _pruned(weight: Tensor) -> str:
     return f"{share:.0%} {PRUNED}" if share >= MANY else ""
 
 
-# -- gated layers: why such a net is not packed yet, and where their fast execution will enter ----------------
-def gated_layers(model: nn.Module) -> dict[str, SlotLayer]:
-    """Layers whose gate skips work; `xnor_k` only scales an output."""
-    found = ((name, m) for name, m in model.named_modules() if is_slot_layer(m))
-    return {name: layer for name, layer in found if moment(layer.gate, "spent") is not None}
+# -- gated layers that no graph can hold --------------------------------------------------------------------------
+def gated_layers(model: nn.Module) -> dict[str, str]:
+    """Gated layers that cannot be packed, and why."""
+    reasons = {name: gate_packing_of(layer) for name, layer in slot_layers(model).items() if gated(layer)}
+    return {name: why for name, why in reasons.items() if isinstance(why, str)}
 
 
-def refusal(model: nn.Module, gated: dict[str, SlotLayer]) -> ConvertReport:
+def refusal(model: nn.Module, gated: dict[str, str]) -> ConvertReport:
     """What stands in the way, and what would be packed without it; nothing is traced or written."""
     rows = []
     for c in candidates(model):
         why = (stays(c.module) or READY) if is_slot_layer(c.module) else EMPTY
         if c.name in gated:
-            why = f"gate {part_text(gated[c.name].gate)}: its fast execution is not implemented yet; nothing else is wrong"
+            why = f"gate {part_text(c.module.gate)}: {gated[c.name]}"  # type: ignore[arg-type]
         rows.append(own_row(c.name, c.module, "float", why))
-    ready = sum(r.why == READY for r in rows)
-    first, layer = next(iter(gated.items()))
+    first, why = next(iter(gated.items()))
+    layer: Any = model.get_submodule(first)
     more = f" and {len(gated) - 1} more" if len(gated) > 1 else ""
-    rest = f" {ready} other layer{'s' if ready > 1 else ''} would be packed without it." if ready else ""
     verdict = (
-        f"{first or '(net)'} ({describe(layer)}){more}: gate {part_text(layer.gate)} cannot run in a packed net yet; "
-        f"nothing else is wrong.{rest} What gates save is counted by: bitwright eval RUN, or bw.count_macs"
+        f"{first or '(net)'} ({describe(layer)}){more}: gate {part_text(layer.gate)} cannot run in a packed net: {why}; "
+        'form="layers" (--form layers on the command line) leaves such layers as they are'
     )
     return ConvertReport(rows, status=REFUSE, verdict=verdict)

@@ -18,18 +18,20 @@ MAX_TABLE = 1 << 24  # entries of the tables a kernel keeps for the border of a 
 INT32 = 2**31 - 1
 HUGE = 1e37  # sums of numbers below it stay finite in float32, in any order
 CODED = ("coded_conv", "coded_linear")
-LAYERS = (*CODED, "conv", "linear", "conv_transpose")
+CODED_SPLITS = ("coded_channel_gate", "precision_gate")
+SPLITS = ("channel_gate", *CODED_SPLITS)  # layers with a gate that splits their sum
+LAYERS = (*CODED, *SPLITS, "conv", "linear", "conv_transpose")
 Function = Callable[..., Tensor]
 Attrs = Mapping[str, Any]
 
 
 # what else must hold, operator by operator
-def _channels(shape: tuple[int, ...], last: bool) -> int:
-    return 1 if not shape else shape[-1] if last or len(shape) == 1 else shape[0]
+def _channels(x: Tensor, last: bool = False) -> int:
+    return x.shape[-1 if last else 1] if x.dim() > 1 else 1
 
 
 def check_quantize(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
-    table, channels = graph.need(n, "thresholds"), _channels(tuple(inputs[0].shape[1:]), n.attrs["last"])
+    table, channels = graph.need(n, "thresholds"), _channels(inputs[0], n.attrs["last"])
     levels, zero = n.attrs["levels"], n.attrs["zero"]
     need(tuple(table.shape) in ((levels,), (channels, levels)), f"thresholds are {list(table.shape)}")
     need(not bool(table.isnan().any()) and bool((table[..., 1:] >= table[..., :-1]).all()), "thresholds fall")
@@ -39,7 +41,7 @@ def check_quantize(n: Node, graph: Graph, inputs: list[Tensor], source: Node) ->
 def check_affine(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
     scale, add = graph.need(n, "scale"), graph.need(n, "add")
     need(scale.dim() == 1 and scale.shape == add.shape, "scale and add differ in shape")
-    have = _channels(tuple(inputs[0].shape[1:]), n.attrs["last"])
+    have = _channels(inputs[0], n.attrs["last"])
     need(scale.numel() in (1, have) or have == 1, f"{scale.numel()} scales for {have} channels")
 
 
@@ -54,8 +56,8 @@ def check_pool(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> Non
 
 
 def check_prelu(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
-    slope, channels = graph.need(n, "slope"), inputs[0].shape[1] if inputs[0].dim() > 1 else 1
-    need(slope.dim() == 1 and slope.numel() in (1, channels), "slope is not one number per channel")
+    slope = graph.need(n, "slope")
+    need(slope.dim() == 1 and slope.numel() in (1, _channels(inputs[0])), "slope is not one number per channel")
 
 
 def run_call(node: Node, graph: Graph) -> Function:
@@ -80,18 +82,16 @@ def check_call(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> Non
 
 def check_output(n: Node, graph: Graph, inputs: list[Tensor], source: Node) -> None:
     leaves: list[Any] = []
+    nest = "structure is not a nest of tuples, lists, dicts"
 
     def walk(value: Any, depth: int) -> None:
         if value is None or type(value) is int:
             leaves.append(value)
             return
-        need(
-            isinstance(value, dict) and len(value) == 1 and depth < 16,
-            "structure is not a nest of tuples, lists, dicts",
-        )
+        need(isinstance(value, dict) and len(value) == 1 and depth < 16, nest)
         kind, inner = next(iter(value.items()))
         fits = isinstance(inner, dict) if kind == "dict" else kind in ("tuple", "list") and isinstance(inner, list)
-        need(fits, "structure is not a nest of tuples, lists, dicts")
+        need(fits, nest)
         for v in inner.values() if isinstance(inner, dict) else inner:
             walk(v, depth + 1)
 
@@ -123,6 +123,15 @@ def weight_shape(n: Node, graph: Graph) -> tuple[int, ...]:
     scale = graph.need(n, "scale")
     need(tuple(scale.shape) == (len(terms), shape[0]), f"scale is {list(scale.shape)}, not {[len(terms), shape[0]]}")
     return tuple(shape)
+
+
+def place_of(n: Node) -> dict[str, Any]:
+    """Kernel, stride, padding, dilation and groups of a coded layer as a convolution over two axes, which kernels know."""
+    kernel = n.attrs["weight"]["shape"][2:]
+    missing = 2 - len(kernel)
+    usual = (("stride", 1), ("padding", 0), ("dilation", 1))
+    steps = {key: [value] * missing + list(n.attrs.get(key, ())) for key, value in usual}
+    return {"kernel": [1] * missing + list(kernel), **steps, "groups": int(n.attrs.get("groups", 1))}
 
 
 def shape_of_layer(n: Node, graph: Graph, x: Tensor, source: Node) -> Tensor:
@@ -220,7 +229,9 @@ def padded(x: Tensor, a: Attrs) -> Tensor:
 
 
 def adaptive_avg_pool(x: Tensor, a: Attrs) -> Tensor:
-    return {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}[a["rank"]](x, a["size"])
+    """In double, where the sum of an image's floats is exact: its order, which each program has of its own, changes nothing."""
+    pool = {1: F.adaptive_avg_pool1d, 2: F.adaptive_avg_pool2d}[a["rank"]]
+    return pool(x.double(), a["size"]).to(x.dtype)
 
 
 def sliced(x: Tensor, a: Attrs) -> Tensor:

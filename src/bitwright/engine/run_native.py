@@ -7,32 +7,54 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from bitwright.engine import native, reference, run_reference
-from bitwright.engine.fuse import code_planes
+from bitwright.engine.forms import code_planes
+from bitwright.engine.fuse import LIMIT
+from bitwright.engine.gates import SplitOperator
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_codes import SMALL, pool_struct
+from bitwright.engine.native_floats import float_plan
+from bitwright.engine.native_gates import gated_plan
 from bitwright.engine.native_library import TermsStruct, kernel_table
 from bitwright.engine.native_run import Laid, NativeRun, Program
-from bitwright.engine.rules import CODED
+from bitwright.engine.native_splits import ShuffledFloats, TorchSplit, lay_both_sums, lay_by_skipping, lay_floats
+from bitwright.engine.rules import CODED, CODED_SPLITS, place_of
 from bitwright.engine.run_reference import Step
+from bitwright.engine.sparse_linear import sparse_linear
+from bitwright.engine.table_linear import table_linear
 
 Lay = Callable[[Program], None]
 
 
-def build(graph: Graph, threads: int | None = None) -> list[tuple[Node, Step]]:
-    """One step per node. Kernel layouts of the weights are made here, once."""
-    return [(n, step(n, graph, threads)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
-
-
 def step(node: Node, graph: Graph, threads: int | None) -> Step:
+    """The step of a node. Kernel layouts of its weights are made here, once."""
     if node.op == "quantize" and node.attrs["form"] != "plain":
         return NativeRun([node], [_pack(node, graph)], threads)
     if node.op == "max_pool_codes":
         return NativeRun([node], [_pool(node)], threads)
     if node.op in CODED:
         return NativeRun([node], [_coded(node, graph)], threads)
+    if node.op == "gated_conv":
+        return NativeRun([node], [_gated(node, graph)], threads)
+    if node.op == "float_conv":
+        return NativeRun([node], [_floats(node, graph)], threads)
+    if node.op == "skipped_gate":
+        order = SplitOperator(node, graph).order
+        return (
+            NativeRun([node], [lay_floats(node, graph)], threads)
+            if order is None
+            else ShuffledFloats(node, graph, order, threads)
+        )
+    if node.op in CODED_SPLITS and "way" in node.attrs:
+        lay = lay_by_skipping if node.attrs["way"] == "gated" else lay_both_sums
+        return NativeRun([node], [lay(node, graph, _output(node, graph))], threads)
+    if node.op in CODED_SPLITS and node.attrs["x_form"] == "bytes":
+        return run_reference.of_one(node, TorchSplit(node, graph))
+    if (sparse := sparse_linear(node, graph, LIMIT)) is not None:
+        return run_reference.of_one(node, sparse)
+    if (tables := table_linear(node, graph, threads)) is not None:
+        return run_reference.of_one(node, tables)
     return run_reference.step(node, graph)
 
 
@@ -66,16 +88,47 @@ def _pool(node: Node) -> Lay:
     return lay
 
 
+def _gated(node: Node, graph: Graph) -> Lay:
+    """Its decisions lie in `extra`, for whoever wants to see them."""
+    weight, add = reference.stored_weight(graph, node), graph.tensor(node, "bias")
+    predictor, size = graph.need(node, "predictor"), graph.need(node, "size")
+    plan = gated_plan(node, weight, add, predictor, size, node.attrs, bool(node.attrs.get("relu")))
+    reads = {"x": node.inputs[0], "residual": node.inputs[1] if len(node.inputs) == 2 else None}
+
+    def lay(p: Program) -> None:
+        n, h, w = p.laid[node.inputs[0]].memory[:3]
+        struct = plan.struct(n, h, w)
+        outputs, f32 = plan.weight_shape[0], torch.float32
+        writes = {
+            "out": (node.name, Laid((n, struct.oh, struct.ow, outputs), f32)),
+            "extra": (node.attrs["extra"], Laid((n, 1, 1, outputs), f32)),
+        }
+        p.add("conv_gated", struct, reads, writes, weights=plan.weights, alone=plan.small(struct))
+        p.keep.append(plan)
+
+    return lay
+
+
+def _floats(node: Node, graph: Graph) -> Lay:
+    plan = float_plan(node, graph)
+    reads = {"x": node.inputs[0], "residual": node.inputs[1] if len(node.inputs) == 2 else None}
+
+    def lay(p: Program) -> None:
+        n, h, w = p.laid[node.inputs[0]].memory[:3]
+        struct = plan.struct(n, h, w)
+        out = Laid((n, struct.oh, struct.ow, plan.weight_shape[0]), torch.float32)
+        p.add("conv_floats", struct, reads, {"out": (node.name, out)}, weights=plan.weights, alone=plan.small(struct))
+        p.keep.append(plan)
+
+    return lay
+
+
 def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     a, x, info = node.attrs, node.attrs["x"], node.attrs["weight"]
-    zero: Any = x["zero"][0] if len(x["zero"]) == 1 else torch.tensor(x["zero"])
-    geometry: dict[str, Any] = {"x_zero": zero}
-    missing = 2 - int(a["rank"]) if node.op == "coded_conv" else 2  # axes that kernels have and the layer has not
-    shape = [*info["shape"][:2], *[1] * missing, *info["shape"][2:]]
-    if node.op == "coded_conv":
-        for key, usual in (("stride", 1), ("padding", 0), ("dilation", 1)):
-            geometry[key] = [usual] * missing + list(a[key])
-        geometry["groups"] = int(a["groups"])
+    geometry = place_of(node)
+    shape = [*info["shape"][:2], *geometry.pop("kernel")]
+    geometry["x_zero"] = x["zero"][0] if len(x["zero"]) == 1 else torch.tensor(x["zero"])
+    geometry["shift"] = graph.tensor(node, "shift")
     if a["x_form"] == "bytes":
         weights = [w.reshape(shape) for w in reference.weight_integers(graph, node)]
         known = {"x_mult": int(x["mult"]), "x_bits": code_planes(x["levels"])}
@@ -88,16 +141,6 @@ def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     ]
 
 
-def plain_axes(node: Node) -> Callable[[Tensor], Tensor]:
-    """From [N, O, H, W], which kernels speak, to the axes of the layer's value."""
-    shape = node.shape
-    if len(shape) == 1:
-        return lambda y: y.flatten(1)
-    if node.op == "coded_linear":
-        return lambda y: y.flatten(2).transpose(1, 2).reshape(y.shape[0], *shape)
-    return lambda y: y.squeeze(2) if len(shape) == 2 else y
-
-
 def _coded(node: Node, graph: Graph) -> Lay:
     plans = conv_plans(node, graph)
     if len(plans) > 1:
@@ -106,16 +149,11 @@ def _coded(node: Node, graph: Graph) -> Lay:
     reads = {"x": source, "residual": node.inputs[1] if len(node.inputs) == 2 else None}
 
     def lay(p: Program) -> None:
-        n, h, w = p.laid[source].memory[:3]
-        call = plan.call(n, h, w)
-        image = n, call.oh, call.ow, plan.out_channels
-        writes = {"out": (node.name, Laid(*output.made(*image)))}
+        call = plan.call(*p.laid[source].memory[:3])
+        writes = {"out": (node.name, Laid(*output.made(*call.image)))}
         if "extra" in node.attrs:
-            writes["extra"] = (node.attrs["extra"], Laid(*output.beside(*image)))
-        p.add(
-            f"conv_{plan.kind}", call.struct, reads, writes, weights=plan.weights, output=output.address, alone=call.small
-        )  # fmt: skip
-        p.keep += [call, plan, output]
+            writes["extra"] = (node.attrs["extra"], Laid(*output.beside(*call.image)))
+        p.convolve(plan, call, output, reads, writes)
 
     return lay
 
@@ -141,21 +179,14 @@ def _several(node: Node, graph: Graph, plans: list[native.ConvPlan]) -> Lay:
     scale, add = (kernel_table(graph.need(node, role), torch.float32) for role in ("scale", "add"))
 
     def lay(p: Program) -> None:
-        n, h, w = p.laid[source].memory[:3]
-        call = plans[0].call(n, h, w)
-        image = n, call.oh, call.ow, plans[0].out_channels
-        pixels, dtype = math.prod(image[:3]), torch.int32
-        where: Any = Laid((len(plans), pixels, 1, image[3]), dtype)
-        for i, plan in enumerate(plans):
-            call = plan.call(n, h, w)
-            writes = {"out": (sums, where if i == 0 else i * pixels * image[3] * dtype.itemsize)}
-            p.add(
-                f"conv_{plan.kind}", call.struct, {"x": source}, writes, weights=plan.weights, output=output.address,
-                alone=call.small,
-            )  # fmt: skip
-            p.keep += [call, plan, output]
-        struct = TermsStruct(pixels, image[3], len(plans), scale.data_ptr(), add.data_ptr())
-        p.add("terms", struct, {"x": sums}, {"out": (node.name, Laid(image, torch.float32))}, alone=call.small)
+        calls = [plan.call(*p.laid[source].memory[:3]) for plan in plans]
+        image, small = calls[0].image, calls[-1].small
+        pixels, outputs, dtype = math.prod(image[:3]), image[3], torch.int32
+        for i, (plan, call) in enumerate(zip(plans, calls, strict=True)):
+            place = i * pixels * outputs * dtype.itemsize if i else Laid((len(plans), pixels, 1, outputs), dtype)
+            p.convolve(plan, call, output, {"x": source}, {"out": (sums, place)})
+        struct = TermsStruct(pixels, outputs, len(plans), scale.data_ptr(), add.data_ptr())
+        p.add("terms", struct, {"x": sums}, {"out": (node.name, Laid(image, torch.float32))}, alone=small)
         p.keep += [scale, add]
 
     return lay

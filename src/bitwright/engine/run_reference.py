@@ -7,16 +7,12 @@ from collections.abc import Callable
 from torch import Tensor
 
 from bitwright.engine import reference
+from bitwright.engine.gates import SplitOperator
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
-from bitwright.engine.rules import CODED
+from bitwright.engine.rules import CODED, CODED_SPLITS
 
 Step = Callable[[dict[str, Tensor]], None]
-
-
-def build(graph: Graph) -> list[tuple[Node, Step]]:
-    """One step per node; a step reads and writes the environment name -> value."""
-    return [(n, step(n, graph)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
 
 
 def of_one(node: Node, f: Callable[[Tensor], Tensor]) -> Step:
@@ -38,20 +34,29 @@ def step(node: Node, graph: Graph) -> Step:
         return of_one(node, lambda codes: reference.numbers(codes, int(x["mult"]), x["zero"], last) * unit)
     if node.op in CODED:
         return _coded(node, graph)
+    if node.op in CODED_SPLITS:
+        return of_one(node, SplitOperator(node, graph))
     f = function(node, graph)
     return lambda env: env.__setitem__(node.name, f(*[env[i] for i in node.inputs]))
+
+
+def build(graph: Graph, make: Callable[[Node, Graph], Step] = step) -> list[tuple[Node, Step]]:
+    """One step per node, as a backend makes them; a step reads and writes the environment name -> value."""
+    return [(n, make(n, graph)) for n in graph.nodes if n.op not in ("input", "output", "emitted")]
 
 
 def _coded(node: Node, graph: Graph) -> Step:
     weights = reference.weight_integers(graph, node)
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
-    table, flip = graph.tensor(node, "int_thresholds"), graph.tensor(node, "int_flip")
+    table, flip, shift = (graph.tensor(node, role) for role in ("int_thresholds", "int_flip", "shift"))
     x_info = node.attrs.get("x") or graph.node(node.inputs[0]).attrs
     last = node.op == "coded_linear"
 
     def run(env: dict[str, Tensor]) -> None:
         x = reference.numbers(env[node.inputs[0]], int(x_info["mult"]), x_info["zero"], last)
         products = reference.integer_products(x, weights, node)
+        if shift is not None:
+            products[0] = products[0].double() + reference.view(shift.double(), products[0].dim(), last)
         if table is not None:
             code = reference.quantize(products[0].double(), table.T.double(), flip, last)
             env[node.name] = code.flatten(1) if node.attrs.get("flat") else code
@@ -71,6 +76,6 @@ def _coded(node: Node, graph: Graph) -> Step:
             if cuts is None:
                 env[name] = node.attrs["grid"].codes(y)
             else:
-                env[name] = reference.quantize(y, cuts[:, None], graph.tensor(node, "flip"), False)
+                env[name] = reference.quantize(y, cuts.T, graph.tensor(node, "flip"), False)
 
     return run

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -20,7 +20,7 @@ from bitwright.engine import aten_list
 from bitwright.engine.attributes import MAX_RANK, MAX_VALUES, listed, need, whole
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import OPERATORS, function
-from bitwright.engine.rules import LAYERS, weight_shape
+from bitwright.engine.rules import LAYERS, SPLITS, weight_shape
 from bitwright.errors import InputError
 
 INLINE = 3  # up to so many thresholds stand in the graph itself: a tensor of its own takes more bytes
@@ -137,11 +137,35 @@ def check_graph(graph: Graph, folded: bool = True) -> None:
     inputs = max(1, ops.count("input"))
     if ops[:inputs] != ["input"] * inputs or ops[-1] != "output" or ops.count("output") != 1:
         raise InputError("packed file: a graph begins with its inputs and ends with one output", code="file-graph")
+    free = [n for n in graph.inputs() if n.attrs.get("any_size")]
+    if free and (inputs > 1 or len(free[0].shape) not in (2, 3)):
+        raise InputError("packed file: any_size is for one input, [C, H, W] or [C, L]", code="file-graph")
     if total > MAX_TOTAL:
         raise InputError(f"packed file: {total} values a sample, at most {MAX_TOTAL}", code="file-graph")
     graph.work = total, macs + watches[0].macs
     found = [values[name] for name in graph.nodes[-1].inputs]
     graph.answers = [(two.shape, three.shape, two.dtype) for two, three in found]
+
+
+def sized(graph: Graph, shape: Sequence[int]) -> Graph:
+    """The same graph, checked, with the shapes that an input of this shape gives. Errors: `InputError` where it does not go
+    through, or asks for more than a file may."""
+    made = graph.copy()
+    for node in made.nodes:
+        if node.op == "input":
+            node.attrs["shape"] = [int(s) for s in shape]
+        else:
+            node.attrs.pop("shape", None)
+    check_graph(made)
+    before, after = graph.by_name(), made.by_name()
+    for n in made.nodes:  # what fusing went by: which values have one shape, and how a flat value lies in its image
+        (one, *rest), (new, *others) = ([g[i].shape for i in n.inputs] or [()] for g in (before, after))
+        broadcast = n.op == "add" and (one == rest[0]) != (new == others[0])
+        # kernels keep the lengths of two axes in front of a linear layer's
+        many = n.op in ("coded_linear", *SPLITS) and not n.attrs.get("rank") and len(n.shape) > 3
+        if broadcast or many or (n.op == "flatten" and n.shape == before[n.name].shape and one != new):
+            raise InputError(f"packed file: {n.name[:60]!r} ({n.op}) works in another way there", code="file-graph")
+    return made
 
 
 def check_runs(graph: Graph, run: Callable[[], object], where: str) -> None:
@@ -196,8 +220,8 @@ def _form(n: Node, seen: dict[str, Node], graph: Graph) -> None:
 def _tensors(n: Node, graph: Graph, folded: bool) -> None:
     roles = n.attrs.get("tensors", {})
     wanted = OPERATORS[n.op].tensors
-    if "weight" in n.attrs and n.op in ("conv", "linear", "conv_transpose"):
-        wanted = "bits scale [bias]"
+    if "weight" in n.attrs and wanted.startswith("weight "):
+        wanted = wanted.replace("weight", "bits scale").replace("[scale]", "")
     must = {r for r in wanted.split() if r[0] != "["}
     may = {r.strip("[]") for r in wanted.split()} | ({f"c{i}" for i in range(len(roles))} if n.op == "aten" else set())
     need(must <= set(roles) <= may, f"has tensors {sorted(map(str, roles))}, takes {wanted or 'none'}")

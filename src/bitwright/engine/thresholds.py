@@ -12,10 +12,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
+
+from bitwright.engine import reference
 
 ENUMERATE = 1 << 16
 STEPS = 4  # float32 neighbors tried on each side of the value that the spacing suggests
@@ -23,6 +25,17 @@ STEPS = 4  # float32 neighbors tried on each side of the value that the spacing 
 
 class NotMonotone(ValueError):
     """The operation goes up and down: it cannot become thresholds. The text names where."""
+
+
+def code_after(steps: list[Any], table: Tensor, flip: Tensor | None) -> Callable[[Tensor], Tensor]:
+    """The code of what the steps make of x [n, C]: what `float_thresholds` takes."""
+
+    def code(x: Tensor) -> Tensor:
+        for f in steps:
+            x = f(x)
+        return reference.quantize(x, table, flip, True)
+
+    return code
 
 
 def _ordered_to_float(code: Tensor) -> Tensor:

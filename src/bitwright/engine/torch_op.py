@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
 
-from bitwright.engine.aten_list import DTYPES
+from bitwright.engine.aten_list import DTYPES, WORDS
 from bitwright.engine.graph import Graph
 from bitwright.engine.store import SIZES, from_json, stored
 from bitwright.transforms.forward import version_of
@@ -38,29 +38,20 @@ _lock = threading.Lock()
 def text_of(graph: Graph, reference: bool, threads: int | None) -> Tensor:
     """uint8: the graph, the names of its tensors in order, and how it is to run."""
     text, tensors = stored(graph)
-    data = {
-        "graph": text,
-        "tensors": list(tensors),
-        "backend": "reference" if reference else "auto",
-        "threads": threads,
-    }
+    backend = "reference" if reference else "auto"
+    data = {"graph": text, "tensors": list(tensors), "backend": backend, "threads": threads}
     return torch.frombuffer(bytearray(json.dumps(data).encode()), dtype=torch.uint8)
 
 
 def answers_of(graph: Graph) -> str:
     """For each answer its sizes for the batches `SIZES` and its type."""
-    names = {dtype: name for name, dtype in DTYPES.items()}
-    return json.dumps([[*map(list, sizes), names[dtype]] for *sizes, dtype in graph.answers])
-
-
-def _state(t: Tensor) -> tuple[int, int | None]:
-    return t.data_ptr(), version_of(t)
+    return json.dumps([[*map(list, sizes), WORDS[dtype]] for *sizes, dtype in graph.answers])
 
 
 def _net(tensors: Sequence[Tensor], text: Tensor) -> PackedModel:
     from bitwright.engine.packed import PackedModel
 
-    state = [_state(t) for t in (text, *tensors)]
+    state = [(t.data_ptr(), version_of(t)) for t in (text, *tensors)]
     with _lock:  # threads may call a net for the first time together
         memory, found, net = _ready.get(text.data_ptr(), (None, None, None))
         if net is not None and memory is not None and found == state and not memory.expired():
@@ -103,10 +94,7 @@ def _memory(rank: int) -> torch.memory_format:
     return torch.channels_last if rank == 4 else torch.contiguous_format
 
 
-def _run_layer(
-    input: Tensor, tensors: list[Tensor], text: Tensor, channels: int,
-    window: list[int], stride: list[int], padding: list[int],
-) -> Tensor:  # fmt: skip
+def _run_layer(input: Tensor, tensors: list[Tensor], text: Tensor, channels: int, *place: list[int]) -> Tensor:
     from bitwright.engine.packed import laid_out
 
     net = _net(tensors, text)
@@ -114,12 +102,10 @@ def _run_layer(
     return y.contiguous(memory_format=_memory(y.dim()))
 
 
-def _fake_layer(
-    input: Tensor, tensors: list[Tensor], text: Tensor, channels: int,
-    window: list[int], stride: list[int], padding: list[int],
-) -> Tensor:  # fmt: skip
+def _fake_layer(input: Tensor, tensors: list[Tensor], text: Tensor, channels: int, *place: list[int]) -> Tensor:
+    """place: of each axis the window, the stride, the padding of both sides."""
     n, _, *sizes = input.shape
-    made = [(s + p - w) // step + 1 for s, p, w, step in zip(sizes, padding, window, stride, strict=True)]
+    made = [(s + p - w) // step + 1 for s, w, step, p in zip(sizes, *place, strict=True)]
     return torch.empty(n, channels, *made, device=input.device, memory_format=_memory(input.dim()))
 
 

@@ -9,21 +9,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from bitwright.engine.gate_packing import GatePacking, gate_packing_of, gated
 from bitwright.engine.graph import Graph
 from bitwright.engine.lower import Lowering, simplified, user_line
-from bitwright.engine.packing import HOOKS, NotInteger, Packing, grid_of, packing_of, split
+from bitwright.engine.packing import HOOKS, NotInteger, Packing, grid_of, packing_of
 from bitwright.engine.prepare import first_line, plain_weights
 from bitwright.engine.store import check_graph
 from bitwright.errors import InputError
-from bitwright.nn import SlotLayer, is_slot_layer
+from bitwright.nn import SlotLayer
 from bitwright.parts import moment
 from bitwright.parts.scale import width_of
 from bitwright.parts.traits import traits_of
 from bitwright.quiet import quiet
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.facts import folds, links_of, part_text
+from bitwright.transforms.decide import slot_layers
+from bitwright.transforms.facts import folds, links_of, part_text, split
 from bitwright.transforms.forward import reproducible
-from bitwright.transforms.geometry import crop_of, padding_of
+from bitwright.transforms.geometry import crop_of, steps_of
 
 _library = torch.library.Library("bitwright", "FRAGMENT")
 _library.define(
@@ -58,10 +60,7 @@ class _Marker(nn.Module):
 
     def __init__(self, name: str, layer: SlotLayer) -> None:
         super().__init__()
-        steps: Any = ([], [], [], 1)
-        if not isinstance(layer, nn.Linear):
-            conv: Any = layer
-            steps = (list(conv.stride), padding_of(layer), list(conv.dilation), conv.groups)
+        steps = list(steps_of(layer).values()) or [[], [], [], 1]
         self.__dict__["call"] = (name, list(layer.weight.shape), *steps)
         self.__dict__["cut"] = tuple(slice(c, None) for c in crop_of(layer))
         self.__dict__ |= {"layer": layer, **{key: layer.__dict__[key] for key in HOOKS}}
@@ -94,7 +93,7 @@ class _InputMarker(nn.Module):
         return torch.ops.bitwright.marked_layer(x, self.name, [], [], [], [], 1)
 
 
-def _float_run(name: str, layer: SlotLayer, inputs: dict[str, Packing]) -> None:
+def _float_run(name: str, layer: SlotLayer, packings: dict[str, Packing]) -> None:
     """A refused slot layer becomes the plain operator on the weight it uses, behind its input part.
 
     The part becomes a quantizer of the graph where it has levels; any other is exported as the user wrote it.
@@ -109,7 +108,7 @@ def _float_run(name: str, layer: SlotLayer, inputs: dict[str, Packing]) -> None:
         grid = None if quantizer is None else grid_of(quantizer, width_of(layer) or 0, layer.weight.dim(), spread=True)
     except NotInteger:
         return
-    inputs[name] = Packing(grid, before, False)
+    packings[name] = Packing(grid, before, False)
     layer._modules["x"] = _InputMarker(name)
 
 
@@ -120,14 +119,17 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
     """
     work, batch = copy_model(model).eval(), example if isinstance(example, tuple) else (example,)
     _check_batch(batch)
-    layers = {n: m for n, m in work.named_modules() if is_slot_layer(m)}
+    layers = slot_layers(work)
     packings: dict[str, Packing] = {}
-    inputs: dict[str, Packing] = {}  # of refused layers, whose input part alone enters the graph
+    gates: dict[str, GatePacking] = {}
     refused: dict[str, str] = {}
     for name, layer in layers.items():
         _check_ends(name, layer)
-        found = packing_of(layer)
-        if isinstance(found, Packing):
+        found = gate_packing_of(layer) if gated(layer) else packing_of(layer)
+        if isinstance(found, GatePacking):
+            packings[name], gates[name] = found.inner, found
+            work = put(work, layer, _Marker(name, layer))
+        elif isinstance(found, Packing):
             packings[name] = found
             if not found.coded_weight:
                 refused[name] = "slot w is empty; codes of the input alone gain nothing"
@@ -135,12 +137,10 @@ def trace(model: nn.Module, example: Tensor | tuple[Tensor, ...]) -> Traced:
         else:
             if layer.w is not None or layer.x is not None:
                 refused[name] = found
-            _float_run(name, layer, inputs)
-    graph = Lowering(simplified(_export(work, batch)), layers, packings, inputs).run()
+            _float_run(name, layer, packings)
+    graph = Lowering(simplified(_export(work, batch)), layers, packings, gates).run()
     try:
-        check_graph(
-            graph, folded=False
-        )  # on the meta device, as when the file is read: this says the shapes of its values
+        check_graph(graph, folded=False)  # as when the file is read: this says the shapes of its values
     except InputError as error:
         raise InputError(f"convert: {str(error).removeprefix('packed file: ')}", code="convert-op") from None
     graph.work = None
@@ -175,8 +175,7 @@ def _check_ends(name: str, layer: SlotLayer) -> None:
         if traits_of(link).clip is False and moment(link, "encode") is None:
             text = f"convert: {name}: {part_text(link)} in slot {slot} has clip = false: its levels have no end, so no number"
             text += " of bits holds them. Train with clip = true"
-            more = {"given": "clip = false", "possible": "clip = true"}
-            raise InputError(text, code="convert-unbounded", layer=name, **more)
+            raise InputError(text, code="convert-unbounded", layer=name, given="clip = false", possible="clip = true")
 
 
 def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.ExportedProgram:
@@ -187,11 +186,9 @@ def _export(work: nn.Module, batch: tuple[Tensor, ...]) -> torch.export.Exported
         with reproducible(), quiet():  # of a failed export, the reason is in the exception
             return torch.export.export(work, batch, dynamic_shapes=[{0: size}] * len(batch))
     except Exception as error:
-        line = f" at {found}" if (found := user_line(str(error))) else ""
+        line, remedy = user_line(str(error)), "bw.convert(model.body, x)"
+        what = f"{f' at {line}' if line else ''}: {first_line(error)}"
         if "data-dependent" in str(error) and line:
-            what = f": {line.removeprefix(' at ')} branches on a tensor value."
-        else:
-            what = f"{line}: {first_line(error)}"
-        remedy, given = "bw.convert(model.body, x)", line.removeprefix(" at ") or None
+            what = f": {line} branches on a tensor value."
         text = f"convert {type(work).__name__}: cannot trace forward{what} Convert a part, {remedy}, or move the branch outside"
-        raise InputError(text, code="convert-trace", given=given, remedy=remedy) from None
+        raise InputError(text, code="convert-trace", given=line or None, remedy=remedy) from None

@@ -124,13 +124,15 @@ class _Work:
     def step(self, call: Call, target: Any) -> None:
         want, inputs = self.trained.run(call), self.trained.inputs
         got, read, differing = self.side.free_run(call)
-        told = self.side.told_run(call, inputs)
+        told = self.side.told_run(call, inputs, dict(self.trained.decided))
         exact, wrong = self._compare_layers(inputs, self.trained.outputs, told[2])
         proof = self.proof
         proof.inexact += [name for name in dict.fromkeys([*wrong, *differing]) if name not in proof.inexact]
         if self.measured < MEASURED:
             self._measure(call, want, inputs, exact)
         self._compare_told(want, inputs, _named(told[0], want), told[1])
+        for wrong in self.side.wrong:
+            self._judge(f"gate of {wrong.layer or 'the layer'}", wrong.off, wrong.bound)
         self._compare_answers(want, _named(got, want), target, inputs, read, call.images)
 
     def _compare_layers(self, inputs: Inputs, outputs: Inputs, numbers: Inputs) -> tuple[Inputs, list[str]]:

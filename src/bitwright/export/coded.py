@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -9,9 +10,10 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.fuse import code_planes
+from bitwright.engine.forms import code_planes
 from bitwright.engine.graph import Graph, Node, ints
-from bitwright.engine.reference import border_classes, corrections, tap_sums
+from bitwright.engine.reference import tap_sums
+from bitwright.engine.rules import place_of
 from bitwright.engine.thresholds import EvenGrid
 
 if TYPE_CHECKING:
@@ -42,6 +44,7 @@ def pack(net: FusedNet, node: Node) -> Callable[[Values], None]:
             tables = [net.get_buffer(b) for b in constants]
             values[name] = net.call(op, [x, *tables], {**AS_IT_IS, **more}, (torch.uint8, x.shape))
             return
+        net.rows[name] = values[source].shape[:-1]
         x = images(values[source], bool(a["last"]))
         if of_input and x.dim() == 4 and not bool(a["last"]):
             n, c, h, w = x.shape  # as it came: the library reads both orders
@@ -59,13 +62,12 @@ def pack(net: FusedNet, node: Node) -> Callable[[Values], None]:
 def pool(net: FusedNet, node: Node) -> Callable[[Values], None]:
     a, name, source = node.attrs, node.name, node.inputs[0]
     planes = 0 if a["form"] == "bytes" else code_planes(int(a["levels"]))
-    height, width = [int(s) for s in node.shape[-2:]]
-    attrs = {"planes": planes, **_window(a["kernel"], a["stride"], a["padding"], a["dilation"], bool(a["ceil"]))}
+    attrs = _window(a["kernel"], a["stride"], a["padding"], a["dilation"], bool(a["ceil"]))
 
     def run(values: Values) -> None:
         codes = values[source]
-        shape = (codes.shape[0], height, width, codes.shape[3])
-        values[name] = net.call("MaxPool", [codes], attrs, (torch.uint8, shape))
+        shape = (codes.shape[0], *_pooled(codes.shape[1:3], attrs), codes.shape[3])
+        values[name] = net.call("MaxPool", [codes], {"planes": planes, **attrs}, (torch.uint8, shape))
 
     return run
 
@@ -96,25 +98,32 @@ def _window(
     }  # fmt: skip
 
 
-def whole_window(graph: Graph, node: Node) -> tuple[str, dict[str, Any]]:
-    """The average over a whole image."""
-    size = list(graph.node(node.inputs[0]).shape[-2:])
-    return "AveragePoolFloats", _window(size, size, [0], [1], False)
+def _pooled(size: Sequence[Any], window: dict[str, Any]) -> list[Any]:
+    """The sides of a pooled image: numbers, or symbols of free sizes."""
+    sides = []
+    for axis, s in enumerate(size):
+        kernel, stride, pad, dilation = (window[k][axis] for k in ("kernel_shape", "strides", "pads", "dilations"))
+        room = s + 2 * pad - dilation * (kernel - 1) - 1
+        whole = room // stride + 1
+        if window["ceil_mode"]:  # a last window that starts inside the image, or the padding before it, counts too
+            whole = torch.sym_min((room + stride - 1) // stride, (s + pad - 1) // stride) + 1
+        sides.append(whole)
+    return sides
 
 
 def pool_floats(
-    net: FusedNet, node: Node, window: tuple[str, dict[str, Any]], torch_pool: Callable[[Tensor], Tensor]
+    net: FusedNet, node: Node, op: str, window: dict[str, Any], torch_pool: Callable[[Tensor], Tensor]
 ) -> Callable[[Values], None]:
-    """Where the floats have their channels last already; torch's operator elsewhere."""
-    name, source, (op, attrs) = node.name, node.inputs[0], window
-    channels, height, width = (int(s) for s in node.shape)
+    """Where the floats have their channels last already; torch's operator elsewhere. No window: the mean of an image."""
+    name, source = node.name, node.inputs[0]
 
     def run(values: Values) -> None:
         x = net.channels_last.get(source)
         if x is None:
             values[name] = torch_pool(values[source])
             return
-        y = net.call(op, [x], attrs, (torch.float32, (x.shape[0], height, width, channels)))
+        sides = _pooled(x.shape[1:3], window) if window else (1, 1)
+        y = net.call(op, [x], window, (torch.float32, (x.shape[0], *sides, x.shape[3])))
         net.channels_last[name], values[name] = y, y.permute(0, 3, 1, 2)
 
     return run
@@ -123,20 +132,21 @@ def pool_floats(
 def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
     a, graph, name, source = node.attrs, net.graph, node.name, node.inputs[0]
     info, x = a["weight"], a["x"]
-    place = _Place(node, _image_size(graph, source))
+    place = _Place(node)
     planes = code_planes(int(x["levels"]))
     attrs = {"x_planes": -planes if a["x_form"] == "bytes" else planes, **place.attrs}
     scale, add = graph.need(node, "scale"), graph.need(node, "add")
     outputs, count = int(info["shape"][0]), len(info["terms"])
-    size = (place.out[0], place.out[1], outputs)
     convolutions, signs = [], []
     for number, (term, values, turned) in enumerate(_convolutions(node, reference.weight_integers(graph, node))):
-        tables = place.tables(tap_sums(values.reshape(*values.shape[:2], *place.kernel), x["zero"], place.groups))
+        taps = tap_sums(values.reshape(*values.shape[:2], *place.kernel), x["zero"], place.groups)
+        if (shift := graph.tensor(node, "shift")) is not None:
+            taps[:, 0, 0] += shift  # only layers without padding have one: all taps lie inside the image
         convolutions.append(
             [
-                *_weight(net, node, term, number, place.kernel),
+                *weight_constants(net, node, term, number, place.kernel),
                 net.keep(node, "x_mult", [int(x["mult"])], torch.int32),
-                *[net.keep(node, f"{role}{number}", t, torch.int32) for role, t in tables.items()],
+                net.keep(node, f"taps{number}", taps if bool(taps.any()) else taps[:1], torch.int32),
             ]
         )
         signs += turned
@@ -148,14 +158,15 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
 
         def several(values: Values) -> None:
             codes = values[source]
-            wide = (codes.shape[0], *place.out, count * outputs // len(convolutions))
+            net.rows[name] = net.rows.get(source)
+            size = (codes.shape[0], *place.out(codes))
+            wide = (*size, count * outputs // len(convolutions))
             sums = [
                 net.call("ConvInt", [codes, *map(net.get_buffer, c)], attrs, (torch.int32, wide)) for c in convolutions
             ]
             integers = sums[0] if len(sums) == 1 else torch.cat(sums, -1)
-            shape = (codes.shape[0], *size)
-            y = net.call("Terms", [integers, *map(net.get_buffer, line)], {}, (torch.float32, shape))
-            values[name] = _torch_order(y, node)
+            y = net.call("Terms", [integers, *map(net.get_buffer, line)], {}, (torch.float32, (*size, outputs)))
+            values[name] = _torch_order(net, y, node)
             if len(node.shape) == 3:
                 net.channels_last[name] = y
 
@@ -164,19 +175,25 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
     constants = convolutions[0]
     tail, more, op, codes_too = _outcome(net, node, outputs)
     step = _step_table(net, node, outputs)
-    floats = op in ("Conv", "ConvCut", "ConvRound")
-    if "pool" in a:
-        op, more, size = f"{op}Pool", {**more, **a["pool"]}, (*(int(s) for s in node.shape[1:]), outputs)
+    floats = op in ("Conv", "ConvCut", "ConvLadder", "ConvRound")
+    window = a.get("pool")
+    if window is not None:
+        op, more = f"{op}Pool", {**more, **window}
     residual = node.inputs[1] if len(node.inputs) == 2 else None
     beside = a.get("extra")
 
     def run(values: Values) -> None:
         codes = values[source]
+        net.rows[name] = net.rows[str(beside)] = net.rows.get(source)
         given = [codes, *map(net.get_buffer, constants), *[net.get_buffer(t) for t in tail]]
         if residual is not None:
             other = net.channels_last.get(residual)
             given[len(constants) + 4] = images(values[residual], False).permute(0, 2, 3, 1) if other is None else other
-        shape = (codes.shape[0], *size)
+        sides = place.out(codes)
+        if window is not None:
+            parts = zip(sides, *(window[f"pool_{k}"] for k in ("kernel", "strides", "pads")), strict=False)
+            sides = [(s + 2 * pad - kernel) // stride + 1 for s, kernel, stride, pad in parts]
+        shape = (codes.shape[0], *sides, outputs)
         kinds = [(torch.float32 if floats else torch.uint8, shape)]
         kinds += [(torch.uint8, shape)] if codes_too else []
         made = net.call(op, given, {**attrs, **more}, *kinds)
@@ -186,12 +203,53 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
         if "emit" in a:
             values[name] = y if written is None else written
         else:
-            values[name] = _torch_order(y, node)
+            values[name] = _torch_order(net, y, node)
             if len(node.shape) == 3:
                 net.channels_last[name] = y
         if beside is not None:
             assert written is not None
             values[beside] = written
+
+    return run
+
+
+def float_conv(net: FusedNet, node: Node, weight: Callable[[], Tensor]) -> Callable[[Values], None]:
+    """A float layer of the kernels, [N, C, H, W], [N, C, L] or [N, C]."""
+    a, name, source, missing = node.attrs, node.name, node.inputs[0], 2 - int(node.attrs["rank"])
+    of_input, outputs = net.graph.node(source).op == "input" and not missing, int(node.shape[0])
+    stride, pads, dilation = (
+        [usual] * missing + list(a[k]) for k, usual in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
+    attrs = {"strides": stride, "pads": [*pads, *pads], "dilations": dilation}
+    bias = net.graph.tensor(node, "bias")
+    constants = [
+        net.keep(node, "add", torch.zeros(outputs) if bias is None else bias, torch.float32),
+        net.keep(node, "floor", 0.0 if a.get("relu") else -torch.inf, torch.float32),
+    ]
+    residual = node.inputs[1] if len(node.inputs) == 2 else None
+    none = net.keep(node, "residual", [0.0], torch.float32) if residual is None else ""
+
+    def last(values: Values, value: str) -> Tensor:
+        x = net.channels_last.get(value)
+        return images(values[value], False).permute(0, 2, 3, 1) if x is None else x
+
+    def run(values: Values) -> None:
+        w = weight()
+        w = w.reshape(*w.shape[:2], *[1] * missing, *w.shape[2:])
+        if of_input and w.shape[1] < 16:  # as it came: the kernel reads both orders
+            x, order = values[source], {"perm": [0, 1, 2, 3], "channels_last": 0}
+        else:
+            x, order = last(values, source), {"perm": [0, 3, 1, 2], "channels_last": 1}
+        other = net.get_buffer(none) if residual is None else last(values, residual)
+        places = zip(
+            x.shape[2:] if x is values[source] else x.shape[1:3], w.shape[2:], stride, pads, dilation, strict=True
+        )
+        size = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d in places]
+        given = [x, w, *map(net.get_buffer, constants), other]
+        y = net.call("ConvFloats", given, {**order, **attrs}, (torch.float32, (x.shape[0], *size, outputs)))
+        values[name] = _torch_order(net, y, node)
+        if not missing:
+            net.channels_last[name] = y
 
     return run
 
@@ -222,8 +280,11 @@ def _outcome(net: FusedNet, node: Node, outputs: int) -> tuple[list[str], dict[s
         return line, {}, "Conv", False
     if "grid" in a:
         return [*line, net.keep(node, "grid", _numbers(a["grid"]), torch.float32)], {}, "ConvRound", True
+    cuts = graph.need(node, "cuts")
+    if len(cuts) > 1:
+        return [*line, net.keep(node, "cuts", cuts, torch.float32)], {}, "ConvLadder", True
     cut = [
-        net.keep(node, "cuts", graph.need(node, "cuts"), torch.float32),
+        net.keep(node, "cuts", cuts[0], torch.float32),
         net.keep(node, "flip", _turned(graph, node, "flip", outputs), torch.uint8),
     ]
     return [*line, *cut], {"out_bytes": int(a["extra_form"] == "bytes")}, "ConvCut", True
@@ -269,7 +330,7 @@ def _convolutions(node: Node, values: list[Tensor]) -> list[tuple[dict[str, Any]
     return [(joined, torch.cat([s * v for s, v in zip(signs, values, strict=True)]), signs)]
 
 
-def _weight(net: FusedNet, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
+def weight_constants(net: FusedNet, node: Node, term: dict[str, Any], number: int, kernel: list[int]) -> list[str]:
     """The names of bits, shape, mult, zero of one term of a weight, or of several alike, their outputs side by side."""
     info, count = node.attrs["weight"], int(term.get("count", 1))
     bit = reference.unpack_bits(net.graph.need(node, "bits"), (info["planes"], *info["shape"]))[term["planes"]]
@@ -287,10 +348,10 @@ def _weight(net: FusedNet, node: Node, term: dict[str, Any], number: int, kernel
 def expanded(net: FusedNet, node: Node) -> Callable[[], Tensor]:
     info, scale = node.attrs["weight"], net.graph.need(node, "scale")
     shape = list(info["shape"])
-    flat = [shape[1], 1, 1] if len(shape) == 2 else [shape[1], 1, _product(shape[2:])]
+    flat = [shape[1], 1, 1] if len(shape) == 2 else [shape[1], 1, math.prod(shape[2:])]
     terms = []
     for number, term in enumerate(info["terms"]):
-        names = _weight(net, node, term, number, flat[1:])
+        names = weight_constants(net, node, term, number, flat[1:])
         terms.append([*names, net.keep(node, f"scale{number}", scale[number], torch.float32)])
 
     def weight() -> Tensor:
@@ -306,60 +367,23 @@ def expanded(net: FusedNet, node: Node) -> Callable[[], Tensor]:
 
 
 class _Place:
-    """The geometry of a coded layer over an image of a known size."""
+    """The geometry of a coded layer."""
 
-    def __init__(self, node: Node, size: tuple[int, int]) -> None:
-        a = node.attrs
-        self.kernel, stride, padding, dilation, self.groups = [1, 1], [1, 1], [0, 0], [1, 1], 1
-        if node.op == "coded_conv":
-            rank = int(a["rank"])
-            self.kernel = [1] * (2 - rank) + [int(k) for k in a["weight"]["shape"][2:]]
-            stride = [1] * (2 - rank) + list(a["stride"])
-            padding = [0] * (2 - rank) + list(a["padding"])
-            dilation = [1] * (2 - rank) + list(a["dilation"])
-            self.groups = int(a["groups"])
+    def __init__(self, node: Node) -> None:
+        self.kernel, stride, padding, dilation, self.groups = place_of(node).values()
         self.attrs = {"strides": stride, "pads": [*padding, *padding], "dilations": dilation, "group": self.groups}
-        out = [
-            (s + 2 * p - d * (k - 1) - 1) // step + 1
-            for s, k, step, p, d in zip(size, self.kernel, stride, padding, dilation, strict=True)
-        ]
-        self.out = out
-        self.classes = [
-            border_classes(s, o, k, step, p, d)
-            for s, o, k, step, p, d in zip(size, out, self.kernel, stride, padding, dilation, strict=True)
-        ]
 
-    def tables(self, sums: Tensor) -> dict[str, Tensor]:
-        """corr, row_class, col_class; one class where the input's constant adds nothing anywhere."""
-        (rows, row_class), (cols, col_class) = self.classes
-        if not bool(sums.any()):
-            rows, row_class = rows[:1], torch.zeros_like(row_class)
-            cols, col_class = cols[:1], torch.zeros_like(col_class)
-        return {"corr": corrections(sums, rows, cols), "rows": row_class, "cols": col_class}
+    def out(self, codes: Tensor) -> list[Any]:
+        """The sides of the result: numbers, or symbols of free sizes."""
+        a = self.attrs
+        steps = zip(codes.shape[1:3], self.kernel, a["strides"], a["pads"], a["dilations"], strict=False)
+        return [(s + 2 * p - d * (k - 1) - 1) // step + 1 for s, k, step, p, d in steps]
 
 
 def _turned(graph: Graph, node: Node, role: str, outputs: int) -> Tensor:
     """Which channels count down."""
     found = graph.tensor(node, role)
     return torch.zeros(outputs) if found is None else found
-
-
-def _product(values: Sequence[int]) -> int:
-    total = 1
-    for v in values:
-        total *= int(v)
-    return total
-
-
-def _image_size(graph: Graph, source: str) -> tuple[int, int]:
-    """Height and width of a value of codes."""
-    node = graph.node(source)
-    shape = [int(s) for s in node.shape]
-    if len(shape) == 1:
-        return 1, 1
-    if bool(node.attrs.get("last")) or node.op == "coded_linear":
-        return 1, _product(shape[:-1])
-    return (1, shape[1]) if len(shape) == 2 else (shape[1], shape[2])
 
 
 def images(x: Tensor, last: bool) -> Tensor:
@@ -371,15 +395,15 @@ def images(x: Tensor, last: bool) -> Tensor:
     return x.unsqueeze(2) if x.dim() == 3 else x
 
 
-def _torch_order(y: Tensor, node: Node) -> Tensor:
+def _torch_order(net: FusedNet, y: Tensor, node: Node) -> Tensor:
     """[N, H, W, O] as the value that torch would have."""
-    shape = node.shape
-    if len(shape) == 1:
+    rank = len(node.shape)
+    if rank == 1:
         return y.flatten(1)
     if node.op == "coded_linear":
-        return y.reshape(y.shape[0], *shape)
+        return y.reshape(*net.rows[node.name], y.shape[3])
     y = y.permute(0, 3, 1, 2)
-    return y.squeeze(2) if len(shape) == 2 else y
+    return y.squeeze(2) if rank == 2 else y
 
 
 def _numbers(grid: EvenGrid) -> list[float]:

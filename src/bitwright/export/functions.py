@@ -110,6 +110,23 @@ def AveragePoolFloats(
 
 
 @script(own, default_opset=op)
+def ConvFloats(
+    x, weight, add, floor, residual,
+    perm: Sequence[int], channels_last: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int],
+):  # fmt: skip
+    """float [N, OH, OW, O]: max(convolution + add + residual, floor); `perm` brings the channels of x to axis 1."""
+    images = op.Transpose(x, perm=perm)
+    y = op.Conv(images, weight, add, strides=strides, pads=pads, dilations=dilations)
+    return op.Max(op.Transpose(y, perm=[0, 2, 3, 1]) + residual, floor)
+
+
+@script(own, default_opset=op)
+def MeanFloats(x):
+    """[N, 1, 1, C]: the mean of each image. The sum is exact in double, so no order of it is another one."""
+    return op.Cast(op.ReduceMean(op.Cast(x, to=11), op.Constant(value_ints=[1, 2]), keepdims=1), to=1)
+
+
+@script(own, default_opset=op)
 def Weight(bits, shape, mult, zero):
     """int32 [O, C / groups, kh, kw]: zero + sum_p mult[p] * bit_p; bit i of the string is bit i % 8 of byte i // 8."""
     one = op.Constant(value_ints=[1])
@@ -130,8 +147,38 @@ def FloatWeight(bits, shape, mult, zero, scale):
 
 
 @script(own, default_opset=op)
+def Inside(outputs, size, taps, stride, pad, dilation):
+    """int32 [outputs, taps]: 1 where a tap lies inside an axis of the image."""
+    zero, one = op.Constant(value_int=0), op.Constant(value_int=1)
+    start = op.Unsqueeze(op.Range(zero, outputs, one) * stride - pad, op.Constant(value_ints=[1]))
+    at = start + op.Range(zero, taps, one) * dilation
+    return op.Cast(op.And(at >= zero, at < size), to=6)
+
+
+@script(own, default_opset=op)
+def BorderSums(x, sums, taps, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int]):
+    """int32 [OH, OW, O or 1]: the sum over the taps that lie inside the image, of taps [O or 1, kh, kw]."""
+    zero, one, two = op.Constant(value_int=0), op.Constant(value_int=1), op.Constant(value_int=2)
+    steps, before, apart = (
+        op.Constant(value_ints=strides),
+        op.Constant(value_ints=pads),
+        op.Constant(value_ints=dilations),
+    )
+    size, outputs, kernel = op.Shape(x), op.Shape(sums), op.Shape(taps)
+    rows = Inside(
+        op.Gather(outputs, one), op.Gather(size, one), op.Gather(kernel, one),
+        op.Gather(steps, zero), op.Gather(before, zero), op.Gather(apart, zero),
+    )  # fmt: skip
+    cols = Inside(
+        op.Gather(outputs, two), op.Gather(size, two), op.Gather(kernel, two),
+        op.Gather(steps, one), op.Gather(before, one), op.Gather(apart, one),
+    )  # fmt: skip
+    return op.Transpose(op.MatMul(op.MatMul(rows, taps), op.Transpose(cols, perm=[1, 0])), perm=[1, 2, 0])
+
+
+@script(own, default_opset=op)
 def ConvInt(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+    x, bits, shape, mult, zero, x_mult, taps,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
 ):  # fmt: skip
     """int32 [N, OH, OW, O]: sum over the window of (zero_c + x_mult * code) * weight."""
@@ -147,8 +194,7 @@ def ConvInt(
     halves = op.ConvInteger(images, half, none, middle, strides=strides, pads=pads, dilations=dilations, group=group)
     rests = op.ConvInteger(images, rest, none, none, strides=strides, pads=pads, dilations=dilations, group=group)
     sums = op.Transpose(halves * two + rests, perm=[0, 2, 3, 1])
-    table = op.Gather(op.Gather(corr, row_class, axis=0), col_class, axis=1)
-    return sums * x_mult + table
+    return sums * x_mult + BorderSums(x, sums, taps, strides=strides, pads=pads, dilations=dilations)
 
 
 @script(own, default_opset=op)
@@ -162,12 +208,12 @@ def Terms(sums, scale, add):
 
 @script(own, default_opset=op)
 def Conv(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
 ):  # fmt: skip
     """float [N, OH, OW, O]: max(integer * scale + add + residual, floor)."""
     integer = ConvInt(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+        x, bits, shape, mult, zero, x_mult, taps,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
     )  # fmt: skip
     return op.Max(op.Cast(integer, to=1) * scale + add + residual, floor)
@@ -175,25 +221,38 @@ def Conv(
 
 @script(own, default_opset=op)
 def ConvCut(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, cuts, flip,
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual, cuts, flip,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int, out_bytes: int,
 ):  # fmt: skip
     """Conv's floats, and one bit of each: y >= cut, the other way round where flip."""
     y = Conv(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
     )  # fmt: skip
     return y, op.Cast(op.Xor(y >= cuts, op.Cast(flip, to=9)), to=2)
 
 
 @script(own, default_opset=op)
+def ConvLadder(
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual, cuts,
+    x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
+):  # fmt: skip
+    """Conv's floats, and the number of thresholds [levels, O] that each has reached."""
+    y = Conv(
+        x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
+        x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
+    )  # fmt: skip
+    return y, Reached(y, op.Transpose(cuts, perm=[1, 0]), op.Constant(value_int=0))
+
+
+@script(own, default_opset=op)
 def ConvRound(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, grid,
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual, grid,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
 ):  # fmt: skip
     """Conv's floats, and the code of each by an even ladder."""
     y = Conv(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
     )  # fmt: skip
     return y, Rounded(y, grid)
@@ -201,13 +260,13 @@ def ConvRound(
 
 @script(own, default_opset=op)
 def ConvPool(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
     pool_kernel: Sequence[int], pool_strides: Sequence[int], pool_pads: Sequence[int],
 ):  # fmt: skip
     """Conv's floats, the largest of each window."""
     y = Conv(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
     )  # fmt: skip
     return MaxPoolFloats(
@@ -217,13 +276,13 @@ def ConvPool(
 
 @script(own, default_opset=op)
 def ConvCutPool(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, cuts, flip,
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual, cuts, flip,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int, out_bytes: int,
     pool_kernel: Sequence[int], pool_strides: Sequence[int], pool_pads: Sequence[int],
 ):  # fmt: skip
     """ConvCut of floats that were pooled."""
     y = ConvPool(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
         pool_kernel=pool_kernel, pool_strides=pool_strides, pool_pads=pool_pads,
     )  # fmt: skip
@@ -232,13 +291,13 @@ def ConvCutPool(
 
 @script(own, default_opset=op)
 def ConvRoundPool(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual, grid,
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual, grid,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
     pool_kernel: Sequence[int], pool_strides: Sequence[int], pool_pads: Sequence[int],
 ):  # fmt: skip
     """ConvRound of floats that were pooled."""
     y = ConvPool(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, floor, residual,
+        x, bits, shape, mult, zero, x_mult, taps, scale, add, floor, residual,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
         pool_kernel=pool_kernel, pool_strides=pool_strides, pool_pads=pool_pads,
     )  # fmt: skip
@@ -247,13 +306,13 @@ def ConvRoundPool(
 
 @script(own, default_opset=op)
 def ConvCodes(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, thresholds, flip,
+    x, bits, shape, mult, zero, x_mult, taps, thresholds, flip,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
     out_bytes: int, out_planes: int, out_groups: int,
 ):  # fmt: skip
     """Codes by comparing the integers with whole thresholds [levels, O]."""
     integer = ConvInt(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+        x, bits, shape, mult, zero, x_mult, taps,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
     )  # fmt: skip
     return Reached(integer, op.Transpose(thresholds, perm=[1, 0]), flip)
@@ -261,12 +320,12 @@ def ConvCodes(
 
 @script(own, default_opset=op)
 def ConvRoundCodes(
-    x, bits, shape, mult, zero, x_mult, corr, row_class, col_class, scale, add, grid,
+    x, bits, shape, mult, zero, x_mult, taps, scale, add, grid,
     x_planes: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int], group: int,
 ):  # fmt: skip
     """Codes of integer * scale + add by an even ladder."""
     integer = ConvInt(
-        x, bits, shape, mult, zero, x_mult, corr, row_class, col_class,
+        x, bits, shape, mult, zero, x_mult, taps,
         x_planes=x_planes, strides=strides, pads=pads, dilations=dilations, group=group,
     )  # fmt: skip
     return Rounded(op.Cast(integer, to=1) * scale + add, grid)
@@ -280,10 +339,13 @@ OPERATORS = (
     MaxPool,
     MaxPoolFloats,
     AveragePoolFloats,
+    ConvFloats,
+    MeanFloats,
     ConvInt,
     Terms,
     Conv,
     ConvCut,
+    ConvLadder,
     ConvRound,
     ConvPool,
     ConvCutPool,
@@ -291,7 +353,7 @@ OPERATORS = (
     ConvCodes,
     ConvRoundCodes,
 )
-HELPERS = (Reached, Rounded, Weight, FloatWeight)
+HELPERS = (Reached, Rounded, Weight, FloatWeight, Inside, BorderSums)
 
 
 def protos(used: set[str]) -> list[onnx.FunctionProto]:

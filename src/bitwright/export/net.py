@@ -12,11 +12,13 @@ from torch import Tensor, nn
 from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from bitwright.engine import reference
+from bitwright.engine.fuse_floats import float_kernels
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
-from bitwright.engine.rules import CODED
+from bitwright.engine.rules import CODED, CODED_SPLITS, SPLITS
 from bitwright.engine.thresholds import even_grid
 from bitwright.export import coded
+from bitwright.export.gates import PlainSplit
 from bitwright.export.pooling import pool_inside
 
 Values = dict[str, Tensor]
@@ -26,16 +28,19 @@ class FusedNet(nn.Module):
     """Runs the fused graph inside `torch.onnx.export`, and nowhere else.
 
     Floats keep torch's order of axes; codes are uint8 [N, H, W, C], as the functions of the file have them.
+
+    kernels  whether float layers become operators of ours too, where these pay
     """
 
-    def __init__(self, graph: Graph) -> None:
+    def __init__(self, graph: Graph, kernels: bool = False) -> None:
         super().__init__()
-        self.graph = graph = pool_inside(graph)
+        self.graph = graph = pool_inside(float_kernels(graph) if kernels else graph)
         self.sources = graph.inputs()
         self.outputs = list(graph.nodes[-1].inputs)
         self.steps: list[Callable[[Values], None]] = []
         self.used: set[str] = {"Guard"}
         self.channels_last: Values = {}  # floats as layers with bits write them, [N, H, W, C], beside torch's order
+        self.rows: dict[str, Any] = {}  # the axes in front of the last, of what a quantizer of a linear layer reads
         for node in graph.nodes:
             if node.op not in ("input", "output", "emitted"):
                 self.steps.append(self._step(node))
@@ -70,13 +75,16 @@ class FusedNet(nn.Module):
 
     def _step(self, node: Node) -> Callable[[Values], None]:
         if node.op == "quantize":
-            return self._plain(node) if node.attrs["form"] == "plain" else coded.pack(self, node)
+            for_gates = all(reader.op in CODED_SPLITS for reader in self.graph.users()[node.name])
+            return self._plain(node) if node.attrs["form"] == "plain" or for_gates else coded.pack(self, node)
         if node.op == "max_pool_codes":
             return coded.pool(self, node)
         if node.op in CODED:
             return coded.coded(self, node)
+        if node.op == "float_conv":
+            return coded.float_conv(self, node, self._weight(node))
         if (window := coded.pool_window(node)) is not None:
-            return coded.pool_floats(self, node, window, function(node, self.graph))
+            return coded.pool_floats(self, node, *window, function(node, self.graph))
         if node.op == "decode":
             x = node.attrs.get("x") or self.graph.node(node.inputs[0]).attrs
             last, unit = bool(self.graph.node(node.inputs[0]).attrs["last"]), float(node.attrs["unit"])
@@ -87,16 +95,18 @@ class FusedNet(nn.Module):
 
             f = decoded
 
+        elif node.op in SPLITS:
+            f = PlainSplit(node, self.graph)
         elif node.op in ("conv", "conv_transpose", "linear"):
             f = self._float_layer(node)
         elif node.op == "adaptive_avg_pool" and set(node.attrs["size"]) == {1}:
             axes = list(range(-int(node.attrs["rank"]), 0))  # torch's exporter would write five nodes
 
             def averaged(x: Tensor) -> Tensor:
-                return x.mean(axes, keepdim=True)
+                return x.double().mean(axes, keepdim=True).to(x.dtype)
 
             if len(axes) == 2:
-                return coded.pool_floats(self, node, coded.whole_window(self.graph, node), averaged)
+                return coded.pool_floats(self, node, "MeanFloats", {}, averaged)
             f = averaged
 
         else:
@@ -138,15 +148,16 @@ class FusedNet(nn.Module):
 
         return run
 
+    def _weight(self, node: Node) -> Callable[[], Tensor]:
+        if node.key("bits") is not None:
+            return coded.expanded(self, node)
+        kept = self.keep(node, "weight", self.graph.need(node, "weight"), torch.float32)
+        return functools.partial(self.get_buffer, kept)
+
     def _float_layer(self, node: Node) -> Callable[..., Tensor]:
         """torch's own operator; a weight that is stored as bits stays bits in the file."""
         a = node.attrs
-        bias = self.graph.tensor(node, "bias")
-        if node.key("bits") is None:
-            kept = self.keep(node, "weight", self.graph.need(node, "weight"), torch.float32)
-            weight = functools.partial(self.get_buffer, kept)
-        else:
-            weight = coded.expanded(self, node)
+        bias, weight = self.graph.tensor(node, "bias"), self._weight(node)
         if node.op == "linear":
             return lambda x: F.linear(x, weight(), bias)
         rank, place = len(a["stride"]), (a["stride"], a["padding"])

@@ -20,6 +20,8 @@ def pool_inside(graph: Graph) -> Graph:
         coded = users[beside] if beside is not None else []
         if len(readers) != 1 or len(coded) != (beside is not None):
             continue
+        if (cuts := graph.tensor(layer, "cuts")) is not None and len(cuts) > 1:
+            continue
         pool, window = readers[0], _window(readers[0], "max_pool")
         if window is None or any(_window(n, "max_pool_codes") != window for n in coded):
             continue

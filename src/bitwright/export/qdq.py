@@ -17,7 +17,7 @@ from torch.onnx.ops import symbolic
 
 from bitwright.engine import reference
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.rules import CODED
+from bitwright.engine.rules import CODED, CODED_SPLITS
 from bitwright.engine.thresholds import even_grid
 from bitwright.errors import InputError
 from bitwright.export.net import FusedNet, Values
@@ -42,6 +42,8 @@ class QdqNet(FusedNet):
             return self._quantizer(node)
         if node.op in CODED:
             return self._layer(node)
+        if node.op in CODED_SPLITS:
+            raise _none(node, "its gate compares a partial sum, which int8 kernels do not give", "")
         if node.op == "decode":
             name, source, unit = node.name, node.inputs[0], float(node.attrs["unit"])
             return lambda values: values.__setitem__(name, values[source] * unit)
@@ -86,13 +88,16 @@ class QdqNet(FusedNet):
 
     def _layer(self, node: Node) -> Callable[[Values], None]:
         a, name, source = node.attrs, node.name, node.inputs[0]
-        scale, add = self.graph.need(node, "scale"), self.keep(node, "add", self.graph.need(node, "add"), torch.float32)
+        scale, offset = self.graph.need(node, "scale"), self.graph.need(node, "add")
+        add = self.keep(node, "add", offset, torch.float32)
         terms: list[tuple[str, list[str]]] = []
         for i, whole in enumerate(reference.weight_integers(self.graph, node)):
             if int(whole.min()) < -128 or int(whole.max()) > 127:
                 raise _none(node, f"its weights are {int(whole.min())} to {int(whole.max())}")
+            empty = scale[i] == 0
+            whole = torch.where(empty.reshape(-1, *[1] * (whole.dim() - 1)), 0, whole)
             zero = self.keep(node, f"none{i}", torch.zeros(len(whole)), torch.int8)
-            unit = self.keep(node, f"scale{i}", scale[i], torch.float32)
+            unit = self.keep(node, f"scale{i}", torch.where(empty, _any_scale(offset), scale[i]), torch.float32)
             terms.append((self.keep(node, f"weight{i}", whole, torch.int8), [unit, zero]))
 
         def layer(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -113,7 +118,12 @@ class QdqNet(FusedNet):
         return run
 
 
-def _none(node: Node, why: str) -> InputError:
+def _any_scale(add: Tensor) -> Tensor:
+    """For outputs whose weights are all 0: programs divide the constant of an output by the scale of its weights, and round it to 32 bits."""
+    return torch.where(add == 0, 1.0, add.abs() * 2.0**-24)
+
+
+def _none(node: Node, why: str, beyond: str = ", beyond 8 bits") -> InputError:
     layer = (node.owner or node.name).removesuffix(".x")
-    text = f"export onnx: no QDQ form: {layer}: {why}, beyond 8 bits. Possible: the form with our operators"
+    text = f"export onnx: no QDQ form: {layer}: {why}{beyond}. Possible: the form with our operators"
     return InputError(text, code="export-form", layer=layer)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 import os
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from bitwright.atomic import replacing
 from bitwright.engine.convert import Converted
 from bitwright.engine.packed import PackedModel
 from bitwright.errors import InputError
+from bitwright.export.checks import checked, compared, operators, tensors_of, write
 from bitwright.quiet import quiet, without_telemetry
 from bitwright.transforms.twin import one_line
 from bitwright.version import __version__
 
 OPSET = 18
 IR_VERSION = 9  # what onnxruntime 1.17 reads
-CLOSE = 1e-3  # of the largest value; beyond it a code on the border of two went the other way
 
 
 @dataclass(frozen=True)
@@ -70,6 +68,8 @@ def onnx(
     qdq      True: standard operators, codes and weights as 8-bit integers between QuantizeLinear and DequantizeLinear, for the
              int8 kernels of onnxruntime and others. Sums are rounded their way, so codes may differ from the net's
 
+    The file of a net for every size (`convert(..., dynamic_size=True)`) takes every height and width that the net takes.
+
     Weights stay bits in the file in both cases where the model is packed. Inputs with NaN, or numbers beyond 2^20, give NaN.
 
     Errors: `InputError` for an example or a path that cannot be, a net in layer form, an operator that ONNX has no form of,
@@ -81,10 +81,10 @@ def onnx(
         if model.model is None:
             raise InputError(f"export onnx: nothing was converted: {model.report.verdict}", code="refused")
         model = model.model
-    inputs, path = _checked(model, example, path)
+    inputs, target = checked("export onnx", model, example, path)
     if isinstance(model, PackedModel):
         inputs = tuple(model.environment(*inputs).values())  # of the types that the file takes
-        proto = _packed(model, inputs, qdq)
+        proto = _packed(model, inputs, qdq, kernels=packed)
         if qdq or not packed:
             proto = _standard(proto)
     elif packed or qdq:
@@ -99,32 +99,8 @@ def onnx(
     _lean(proto)
     images, largest, differ = _compare(proto, model, inputs)
     data = proto.SerializeToString()
-    try:
-        with replacing(path) as target:
-            target.write_bytes(data)
-    except OSError as error:
-        raise InputError(f"export onnx: {path}: {error.strerror or error}", code="file-write") from None
-    return ExportReport(str(path), len(data), _operators(proto), images, largest, differ)
-
-
-def _checked(model: object, example: Any, path: object) -> tuple[tuple[Tensor, ...], Path]:
-    """The example as a tuple, and where the file goes. Errors: `InputError` before the long work begins."""
-    if not isinstance(model, nn.Module):
-        text = f"export onnx: got {type(model).__name__}; possible: what bw.convert or bw.load returns, or a module"
-        raise InputError(text, code="export-form", given=type(model).__name__)
-    inputs = tuple(example) if isinstance(example, (tuple, list)) else (example,)
-    wrong = next((x for x in inputs if not isinstance(x, Tensor) or x.dim() == 0 or x.shape[0] == 0), None)
-    if wrong is not None or not inputs or not isinstance(inputs[0], Tensor):
-        given = "no sample" if isinstance(wrong, Tensor) else type(example if wrong is None else wrong).__name__
-        possible = "a tensor with at least one sample, batch first, or a tuple of them"
-        raise InputError(
-            f"export onnx: the example is {given}; possible: {possible}", code="example", possible=possible
-        )
-    if not isinstance(path, (str, os.PathLike)) or not (target := Path(path)).name or target.is_dir():
-        raise InputError(f"export onnx: {str(path)!r} is no file name; possible: net.onnx", code="file-write")
-    if not target.parent.is_dir():
-        raise InputError(f"export onnx: folder {target.parent} does not exist", code="file-write")
-    return inputs, target
+    write("export onnx", target, data)
+    return ExportReport(str(target), len(data), operators(proto), images, largest, differ)
 
 
 def _try(model: nn.Module, inputs: tuple[Tensor, ...]) -> None:
@@ -145,7 +121,7 @@ def packed_proto(model: PackedModel, inputs: tuple[Tensor, ...]) -> Any:
     return proto
 
 
-def _packed(model: PackedModel, inputs: tuple[Tensor, ...], qdq: bool = False) -> Any:
+def _packed(model: PackedModel, inputs: tuple[Tensor, ...], qdq: bool = False, kernels: bool = True) -> Any:
     from onnx import helper
 
     from bitwright.export.functions import protos
@@ -153,19 +129,40 @@ def _packed(model: PackedModel, inputs: tuple[Tensor, ...], qdq: bool = False) -
     from bitwright.export.qdq import QdqNet
 
     env = model.environment(*inputs)  # checks the example; a batch of 2, so that nothing is taken for constant
-    net = (QdqNet(model.graph) if qdq else FusedNet(model.runtime)).eval()
+    net = QdqNet(model.graph) if qdq else FusedNet(model.runtime, kernels)
     two = tuple(x.repeat(2, *[1] * (x.dim() - 1))[:2].contiguous() for x in env.values())
-    proto = _exported(net, two)
+    proto = _exported(net.eval(), two, model.any_size)
+    if model.any_size:
+        _name_sides(proto)
     proto.functions.extend(protos(net.used))
     if not any(o.domain == "bitwright" for o in proto.opset_import):
         proto.opset_import.append(helper.make_opsetid("bitwright", 1))
     return proto
 
 
-def _exported(module: nn.Module, inputs: tuple[Tensor, ...]) -> Any:
-    """torch's exporter, with a dynamic batch."""
+def _name_sides(proto: Any) -> None:
+    """Names for the free axes of an image in place of the exporter's symbols."""
+    (entry,) = proto.graph.input
+    sides = entry.type.tensor_type.shape.dim[2:]
+    names = {
+        d.dim_param: n for d, n in zip(sides, ("height", "width") if len(sides) > 1 else ("length",), strict=False)
+    }
+    if "" in names:
+        text = (
+            "export onnx: torch's exporter fixes the size of this net's images. Possible: convert without dynamic_size"
+        )
+        raise InputError(text, code="export-operator")
+    for value in (entry, *proto.graph.output):
+        for dim in value.type.tensor_type.shape.dim:
+            if dim.dim_param in names:
+                dim.dim_param = names[dim.dim_param]
+
+
+def _exported(module: nn.Module, inputs: tuple[Tensor, ...], any_size: bool = False) -> Any:
+    """torch's exporter, with a dynamic batch; any_size: the sizes behind the channels are dynamic, too."""
     batch = torch.export.Dim("batch", min=1, max=1 << 16)
-    shapes = tuple({0: batch} for _ in inputs)
+    sides = {2: torch.export.Dim.DYNAMIC, 3: torch.export.Dim.DYNAMIC} if any_size else {}
+    shapes = tuple({0: batch, **{axis: side for axis, side in sides.items() if axis < x.dim()}} for x in inputs)
     from bitwright.export.net import FusedNet
 
     try:
@@ -214,14 +211,6 @@ def _lean(proto: Any) -> None:
             node.doc_string = ""
 
 
-def _operators(proto: Any) -> dict[str, int]:
-    found: dict[str, int] = {}
-    for node in proto.graph.node:
-        name = f"{node.domain}::{node.op_type}" if node.domain else node.op_type
-        found[name] = found.get(name, 0) + 1
-    return dict(sorted(found.items()))
-
-
 def _compare(proto: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[int, float, int]:
     """(samples, largest difference, samples that differ) of the file, run by plain onnxruntime, against the model."""
     without_telemetry()
@@ -239,30 +228,6 @@ def _compare(proto: Any, model: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[
             f"export onnx: onnxruntime does not run the file: {one_line(error)}", code="export-run"
         ) from error
     with torch.no_grad():
-        want = [np.asarray(t.detach()) for t in _tensors(model(*inputs))]
+        want = tensors_of(model(*inputs))
     samples = inputs[0].shape[0]
-    off, largest = np.zeros(samples, bool), 0.0
-    for a, b in zip([np.asarray(y) for y in got], want, strict=True):
-        scale = float(np.abs(b[np.isfinite(b)]).max(initial=0.0)) or 1.0
-        gap = np.where(a == b, 0.0, np.abs(np.asarray(a, np.float64) - b)) / scale
-        gap = np.where(np.isnan(a) & np.isnan(b), 0.0, gap)
-        gap = np.nan_to_num(gap, nan=np.inf)
-        largest = max(largest, float(gap.max(initial=0.0)))
-        rows = (
-            gap.reshape(len(gap), -1).max(1, initial=0.0) if gap.ndim and len(gap) == samples else gap.max(initial=0.0)
-        )
-        off |= rows > CLOSE
-    differ = int(off.sum())
-    if differ > max(1, samples // 100):
-        raise InputError(
-            f"export onnx: {differ} of {samples} samples differ from the net, by up to {largest:.1e} of the largest value; "
-            "nothing was written",
-            code="export-differs",
-        )
-    return samples, largest, differ
-
-
-def _tensors(answer: Any) -> list[Tensor]:
-    from torch.utils import _pytree as pytree
-
-    return [t for t in pytree.tree_leaves(answer) if isinstance(t, Tensor)]
+    return samples, *compared("export onnx", [np.asarray(y) for y in got], want, samples)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.fuse import code_planes
+from bitwright.engine.forms import code_planes
 from bitwright.engine.graph import Node
 from bitwright.engine.thresholds import EvenGrid
 from bitwright.export_c.program import CProgram, bits_at, floats_at
@@ -59,8 +59,9 @@ def _threshold_line(
 
 
 def cut_line(p: CProgram, node: Node) -> Callable[[str, int, str], str]:
-    """C that cuts floats into codes of one bit, beside the floats that a layer writes."""
-    return _threshold_line(p, node, p.graph.need(node, "cuts")[:, None], 1, p.graph.tensor(node, "flip"))
+    """C that cuts floats into codes of few levels, beside the floats that a layer writes."""
+    cuts = p.graph.need(node, "cuts")
+    return _threshold_line(p, node, cuts.T, cuts.shape[0], p.graph.tensor(node, "flip"))
 
 
 def quantize(p: CProgram, node: Node) -> None:

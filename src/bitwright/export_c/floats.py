@@ -8,7 +8,7 @@ from collections.abc import Callable
 import torch
 
 from bitwright.engine import reference
-from bitwright.engine.graph import Node
+from bitwright.engine.graph import Graph, Node
 from bitwright.export_c.layers import stored_bits, window_numbers
 from bitwright.export_c.program import CProgram, call, floats_at
 from bitwright.export_c.text import words
@@ -43,13 +43,30 @@ def layer(p: CProgram, node: Node) -> None:
 
     def run(w: str, group: int, first: str, count: int) -> str:
         x, to = floats_at(source), floats_at(y)
-        return call("net_conv_float", f"&{window}", x, w, bias_name, group, first, count, outputs, to)
+        return call(
+            f"net_conv_{'fused' if fused(graph) else 'float'}",
+            f"&{window}",
+            x,
+            w,
+            bias_name,
+            group,
+            first,
+            count,
+            outputs,
+            to,
+        )
 
     def body() -> str:
         out = "".join(made(run, group, group * share, share) for group in range(groups))
         return ("    int32_t first;\n" if "(first = " in out else "") + out
 
     p.step(node, f"{node.owner}: float, {source.channels} -> {outputs} channels, {said}", body)
+
+
+def fused(graph: Graph) -> bool:
+    """Whether its float layers add by fused multiplies and adds, as the kernels do: only codes behind them make that worth its time on
+    machines without such an instruction."""
+    return any(n.op == "quantize" for n in graph.nodes)
 
 
 Run = Callable[

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.fuse import code_planes, integer_range
+from bitwright.engine.forms import code_planes
+from bitwright.engine.fuse import integer_range
 from bitwright.engine.graph import Node
 from bitwright.export_c.codes import Codes, cut_line, round_line
 from bitwright.export_c.plan import Value
@@ -51,16 +52,19 @@ def coded(p: CProgram, node: Node) -> None:
         if a["x_form"] == "bits"
         else _bytes(p, node, source, window, numbers, sums)
     )
+    shift = p.graph.tensor(node, "shift")
+    added = None if shift is None else p.constant(node, "shift", shift, "int32_t")
     outer, codes = _outcome(p, node, sums, outputs)
     rows, columns = numbers[3], numbers[4]
 
     def body() -> str:
+        shifted = "" if added is None else f"net_add_whole(NET_SUMS({sums.at}), {added}, {outputs});\n"
         declared = inner[0]() + ("" if codes is None else codes.declared())
         return (
             f"    int32_t row, column, pixel = 0;\n{declared}"
             f"    for (row = 0; row < {rows}; row++)\n"
             f"        for (column = 0; column < {columns}; column++, pixel++) {{\n"
-            f"{indented(inner[1]())}{indented(outer())}        }}\n"
+            f"{indented(inner[1]() + shifted)}{indented(outer())}        }}\n"
         )
 
     where = "" if kernel == [1, 1] else f" {kernel[0]}x{kernel[1]}"

@@ -68,24 +68,18 @@ def max_floats(p: CProgram, node: Node) -> None:
     )
 
 
-def _mean(p: CProgram, node: Node, x: Value, a: dict[str, Any], count: int) -> None:
-    window = _window(p, node, x, a)
-    y = p.value(node.name, node, "floats")
-    p.floats.append(f"{node.owner or node.name}: means of {_kernel(a['kernel'])} pixels")
-    made = f"net_mean_window(&{window}, {{x}}, {count}, row, column, {{y}} + pixel * {x.channels});"
-    p.step(
-        node,
-        f"{node.owner}: mean of {_kernel(a['kernel'])} pixels",
-        lambda: _each_window(y, "", made.replace("{x}", floats_at(x)).replace("{y}", floats_at(y))),
-    )
-
-
 def average_all(p: CProgram, node: Node) -> None:
     """The mean over the whole image."""
     x = p.read(node.inputs[0])
     if "size" in node.attrs and set(node.attrs["size"]) != {1}:
         p.refuse(node, f"an average to {node.attrs['size']} pixels", "A C file averages windows or the whole image")
-    _mean(p, node, x, {"kernel": [x.height, x.width], "stride": [], "padding": [0], "dilation": [1]}, 0)
+    y = p.value(node.name, node, "floats")
+    p.floats.append(f"{node.owner or node.name}: means of {x.pixels} pixels, summed in double")
+    p.step(
+        node,
+        f"{node.owner}: mean of the image",
+        lambda: f"    {call('net_mean_image', floats_at(x), x.pixels, x.channels, floats_at(y))}\n",
+    )
 
 
 def average_windows(p: CProgram, node: Node) -> None:
@@ -97,7 +91,17 @@ def average_windows(p: CProgram, node: Node) -> None:
         p.refuse(node, "an average with a divisor of its own", "Use a plain average")
     kernel = ints(a["kernel_size"], 2)
     place = {"kernel": kernel, "stride": a.get("stride", []), "padding": padding, "dilation": [1]}
-    _mean(p, node, x, place, kernel[0] * kernel[1] if counts_pad else 0)
+    window, count = _window(p, node, x, place), kernel[0] * kernel[1] if counts_pad else 0
+    y = p.value(node.name, node, "floats")
+    p.floats.append(f"{node.owner or node.name}: means of {_kernel(kernel)} pixels")
+    p.step(
+        node,
+        f"{node.owner}: mean of {_kernel(kernel)} pixels",
+        lambda: _each_window(
+            y, "",
+            f"net_mean_window(&{window}, {floats_at(x)}, {count}, row, column, {floats_at(y)} + pixel * {x.channels});",
+        ),
+    )  # fmt: skip
 
 
 def decode(p: CProgram, node: Node) -> None:

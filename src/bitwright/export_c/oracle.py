@@ -11,6 +11,7 @@ from torch import Tensor
 from bitwright.engine import reference, run_reference
 from bitwright.engine.graph import Graph, Node, ints
 from bitwright.engine.run_reference import of_one
+from bitwright.export_c.floats import fused
 
 
 def answers(graph: Graph, x: Tensor) -> Tensor:
@@ -19,8 +20,6 @@ def answers(graph: Graph, x: Tensor) -> Tensor:
     for node, step in run_reference.build(graph):
         if node.op in ("conv", "linear"):
             step = of_one(node, _layer(node, graph))
-        elif node.op == "adaptive_avg_pool":
-            step = of_one(node, _average)
         elif node.op == "aten":  # avg_pool2d
             step = of_one(node, _windows(node))
         step(env)
@@ -34,17 +33,39 @@ def _layer(node: Node, graph: Graph) -> Callable[[Tensor], Tensor]:
     else:
         place = (a["stride"], a["padding"], a["dilation"], int(a["groups"]))
 
+    plus = fused_sum if fused(graph) else _rounded_sum
+
     def run(x: Tensor) -> Tensor:
         image = x[:, :, None, None] if node.op == "linear" else x
-        y = _ordered(image, weight, bias, *place)
+        y = _ordered(plus, image, weight, bias, *place)
         return y.flatten(1) if node.op == "linear" else y
 
     return run
 
 
+def _rounded_sum(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    return c + a * b
+
+
+def fused_sum(a: Tensor, b: Tensor, c: Tensor) -> Tensor:
+    """a * b + c in float32, rounded once: in double the product is exact, and what the sum loses decides where it lies in the middle
+    between two floats."""
+    product, c = a.double() * b.double(), c.double()
+    total = product + c
+    value = total.float()
+    off = total - value.double()
+    other = value.double() + 2 * off
+    middle = (other.float().double() == other) & (off != 0)
+    if not bool(middle.any()):
+        return value
+    part = total - product
+    lost = (product - (total - part)) + (c - part)
+    return torch.where(middle & (off.sign() == lost.sign()), other.float(), value)
+
+
 def _ordered(
-    x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int], padding: Sequence[int], dilation: Sequence[int],
-    groups: int,
+    plus: Callable[[Tensor, Tensor, Tensor], Tensor], x: Tensor, weight: Tensor, bias: Tensor | None, stride: Sequence[int],
+    padding: Sequence[int], dilation: Sequence[int], groups: int,
 ) -> Tensor:  # fmt: skip
     """Products added one by one: rows, columns, channels of the window."""
     outputs, depth, rows, columns = weight.shape
@@ -64,17 +85,9 @@ def _ordered(
                 left : left + (wide - 1) * stride[1] + 1 : stride[1],
             ]
             for c in range(depth):
-                total += seen[:, :, c, None] * w[None, :, :, c, ky, kx, None, None]
+                total = plus(seen[:, :, c, None], w[None, :, :, c, ky, kx, None, None], total)
     total = total.reshape(n, outputs, high, wide)
     return total if bias is None else total + bias[:, None, None]
-
-
-def _average(x: Tensor) -> Tensor:
-    flat = x.flatten(2)
-    total = torch.zeros_like(flat[..., 0])
-    for i in range(flat.shape[-1]):
-        total = total + flat[..., i]
-    return (total / flat.shape[-1]).reshape(*flat.shape[:2], *[1] * (x.dim() - 2))
 
 
 def _windows(node: Node) -> Callable[[Tensor], Tensor]:

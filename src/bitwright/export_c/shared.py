@@ -6,11 +6,17 @@ import re
 from importlib import resources
 
 TYPED = {
+    "conv_float": {"conv_float": "NET_PLUS", "conv_fused": "NET_FUSED"},
     "codes_of_sums": {"codes_of_sums16": "int16_t", "codes_of_sums32": "int32_t"},
     "dot_bytes": {"dot_bytes8": "int8_t", "dot_bytes16": "int16_t"},
     "max_values": {"max_bytes": "uint8_t", "max_floats": "net_float"},
 }
-MACROS = {"NET_FLOAT": "float", "NET_POPCOUNT": "popcount"}  # a macro and the file that defines it
+MACROS = {
+    "NET_FLOAT": "float",
+    "NET_FUSED": "fused",
+    "NET_PLUS": "plus",
+    "NET_POPCOUNT": "popcount",
+}  # a macro and the file that defines it
 
 
 def _files() -> dict[str, str]:
@@ -39,7 +45,7 @@ def used(text: str) -> str:
             file = MACROS.get(name, name)
             if file in files and file not in seen:
                 seen.add(file)
-                take("" if file in MACROS.values() else files[file])
+                take(files[file])
                 found[file] = files[file]
 
     take(text)

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 
 from bitwright.atomic import replacing
 from bitwright.engine.convert import Converted
+from bitwright.engine.forms import planes_read
 from bitwright.engine.fuse import fuse
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.packed import PackedModel
+from bitwright.engine.rules import SPLITS
 from bitwright.errors import InputError
 from bitwright.export_c import codes, compiled, elementwise, floats, layers, moves, oracle
 from bitwright.export_c.inputs import Pixels
@@ -31,7 +33,8 @@ PLANES, PAIRS = (
     16,
 )  # of the input, and pairs of planes, up to which a layer counts bits; with more it multiplies bytes
 CLOSE = 1e-3  # of the largest value; beyond it a code on the border of two went the other way
-FLOAT = ("conv", "linear", "adaptive_avg_pool", "aten")  # whose sums torch adds in an order of its own
+GATES = ("saliency", "winners", "switch", *SPLITS)
+FLOAT = ("conv", "linear", "aten")  # whose sums torch adds in an order of its own
 
 OPERATORS: dict[str, Callable[[CProgram, Node], None]] = {
     "quantize": codes.quantize,
@@ -125,7 +128,7 @@ def c(
 
     Example: `bw.export.c(bw.load("net.packed.safetensors"), images, "net.c")`
     """
-    net = _packed(model)
+    net = _packed(model).at_size(example)
     target = Path(path)
     if target.suffix != ".c" or not re.fullmatch(r"[A-Za-z0-9_.+-]+", target.name):
         raise InputError(
@@ -178,6 +181,8 @@ def program(graph: Graph, pixels: Pixels, as_pixels: bool) -> CProgram:
     for node in graph.nodes:
         if node.op in ("input", "output", "emitted"):
             continue
+        if node.op in GATES:
+            p.refuse(node, "a gate has no form in C", "Possible: the packed file or ONNX, which run gates")
         name = str(node.attrs["call"]) if node.op == "aten" else node.op
         if name not in OPERATORS:
             p.refuse(node, f"{name} has no form in C", f"Possible: {', '.join(sorted(OPERATORS))}")
@@ -210,10 +215,11 @@ def _packed(model: nn.Module | Converted) -> PackedModel:
     return model
 
 
-def _bytes_pay(layer: Node, x_planes: int, graph: Graph) -> bool:
+def _bytes_pay(layer: Node, graph: Graph) -> bool:
     """Bytes for many pairs of planes; and where the input's constant differs from channel to channel at a padded border."""
     each = len(layer.attrs["x"]["zero"]) > 1 and any(layer.attrs.get("padding", [0]))
-    return each or x_planes > PLANES or x_planes * int(layer.attrs["weight"]["planes"]) > PAIRS
+    planes = planes_read(layer)
+    return each or planes > PLANES or planes * int(layer.attrs["weight"]["planes"]) > PAIRS
 
 
 def _same_bits(got: np.ndarray, want: np.ndarray) -> None:

@@ -1,4 +1,5 @@
-"""Quantizers with their training gradients: one native pass (`fused.py`) where it can be, else plain torch (`plain.py`).
+"""Quantizers and gates with their training gradients: a native pass (`fused.py`, `fused_gate.py`) where it can be, else plain
+torch (`plain.py`, `gate.py`).
 
 Float32 values of the two are equal bit for bit, and so are gradients of x and w; sums over many elements (of a scale, a
 step, a range) are kept in double in the native pass and in float32 in plain torch.
@@ -13,6 +14,7 @@ import torch
 from torch import Tensor
 
 from bitwright.fn import fused
+from bitwright.fn.fused_gate import GatedSum, SplitCode, dense, moments
 from bitwright.fn.kernels import needs_graph, takes
 from bitwright.fn.plain import clip_round_composed, lsq_composed, odd_grid_composed, step_composed
 from bitwright.fn.ste import sign as plain_sign
@@ -129,3 +131,30 @@ def lsq(x: Tensor, step: Tensor, low: float, high: float, axis: int = 0, factor:
     if needs_graph(x, step):
         return fused.LearnedStep.apply(x, step, float(low), float(high), axis, factor)
     return fused.lsq_value(x, step, float(low), float(high), axis)[0]
+
+
+def takes_gate(base: Tensor, rest: Tensor | None, threshold: Tensor) -> bool:
+    """Whether the native calls do the sum of a gate; without `rest`, base holds both (`gate.halves`)."""
+    if not takes(base) or not base.numel() or type(threshold) not in (Tensor, torch.nn.Parameter) or not dense(base):
+        return False
+    return rest is None or (takes(rest) and rest.dtype == base.dtype and rest.stride() == base.stride())
+
+
+def split_code(x: Tensor, unit: Tensor | None, bits: int, one: float) -> tuple[Tensor, Tensor] | None:
+    """(high, low), high + low = x = k unit: high the multiples of `one` in whole k, cut towards zero, with the gradient of x;
+    low without one. |k| < 2^bits. None where only plain torch can, and where bfloat16 does not tell one k from the next.
+
+    >>> split_code(torch.tensor([0.5], dtype=torch.float64), torch.tensor(0.5), 4, 4.0) is None
+    True
+    """
+    if bits > 7 and x.dtype == torch.bfloat16:
+        return None
+    if unit is None or unit.numel() != 1 or not (takes(x) and takes(unit.float()) and dense(x)):
+        return None
+    return SplitCode.apply(x, unit.float(), one)
+
+
+__all__ = [
+    "GatedSum", "binary_weight", "clip_round", "dorefa_weight", "lsq", "moments", "odd_grid", "sign", "split_code", "step",
+    "takes_gate",
+]  # fmt: skip

@@ -40,7 +40,7 @@ def _dense(x: Tensor) -> tuple[Tensor, Tensor]:
     return (x, y) if y.stride() == x.stride() else (torch.empty_like(x).copy_(x), y)
 
 
-def _in_order_of(grad: Tensor, strides: tuple[int, ...]) -> Tensor:
+def in_order_of(grad: Tensor, strides: tuple[int, ...]) -> Tensor:
     if grad.stride() == strides:
         return grad
     return torch.empty_strided(grad.shape, strides, dtype=grad.dtype).copy_(grad)
@@ -59,7 +59,7 @@ def _spread(mask: Tensor, rows: int, count: int, like: Tensor, strides: tuple[in
 def _masked(grad: Tensor, mask: Tensor, strides: tuple[int, ...]) -> Tensor:
     if not takes_gradient(grad):
         return grad * _spread(mask, 1, grad.numel(), grad, strides)
-    grad = _in_order_of(grad, strides)
+    grad = in_order_of(grad, strides)
     out = torch.empty_like(grad)
     launch("bw_mask_backward", grad, mask, out, grad.numel(), like=grad)
     return out
@@ -121,7 +121,7 @@ class ApproxSign(torch.autograd.Function):
         (x,) = ctx.saved_tensors
         if not takes_gradient(grad):
             return grad * torch.rsub(x.abs(), 2, alpha=2).clamp_min(0)
-        grad = _in_order_of(grad, x.stride())
+        grad = in_order_of(grad, x.stride())
         out = torch.empty_like(grad)
         launch("bw_approx_backward", grad, x, out, grad.numel(), like=x)
         return out
@@ -195,7 +195,7 @@ class ClipRound(torch.autograd.Function):
         if not takes_gradient(grad):
             total = (grad.float() * _spread(rest[0], 1, grad.numel(), grad, ctx.strides)).sum()
             return to_x, total.to(dtype).reshape(shape), None
-        grad = _in_order_of(grad, ctx.strides)
+        grad = in_order_of(grad, ctx.strides)
         total = torch.empty(shape)
         launch("bw_clip_backward", grad, None, rest[0], None, total, grad.numel(), like=grad)
         return to_x, total.to(dtype), None
@@ -264,7 +264,7 @@ class LearnedStep(torch.autograd.Function):
             to_step = (grad.float() * slope_step * factor).sum_to_size(along(size, x, axis).shape)
             to_x = grad * slope_x
         else:
-            grad = _in_order_of(grad, x.stride())
+            grad = in_order_of(grad, x.stride())
             to_x = torch.empty_like(x)
             outer, channels, inner, steps = _runs(x, size, axis)
             to_step = torch.empty_like(steps)
@@ -310,7 +310,7 @@ class Binary(torch.autograd.Function):
             axes = tuple(range(0 if one_scale else 1, grad.dim()))
             total = (grad * signs).sum(axes, keepdim=True) if axes else grad * signs
             return grad * scale * small + signs * (total / (rows[1] * (rows[0] if one_scale else 1))), None, None, None
-        grad = _in_order_of(grad, strides)
+        grad = in_order_of(grad, strides)
         out = torch.empty_like(grad)
         launch("bw_binary_backward", grad, scales, bits, out, *rows, exact, one_scale, like=grad)
         return out, None, None, None
@@ -350,7 +350,7 @@ class Dorefa(torch.autograd.Function):
         t, peak = ctx.saved_tensors
         if not takes_gradient(grad):
             return grad * ((1 - t * t) / peak).to(grad.dtype), None
-        grad = _in_order_of(grad, t.stride())
+        grad = in_order_of(grad, t.stride())
         out = torch.empty_like(grad)
         launch("bw_dorefa_backward", grad, t, peak, out, grad.numel(), like=grad)
         return out, None

@@ -49,6 +49,17 @@ def gate(v: Tensor, slope: float, sparse: bool = False) -> Tensor:
     return _Gate.apply(v, slope, sparse)
 
 
+def halves(sums: Tensor) -> tuple[Tensor, Tensor]:
+    """(base, rest) [N, O, ...] of the partial sums [N, 2 O, ...] over either half of the inputs, by channels: rest of the second
+    half of the outputs, base of the first; base of the second, rest of the first. So the base is one piece.
+
+    >>> [t.flatten().tolist() for t in halves(torch.arange(8.0).reshape(1, 8))]
+    [[2.0, 3.0, 4.0, 5.0], [6.0, 7.0, 0.0, 1.0]]
+    """
+    half = sums.shape[1] // 4
+    return sums[:, half : 3 * half], torch.cat([sums[:, 3 * half :], sums[:, :half]], 1)
+
+
 class _AddWhereOn(torch.autograd.Function):
     """The value selects, so that 0 times infinity is never computed; the gradient is that of base + on rest."""
 

@@ -31,6 +31,10 @@ _SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_binary_backward": (c_int, [_P, _P, _P, _P, _I, _I, c_int, c_int, c_int, c_int]),
     "bw_dorefa_forward": (c_int, [_P, _P, _P, _I, _I, c_int, c_int]),
     "bw_dorefa_backward": (c_int, [_P, _P, _P, _P, _I, c_int, c_int]),
+    "bw_gate_moments": (c_int, [_P, _P, _I, _I, _I, c_int, c_int, c_int]),
+    "bw_gate_forward": (c_int, [*[_P] * 7, _I, _I, _I, c_int, c_int, c_int]),
+    "bw_gate_backward": (c_int, [*[_P] * 10, _I, _I, _I, c_int, c_float, c_int, c_int, c_int]),
+    "bw_split_forward": (c_int, [_P, _P, _P, _I, _P, c_float, c_int, c_int]),
 }
 _DTYPES = {torch.float32: 0, torch.bfloat16: 1}
 _PLAIN = (Tensor, nn.Parameter)  # not their subclasses: fake, batched, sharded tensors have no memory of their own

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,7 @@ FORMS = "ternary, pow2:N (N odd, 3 to 15), uniform:N (N 3 to 256)"
 FINENESS = 8  # scales that a fit begins at, for each doubling
 ROUNDS = 10
 SEARCHED = 1 << 18  # weights at most that choose where to begin; all of them then refine
+TOGETHER = 1 << 14  # weights at most that are tried from several beginnings in one call: they stay in the cache
 
 
 def level_grid(levels: str) -> tuple[int, ...]:
@@ -71,22 +74,15 @@ def fit_scale(rows: Tensor, grid: Tensor) -> Tensor:
     # every scale fits a row of zeros, so none is better than the 1 it begins with
     best, least = reach.clone(), torch.zeros_like(reach).masked_fill(some_weight, torch.inf)
     some = rows[:, :: -(-rows.numel() // SEARCHED)]
-    for i in range(6 * FINENESS + 1):
-        scale, error = _refined(some, grid, reach * 2.0 ** (1 - i / FINENESS))
+    starts = reach * torch.tensor([2.0 ** (1 - i / FINENESS) for i in range(6 * FINENESS + 1)]).to(reach)[:, None]
+    for scale, error, _ in _tried(some, grid, starts):
         better = error < least
         best, least = torch.where(better, scale, best), torch.where(better, error, least)
     return best if some.shape == rows.shape else _refined(rows, grid, best)[0]
 
 
-ENDS = (
-    1.0,
-    0.9,
-    0.8,
-    0.7,
-    0.6,
-    0.5,
-    0.4,
-)  # shares of the range of a row, each side by itself, where a fit with zero begins
+# shares of the range of a row, each side by itself, where a fit with zero begins
+ENDS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4)
 
 
 def fit_scale_zero(rows: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
@@ -106,16 +102,23 @@ def fit_scale_zero(rows: Tensor, grid: Tensor) -> tuple[Tensor, Tensor]:
     some = rows[:, :: -(-rows.numel() // SEARCHED)]
     least = _refined(some, grid, best)[1]
     bottom, top = rows.amin(1).clamp_max(0), rows.amax(1).clamp_min(0)
-    for a in ENDS:
-        for b in ENDS:
-            scale = (b * top - a * bottom) / count
-            scale = torch.where(scale > 0, scale, torch.ones_like(scale))
-            at = (low - a * bottom / scale).round().clamp(low, high)
-            scale, error = _refined(some, grid, scale, at)
-            better = error < least
-            best, zero = torch.where(better, scale, best), torch.where(better, at, zero)
-            least = torch.where(better, error, least)
+    starts = torch.stack([(b * top - a * bottom) / count for a in ENDS for b in ENDS])
+    starts = torch.where(starts > 0, starts, torch.ones_like(starts))
+    bottoms = torch.stack([a * bottom for a in ENDS for _ in ENDS])
+    for scale, error, at in _tried(some, grid, starts, (low - bottoms / starts).round().clamp(low, high)):
+        better = error < least
+        best, zero = torch.where(better, scale, best), torch.where(better, at, zero)
+        least = torch.where(better, error, least)
     return (best if some.shape == rows.shape else _refined(rows, grid, best, zero)[0]), zero
+
+
+def _tried(rows: Tensor, grid: Tensor, starts: Tensor, zeros: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
+    """(scale, error, zero), [R] each, from every row of `starts` [S, R]; several at once while they are few weights."""
+    zeros = torch.zeros_like(starts) if zeros is None else zeros
+    together = max(1, TOGETHER // rows.numel())
+    for some, at in zip(starts.split(together), zeros.split(together), strict=True):
+        found, error = _refined(rows.repeat(len(some), 1), grid, some.flatten(), at.flatten())
+        yield from zip(found.view_as(some), error.view_as(some), at, strict=True)
 
 
 def _refined(rows: Tensor, grid: Tensor, scale: Tensor, zero: Tensor | None = None) -> tuple[Tensor, Tensor]:

@@ -14,10 +14,10 @@ FLOAT32_EXACT = 1 << 24  # whole numbers up to this are exact in float32
 HALF = (torch.float16, torch.bfloat16)
 
 
-def whole_op(op: Callable[..., Tensor], weights: Tensor) -> Callable[..., Tensor]:
+def whole_op(op: Callable[..., Tensor], weights: Tensor, round_once: bool = True) -> Callable[..., Tensor]:
     """The operator `op(x, w, b)` for whole numbers: it computes in float32 (float64 for double inputs), whatever type
-    autocast would take. Where a sum might pass 2^24 it computes in float64 and rounds once. Under a compiler or
-    a transform, which cannot look at values, it computes in float32.
+    autocast would take. Where a sum might pass 2^24 it computes in float64 and rounds once; without `round_once` such sums
+    stay float64. Under a compiler or a transform, which cannot look at values, it computes in float32.
 
     weights   [O, ...], what one output sums: they bound its sums. The operator may get parts of them, in its own layout
 
@@ -31,7 +31,8 @@ def whole_op(op: Callable[..., Tensor], weights: Tensor) -> Callable[..., Tensor
         kind = torch.float32 if x.dtype in HALF else x.dtype
         wide = torch.float64 if kind == torch.float32 and _may_pass(x, size) else kind
         with torch.autocast(x.device.type, enabled=False):
-            return op(x.to(wide), w.to(wide), b, **kw).to(kind)
+            y = op(x.to(wide), w.to(wide), b, **kw)
+            return y.to(kind) if round_once else y
 
     return exact
 

@@ -29,10 +29,10 @@ from torch import Tensor, nn
 
 from bitwright import models
 from bitwright.errors import InputError, nearest
+from bitwright.fn.shares import base_mask
 from bitwright.importers.mapping import Imported, Move, carry_out, not_needed
 from bitwright.models.resnet_cifar import BasicBlock
 from bitwright.parts import make_part
-from bitwright.parts.channel_gate import base_mask
 from bitwright.runs.pth import Checkpoint
 from bitwright.transforms import Recipe, apply
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,6 +19,7 @@ from bitwright.measure.why import reasons
 from bitwright.numbers import ms
 from bitwright.quiet import quiet
 from bitwright.timing import SPINNING, Timing, clock_for, interleave
+from bitwright.transforms.forward import torch_threads
 from bitwright.transforms.twin import FloatNet, float_net, one_line
 from bitwright.transforms.unwrap import unwrap
 
@@ -55,7 +55,7 @@ def bench(
     inputs = example if isinstance(example, tuple) else (example,)
     _check_arguments(inputs, threads, rounds)
     model, source, why_not = _sides(model_or_converted, baseline)
-    with _threads(threads), torch.inference_mode():
+    with torch_threads(threads), torch.inference_mode():
         net = _peer_net(source, inputs) if source is not None else NO_TWIN
         # ours too gets its preferred layout beforehand
         graph = _is_graph(model)
@@ -177,13 +177,3 @@ def _check_arguments(inputs: tuple[Any, ...], threads: int, rounds: int) -> None
     for name, value in (("threads", threads), ("rounds", rounds)):
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise InputError(f"bench: {name}={value!r}; possible: an integer of at least 1", code=f"bench-{name}")
-
-
-@contextmanager
-def _threads(count: int) -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(count)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)

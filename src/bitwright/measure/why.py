@@ -20,7 +20,8 @@ SHARE = 0.10  # of the time, below which a layer is not worth a sentence
 OTHER = 0.25  # the same for all steps between the layers together
 TINY_MS = 0.005  # per layer: below it, calling costs more than computing
 WORD = 32  # channels in one word of the kernels
-LAYERS = ("coded_conv", "coded_linear", "conv", "linear", "conv_transpose")
+LAYERS = ("coded_conv", "coded_linear", "conv", "float_conv", "linear", "conv_transpose")
+GATED = ("gated_conv", "skipped_gate", "channel_gate", "coded_channel_gate", "precision_gate")
 
 
 @dataclass(frozen=True)
@@ -121,17 +122,19 @@ def steps_of(packed: PackedModel, x: Sequence[Tensor]) -> list[TimedStep]:
     env = packed.environment(*x)
     spent: dict[str, float] = {}
     runs: dict[str, str] = {}
-    for node, step, _ in packed.steps():
+    for node, step, _ in packed.steps:
         owner = node.owner.removesuffix(".x")
         spent[owner] = spent.get(owner, 0.0) + median_ms(lambda step=step: step(env))
-        if node.op in LAYERS:
+        if node.op in GATED:
+            runs[owner] = "gated"
+        elif node.op in LAYERS:
             coded = node.op.startswith("coded")
             runs[owner] = ("int8" if node.attrs.get("x_form") == "bytes" else "bits") if coded else "float"
     total = sum(spent.values())
     widths: dict[str, int] = {}
     windows: dict[str, int] = {}
     for node in graph.nodes:
-        if node.op in LAYERS:
+        if node.op in (*LAYERS, *GATED):
             weight = graph.tensor(node, "weight")
             shape = node.attrs["weight"]["shape"] if node.key("bits") else [] if weight is None else weight.shape
             owner = node.owner

@@ -128,9 +128,8 @@ class SlotLayer(nn.Module):
             call.raw = seen
         if wants.needs_code:
             # no code where something behind the quantizer moves its value
-            x_whole = moment(quantizer, "whole") if moment(self.x, "whole") else None
+            call.whole, call.seen = moment(quantizer, "whole") if moment(self.x, "whole") else None, seen.detach()
             w_whole = None if self.training else moment(self.w, "whole")
-            call.code = None if x_whole is None else x_whole(seen.detach())
             call.w_code = None if w_whole is None else w_whole(self.slot_weight())
         return gate(call, x, w, b)
 

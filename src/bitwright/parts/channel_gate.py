@@ -7,9 +7,12 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from bitwright.errors import BitwrightWarning, InputError
+from bitwright.fn.kernels import takes
+from bitwright.fn.shares import base_mask, fitting, shuffled
 from bitwright.parts.gate_call import as_call
 from bitwright.parts.gate_norm import DualNorm
 from bitwright.parts.options import check_compat, check_word
@@ -136,15 +139,27 @@ class ChannelGate(SplitGate):
             return op(x, own, b, groups=self.splits), op(x, w * (1 - base), None)
         return op(x, w * base, b), op(x, w * (1 - base), None)
 
+    def partial_sums(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
+        """Of two equal shares: the sums over either half of the inputs, for all outputs, as `halves` takes them apart. One
+        convolution in two groups, with the work of the layer itself; the bias belongs to the base."""
+        half = self.outputs // 2
+        both = torch.cat(w.roll(half, 0).chunk(2, 1))
+        return op(x, both, None if b is None else F.pad(b, (half, half)), groups=2)
+
     def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         op = as_call(op)
-        code = op.code
-        if self.order is not None:
-            x, code = self._mixed(x), None if code is None else (self._mixed(code[0]), code[1])
+        x = x if self.order is None else self._mixed(x)
         if self.splits == 1:
             y = op(x, w, b)
             return y if self.output_norm is None else self.output_norm(y, torch.ones_like(y))
-        y, on = self.joined(*self.sums(op, lambda: x, w, b, code), x)
+        if self.training and self.grouped and self.splits == 2 and takes(x):  # plain torch would copy the sums apart
+            sums = self.partial_sums(op, x, w, b), None, None
+        else:
+            code = None if self.training else op.code
+            if self.order is not None and code is not None:
+                code = self._mixed(code[0]), code[1]
+            sums = self.sums(op, lambda: x, w, b, code)
+        y, on = self.joined(*sums, x, self.output_norm is not None)
         return y if self.output_norm is None else self.output_norm(y, on)
 
     def _mixed(self, x: Tensor) -> Tensor:
@@ -166,38 +181,3 @@ class ChannelGate(SplitGate):
         macs = site.taps * (site.positions * base.sum((1, 2)) + site.share((on * (full - base)).sum((1, 2))))
         decided = site.places * site.outputs if self.splits > 1 else 0
         return spent_of(macs, macs * site.w_bits * site.x_bits, None, decided)
-
-
-def fitting(splits: int, room: int) -> int:
-    """The largest divisor of `splits` that is at most `room`.
-
-    >>> fitting(4, 3), fitting(6, 5), fitting(4, 1)
-    (2, 3, 1)
-    """
-    return max(d for d in range(1, splits + 1) if splits % d == 0 and d <= max(1, room))
-
-
-def base_mask(fan: int, outs: int, groups: int, splits: int, group: bool) -> Tensor:
-    """bool [groups * outs, fan]: which inputs of its group each output reads first; the last share takes leftovers.
-
-    >>> base_mask(3, 2, 1, 2, True).int().tolist()
-    [[1, 0, 0], [0, 1, 1]]
-    """
-    if splits == 1:
-        return torch.ones(groups * outs, fan, dtype=torch.bool)
-    share = (torch.arange(fan) // (fan // splits)).clamp_max(splits - 1)
-    mine = (
-        (torch.arange(outs) // (outs // splits)).clamp_max(splits - 1) if group else torch.zeros(outs, dtype=torch.long)
-    )
-    return (share[None] == mine[:, None]).repeat(groups, 1)
-
-
-def shuffled(inputs: int, splits: int) -> Tensor:
-    """Channel order that deals the channels of each share out to all shares.
-
-    >>> shuffled(6, 2).tolist()
-    [0, 3, 1, 4, 2, 5]
-    """
-    share, at = inputs // splits, torch.arange(inputs)
-    group = (at // max(1, share)).clamp_max(splits - 1)
-    return torch.argsort((at - group * share) * splits + group, stable=True)

@@ -20,8 +20,10 @@ class GateCall:
     """`call(x, w, b)` is the layer's operator without slots; every gate is called as `gate(call, x, w, b)`.
 
     raw            what the quantizer of the x slot reads, for a gate with `needs_raw_input`
-    code, w_code   whole numbers and unit of input and weight, for a gate with `needs_code`; None: there is no code. That of
-                   the weight is there in evaluation alone, in the layout of the parts
+    whole, seen    for a gate with `needs_code`: what codes the input, and the tensor that it reads
+    code, w_code   whole numbers and unit of input and weight; None: there is no code. That of the weight is there in
+                   evaluation alone, in the layout of the parts
+    unit           that of the input's code alone
     from_slot      brings a weight from the layout of the parts into that of the operator
 
     >>> import torch
@@ -31,9 +33,20 @@ class GateCall:
 
     op: Callable[..., Tensor]
     raw: Tensor | None = None
-    code: Code | None = None
+    whole: Callable[[Tensor], Code] | None = None
+    seen: Tensor | None = None
     w_code: Code | None = None
     from_slot: Callable[[Tensor], Tensor] = unchanged
+
+    @property
+    def code(self) -> Code | None:
+        """Computed each time: a gate asks once. (torch's compiler does not take a property with a lock.)"""
+        return None if self.whole is None or self.seen is None else self.whole(self.seen)
+
+    @property
+    def unit(self) -> Tensor | None:
+        """A code's unit does not depend on the sample, so one sample tells it."""
+        return None if self.whole is None or self.seen is None else self.whole(self.seen[:1])[1]
 
     def __call__(self, x: Tensor, w: Tensor, b: Tensor | None, **options: Any) -> Tensor:
         return self.op(x, w, b, **options)

@@ -62,10 +62,21 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
         nn.modules.batchnorm._NormBase.__init__(self, channels, eps=eps, momentum=momentum, affine=False)
         self.last, self.scope = last, scope(channels)
 
+    def shares(self) -> bool:
+        """Whether statistics of training are taken over several processes."""
+        return _group(self.scope) is not None
+
     def follow(self, norm: nn.modules.batchnorm._BatchNorm) -> None:
         """Takes eps, momentum and processes from another norm."""
         self.eps, self.momentum = norm.eps, norm.momentum
         self.scope = scope(self.num_features, norm).train(self.training)
+
+    def learn(self, count: int, mean: Tensor, var: Tensor) -> None:
+        """Moves the running statistics by those of a batch of `count` values a channel."""
+        assert self.running_mean is not None and self.running_var is not None
+        momentum = self._counted()
+        self.running_mean.lerp_(mean.to(self.running_mean.dtype), momentum)
+        self.running_var.lerp_((var * (count / (count - 1))).to(self.running_var.dtype), momentum)
 
     def forward(self, input: Tensor, gain: Tensor | None = None, shift: Tensor | None = None) -> Tensor:
         """gain, shift: from outside, [C]; with a gain, bfloat16 in gives bfloat16 out, as in a plain BatchNorm."""
@@ -89,13 +100,17 @@ class FreeNorm(FullPrecision, nn.modules.batchnorm._NormBase):
         spread = torch.sqrt(self.running_var + self.eps)
         return (flat - self.running_mean.reshape(shape)) / spread.reshape(shape)
 
-    def _by_batch(self, flat: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
+    def _counted(self) -> float:
+        """One batch more; by how much it moves the running statistics."""
         momentum = self.momentum
         if self.num_batches_tracked is not None:
             self.num_batches_tracked.add_(1)
             momentum = 1 / float(self.num_batches_tracked) if momentum is None else momentum
-        mean, var = self.running_mean, self.running_var
-        return F.batch_norm(flat, mean, var, gain, shift, True, momentum or 0.0, self.eps)
+        return momentum or 0.0
+
+    def _by_batch(self, flat: Tensor, gain: Tensor | None, shift: Tensor | None) -> Tensor:
+        momentum = self._counted()
+        return F.batch_norm(flat, self.running_mean, self.running_var, gain, shift, True, momentum, self.eps)
 
     def _by_all(self, flat: Tensor, gain: Tensor | None, shift: Tensor | None, group: Any) -> Tensor:
         """A process whose own batch is empty takes part too: the others wait for its sums."""

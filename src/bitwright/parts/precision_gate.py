@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.fn.fast import split_code
 from bitwright.fn.ste import ste
 from bitwright.parts.bits import check_bits
-from bitwright.parts.gate_call import Code, as_call
+from bitwright.parts.gate_call import as_call
 from bitwright.parts.moments import moment
 from bitwright.parts.options import check_compat, check_word
 from bitwright.parts.registry import part
@@ -128,16 +130,15 @@ class PrecisionGate(SplitGate):
         if self.quantizer is not None:
             self.quantizer.observe(x)
 
-    def coded(self, x: Tensor, code: Code | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """(quantized input with its gradient, whole numbers of the high bits, of the low bits, their unit)."""
-        if self.quantizer is not None:
-            raw, x = x.detach(), self.quantizer(x)
-            code = self.quantizer.whole(raw)
-        assert code is not None
-        numbers, unit = code[0].to(code[1].dtype), code[1]
-        one = float(2 ** (self.code_bits - self.top))  # of the high bits
-        high = (numbers / one).trunc() * one  # exact, and keeps the sign: magnitudes are cut
-        return x, high, numbers - high, unit
+    @property
+    def one(self) -> float:
+        """The smallest whole number of the high bits."""
+        return float(2 ** (self.code_bits - self.top))
+
+    def cut(self, numbers: Tensor) -> tuple[Tensor, Tensor]:
+        """(high bits, low bits) of whole numbers."""
+        high = (numbers / self.one).trunc() * self.one  # exact, and keeps the sign: magnitudes are cut
+        return high, numbers - high
 
     def split(
         self, op: Callable[..., Tensor], x: tuple[Tensor, Tensor], w: Tensor, b: Tensor | None
@@ -147,14 +148,23 @@ class PrecisionGate(SplitGate):
 
     def forward(self, op: Callable[..., Tensor], x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         op = as_call(op)
-        x, high, low, unit = self.coded(x, op.code)
-        high, low = high.to(w.dtype), low.to(w.dtype)
+        if self.quantizer is not None:
+            op = replace(op, whole=self.quantizer.whole, seen=x.detach())
+            x = self.quantizer(x)
+        if self.training:
+            code = op.code if self.reads_batch else None
+            unit = code[1] if code else op.unit
+            if (made := split_code(x, unit, self.code_bits, self.one)) is not None:
+                return self.joined(*self.split(op, made, w, b), None, x)[0]
+        code = op.code
+        assert code is not None
+        numbers, unit = code
+        high, low = (part.to(w.dtype) for part in self.cut(numbers.to(unit.dtype)))
 
         def parts() -> tuple[Tensor, Tensor]:
             return ste(x, (high * unit).to(x.dtype)), (low * unit).to(x.dtype)
 
-        base, rest = self.sums(op, parts, w, b, ((high, low), unit))
-        return self.joined(base, rest, x)[0]
+        return self.joined(*self.sums(op, parts, w, b, ((high, low), unit)), x)[0]
 
     def penalty(self) -> Tensor:
         if self.governed:

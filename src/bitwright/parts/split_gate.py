@@ -10,7 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
-from bitwright.fn.gate import add_where_on, gate
+from bitwright.fn.fast import GatedSum, moments, takes_gate
+from bitwright.fn.gate import add_where_on, gate, halves
+from bitwright.fn.ste import ste
 from bitwright.fn.whole import HALF, whole_op
 from bitwright.parts.gate_call import GateCall
 from bitwright.parts.gate_norm import FreeNorm, FullPrecision, autocast_off, channels_first
@@ -51,7 +53,8 @@ class SplitGate(Watched, FullPrecision):
     A subclass splits the operator into base and rest (`split`) and prices them (`spent`). The decision is made in
     float32 whatever the type of the layer, and thresholds stay float32 in a half-precision net. In evaluation, inputs
     that are whole numbers times one unit are summed as whole numbers, and so are such weights; units and bias come
-    after the sum. So no decision depends on the order in which a machine adds.
+    after the sum, the base's for the decision and once more that of the whole sum where on: y = fl(fl(I scale) + b) for
+    whole numbers I. So nothing depends on the order in which a machine adds.
     The test is one-sided: what is left out matters little where a ReLU cuts negative sums off anyway (`bw.plan` notes
     layers without one). Two other tests are not offered, because no published net uses them and so nothing could tell
     whether ours are right: |z| > threshold in front of an odd function that saturates, |z| <= threshold (more only while
@@ -121,30 +124,73 @@ class SplitGate(Watched, FullPrecision):
         w: Tensor,
         b: Tensor | None,
         code: tuple[Any, Tensor] | None,
-    ) -> tuple[Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
         """(base, rest) of `split`: in training from x(); in evaluation from the whole numbers of `code` if it has one unit,
-        with the gradient of training where one is wanted."""
+        with the gradient of training where one is wanted. Third, where the weight is whole numbers too, what the output is
+        where on: the whole sum of both, scaled once; None: base + rest."""
         if self.training or code is None or code[1].numel() != 1:
-            return self.split(op, x(), w, b)
+            return *self.split(op, x(), w, b), None
         numbers, unit = code
         axes = [1] * (w.dim() - 2)  # channels are the last axis of Linear, the one before space of Conv
+        full = None
         with torch.no_grad():
-            products, operand, size = op.op, w, unit.to(wide(w).dtype)
+            kind = wide(w).dtype
+            bias = None if b is None else b.to(kind).reshape(-1, *axes)
             if op.w_code is not None and op.w_code[1].numel() in (1, self.outputs):
-                products, operand = whole_op(op, op.w_code[0]), op.from_slot(op.w_code[0])
-                size = (op.w_code[1].double() * unit.double()).to(size.dtype)
-            base, rest = (y * size.reshape(-1, *axes) for y in self.split(products, numbers, operand, None))
-            base = base if b is None else base + b.to(base.dtype).reshape(-1, *axes)
+                products, operand = whole_op(op, op.w_code[0], round_once=False), op.from_slot(op.w_code[0])
+                size = (op.w_code[1].double() * unit.double()).to(kind).reshape(-1, *axes)
+                base, rest = self.split(products, numbers, operand, None)
+                full = (base + rest).to(kind) * size
+                full = full if bias is None else full + bias
+            else:
+                size = unit.to(kind)
+                base, rest = self.split(op.op, numbers, w, None)
+            base, rest = base.to(kind) * size, rest.to(kind) * size
+            base = base if bias is None else base + bias
         if torch.is_grad_enabled():
             slopes = self.split(op, x(), w, b)
             base, rest = (s + (v - s).detach() for s, v in zip(slopes, (base, rest), strict=True))
-        return base, rest
+        return base, rest, full
 
-    def joined(self, base: Tensor, rest: Tensor, like: Tensor) -> tuple[Tensor, Tensor]:
-        """(output, on), the output in the type of half-precision layers."""
-        on = self.decide(base)
-        y = add_where_on(base, on, rest)
+    def joined(
+        self, base: Tensor, rest: Tensor | None, full: Tensor | None, like: Tensor, asks: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """(output, on), the output in the type of half-precision layers; base, rest, full as `sums` says. Without `rest`, base
+        holds both as `halves` says. In training on may be None unless the caller asks for it."""
+        one = base.numel() == self.outputs * (1 if rest is not None else 2)  # a value per channel has no variance
+        alone = self.norm is None or not (self.norm.shares() or one)
+        if self.training and alone and takes_gate(base, rest, self.threshold):
+            y, on = self._joined_natively(base, rest, asks or bool(self.watchers))
+        else:
+            base, rest = halves(base) if rest is None else (base, rest)
+            on = self.decide(base)
+            y = add_where_on(base, on, rest)
+            if full is not None:  # rounded once, as a machine gives it that adds whole numbers only
+                y = ste(y, torch.where(on > 0, full, base))
         return (y.to(like.dtype) if like.dtype in HALF else y), on
+
+    def _joined_natively(self, base: Tensor, rest: Tensor | None, asks: bool) -> tuple[Tensor, Tensor | None]:
+        """The same in one native pass, and one more for the statistics of the batch."""
+        rates = None
+        with torch.no_grad():
+            count, mean, square = moments(base, rest, self.last)
+            if self.norm is not None:
+                var = (square - mean.square()).clamp_min(0)
+                self.norm.learn(count, mean, var)
+                rates = mean.float(), torch.rsqrt(var + self.norm.eps).float(), self.norm.eps
+            elif self.size is not None and base.numel() > 1:
+                self._measure((square.mean() - mean.mean().square()).clamp_min(0).sqrt())
+        made = GatedSum.apply(base, rest, self.threshold, rates, self.slope, self.sparse, self.last, asks)
+        y, on = made if asks else (made, None)
+        for watcher in self.watchers:
+            assert on is not None
+            watcher(self, on)
+        return y, on
+
+    def _measure(self, now: Tensor) -> None:
+        assert self.size is not None
+        now = now.to(self.size.dtype)
+        self.size.lerp_(torch.where(now.isfinite(), now, self.size), 0.1)
 
     # -- the decision -------------------------------------------------------------------------------------------------
     def distance(self, base: Tensor) -> Tensor:
@@ -152,8 +198,7 @@ class SplitGate(Watched, FullPrecision):
         z = wide(base) if self.norm is None else self.norm(base)
         if self.size is not None and self.training and base.numel() > 1:
             with torch.no_grad():
-                now = z.std(correction=0).to(self.size.dtype)
-                self.size.lerp_(torch.where(now.isfinite(), now, self.size), 0.1)
+                self._measure(z.std(correction=0))
         threshold = self.threshold if self.last else self.threshold.reshape(-1, *[1] * (base.dim() - 2))
         return z - threshold
 

@@ -37,6 +37,7 @@ class Traits:
     needs_code: bool = False  # a gate that also reads input and weight as whole numbers
     one_sided: bool = False  # a gate that leaves small sums as they are, as if a ReLU followed
     switches_channels: bool = False  # a gate that decides per output channel; what it switches off is zero
+    splits: int | None = None  # a gate that first adds up one of so many shares of the input channels
     reads_batch: bool = False  # in evaluation too, a result depends on the other samples of the batch
     code_bits: int | None = None  # a gate that splits the code of the input: the bits of that code
     governed: bool | None = None  # a gate with thresholds: whether a budget moves them

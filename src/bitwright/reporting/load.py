@@ -13,7 +13,15 @@ from bitwright.reporting.tensor_files import metadata
 from bitwright.runs.folder import Run
 from bitwright.toml import read_toml
 
-HASHED = ("model.safetensors", "packed.safetensors", "packed.onnx", "packed.c", "packed.h")
+HASHED = (
+    "model.safetensors",
+    "packed.safetensors",
+    "packed.onnx",
+    "packed.qonnx.onnx",
+    "packed.c",
+    "packed.h",
+    "packed.v",
+)
 
 
 def load_run(path: str | os.PathLike[str]) -> RunData:

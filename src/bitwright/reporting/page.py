@@ -19,7 +19,7 @@ from bitwright.reporting.load import load_run
 from bitwright.reporting.run_data import RunData
 from bitwright.reporting.sections import SECTIONS
 from bitwright.reporting.verdict import findings, verdict
-from bitwright.runs.result_tables import Components, Sweeps
+from bitwright.runs.result_tables import Components, Export, Sweeps
 from bitwright.version import __version__
 
 if TYPE_CHECKING:
@@ -75,6 +75,9 @@ def view(run: RunData) -> dict[str, Any]:
     return found
 
 
+FORMS = {"onnx": "onnx", "qonnx": "qonnx.onnx", "c": "c", "circuit": "v"}  # of export, and how the file's name ends
+
+
 def commands(run: RunData) -> list[str]:
     """The commands that make such a run again, beside this one; only steps whose results are here."""
     lines = [f"# with bitwright {__version__}; versions of the rest are below"]
@@ -88,7 +91,10 @@ def commands(run: RunData) -> list[str]:
         lines += [f"bitwright analyze sweep {path}"] if run.one(Sweeps) else []
         lines += [f"bitwright convert {path}"] if run.conversion else []
         written = {name for name, *_ in run.origin.files}
-        lines += [f"bitwright export {form} {path}" for form in ("onnx", "c") if f"packed.{form}" in written]
+        forms = {row.form for row in run.rows(Export)}
+        lines += [
+            f"bitwright export {f} {path}" for f, end in FORMS.items() if f in forms or f"packed.{end}" in written
+        ]
         if run.speed:
             threads, batch = run.speed.machine.get("threads", 1), run.speed.batch
             lines.append(f"bitwright bench {path} --threads {threads}" + (f" --batch {batch}" if batch != 1 else ""))

@@ -24,8 +24,10 @@ FILES = {
     "compressed.safetensors": "from `compress`: the net that it left",
     "packed.safetensors": "from `convert`: the packed net",
     "packed.onnx": "from `export onnx`: the packed net as ONNX",
+    "packed.qonnx.onnx": "from `export qonnx`: the net as QONNX",
     "packed.c": "from `export c`: the packed net as a C program",
     "packed.h": "from `export c`: the header of `packed.c`",
+    "packed.v": "from `export circuit`: the packed net as gates, in Verilog",
     "report.html": "from `report`: the page",
     "error.txt": "details of an internal error",
 } | {table.file: table.holds() for table in TABLES}

@@ -272,6 +272,31 @@ class Bench(Table):
         return next((r for r in self.rows[1:] if r.precision == precision and r.best and r.ms is not None), None)
 
 
+class Export(Table):
+    """From `export`: a row per file that was written, wherever it lies.
+
+    path     from the run's folder;   bytes   of this file
+    source   the file of the run that it was made from, and `digest` the beginning of its sha256 then
+    check    how it was compared, and with what result
+    """
+
+    file = "exports.csv"
+    form: Text = ""
+    path: Text = ""
+    bytes: Whole = None
+    source: Text = ""
+    digest: Text = ""
+    check: Text = ""
+
+
+class ImageTime(Table):
+    """From `bench --images`: time of each test image alone."""
+
+    file = "latency.csv"
+    index: Count
+    us: Known
+
+
 class NetResult(Table):
     """A row per net and peer: accuracy, bytes, time."""
 

@@ -18,6 +18,13 @@ def links_of(part: nn.Module | None) -> list[nn.Module]:
     return list(part.links) if isinstance(part, Chain) else [part]
 
 
+def split(part: nn.Module | None) -> tuple[list[nn.Module], nn.Module | None]:
+    """(what comes before the quantizer, the quantizer) of an input slot."""
+    links = links_of(part)
+    at = next((i for i, link in enumerate(links) if moment(link, "encode")), None)
+    return links[:at], None if at is None else links[at]
+
+
 def quantizer_of(part: nn.Module | None) -> nn.Module | None:
     """The link that decides the values: the one that encodes, else the only one that states bits below 32.
 

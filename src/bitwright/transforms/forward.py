@@ -27,6 +27,17 @@ def version_of(t: Tensor) -> int | None:
 
 
 @contextmanager
+def torch_threads(count: int) -> Iterator[None]:
+    """Inside, torch's operators run on so many threads."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+@contextmanager
 def evaluating(model: nn.Module, leave: Collection[nn.Module] = ()) -> Iterator[None]:
     """Eval mode, no gradients, own random stream; flags and buffers are put back afterwards.
 

@@ -32,6 +32,14 @@ def crop_of(layer: nn.Module) -> list[int]:
     return [t % 2 for t in _same(layer)] if getattr(layer, "padding", 0) == "same" else []
 
 
+def steps_of(layer: Any) -> dict[str, Any]:
+    """Stride, padding, dilation and groups of a convolution, padded as `padding_of` says; {} for a linear layer."""
+    if isinstance(layer, nn.Linear):
+        return {}
+    steps = {"stride": list(layer.stride), "padding": padding_of(layer), "dilation": list(layer.dilation)}
+    return {**steps, "groups": layer.groups}
+
+
 def as_rows(layer: nn.Module, weight: Tensor) -> Tensor:
     """A weight with outputs first, as parts see it: [O, I/g, *kernel].
 

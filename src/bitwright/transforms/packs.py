@@ -7,10 +7,9 @@ from typing import Any
 from torch import nn
 
 from bitwright.nn.layers import KINDS, Conv1d, Conv2d, Linear, SlotLayer
-from bitwright.parts.chain import Chain
 from bitwright.parts.mask import Mask
 from bitwright.parts.moments import moment
-from bitwright.transforms.facts import bit_facts, density_of, folds, links_of, part_text
+from bitwright.transforms.facts import bit_facts, density_of, folds, links_of, part_text, split
 
 PACKED = (Linear, Conv1d, Conv2d)
 MAX_PLANES = 8  # of a weight or an input, in the kernels
@@ -68,7 +67,7 @@ def no_codes(layer: SlotLayer) -> str:
     if type(layer) not in PACKED:
         return f"{type(layer).__name__} has no bit kernel; Linear, Conv1d, Conv2d have"
     if layer.gate is not None:
-        return f"slot gate holds {part_text(layer.gate)}; gated layers are not packed yet"
+        return f"slot gate holds {part_text(layer.gate)}; a gate runs in the graph form alone"
     if layer.b is not None and moment(layer.b, "encode") is None:
         return f"slot b holds {part_text(layer.b)}; biases stay float"
     if getattr(layer, "padding_mode", "zeros") != "zeros":
@@ -78,9 +77,7 @@ def no_codes(layer: SlotLayer) -> str:
         return f"{zeros:.0f} % of its weights are pruned, but zeros among floats save no time; put the weights on few bits too"
     if layer.w is not None and moment(layer.w, "encode") is None:
         return f"slot w holds {part_text(layer.w)}, which has no integer codes"
-    links = links_of(layer.x)
-    at = layer.x.code_at if isinstance(layer.x, Chain) else 0 if moment(layer.x, "encode") is not None else -1
-    for link in links if at < 0 else links[:at]:
+    for link in split(layer.x)[0]:
         if not folds(link):
             return f"slot x holds {part_text(link)}, which has no integer codes"
     return ""

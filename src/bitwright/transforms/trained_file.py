@@ -19,7 +19,7 @@ CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}  # by the nu
 
 
 def metadata_of(model: nn.Module, state: dict[str, Tensor]) -> dict[str, str]:
-    last = [key for key, value in state.items() if _is_channels_last(value)]
+    last = [key for key, value in state.items() if is_channels_last(value)]
     found = {"channels_last": json.dumps(last, separators=(",", ":"))} if last else {}
     if widths := widths_of(model):
         found[KEY] = json.dumps(widths, separators=(",", ":"))
@@ -59,7 +59,8 @@ def load_trained(
     return model
 
 
-def _is_channels_last(value: Tensor) -> bool:
+def is_channels_last(value: Tensor) -> bool:
+    """Whether memory is channels_last and not also in plain order."""
     kind = CHANNELS_LAST.get(value.dim())
     return kind is not None and value.is_contiguous(memory_format=kind) and not value.is_contiguous()
 

@@ -14,7 +14,7 @@ from bitwright.nn.layers import KINDS, SlotLayer, is_slot_layer
 from bitwright.parts.registry import SLOTS
 from bitwright.parts.traits import traits_of
 from bitwright.transforms.copying import copy_model
-from bitwright.transforms.twin_trace import trace
+from bitwright.transforms.twin_trace import sole_readers, trace
 from bitwright.transforms.unwrap import unwrap
 
 _PLAIN: dict[type[nn.Module], type[nn.Module]] = {slot: plain for plain, slot in KINDS.items()}
@@ -96,15 +96,9 @@ def fold_batchnorm(model: nn.Module, inputs: tuple[Tensor, ...]) -> fx.GraphModu
     """
     traced = trace(copy_model(model), inputs)
     modules: dict[str, Any] = dict(traced.named_modules())
-    calls = [str(node.target) for node in traced.graph.nodes if node.op == "call_module"]
-    for node in list(traced.graph.nodes):
-        source = node.args[0] if node.op == "call_module" and node.args else None
-        if not isinstance(source, fx.Node) or source.op != "call_module" or len(source.users) != 1:
-            continue
+    for source, node in sole_readers(traced.graph):
         layer, norm = modules[str(source.target)], modules[str(node.target)]
         if not isinstance(norm, nn.modules.batchnorm._BatchNorm) or norm.running_mean is None:
-            continue
-        if calls.count(str(source.target)) != 1 or calls.count(str(node.target)) != 1:
             continue
         if isinstance(layer, (nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             fused: nn.Module = fuse_conv_bn_eval(layer, norm)

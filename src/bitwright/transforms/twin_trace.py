@@ -2,12 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections import Counter
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 from torch.fx.node import map_arg
+
+
+def sole_readers(graph: fx.Graph) -> Iterator[tuple[fx.Node, fx.Node]]:
+    """(call of a module, its reader), where each of the two modules is called once, and the second reads the first's result
+    alone, and nothing else reads it."""
+    calls = Counter(str(node.target) for node in graph.nodes if node.op == "call_module")
+    for reader in list(graph.nodes):
+        node = reader.args[0] if reader.op == "call_module" and len(reader.args) == 1 else None
+        if not isinstance(node, fx.Node) or node.op != "call_module" or len(node.users) != 1:
+            continue
+        if calls[str(node.target)] == calls[str(reader.target)] == 1:
+            yield node, reader
 
 
 class ExampleTracer(fx.Tracer):

@@ -30,7 +30,7 @@ def unwrap(model: nn.Module) -> nn.Module:
     >>> unwrap(nn.DataParallel(net)) is net, unwrap(torch.compile(nn.DataParallel(net), backend="eager")) is net, unwrap(net) is net
     (True, True, True)
     """
-    while not _has_hooks(model):
+    while not hooked(model):
         held = _held(model)
         if held is None or held is model:
             break
@@ -57,5 +57,5 @@ def _class(module: str, name: str) -> Any:
     return getattr(sys.modules.get(module), name, None)
 
 
-def _has_hooks(model: nn.Module) -> bool:
-    return bool(model._forward_hooks or model._forward_pre_hooks)
+def hooked(module: nn.Module) -> bool:
+    return bool(module._forward_hooks or module._forward_pre_hooks)

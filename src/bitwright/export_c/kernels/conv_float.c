@@ -1,7 +1,7 @@
-/* y[o] = the sum over the window of x * weight, in the order of rows, columns, channels, then + bias[o]; each step
-   rounded. Computes `count` outputs from `first` on, all of one group: weight [row][column][channel][count]. */
-static void net_conv_float(const net_window *g, const net_float *x, const net_float *weight, const float *bias,
-                           int32_t group, int32_t first, int32_t count, int32_t outputs, net_float *y)
+/* y[o] = the sum over the window of x * weight, product by product in the order of rows, columns, channels, then
+   + bias[o]. Computes `count` outputs from `first` on, all of one group: weight [row][column][channel][count]. */
+static void net_NAME(const net_window *g, const net_float *x, const net_float *weight, const float *bias,
+                     int32_t group, int32_t first, int32_t count, int32_t outputs, net_float *y)
 {
     const int32_t depth = g->channels / g->groups;
     int32_t row, column, ky, kx, c, o;
@@ -20,10 +20,8 @@ static void net_conv_float(const net_window *g, const net_float *x, const net_fl
                     from = x + (at_y * g->width + at_x) * g->channels + group * depth;
                     w = weight + (ky * g->kernel_columns + kx) * depth * count;
                     for (c = 0; c < depth; c++, w += count)
-                        for (o = 0; o < count; o++) {
-                            const float product = NET_FLOAT(from[c] * w[o]);
-                            to[o] = NET_FLOAT(to[o] + product);
-                        }
+                        for (o = 0; o < count; o++)
+                            to[o] = TYPE(from[c], w[o], to[o]);
                 }
             if (bias != 0)
                 for (o = 0; o < count; o++)

@@ -1,0 +1,53 @@
+"""The section on single layers beside the best peers, and on linear layers by tables."""
+
+from __future__ import annotations
+
+from results_tables import machine, number, read, table
+
+
+def kernels() -> str:
+    """Nothing where it was not measured."""
+    found = read("kernels.csv")
+    if not found:
+        return ""
+    precisions = ("fp32", "bf16", "int8")
+    rows = [
+        [
+            r["layer"], f"{float(r['us']):,.0f}",
+            *(f"{number(r[f'ratio_{p}'])}x ({r[f'asked_{p}']})" for p in precisions),
+            f"{float(r['share']):.0%}",
+        ]
+        for r in found
+    ]  # fmt: skip
+    return f"""## Single layers
+
+    python bench/kernels.py
+
+One layer, one thread, against the best peer of each precision; in brackets what was asked. "Share": the least time that this CPU's
+instructions need for the products, or the time to read the weights, over ours; above 100 % a kernel needs fewer products or look-ups
+in place of them. Where a ratio is missed at a share above 90 %, the kernel is at the CPU's limit and the peer is faster than the
+one of which the ratio was asked; rows with floats in and out also move those floats through memory. {machine("kernels.csv")}.
+
+{table(["layer", "us", *(f"best {p}" for p in precisions), "share"], rows)}
+
+{tables()}"""
+
+
+def tables() -> str:
+    found = read("tables.csv")
+    if not found:
+        return ""
+    rows = [
+        [f"{r['inputs']}x{r['outputs']}", r["weights"], r["batch"], f"{float(r['us']):,.0f}", f"{number(r['ratio'])}x"]
+        for r in found
+    ]
+    return f"""### Linear layers on floats by tables
+
+    python bench/tables.py
+
+Times as fast as torch's dense product. The engine takes tables where they pay: from 131,072 weights on, for any batch with two levels,
+up to 16 rows with three or four, up to 4 rows with more. {machine("tables.csv")}.
+
+{table(["layer", "weights", "batch", "us", "of torch"], rows)}
+
+"""

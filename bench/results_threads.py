@@ -1,0 +1,29 @@
+"""The section on two threads beside one."""
+
+from __future__ import annotations
+
+from results_tables import machine, number, read, table
+
+
+def threads() -> str:
+    """Nothing where it was not measured."""
+    found = read("threads.csv")
+    if not found:
+        return ""
+    rows = [
+        [r["layer"], r["form"], *(number(r[k]) for k in ("one_us", "several_us")), f"{number(r['gain'])}x",
+         f"{number(r['gain_q1'])} to {number(r['gain_q3'])}", f"{number(r['limit'])}x"]
+        for r in found
+    ]  # fmt: skip
+    several = found[0]["threads"]
+    head = ["layer, 3x3", "form", "one thread, us", f"{several} threads, us", "gain", "quartiles", "limit"]
+    return f"""## {several} threads
+
+    python bench/threads.py
+
+One image, eight equal layers in one native call, wall time, in turn; "limit": the same layer in {several} threads of Python at once, one thread each. Layers with less work
+than 30 us run on one thread whatever is asked. {machine("threads.csv")}.
+
+{table(head, rows)}
+
+"""

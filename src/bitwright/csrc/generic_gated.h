@@ -1,0 +1,72 @@
+// Tiles of a gated convolution in vectors that the compiler lays on whatever registers there are; see gated.h.
+#pragma once
+#include "gated.h"
+
+namespace {
+
+typedef void (*GatedTileCall)(const GatedTile&, const float* x, const float* w, float* sums, int64_t down);
+
+struct GenericGated {
+  static const int PIXELS = 6;
+  typedef float Eight __attribute__((vector_size(32)));
+
+  template <int HIGH, int WIDE>
+  static void one(const GatedTile& t, const float* x, const float* w, float* sums, int64_t down) {
+    Eight a[HIGH * WIDE][2] = {};
+    for (int64_t j = 0; j < t.inputs; j++) {
+      const float *weights = w + t.rows[j] * t.kh * t.kw * t.across, *row = x + j * t.length;
+      for (int64_t ky = 0; ky < t.kh; ky++, row += t.down)
+        for (int64_t kx = 0; kx < t.kw; kx++, weights += t.across) {
+          Eight u, v;
+          memcpy(&u, weights, 32), memcpy(&v, weights + 8, 32);
+          for (int r = 0; r < HIGH; r++)
+            for (int i = 0; i < WIDE; i++) {
+              const float value = row[r * t.step + t.right[kx] + i];
+              a[r * WIDE + i][0] += u * value, a[r * WIDE + i][1] += v * value;
+            }
+        }
+    }
+    for (int r = 0; r < HIGH; r++)
+      for (int i = 0; i < WIDE; i++) memcpy(sums + r * down + i * t.outputs, a[r * WIDE + i], 64);
+  }
+
+  template <int HIGH, int WIDE>
+  static void two(const GatedTile& t, const float* x, const float* w, float* sums, int64_t down) {
+    one<HIGH, WIDE>(t, x, w, sums, down);
+    one<HIGH, WIDE>(t, x, w + t.next, sums + 16, down);
+  }
+
+  static GatedTileCall tile(int64_t high, int64_t wide, int64_t panels) {
+    static const GatedTileCall calls[2][2][PIXELS] = {
+        {{one<1, 1>, one<1, 2>, one<1, 3>, one<1, 4>, one<1, 5>, one<1, 6>}, {one<2, 1>, one<2, 2>, one<2, 3>}},
+        {{two<1, 1>, two<1, 2>, two<1, 3>, two<1, 4>, two<1, 5>, two<1, 6>}, {two<2, 1>, two<2, 2>, two<2, 3>}}};
+    return calls[panels - 1][high - 1][wide - 1];
+  }
+
+  static void together(const float* w, const uint16_t* on, int64_t panels, float* out) {
+    for (int64_t p = 0; p < panels; p++)
+      for (int i = 0; i < 16; i++)
+        if (on[p] >> i & 1) *out++ = w[p * 16 + i];
+  }
+
+  static void finish(const bw_gated& g, const GatedImage& image, const float* add, const float* sums, float* out,
+                     const float* residual) {
+    for (int64_t p = 0; p < bw_panels(g.o); p++) {
+      const float* from = sums;
+      if (!image.apart && image.on[p]) sums += 16;
+      for (int64_t i = 0; i < 16 && p * 16 + i < g.o; i++) {
+        const int64_t o = p * 16 + i;
+        const bool on = image.on[p] >> i & 1;
+        float y = on ? ((image.apart ? *sums++ : from[i]) + add[o]) * image.gain[o] : 0;
+        if (residual) y += residual[o];
+        out[o] = g.relu && y < 0 ? 0 : y;
+      }
+    }
+  }
+};
+
+inline int generic_conv_gated(const bw_gated& g, const float* x, const void* body, float* out, const float* residual, float* on, int threads) {
+  return gated_conv<GenericGated>(g, x, body, out, residual, on, threads);
+}
+
+}  // namespace
