@@ -28,7 +28,7 @@ EXTRAS = {
     "openvino": ("openvino",),
     "qonnx": ("qonnx",),
     "shrink": ("torch-pruning",),
-    "cross": ("ziglang", "unicorn"),
+    "cross": ("ziglang",),
     "docs": ("mkdocs", "mkdocs-material"),
 }
 # what each kernel set asks of the CPU, as /proc/cpuinfo spells it
