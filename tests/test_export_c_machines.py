@@ -20,8 +20,9 @@ pytestmark = pytest.mark.slow
 
 
 def status(name: str, source: Path, *flags: str) -> int:
-    """Of the file's self-check on a machine."""
-    return emulated(MACHINES[name].emulator, compiled(MACHINES[name], source, *flags)).returncode
+    """Of the file's self-check on a machine; 32-bit x86 is this one, where its kernel runs such programs."""
+    made = compiled(MACHINES[name], source, *flags)
+    return ended(made) if name == "x86" else emulated(MACHINES[name].emulator, made).returncode
 
 
 @pytest.fixture(scope="module")

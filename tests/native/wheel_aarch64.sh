@@ -9,7 +9,7 @@ python=${PYTHON:-python3}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 zig=$("$python" -c 'import os, ziglang; print(os.path.join(os.path.dirname(ziglang.__file__), "zig"))') # pip hides the package
-printf '#!/bin/sh\nexec "%s" c++ -target aarch64-linux-gnu.2.28 "$@"\n' "$zig" >"$work/c++"
+printf '#!/bin/sh\nexec "%s" c++ -target aarch64-linux-gnu.2.28 -fPIC "$@"\n' "$zig" >"$work/c++"
 chmod +x "$work/c++"
 # the host's strip does not know the format: the linker strips
 CMAKE_ARGS="-DCMAKE_SYSTEM_NAME=Linux -DCMAKE_SYSTEM_PROCESSOR=aarch64 -DCMAKE_CXX_COMPILER=$work/c++ -DCMAKE_SHARED_LINKER_FLAGS=-s"
