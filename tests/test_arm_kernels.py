@@ -26,7 +26,7 @@ ROUNDS = "12"
 MOST = 3_000_000  # bytes of a wheel
 SYSTEM = Path("/usr/aarch64-linux-gnu")
 EMULATOR = ("qemu-aarch64", "-L", str(SYSTEM), "-cpu")
-WITHOUT_DOT, WITH_DOT = (*EMULATOR, "cortex-a53"), (*EMULATOR, "max")
+WITHOUT_DOT, WITH_DOT = (*EMULATOR, "cortex-a53"), (*EMULATOR, "cortex-a76")
 ZIG = (sys.executable, "-m", "ziglang", "c++", "-target", "aarch64-linux-gnu.2.28", "-fPIC")
 
 
