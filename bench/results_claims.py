@@ -139,6 +139,13 @@ def _recipes() -> Iterator[Claim]:
         if rows := [r for r in ternary if r["recipe"].endswith("-a8") == (inputs == "8-bit")]:
             yield Claim(f"ternary weights, {inputs} inputs: speed, {cpu}, against the fastest program",
                         span(fastest(r)[1] for r in rows), "Every recipe", "recipes.py")  # fmt: skip
+    narrow = read("recipes_avx2.csv")
+    for model, recipe in (("vgg_small", "w1a1-8"), ("vgg_small", "dorefa-w1a2"), ("resnet20", "w8a8")):
+        for r in narrow:
+            if (r["model"], r["recipe"]) == (model, recipe):
+                name, ratio = fastest(r)
+                yield Claim(f"`{model}`, recipe `{recipe}`: speed, {r['cpu']}, kernels avx2, against {name}", times(ratio),
+                            "Every recipe", "recipes.py")  # fmt: skip
 
 
 def fastest(r: Row) -> tuple[str, float]:

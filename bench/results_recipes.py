@@ -14,14 +14,6 @@ def recipes() -> str:
     found = read("recipes.csv")
     if not found:
         return ""
-    rows: list[list[Any]] = [
-        [
-            r["model"], r["recipe"], f"{number(r['ms'])} ({number(r['ms_q1'])}-{number(r['ms_q3'])})",
-            *(_peer(r, precision) for precision in ("int8", "bf16", "fp32")), r["status"],
-        ]
-        for r in found
-    ]  # fmt: skip
-    head = ["net", "recipe", "ours, ms (quartiles)", "best int8", "best bf16", "best fp32", "verdict"]
     slower = [r for r in found if float(r["ratio_fp32"] or 1) < 1]
     names = ", ".join(f"`{name}`" for name in dict.fromkeys(r["recipe"] for r in slower)) or "none"
     coded = [r for r in found if r["recipe"] not in FLOAT_INPUTS]
@@ -36,11 +28,42 @@ faster than the peer. {len(found) - len(slower)} of {len(found)} rows are faster
 so by Winograd's F(4x4, 3x3) in whole numbers, and weights as bits with float inputs (`bwn`, `ttq`, `twn`) by F(2x2, 3x3) in floats: layer by
 layer in `python bench/floats.py` (`floats.csv`). {machine("recipes.csv")}.
 
-{table(head, rows)}
+{_table(found)}
 
 {limits(found)}
 
 Whether a layer counts bits or multiplies bytes is decided by limits that `python bench/forms.py` measured (`forms.csv`).
+
+{_narrow()}"""
+
+
+def _table(found: list[dict[str, str]]) -> str:
+    rows: list[list[Any]] = [
+        [
+            r["model"], r["recipe"], f"{number(r['ms'])} ({number(r['ms_q1'])}-{number(r['ms_q3'])})",
+            *(_peer(r, precision) for precision in ("int8", "bf16", "fp32")), r["status"],
+        ]
+        for r in found
+    ]  # fmt: skip
+    return table(["net", "recipe", "ours, ms (quartiles)", "best int8", "best bf16", "best fp32", "verdict"], rows)
+
+
+def _narrow() -> str:
+    """The same on a CPU without AVX-512."""
+    found = read("recipes_avx2.csv")
+    if not found:
+        return ""
+    coded = [r for r in found if r["recipe"] not in FLOAT_INPUTS]
+    ahead, first = (sum(float(r[key] or 1) >= 1 for r in coded) for key in ("ratio_int8", "ratio_fp32"))
+    return f"""#### On a CPU without AVX-512
+
+    python bench/recipes.py --out ../docs/results/recipes_avx2.csv
+
+Of the {len(coded)} rows whose layers read codes, {ahead} are at least as fast as the best int8 program and {first} as the best fp32 program.
+Bits are looked up there and bytes are multiplied in pairs; layers with float inputs are onnxruntime's own (`bwn`, `ttq`, `twn`).
+{machine("recipes_avx2.csv")}, a shared and noisy one: compare the ratios, not the milliseconds.
+
+{_table(found)}
 
 """
 

@@ -226,6 +226,26 @@ def test_answers_that_differ_are_refused(tmp_path: Path, monkeypatch: pytest.Mon
     assert not list(tmp_path.iterdir())
 
 
+def test_our_kernels_are_compared_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One sample, far off, in the session with our operators alone: refused."""
+    x = torch.randn(4, 3, 16, 16)
+    net = packed(Small(), [{"match": "*", **CODES["bytes"]}], x)
+    from bitwright.export import to_onnx
+
+    class Wrong:
+        def __init__(self, data: bytes) -> None:
+            self.right = bw.ort.session(data)
+            self.get_inputs = self.right.get_inputs
+
+        def run(self, *given: Any) -> list[np.ndarray]:
+            return [-np.asarray(y) for y in self.right.run(*given)]
+
+    monkeypatch.setattr(to_onnx, "session", Wrong)
+    with pytest.raises(InputError, match="1 of 1 samples differ from the net"):
+        write(net, x[:1], tmp_path / "net.onnx")
+    assert not list(tmp_path.iterdir())
+
+
 # the functions alone, against the definitions of the engine
 def run_function(name: str, inputs: dict[str, np.ndarray], constants: dict[str, Any], attrs: dict[str, Any]) -> Any:
     kinds = {k: onnx.helper.np_dtype_to_tensor_dtype(v.dtype) for k, v in inputs.items()}

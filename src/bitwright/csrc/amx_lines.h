@@ -5,7 +5,7 @@
 //   flat   a whole image per line, in steps of one input pixel: the few positions between the end of a row and the
 //          start of the next are computed and dropped. Better for narrow maps, where a row does not fill 16 rows.
 #pragma once
-#include "avx512_window.h"
+#include "window.h"
 
 namespace {
 

@@ -4,7 +4,7 @@
 // the pixel below it, and alone. The taps of a window go in pairs side by side; those of the last column of an odd width one below
 // the other; the last of an odd column alone. "Neighbor" means the next tap: `dil` pixels away.
 #pragma once
-#include "avx512_window.h"
+#include "window.h"
 
 namespace {
 

@@ -2,7 +2,7 @@
 // tile<P, C, CARRY>(walk, pixel, block), which does P pixels x 16 C channels from pixel and block on.
 #pragma once
 #include "avx512_direct.h"
-#include "avx512_window.h"
+#include "window.h"
 #include "generic_emit.h"
 
 namespace {

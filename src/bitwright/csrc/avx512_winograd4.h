@@ -1,17 +1,10 @@
 // AVX-512 (VNNI): 3x3 convolutions of byte codes by Winograd's F(4x4, 3x3), in integers and exact: thirty-six products of 16 bits for
-// sixteen pixels instead of 144 of 8 bits, which is half the time of the direct kernel before the transforms.
-//
-//   V = B' d B of each 6x6 patch d of codes up to 255: within +-50 * 255, 16 bits;
-//   U = H g H', H g = (6 g0, -(g0 + g1 + g2), -(g0 - g1 + g2), g0 + 2 g1 + 4 g2, g0 - 2 g1 + 4 g2, 6 g2): within 49 * 255, 16 bits;
-//   M = sum_c U V, y = A' M A with rows 24 y0 = m0 + 4 (m1 + m2) + (m3 + m4), 12 y1 = 2 (m1 - m2) + (m3 - m4),
-//   6 y2 = (m1 + m2) + (m3 + m4), 6 y3 = (m1 - m2) + 2 (m3 - m4) + m5.
-//
-// All of it modulo 2^32: sums may wrap. What comes out is 9 * 2^k * I with k <= 6; 9 has an inverse modulo 2^32, and I itself is
-// left after k shifts to the right, because layers whose |I| could reach 2^25 stay with the direct kernel.
+// sixteen pixels instead of 144 of 8 bits, which is half the time of the direct kernel before the transforms (winograd4.h).
 //
 // Weights take 72 bytes for 9 of int8: beyond what the third cache gives in time the direct kernel wins.
 #pragma once
 #include "avx512_winograd.h"
+#include "winograd4.h"
 
 namespace {
 
@@ -24,25 +17,9 @@ inline bool winograd4_shape(const bw_conv& conv) {
          conv.c >= 32 && conv.o >= 16 && conv.c * conv.o <= WINOGRAD4_WEIGHTS;
 }
 
-inline bool winograd4_fits(const bw_conv& conv, const int16_t* values) {
-  if (!winograd4_shape(conv)) return false;
-  for (int64_t o = 0; o < conv.o; o++) {
-    int64_t above = 0, below = 0;
-    for (int64_t i = 0; i < 9 * conv.c; i++) {
-      const int64_t value = values[o * 9 * conv.c + i];
-      (value > 0 ? above : below) += value;
-    }
-    if (above * 255 >= 1 << 25 || below * -255 >= 1 << 25) return false;
-  }
-  return true;
-}
+inline bool winograd4_fits(const bw_conv& conv, const int16_t* values) { return winograd4_shape(conv) && winograd4_exact(conv, values); }
 
 inline int64_t winograd4_size(const bw_conv& conv) { return bw_ceil_div(conv.o, 16) * 36 * bw_ceil_div(conv.c, 2) * 64; }
-
-inline void winograd4_row(const int* g, int64_t step, int* to) {
-  const int a = g[0], b = g[step], c = g[2 * step];
-  to[0] = 6 * a, to[1] = -(a + b + c), to[2] = -(a - b + c), to[3] = a + 2 * b + 4 * c, to[4] = a - 2 * b + 4 * c, to[5] = 6 * c;
-}
 
 // [groups of four blocks][36 places][pairs of channels][blocks][16 outputs][2]
 inline void winograd4_weights(const bw_conv& conv, const int16_t* values, void* body) {
@@ -53,16 +30,9 @@ inline void winograd4_weights(const bw_conv& conv, const int16_t* values, void* 
     const int64_t group = o / 64, wide = blocks - group * 4 < 4 ? blocks - group * 4 : 4;
     int16_t* const to = packed + group * 4 * 36 * pairs * 32 + o % 64 / 16 * 32 + o % 16 * 2;
     for (int64_t c = 0; c < conv.c; c++) {
-      int g[9], down[18], u[6];
-      for (int i = 0; i < 9; i++) g[i] = values[(o * 9 + i) * conv.c + c];
-      for (int i = 0; i < 3; i++) {
-        winograd4_row(g + i, 3, u);
-        for (int k = 0; k < 6; k++) down[k * 3 + i] = u[k];
-      }
-      for (int k = 0; k < 6; k++) {
-        winograd4_row(down + k * 3, 1, u);
-        for (int i = 0; i < 6; i++) to[((k * 6 + i) * pairs + c / 2) * wide * 32 + c % 2] = (int16_t)u[i];
-      }
+      int16_t u[36];
+      winograd4_filter(values + o * 9 * conv.c + c, conv.c, u);
+      for (int i = 0; i < 36; i++) to[(i * pairs + c / 2) * wide * 32 + c % 2] = u[i];
     }
   }
 }

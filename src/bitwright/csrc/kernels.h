@@ -22,6 +22,10 @@ enum bw_layout : int32_t {
   BW_LAYOUT_SKIP_QUADS = 8,
   BW_LAYOUT_SKIP_QUADS_SPLIT = 9,
   BW_LAYOUT_SKIP_WINOGRAD = 10,
+  BW_LAYOUT_BIT_LOOKUPS = 11,  // see avx2_bits.h
+  BW_LAYOUT_QUADS = 12,        // 12..15, see avx2_bytes.h
+  BW_LAYOUT_PAIRS = 13,
+  BW_LAYOUT_WINOGRAD_PAIRS = 22,  // see avx2_winograd.h
   BW_LAYOUT_LANES_BYTES = 16,  // 16..21, see avx512_bytes.h
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
   BW_LAYOUT_DOT_BYTES = 48,    // see neon_dot.cpp

@@ -70,7 +70,6 @@ BW_INLINE void sums_of(const Floats (&x)[P], float* sums) {  // writes whole fou
 
 const int SKIP_MANY = 4;
 typedef float Floats __attribute__((vector_size(64)));
-typedef int32_t Places __attribute__((vector_size(64)));
 BW_INLINE Floats zeros() { return Floats{}; }
 BW_INLINE Floats all_of(float x) { return Floats{} + x; }
 BW_INLINE Floats load(const float* from) {

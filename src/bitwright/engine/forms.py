@@ -27,6 +27,9 @@ LIMITS = {
     "amx": ((0, 16),),  # whose kernel expands bits into the tiles that bytes use
     "": ((256, 2), (64, 1)),
 }
+# (channels, planes of the weight) for AVX2, whose look-ups take inputs of up to 4 bits in one pass; "winograd" as above
+LOOKED_UP = {"": ((256, 3), (64, 2), (16, 1)), "winograd": ((256, 2), (64, 1))}
+LOOKED_UP_PLANES = 4
 STREAMED = 1 << 20  # bytes of a linear layer's weights above which memory decides
 STREAMED_PAIRS = 8
 LISTED_SHARE, SLICED_SHARE = 256, 8  # of csrc/lists.h and csrc/sliced.h
@@ -59,15 +62,20 @@ def bytes_pay(layer: Node, graph: Graph) -> bool:
         return times["bytes"] < times["bits"]
     info = layer.attrs["weight"]
     pairs, shape = planes_read(layer) * int(info["planes"]), info["shape"]
+    isa = native_library.isa() if native_library.available() else ""
+    if isa == "avx2" and not _grouped(layer):
+        winograd = _winograd(layer, 16, 65536)
+        return planes_read(layer) > LOOKED_UP_PLANES or int(info["planes"]) > _most(
+            LOOKED_UP["winograd" if winograd else ""], shape[1]
+        )
     if layer.op == "coded_linear" and math.prod(shape) >= STREAMED:
         return pairs > STREAMED_PAIRS
-    isa = native_library.isa() if native_library.available() else ""
     balanced = all(2 * int(term["zero"]) == -sum(term["mult"]) for term in info["terms"])
     limits = LIMITS.get(f"{isa} balanced" if balanced else isa) or LIMITS.get(isa) or LIMITS[""]
     if _grouped(layer):
         limits = LIMITS["amx"]
     most = _most(limits, shape[1])
-    if isa == "avx512" and _winograd(layer):
+    if isa == "avx512" and planes_read(layer) <= 6 and int(info["planes"]) <= 3 and _winograd(layer, 32):
         most = min(most, _most(LIMITS["avx512 winograd"], shape[1]))
     return pairs > most
 
@@ -96,11 +104,11 @@ def _most(limits: tuple[tuple[int, int], ...], channels: int) -> int:
     return next((most for least, most in limits if channels >= least), 0)
 
 
-def _winograd(layer: Node) -> bool:
-    """Whether csrc/avx512_winograd.h takes this layer as bytes, whatever its weights."""
+def _winograd(layer: Node, channels: int, most: float = math.inf) -> bool:
+    """Whether the byte kernel does this layer by Winograd's products: from `channels` on, up to `most` filters of 3x3."""
     a = layer.attrs
-    if layer.op != "coded_conv" or int(a["rank"]) != 2 or planes_read(layer) > 6 or _grouped(layer):
+    if layer.op != "coded_conv" or int(a["rank"]) != 2 or _grouped(layer):
         return False
-    outputs, channels, *kernel = a["weight"]["shape"]
+    outputs, inputs, *kernel = a["weight"]["shape"]
     plain = kernel == [3, 3] and set(a["stride"]) == {1} and set(a["dilation"]) == {1}
-    return plain and channels >= 32 and outputs >= 16 and int(a["weight"]["planes"]) <= 3
+    return plain and inputs >= channels and outputs >= 16 and inputs * outputs <= most

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from bitwright.atomic import replacing
 from bitwright.engine import native
-from bitwright.engine.forms import planes_read
+from bitwright.engine.forms import LOOKED_UP_PLANES, planes_read
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.rules import CODED, place_of
 from bitwright.engine.run_native import conv_plans
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
 
 WAYS = ("bits", "bytes", "gated", "float")
 # products per nanosecond of wide layers (bits: of two planes): docs/results/forms.csv; for float: speed.csv
-RATES = {"avx512": (1000.0, 220.0, 58.0), "avx2": (112.0, 41.0, 29.0)}
+RATES = {"avx512": (1000.0, 220.0, 58.0), "avx2": (350.0, 100.0, 29.0)}
 ROUNDS, SLICE = 9, 0.002
 _read: dict[Path, tuple[float, dict[str, dict[str, float]]]] = {}  # files by the time they were written
 
@@ -165,8 +165,10 @@ def _predicted(layer: Node) -> dict[str, float]:
     pixels = math.prod(layer.shape) // info["shape"][0] if layer.shape else 1
     products = math.prod(info["shape"]) * pixels
     filled = 32 * -(-info["shape"][1] // 32) / info["shape"][1]  # a word of bits holds 32 channels
-    passes = sum(len(t["planes"]) for t in info["terms"])
-    work = (products * planes_read(layer) * passes * filled, products * len(info["terms"]), products)
+    passes, planes = sum(len(t["planes"]) for t in info["terms"]), planes_read(layer)
+    if native.isa() == "avx2" and planes <= LOOKED_UP_PLANES:
+        planes = 1
+    work = (products * planes * passes * filled, products * len(info["terms"]), products)
     return {way: 1e-9 * w / rate for way, w, rate in zip(("bits", "bytes", "float"), work, rates, strict=True)}
 
 

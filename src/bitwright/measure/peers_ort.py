@@ -62,15 +62,26 @@ def exported(net: FloatNet) -> tuple[Any, dict[str, np.ndarray]]:
 
 def packed(model: PackedModel, inputs: tuple[torch.Tensor, ...], threads: int) -> Call:
     """Our packed net, exported, with our operators."""
+    from bitwright.export.checks import compared, tensors_of
     from bitwright.export.to_onnx import packed_proto
 
     proto = packed_proto(model, inputs)
     feeds = {i.name: t.detach().contiguous().numpy() for i, t in zip(proto.graph.input, inputs, strict=True)}
-    return bound(proto, feeds, threads, operators=True)
+
+    def same(got: list[Any]) -> None:
+        compared("bench", [np.asarray(y) for y in got], tensors_of(model(*inputs)), inputs[0].shape[0], "")
+
+    return bound(proto, feeds, threads, operators=True, check=same)
 
 
-def bound(model: Any, feeds: dict[str, np.ndarray], threads: int, operators: bool = False) -> Call:
-    """A call that runs the model on bound memory: no copies, no allocation. `operators`: with ours."""
+def bound(
+    model: Any,
+    feeds: dict[str, np.ndarray],
+    threads: int,
+    operators: bool = False,
+    check: Callable[[list[Any]], None] | None = None,
+) -> Call:
+    """A call that runs the model on bound memory: no copies, no allocation. `operators`: with ours; `check` gets its answers."""
     without_telemetry()
     import onnxruntime as ort
 
@@ -89,7 +100,10 @@ def bound(model: Any, feeds: dict[str, np.ndarray], threads: int, operators: boo
     for name, value in feeds.items():
         kept.append(ort.OrtValue.ortvalue_from_numpy(value))
         binding.bind_ortvalue_input(name, kept[-1])
-    for out, value in zip(session.get_outputs(), session.run(None, feeds), strict=True):
+    answers: Any = session.run(None, feeds)
+    if check is not None:
+        check(answers)
+    for out, value in zip(session.get_outputs(), answers, strict=True):
         kept.append(ort.OrtValue.ortvalue_from_numpy(np.asarray(value)))
         binding.bind_ortvalue_output(out.name, kept[-1])
     # the default argument keeps the bound memory alive for as long as the call is

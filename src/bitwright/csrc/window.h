@@ -1,4 +1,4 @@
-// AVX-512: implicit im2col. The window of a pixel is read where it lies, as kh runs of kw pixels, because NHWC
+// Implicit im2col, for kernels with registers of many lanes. The window of a pixel is read where it lies, as kh runs of kw pixels, because NHWC
 // makes neighbouring pixels contiguous. Only zero padding needs a copy of the input, with the border written.
 #pragma once
 #include <string.h>
@@ -19,9 +19,9 @@ struct Window {
 // Scratch that holds every image with pad_h, pad_w pixels of zeros around it; fill(to, y) writes row y, counted
 // over all images, inside the border. Null: no memory.
 template <class T, class Fill>
-const T* bordered(const bw_conv& conv, int64_t pixel, int threads, const Fill& fill) {
+const T* bordered(const bw_conv& conv, int64_t pixel, int threads, const Fill& fill, bw_scratch_slot slot = BW_SCRATCH_IMAGE) {
   const int64_t height = conv.h + 2 * conv.pad_h, row = (conv.w + 2 * conv.pad_w) * pixel;
-  T* copy = (T*)bw_scratch(BW_SCRATCH_IMAGE, (size_t)(conv.n * height * row) * sizeof(T) + 64);
+  T* copy = (T*)bw_scratch(slot, (size_t)(conv.n * height * row) * sizeof(T) + 64);
   if (!copy) return nullptr;
   const int64_t rows = conv.n * height, chunk = items_per_task(threads, rows, 16, 256);
   for_tasks(threads, bw_ceil_div(rows, chunk), [&](int64_t task) {

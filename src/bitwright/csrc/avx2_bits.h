@@ -1,0 +1,202 @@
+// AVX2: convolutions of bits by look-ups. This instruction set cannot count bits, but it can look 32 bytes up at once. The sums of four
+// inputs of one to four bits for each choice of four weight bits are a table of 16 bytes, made once for each place of the image; four
+// weight bits of an output are an index into it. A look-up and an addition so stand for 4 x 32 products whatever the input's bits
+// are, and a plane of the weight's bits costs one pass.
+//
+// A unit is 16 inputs: 4 tables, two registers. A vector of weights holds 16 outputs: half a byte for each pair of tables, the lower
+// lane for the first table of a pair, the upper one for the second. Output i < 8 lies in byte 2 i of a lane, output 8 + i in 2 i + 1.
+// Sums are bytes first, which `flush` units cannot overflow, then 16 bits, then 32.
+//
+// A tile is 4 pixels x 32 outputs; per unit (2,048 products) 10 loads, 6 operations for the indices, 16 look-ups, 16 additions. Zen 3
+// starts two look-ups a cycle.
+#pragma once
+#include "avx2_chunks.h"
+
+namespace {
+
+const int64_t UNIT = 16, UNIT_TABLES = 64;           // inputs; bytes of their tables
+const int64_t LOOKUP_PLANES = 4;                     // bits of an input, at most: 4 * 15 sums of four, and four of those in a byte
+const int64_t TABLES_ROOM = 256 << 10;               // of the images that are done together: their tables stay in the second cache
+
+inline int64_t lookup_units(const bw_conv& conv) { return conv.kh * conv.kw * bw_ceil_div(conv.c, UNIT); }
+inline int64_t lookup_largest(const bw_conv& conv) { return 4 * ((1 << conv.x_planes) - 1); }
+
+inline bool lookups_fit(const bw_conv& conv) {
+  if (conv.groups != 1 || conv.x_planes > LOOKUP_PLANES || lookup_units(conv) * 2 * lookup_largest(conv) > 65535) return false;
+  for (int64_t p = 1; p < conv.x_planes; p++)
+    if (conv.x_mult[p] != conv.x_mult[0] * (1 << p)) return false;
+  return true;
+}
+
+inline int64_t lookups_size(const bw_conv& conv) { return bw_ceil_div(conv.o, 32) * 2 * conv.w_planes * lookup_units(conv) * 32; }
+
+// [16 outputs][w_planes][units][32]
+inline void lookups_weights(const bw_conv& conv, const uint8_t* bits, void* body) {
+  const int64_t taps = conv.kh * conv.kw, units = lookup_units(conv), of_tap = bw_ceil_div(conv.c, UNIT);
+  uint8_t* const packed = (uint8_t*)body;
+  memset(body, 0, (size_t)lookups_size(conv));
+  for (int64_t q = 0; q < conv.w_planes; q++)
+    for (int64_t o = 0; o < conv.o; o++) {
+      const int64_t i = o % 16, place = i < 8 ? 2 * i : 2 * (i - 8) + 1;
+      uint8_t* const to = packed + ((o / 16 * conv.w_planes + q) * units) * 32 + place;
+      for (int64_t c = 0; c < conv.c; c++)
+        for (int64_t tap = 0; tap < taps; tap++)
+          if (*bits++) to[(tap * of_tap + c / UNIT) * 32 + c / 4 % 2 * 16] |= (uint8_t)(1 << (c % 4 + c / 8 % 2 * 4));
+    }
+}
+
+struct alignas(64) BitCounts {  // of[e][n]: bits that e and n have in common
+  uint8_t of[16][16];
+};
+constexpr BitCounts bit_counts() {
+  BitCounts made = {};
+  for (int e = 0; e < 16; e++)
+    for (int n = 0; n < 16; n++)
+      for (int bit = 0; bit < 4; bit++) made.of[e][n] = (uint8_t)(made.of[e][n] + (e >> bit & n >> bit & 1));
+  return made;
+}
+constexpr BitCounts BIT_COUNTS = bit_counts();
+
+// The tables of one pixel; returns the sum of its codes.
+inline int32_t pixel_tables(const bw_conv& conv, const uint32_t* x, uint8_t* tables) {
+  const int64_t words = bw_ceil_div(conv.c, 32), units = bw_ceil_div(conv.c, UNIT);
+  int64_t sum = 0;
+  for (int64_t p = 0; p < conv.x_planes; p++, x += words) {
+    for (int64_t u = 0; u < units; u++) {
+      const uint32_t half = x[u / 2] >> u % 2 * 16 & 0xffff;
+      sum += (int64_t)__builtin_popcount(half) << p;
+      BW_UNROLL for (int group = 0; group < 4; group++) {
+        __m128i* const to = (__m128i*)(tables + u * UNIT_TABLES + group * 16);
+        const __m128i counts = _mm_load_si128((const __m128i*)BIT_COUNTS.of[half >> 4 * group & 15]);
+        _mm_storeu_si128(to, p ? _mm_add_epi8(_mm_loadu_si128(to), _mm_slli_epi16(counts, (int)p)) : counts);
+      }
+    }
+  }
+  return (int32_t)sum;
+}
+
+struct LookupJob {
+  typedef uint8_t element;
+  const bw_conv& conv;
+  Window<uint8_t> window;
+  Places units;
+  const uint8_t* weights;
+  const int32_t* total;  // of the window of each pixel, the sum of its codes; null: not needed
+  int64_t flush;
+  static constexpr int64_t width = 32;
+
+  template <int P>
+  BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+    const uint8_t* x[P];
+    BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), walk.next();
+    if (conv.o - block * width > 16) vectors<P, 2>(x, pixel, block, sums, stride);
+    else vectors<P, 1>(x, pixel, block, sums, stride);
+  }
+  template <int P, int C>
+  BW_INLINE void vectors(const uint8_t* const (&x)[P], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const;
+};
+
+// wide: even and odd bytes apart.
+template <int P, int C>
+BW_INLINE void lookup_plane(const Places& units, int64_t flush, const uint8_t* const (&x)[P], const uint8_t* w, int64_t w_step,
+                            __m256i (&wide)[P][C][2]) {
+  const __m256i low = _mm256_set1_epi8(15), even = _mm256_set1_epi16(255);
+  const int32_t *at = units.place, *const end = at + units.count;
+  while (at < end) {
+    const int32_t* const stop = end - at < flush ? end : at + flush;
+    __m256i sum[P][C];
+    BW_UNROLL for (int p = 0; p < P; p++)
+      BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_setzero_si256();
+    for (; at < stop; at++, w += 32) {
+      __m256i first[C], second[C];
+      BW_UNROLL for (int c = 0; c < C; c++) {
+        const __m256i both = _mm256_loadu_si256((const __m256i*)(w + c * w_step));
+        first[c] = _mm256_and_si256(both, low), second[c] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
+      }
+      BW_UNROLL for (int p = 0; p < P; p++) {
+        const __m256i one = _mm256_loadu_si256((const __m256i*)(x[p] + *at));
+        BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_add_epi8(sum[p][c], _mm256_shuffle_epi8(one, first[c]));
+        const __m256i two = _mm256_loadu_si256((const __m256i*)(x[p] + *at + 32));
+        BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_add_epi8(sum[p][c], _mm256_shuffle_epi8(two, second[c]));
+      }
+    }
+    BW_UNROLL for (int p = 0; p < P; p++)
+      BW_UNROLL for (int c = 0; c < C; c++) {
+        wide[p][c][0] = _mm256_add_epi16(wide[p][c][0], _mm256_and_si256(sum[p][c], even));
+        wide[p][c][1] = _mm256_add_epi16(wide[p][c][1], _mm256_srli_epi16(sum[p][c], 8));
+      }
+  }
+}
+
+// Eight sums: those of the two lanes added.
+BW_INLINE __m256i of_both_lanes(__m256i wide) {
+  return _mm256_add_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(wide)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(wide, 1)));
+}
+
+template <int P, int C>
+BW_INLINE void LookupJob::vectors(const uint8_t* const (&x)[P], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+  const int64_t plane = units.count * 32, w_step = conv.w_planes * plane;
+  for (int64_t q = 0; q < conv.w_planes; q++) {
+    __m256i wide[P][C][2] = {};
+    lookup_plane<P, C>(units, flush, x, weights + block * 2 * w_step + q * plane, w_step, wide);
+    const __m256i mult = _mm256_set1_epi32(conv.w_mult[q] * conv.x_mult[0]);
+    for (int p = 0; p < P; p++) {
+      const __m256i rest = _mm256_set1_epi32(total ? conv.w_zero * total[pixel + p] * conv.x_mult[0] : 0);
+      for (int i = 0; i < 2 * C; i++) {
+        __m256i* const to = (__m256i*)(sums + p * stride + i * 8);
+        const __m256i before = q ? _mm256_loadu_si256(to) : rest;
+        _mm256_storeu_si256(to, _mm256_add_epi32(before, _mm256_mullo_epi32(of_both_lanes(wide[p][i / 2][i % 2]), mult)));
+      }
+    }
+  }
+}
+
+// The sums of the codes of all windows; null: no memory.
+inline const int32_t* window_totals(const bw_conv& conv, const int32_t* of_pixel) {
+  Window<int32_t> window;
+  set_window(conv, of_pixel, 1, 1, true, &window);
+  const int64_t pixels = conv.n * conv.oh * conv.ow;
+  int32_t* const total = (int32_t*)bw_scratch(BW_SCRATCH_SUMS, (size_t)pixels * 4);
+  if (!total) return nullptr;
+  Walk<int32_t> walk(conv, window, 0);
+  for (int64_t pixel = 0; pixel < pixels; pixel++, walk.next()) {
+    const int32_t* at = walk.address();
+    int32_t sum = 0;
+    for (int64_t ry = 0; ry < window.runs_y; ry++)
+      for (int64_t rx = 0; rx < window.runs_x; rx++)
+        for (int64_t i = 0; i < window.run; i++) sum += at[ry * window.run_y + rx * window.run_x + i];
+    total[pixel] = sum;
+  }
+  return total;
+}
+
+inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
+  const int64_t tables = bw_ceil_div(all.c, UNIT) * UNIT_TABLES, words = bw_ceil_div(all.c, 32) * all.x_planes;
+  const int64_t image = (all.h + 2 * all.pad_h) * (all.w + 2 * all.pad_w) * tables;
+  const int64_t together = image < TABLES_ROOM ? TABLES_ROOM / image : 1;
+  for (int64_t first = 0; first < all.n; first += together) {
+    bw_conv conv = all;
+    conv.n = all.n - first < together ? all.n - first : together;
+    const uint32_t* const from = x + first * all.h * all.w * words;
+    int32_t* const of_pixel = conv.w_zero ? (int32_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)(conv.n * conv.h * conv.w) * 4) : nullptr;
+    LookupJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, 255 / (2 * lookup_largest(conv))};
+    const uint8_t* made = bordered<uint8_t>(conv, tables, threads, [&](uint8_t* to, int64_t y) {
+      for (int64_t i = y * conv.w; i < (y + 1) * conv.w; i++, to += tables) {
+        const int32_t sum = pixel_tables(conv, from + i * words, to);
+        if (of_pixel) of_pixel[i] = sum;
+      }
+    });
+    if (!made || (conv.w_zero && !of_pixel)) return bw_fail(BW_NO_MEMORY, "out of memory for the tables of a convolution");
+    set_window(conv, made, tables, tables, true, &job.window);
+    if (conv.w_zero) {
+      const int32_t* const padded = bordered<int32_t>(
+          conv, 1, 1, [&](int32_t* to, int64_t y) { memcpy(to, of_pixel + y * conv.w, (size_t)conv.w * 4); }, BW_SCRATCH_RING);
+      if (!padded || !(job.total = window_totals(conv, padded))) return bw_fail(BW_NO_MEMORY, "out of memory for the sums of a convolution");
+    }
+    if (!make_places(job.window, UNIT_TABLES, lookup_units(conv), &job.units)) return bw_fail(BW_NO_MEMORY, "out of memory for the places of a window");
+    if (int error = conv_in_chunks(job, sink, first * conv.oh * conv.ow, threads)) return error;
+  }
+  return BW_OK;
+}
+
+}  // namespace

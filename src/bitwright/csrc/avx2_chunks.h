@@ -1,0 +1,49 @@
+// AVX2: how a convolution is cut into chunks of pixels and blocks of outputs. The sums of a chunk, [pixels][outputs], stay in the
+// first caches until all blocks of outputs are there; then they become what the caller asked for (avx2_emit.h).
+#pragma once
+#include "avx2_emit.h"
+#include "window.h"
+
+namespace {
+
+const int64_t CHUNK = MOST_ROWS;  // pixels
+const int TILE_PIXELS = 4;        // of a register tile, with two vectors of outputs each
+
+// `job` has width (outputs of a block) and tile<P>(walk, pixel, block, sums, stride): the sums of P pixels from `pixel` on, at
+// sums[p * stride], with the outputs of one block. Pixels are counted from `first_pixel` on in the tensors of the sink.
+template <class Job>
+void chunk_sums(const Job& job, int64_t first, int64_t last, int64_t block, int32_t* sums, int64_t stride) {
+  Walk<typename Job::element> walk(job.conv, job.window, first);
+  int64_t pixel = first;
+  for (; pixel + TILE_PIXELS <= last; pixel += TILE_PIXELS)
+    job.template tile<TILE_PIXELS>(walk, pixel, block, sums + (pixel - first) * stride + block * job.width, stride);
+  for (; pixel < last; pixel++) job.template tile<1>(walk, pixel, block, sums + (pixel - first) * stride + block * job.width, stride);
+}
+
+template <class Job>
+int conv_in_chunks(const Job& job, const bw_sink& sink, int64_t first_pixel, int threads) {
+  const bw_conv& conv = job.conv;
+  const int64_t pixels = conv.n * conv.oh * conv.ow, blocks = bw_ceil_div(conv.o, job.width), stride = blocks * job.width;
+  const int64_t chunk = items_per_task(threads, pixels, TILE_PIXELS, CHUNK), chunks = bw_ceil_div(pixels, chunk);
+  const bool many = chunks >= 2 * threads;  // else the blocks of outputs are the tasks
+  const EmitRows emit = emitter_of(sink, conv.o);
+  int no_memory = 0;
+  for_tasks(many ? threads : 1, chunks, [&](int64_t task) {
+    int32_t* sums = (int32_t*)bw_scratch(BW_SCRATCH_PATCH, (size_t)(chunk * stride) * 4);
+    uint8_t* codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);
+    if (!sums || !codes) {
+      __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
+      return;
+    }
+    const int64_t first = task * chunk, last = first + chunk < pixels ? first + chunk : pixels;
+    for_tasks(many ? 1 : threads, blocks, [&](int64_t block) { chunk_sums(job, first, last, block, sums, stride); });
+    Walk<typename Job::element> walk(conv, job.window, first);
+    Rows rows;
+    rows.pixel = first_pixel + first, rows.count = last - first, rows.sums = sums, rows.stride = stride;
+    for (int64_t p = 0; p < rows.count; p++, walk.next()) rows.corr[p] = walk.corr();
+    emit(sink, conv.o, rows, codes);
+  });
+  return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for the sums of a convolution") : BW_OK;
+}
+
+}  // namespace
