@@ -346,10 +346,10 @@ def test_operators_with_other_answers_are_not_timed(monkeypatch: pytest.MonkeyPa
 @pytest.mark.parametrize("layer", [nn.Conv2d(8, 8, 3, padding=1, stride=2), nn.Linear(8, 4)], ids=["conv", "linear"])
 def test_single_operators_run_quantized(layer: nn.Module):
     x = torch.randn(1, 8, 6, 6) if isinstance(layer, nn.Conv2d) else torch.randn(3, 8)
-    with (
-        torch.no_grad()
-    ):  # one large weight for each output: on CPUs without VNNI the peers cut sums of two products off at 16 bits
-        layer.weight.flatten(1)[:, 0] = 8 * layer.weight.abs().max()
+    # one large weight for each output: on CPUs without VNNI the peers cut sums of two products off at 16 bits
+    with torch.no_grad():
+        weight = next(layer.parameters())
+        weight.flatten(1)[:, 0] = 8 * weight.abs().max()
     net = twin.float_net(layer, (x,))
     for name in ("torch-int8", "ort-int8"):
         peer = peers.build_peer(name, net, 1)

@@ -97,7 +97,7 @@ def convert(
     `form="layers"` leaves gated layers as they are).
 
     >>> import bitwright as bw
-    >>> net = nn.Sequential(nn.Conv2d(3, 32, 3), nn.BatchNorm2d(32), bw.nn.Conv2d(32, 32, 3, w="bwn", x="sign"))
+    >>> net = nn.Sequential(nn.Conv2d(3, 64, 3), nn.BatchNorm2d(64), bw.nn.Conv2d(64, 64, 3, w="bwn", x="sign"))
     >>> done = convert(net.eval(), torch.randn(2, 3, 8, 8))
     >>> done.report.layers_exact, done.report.form, [r.runs_as for r in done.report.rows]
     (True, 'graph', ['float', 'bits'])
