@@ -539,7 +539,7 @@ def test_errors_are_one_line_that_names_the_operator(name: str) -> None:
 
 
 def test_the_session_of_another_instruction_set_says_so() -> None:
-    if len(ISAS) < 3:
+    if len(ISAS) < 2:
         pytest.skip(f"only one weight layout on this machine: {ISAS}")
     case = Case(11, 32, o=8, n=1, size=(6, 6), x_planes=1, groups=1)
     inputs = [np.asarray(i, order="C") for i in case.inputs()]
