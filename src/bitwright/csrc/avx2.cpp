@@ -4,6 +4,7 @@
 
 #include "avx2_bits.h"
 #include "avx2_bytes.h"
+#include "avx2_pack.h"
 
 namespace {
 
@@ -45,7 +46,7 @@ int avx2_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const
 
 extern const bw_kernel_table bw_table_avx2 = {
     "avx2",           bw_cpu_has_avx2,    avx2_bits_layout,  avx2_bits_size,    avx2_bits_weights,  avx2_bytes_layout, avx2_bytes_size,
-    avx2_bytes_weights, avx2_conv_bits,   avx2_conv_bytes,   generic_pack_bits, generic_pack_bytes, generic_maxpool_bits,
+    avx2_bytes_weights, avx2_conv_bits,   avx2_conv_bytes,   lanes_pack_bits,   lanes_pack_bytes, generic_maxpool_bits,
     generic_maxpool_bytes, train_table,   skip_table,        generic_conv_lists, generic_sliced_pays, generic_conv_sliced,
     generic_conv_gated, conv_floats,      linear_tables,     0,
 };
