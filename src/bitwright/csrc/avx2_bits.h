@@ -151,23 +151,30 @@ BW_INLINE void LookupJob::vectors(const uint8_t* const (&x)[P], int64_t pixel, i
   }
 }
 
-// The sums of the codes of all windows; null: no memory.
-inline const int32_t* window_totals(const bw_conv& conv, const int32_t* of_pixel) {
-  Window<int32_t> window;
-  set_window(conv, of_pixel, 1, 1, true, &window);
-  const int64_t pixels = conv.n * conv.oh * conv.ow;
-  int32_t* const total = (int32_t*)bw_scratch(BW_SCRATCH_SUMS, (size_t)pixels * 4);
-  if (!total) return nullptr;
-  Walk<int32_t> walk(conv, window, 0);
-  for (int64_t pixel = 0; pixel < pixels; pixel++, walk.next()) {
-    const int32_t* at = walk.address();
-    int32_t sum = 0;
-    for (int64_t ry = 0; ry < window.runs_y; ry++)
-      for (int64_t rx = 0; rx < window.runs_x; rx++)
-        for (int64_t i = 0; i < window.run; i++) sum += at[ry * window.run_y + rx * window.run_x + i];
-    total[pixel] = sum;
+// The sums of the codes of all windows, of those of each pixel with the border around them: rows first, then columns. Null: no memory.
+inline const int32_t* window_totals(const bw_conv& conv, const int32_t* padded) {
+  const int64_t height = conv.h + 2 * conv.pad_h, width = conv.w + 2 * conv.pad_w;
+  int32_t* const totals = (int32_t*)bw_scratch(BW_SCRATCH_SUMS, (size_t)(conv.n * conv.oh * conv.ow) * 4);
+  int32_t* const columns = (int32_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)width * 4);
+  if (!totals || !columns) return nullptr;
+  int32_t* total = totals;
+  for (int64_t row = 0; row < conv.n * conv.oh; row++, total += conv.ow) {
+    const int32_t* from = padded + (row / conv.oh * height + row % conv.oh * conv.stride_h) * width;
+    memcpy(columns, from, (size_t)width * 4);
+    for (int64_t ky = 1; ky < conv.kh; ky++) {
+      from += conv.dil_h * width;
+      for (int64_t i = 0; i < width; i++) columns[i] += from[i];
+    }
+    memset(total, 0, (size_t)conv.ow * 4);
+    for (int64_t kx = 0; kx < conv.kw; kx++) {
+      const int32_t* const column = columns + kx * conv.dil_w;
+      if (conv.stride_w == 1)
+        for (int64_t ox = 0; ox < conv.ow; ox++) total[ox] += column[ox];
+      else
+        for (int64_t ox = 0; ox < conv.ow; ox++) total[ox] += column[ox * conv.stride_w];
+    }
   }
-  return total;
+  return totals;
 }
 
 inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {

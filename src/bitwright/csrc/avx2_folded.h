@@ -137,7 +137,9 @@ inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw
 // The tables of a pixel of two rows; null: a row of zeros.
 inline void pair_tables(int64_t units, const uint32_t* upper, const uint32_t* lower, uint8_t* tables) {
   for (int64_t u = 0; u < units; u++) {
-    const uint32_t a = upper ? upper[u / 2] >> u % 2 * 16 & 0xffff : 0, b = lower ? lower[u / 2] >> u % 2 * 16 & 0xffff : 0;
+    uint16_t a = 0, b = 0;
+    if (upper) memcpy(&a, (const uint16_t*)upper + u, 2);
+    if (lower) memcpy(&b, (const uint16_t*)lower + u, 2);
     BW_UNROLL for (int group = 0; group < 4; group++) {
       const __m128i one = _mm_load_si128((const __m128i*)BIT_COUNTS.of[a >> 4 * group & 15]);
       const __m128i two = _mm_load_si128((const __m128i*)BIT_COUNTS.of[b >> 4 * group & 15]);
