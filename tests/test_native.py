@@ -105,16 +105,18 @@ class Case:
 # ---- the largest sums: what partial sums of 8 and 16 bits must not overflow ------------------------------------
 
 
-@pytest.mark.parametrize("planes, c", [(1, 1000), (2, 513), (3, 200), (4, 40), (4, 8736), (4, 8752)])
+@pytest.mark.parametrize("planes, c", [(1, 1000), (2, 513), (3, 200), (4, 40), (4, 8736), (4, 8752), (6, 90), (8, 8752)])
 @pytest.mark.parametrize("levels", [((0,), (1,)), ((-1,), (2,)), ((-3,), (2, 4))], ids=["0 1", "signs", "2 bits"])
 def test_all_bits_on(isa: str, planes: int, c: int, levels: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     (zero,), mult = levels
     weight = torch.ones(len(mult), 3, c, 1, 1)
     weight[:, 1], weight[:, 2, ::2] = 0, 0
     plan = native.ConvPlan.bits(weight, w_mult=mult, w_zero=zero, x_mult=[1 << i for i in range(planes)])
-    code = torch.full((2, c, 1, 1), 2**planes - 1)
     want = (zero + (weight * torch.tensor(mult).view(-1, 1, 1, 1, 1)).sum(0)).sum(1).view(1, 3, 1, 1) * (2**planes - 1)
-    assert torch.equal(run_int(plan, words_oracle(code, planes, 1)).long(), want.expand(2, -1, 1, 1).long())
+    words = words_oracle(torch.full((1, c, 1, 1), 2**planes - 1), planes, 1)
+    for rows in (1, 3):  # several rows of one bit are done in pairs
+        got = run_int(plan, words.expand(2, rows, -1, -1, -1).contiguous())
+        assert torch.equal(got.long(), want.expand(2, -1, rows, 1).long())
 
 
 @pytest.mark.parametrize(

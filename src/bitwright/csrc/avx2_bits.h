@@ -1,28 +1,30 @@
 // AVX2: convolutions of bits by look-ups. This instruction set cannot count bits, but it can look 32 bytes up at once. The sums of four
 // inputs of one to four bits for each choice of four weight bits are a table of 16 bytes, made once for each place of the image; four
 // weight bits of an output are an index into it. A look-up and an addition so stand for 4 x 32 products whatever the input's bits
-// are, and a plane of the weight's bits costs one pass.
+// are, and a plane of the weight's bits costs one pass. Inputs of five to eight bits have two such tables, for their lower four bits
+// and for the rest.
 //
 // A unit is 16 inputs: 4 tables, two registers. A vector of weights holds 16 outputs: half a byte for each pair of tables, the lower
 // lane for the first table of a pair, the upper one for the second. Output i < 8 lies in byte 2 i of a lane, output 8 + i in 2 i + 1.
 // Sums are bytes first, which `flush` units cannot overflow, then 16 bits, then 32.
 //
-// A tile is 4 pixels x 32 outputs; per unit (2,048 products) 10 loads, 6 operations for the indices, 16 look-ups, 16 additions. Zen 3
-// starts two look-ups a cycle.
+// A tile is 4 rows of tables (4 pixels, or both tables of 2 pixels) x 32 outputs; per unit (2,048 products) 10 loads, 6 operations for
+// the indices, 16 look-ups, 16 additions. Zen 3 starts two look-ups a cycle.
 #pragma once
 #include "avx2_chunks.h"
 
 namespace {
 
 const int64_t UNIT = 16, UNIT_TABLES = 64;           // inputs; bytes of their tables
-const int64_t LOOKUP_PLANES = 4;                     // bits of an input, at most: 4 * 15 sums of four, and four of those in a byte
+const int64_t LOOKUP_PLANES = 4;                     // bits of an input that a table holds: sums of four are 60 at most, a byte holds four of them
 const int64_t TABLES_ROOM = 256 << 10;               // of the images that are done together: their tables stay in the second cache
 
 inline int64_t lookup_units(const bw_conv& conv) { return conv.kh * conv.kw * bw_ceil_div(conv.c, UNIT); }
-inline int64_t lookup_largest(const bw_conv& conv) { return 4 * ((1 << conv.x_planes) - 1); }
+inline int64_t lookup_halves(const bw_conv& conv) { return bw_ceil_div(conv.x_planes, LOOKUP_PLANES); }
+inline int64_t lookup_largest(const bw_conv& conv) { return 4 * ((1 << (conv.x_planes < LOOKUP_PLANES ? conv.x_planes : LOOKUP_PLANES)) - 1); }
 
 inline bool lookups_fit(const bw_conv& conv) {
-  if (conv.groups != 1 || conv.x_planes > LOOKUP_PLANES || lookup_units(conv) * 2 * lookup_largest(conv) > 65535) return false;
+  if (conv.groups != 1 || conv.x_planes > 2 * LOOKUP_PLANES) return false;
   for (int64_t p = 1; p < conv.x_planes; p++)
     if (conv.x_mult[p] != conv.x_mult[0] * (1 << p)) return false;
   return true;
@@ -57,18 +59,20 @@ constexpr BitCounts bit_counts() {
 }
 constexpr BitCounts BIT_COUNTS = bit_counts();
 
-// The tables of one pixel; returns the sum of its codes.
+// The tables of one pixel, those of the higher bits behind the others; returns the sum of its codes.
 inline int32_t pixel_tables(const bw_conv& conv, const uint32_t* x, uint8_t* tables) {
   const int64_t words = bw_ceil_div(conv.c, 32), units = bw_ceil_div(conv.c, UNIT);
   int64_t sum = 0;
   for (int64_t p = 0; p < conv.x_planes; p++, x += words) {
+    const int shift = (int)(p % LOOKUP_PLANES);
+    if (p && !shift) tables += units * UNIT_TABLES;
     for (int64_t u = 0; u < units; u++) {
       const uint32_t half = x[u / 2] >> u % 2 * 16 & 0xffff;
       sum += (int64_t)__builtin_popcount(half) << p;
       BW_UNROLL for (int group = 0; group < 4; group++) {
         __m128i* const to = (__m128i*)(tables + u * UNIT_TABLES + group * 16);
         const __m128i counts = _mm_load_si128((const __m128i*)BIT_COUNTS.of[half >> 4 * group & 15]);
-        _mm_storeu_si128(to, p ? _mm_add_epi8(_mm_loadu_si128(to), _mm_slli_epi16(counts, (int)p)) : counts);
+        _mm_storeu_si128(to, shift ? _mm_add_epi8(_mm_loadu_si128(to), _mm_slli_epi16(counts, shift)) : counts);
       }
     }
   }
@@ -82,26 +86,36 @@ struct LookupJob {
   Places units;
   const uint8_t* weights;
   const int32_t* total;  // of the window of each pixel, the sum of its codes; null: not needed
-  int64_t flush;
+  int64_t halves, upper;  // tables of an input, and where the second lies
+  int64_t flush, segment;  // units after which bytes, and 16 bits, could overflow
   static constexpr int64_t width = 32;
 
   template <int P>
   BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
     const uint8_t* x[P];
     BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), walk.next();
-    if (conv.o - block * width > 16) vectors<P, 2>(x, pixel, block, sums, stride);
-    else vectors<P, 1>(x, pixel, block, sums, stride);
+    if (halves == 1) return pixels<P>(x, pixel, block, sums, stride);
+    constexpr int PAIR = P > 1 ? 2 : 1;
+    for (int p = 0; p < P; p += PAIR) {
+      const uint8_t* both[2 * PAIR];
+      BW_UNROLL for (int i = 0; i < 2 * PAIR; i++) both[i] = x[p + i / 2] + i % 2 * upper;
+      pixels<2 * PAIR>(both, pixel + p, block, sums + p * stride, stride);
+    }
   }
-  template <int P, int C>
-  BW_INLINE void vectors(const uint8_t* const (&x)[P], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const;
+  template <int R>
+  BW_INLINE void pixels(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+    if (conv.o - block * width > 16) vectors<R, 2>(x, pixel, block, sums, stride);
+    else vectors<R, 1>(x, pixel, block, sums, stride);
+  }
+  template <int R, int C>
+  BW_INLINE void vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const;
 };
 
 // wide: even and odd bytes apart.
 template <int P, int C>
-BW_INLINE void lookup_plane(const Places& units, int64_t flush, const uint8_t* const (&x)[P], const uint8_t* w, int64_t w_step,
-                            __m256i (&wide)[P][C][2]) {
+BW_INLINE void lookup_plane(const int32_t* at, const int32_t* end, int64_t flush, const uint8_t* const (&x)[P], const uint8_t* w,
+                            int64_t w_step, __m256i (&wide)[P][C][2]) {
   const __m256i low = _mm256_set1_epi8(15), even = _mm256_set1_epi16(255);
-  const int32_t *at = units.place, *const end = at + units.count;
   while (at < end) {
     const int32_t* const stop = end - at < flush ? end : at + flush;
     __m256i sum[P][C];
@@ -133,22 +147,25 @@ BW_INLINE __m256i of_both_lanes(__m256i wide) {
   return _mm256_add_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(wide)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(wide, 1)));
 }
 
-template <int P, int C>
-BW_INLINE void LookupJob::vectors(const uint8_t* const (&x)[P], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+template <int R, int C>
+BW_INLINE void LookupJob::vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
   const int64_t plane = units.count * 32, w_step = conv.w_planes * plane;
-  for (int64_t q = 0; q < conv.w_planes; q++) {
-    __m256i wide[P][C][2] = {};
-    lookup_plane<P, C>(units, flush, x, weights + block * 2 * w_step + q * plane, w_step, wide);
-    const __m256i mult = _mm256_set1_epi32(conv.w_mult[q] * conv.x_mult[0]);
-    for (int p = 0; p < P; p++) {
-      const __m256i rest = _mm256_set1_epi32(total ? conv.w_zero * total[pixel + p] * conv.x_mult[0] : 0);
-      for (int i = 0; i < 2 * C; i++) {
-        __m256i* const to = (__m256i*)(sums + p * stride + i * 8);
-        const __m256i before = q ? _mm256_loadu_si256(to) : rest;
-        _mm256_storeu_si256(to, _mm256_add_epi32(before, _mm256_mullo_epi32(of_both_lanes(wide[p][i / 2][i % 2]), mult)));
+  for (int64_t q = 0; q < conv.w_planes; q++)
+    for (int64_t from = 0; from < units.count; from += segment) {
+      const int64_t end = from + segment < units.count ? from + segment : units.count;
+      __m256i wide[R][C][2] = {};
+      lookup_plane<R, C>(units.place + from, units.place + end, flush, x, weights + block * 2 * w_step + q * plane + from * 32, w_step, wide);
+      for (int r = 0; r < R; r++) {
+        const int64_t p = r / halves, half = r % halves;
+        const __m256i mult = _mm256_set1_epi32(conv.w_mult[q] * conv.x_mult[half * LOOKUP_PLANES]);
+        const __m256i rest = _mm256_set1_epi32(total ? conv.w_zero * total[pixel + p] * conv.x_mult[0] : 0);
+        for (int i = 0; i < 2 * C; i++) {
+          __m256i* const to = (__m256i*)(sums + p * stride + i * 8);
+          const __m256i before = q || from || half ? _mm256_loadu_si256(to) : rest;
+          _mm256_storeu_si256(to, _mm256_add_epi32(before, _mm256_mullo_epi32(of_both_lanes(wide[r][i / 2][i % 2]), mult)));
+        }
       }
     }
-  }
 }
 
 // The sums of the codes of all windows, of those of each pixel with the border around them: rows first, then columns. Null: no memory.
@@ -178,7 +195,8 @@ inline const int32_t* window_totals(const bw_conv& conv, const int32_t* padded) 
 }
 
 inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
-  const int64_t tables = bw_ceil_div(all.c, UNIT) * UNIT_TABLES, words = bw_ceil_div(all.c, 32) * all.x_planes;
+  const int64_t half = bw_ceil_div(all.c, UNIT) * UNIT_TABLES, halves = lookup_halves(all), tables = halves * half;
+  const int64_t words = bw_ceil_div(all.c, 32) * all.x_planes, largest = 2 * lookup_largest(all);  // of a byte after one unit
   const int64_t image = (all.h + 2 * all.pad_h) * (all.w + 2 * all.pad_w) * tables;
   const int64_t together = image < TABLES_ROOM ? TABLES_ROOM / image : 1;
   for (int64_t first = 0; first < all.n; first += together) {
@@ -186,7 +204,7 @@ inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* 
     conv.n = all.n - first < together ? all.n - first : together;
     const uint32_t* const from = x + first * all.h * all.w * words;
     int32_t* const of_pixel = conv.w_zero ? (int32_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)(conv.n * conv.h * conv.w) * 4) : nullptr;
-    LookupJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, 255 / (2 * lookup_largest(conv))};
+    LookupJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, halves, half, 255 / largest, 65535 / largest};
     const uint8_t* made = bordered<uint8_t>(conv, tables, threads, [&](uint8_t* to, int64_t y) {
       for (int64_t i = y * conv.w; i < (y + 1) * conv.w; i++, to += tables) {
         const int32_t sum = pixel_tables(conv, from + i * words, to);
@@ -194,7 +212,7 @@ inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* 
       }
     });
     if (!made || (conv.w_zero && !of_pixel)) return bw_fail(BW_NO_MEMORY, "out of memory for the tables of a convolution");
-    set_window(conv, made, tables, tables, true, &job.window);
+    set_window(conv, made, tables, half, true, &job.window);
     if (conv.w_zero) {
       const int32_t* const padded = bordered<int32_t>(
           conv, 1, 1, [&](int32_t* to, int64_t y) { memcpy(to, of_pixel + y * conv.w, (size_t)conv.w * 4); }, BW_SCRATCH_RING);

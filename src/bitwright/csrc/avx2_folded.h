@@ -15,7 +15,7 @@ namespace {
 
 const int64_t FOLDED_FLUSH = 30;  // units: 60 look-ups of 4 fit a byte
 
-inline bool folds(const bw_conv& conv) { return conv.x_planes == 1 && conv.oh > 1; }
+inline bool folds(const bw_conv& conv) { return conv.x_planes == 1 && conv.oh > 1 && lookup_units(conv) * 8 <= 65535; }
 
 struct FoldedJob {
   const bw_conv& conv;

@@ -27,9 +27,9 @@ LIMITS = {
     "amx": ((0, 16),),  # whose kernel expands bits into the tiles that bytes use
     "": ((256, 2), (64, 1)),
 }
-# (channels, planes of the weight) for AVX2, whose look-ups take inputs of up to 4 bits in one pass; "winograd" as above
-LOOKED_UP = {"": ((256, 3), (64, 2), (16, 1)), "winograd": ((256, 2), (64, 1))}
-LOOKED_UP_PLANES = 4
+# (channels, look-ups) for AVX2; "winograd" as above, "streamed": a linear layer whose weights come from memory, on one row
+LOOKED_UP = {"": ((256, 3), (64, 2), (16, 1)), "winograd": ((256, 2), (32, 1)), "streamed": ((0, 4),)}
+LOOKED_UP_PLANES = 4  # bits of an input that one look-up takes
 STREAMED = 1 << 20  # bytes of a linear layer's weights above which memory decides
 STREAMED_PAIRS = 8
 LISTED_SHARE, SLICED_SHARE = 256, 8  # of csrc/lists.h and csrc/sliced.h
@@ -51,6 +51,11 @@ def planes_read(layer: Node) -> int:
     return code_planes(layer.attrs["x"]["levels"])
 
 
+def look_ups(layer: Node) -> int:
+    """Of AVX2, for four inputs and their weights."""
+    return -(-planes_read(layer) // LOOKED_UP_PLANES) * int(layer.attrs["weight"]["planes"])
+
+
 def bytes_pay(layer: Node, graph: Graph) -> bool:
     """Whether a coded layer is faster on byte codes than on bit planes: as measured here, else by the limits."""
     from bitwright.engine.planner import measured  # imported here: the planner measures with the engine
@@ -63,12 +68,11 @@ def bytes_pay(layer: Node, graph: Graph) -> bool:
     info = layer.attrs["weight"]
     pairs, shape = planes_read(layer) * int(info["planes"]), info["shape"]
     isa = native_library.isa() if native_library.available() else ""
+    streamed = layer.op == "coded_linear" and math.prod(shape) >= STREAMED
     if isa == "avx2" and not _grouped(layer):
-        winograd = _winograd(layer, 16, 65536)
-        return planes_read(layer) > LOOKED_UP_PLANES or int(info["planes"]) > _most(
-            LOOKED_UP["winograd" if winograd else ""], shape[1]
-        )
-    if layer.op == "coded_linear" and math.prod(shape) >= STREAMED:
+        limits = LOOKED_UP["streamed" if streamed else "winograd" if _winograd(layer, 16, 65536) else ""]
+        return look_ups(layer) > _most(limits, shape[1])
+    if streamed:
         return pairs > STREAMED_PAIRS
     balanced = all(2 * int(term["zero"]) == -sum(term["mult"]) for term in info["terms"])
     limits = LIMITS.get(f"{isa} balanced" if balanced else isa) or LIMITS.get(isa) or LIMITS[""]

@@ -166,8 +166,8 @@ def _predicted(layer: Node) -> dict[str, float]:
     products = math.prod(info["shape"]) * pixels
     filled = 32 * -(-info["shape"][1] // 32) / info["shape"][1]  # a word of bits holds 32 channels
     passes, planes = sum(len(t["planes"]) for t in info["terms"]), planes_read(layer)
-    if native.isa() == "avx2" and planes <= LOOKED_UP_PLANES:
-        planes = 1
+    if native.isa() == "avx2":
+        planes = -(-planes // LOOKED_UP_PLANES)
     work = (products * planes * passes * filled, products * len(info["terms"]), products)
     return {way: 1e-9 * w / rate for way, w, rate in zip(("bits", "bytes", "float"), work, rates, strict=True)}
 
