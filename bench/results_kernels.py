@@ -38,16 +38,17 @@ def tables() -> str:
     if not found:
         return ""
     rows = [
-        [f"{r['inputs']}x{r['outputs']}", r["weights"], r["batch"], f"{float(r['us']):,.0f}", f"{number(r['ratio'])}x"]
+        [r["kernels"], f"{r['inputs']}x{r['outputs']}", r["weights"], r["batch"], f"{float(r['us']):,.0f}", f"{number(r['ratio'])}x"]
         for r in found
     ]
     return f"""### Linear layers on floats by tables
 
     python bench/tables.py
 
-Times as fast as torch's dense product. The engine takes tables where they pay: from 131,072 weights on, for any batch with two levels,
-up to 16 rows with three or four, up to 4 rows with more. {machine("tables.csv")}.
+Times as fast as torch's dense product. The engine takes tables where they pay. With AVX-512: from 131,072 weights on, for any batch
+with two levels, up to 16 rows with three or four, up to 4 rows with more. With AVX2: up to 4 rows, from 262,144 weights on with two
+levels, from four times as many with three or four, from 64 times as many with more. {machine("tables.csv")}.
 
-{table(["layer", "weights", "batch", "us", "of torch"], rows)}
+{table(["kernels", "layer", "weights", "batch", "us", "of torch"], rows)}
 
 """

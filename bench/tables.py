@@ -2,7 +2,7 @@
 
     python bench/tables.py [--isa avx2]
 
-One thread, medians of CPU time in turn. Rows go to docs/results/tables.csv; LEAST of bitwright/engine/table_linear.py is taken from
+One thread, medians of CPU time in turn. Rows go to docs/results/tables.csv; PAYS of bitwright/engine/table_linear.py is taken from
 them. A ratio above 1 means that look-ups are faster.
 """
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 import bitwright as bw
-from bitwright.engine import fuse_floats, native, table_linear
+from bitwright.engine import native, table_linear
 from bitwright.engine.packed import PackedModel
 from bitwright.engine.table_linear import TableTerm
 
@@ -68,7 +68,7 @@ D4, D8 = ({"part": "dorefa_w", "bits": b} for b in (4, 8))
 @pytest.mark.parametrize(("part", "calls"), [("bwn", 3), ("twn", 2), ("ttq", 6), (D4, 2), (D8, 0)], ids=str)
 @pytest.mark.parametrize("bias", [False, True])
 def test_a_packed_layer_runs_on_them(part: Any, calls: int, bias: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fuse_floats, "ISAS", tuple(ISAS))
+    monkeypatch.setattr(table_linear, "PAYS", dict.fromkeys(ISAS, table_linear.WIDE))
     torch.manual_seed(1)
     model = nn.Sequential(bw.nn.Linear(512, 300, bias=bias, w=part), nn.ReLU(), nn.Linear(300, 4)).eval()
     x, runs = torch.randn(40, 512), []

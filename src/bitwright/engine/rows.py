@@ -18,7 +18,7 @@ from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import REFUSE, ConvertReport, ReportRow
 from bitwright.engine.rules import CODED, CODED_SPLITS, LAYERS
 from bitwright.engine.sparse_linear import sparse_linear
-from bitwright.engine.table_linear import looked_up
+from bitwright.engine.table_linear import rows_that_pay
 from bitwright.engine.unused import left
 from bitwright.nn import is_slot_layer
 from bitwright.nn.layers import KINDS
@@ -114,7 +114,7 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node, runt
             bits = f"{info['planes']}/{levels.bit_length()}"
         if not bool(packed.any()) and not any(int(term["zero"]) for term in info["terms"]):
             why = _joined(why, "all its weights are 0, so its output is a constant")
-        elif looked_up(fused, runtime):
+        elif rows_that_pay(fused, runtime):
             runs, why = "bits", "its input is float: sums of its inputs are looked up"
         elif fused.op in CODED and listed(fused, runtime):
             why = _joined(why, "most of its weights are 0: runs on lists of the others")

@@ -6,23 +6,21 @@ Same sums as the dense layer's, with the scale of an output behind them, added i
 from __future__ import annotations
 
 import ctypes
-import math
 from itertools import product
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from bitwright.engine import reference
-from bitwright.engine.fuse_floats import here
+from bitwright.engine import native_library, reference
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_library import TablesStruct, check_code, library
 from bitwright.engine.rules import Function
 
-LEAST = (
-    1 << 17
-)  # weights from which on the tables pay, and the rows of inputs up to which they do, by group: bench/tables.py
-ROWS = {4: 1 << 62, 2: 16, 1: 4}
+# by group: weights from which on the tables pay, and the rows of inputs up to which they do; bench/tables.py
+ANY = 1 << 62
+WIDE = {4: (1 << 17, ANY), 2: (1 << 17, 16), 1: (1 << 17, 4)}
+PAYS = {"avx2": {4: (1 << 18, 4), 2: (1 << 20, 4), 1: (1 << 24, 4)}, "avx512": WIDE, "amx": WIDE}
 MOST = 1 << 12  # between the smallest and the largest level
 ENTRIES, PASS, GROUPS = 16, 64, 8  # of a table; outputs that read one after the other; groups in a word of indices
 
@@ -75,26 +73,30 @@ def _indices(rows: Tensor, levels: Tensor, group: int) -> Tensor:
     return (groups.view(PASS, words, GROUPS) << 4 * torch.arange(GROUPS)).sum(2).to(torch.int32).t().contiguous()
 
 
-def looked_up(node: Node, graph: Graph) -> bool:
-    """Whether the layer runs by tables: it has bits, enough weights, few levels, and the kernels pay here."""
-    if node.op != "linear" or len(node.shape) != 1 or node.key("bits") is None or not here():
-        return False
-    if math.prod(node.attrs["weight"]["shape"]) < LEAST:
-        return False
-    weights = reference.weight_integers(graph, node)
-    return all(int(w.max()) - int(w.min()) <= MOST and len(levels_of(w)) <= ENTRIES for w in weights)
+def rows_that_pay(node: Node, graph: Graph) -> int:
+    """Up to how many rows of inputs the tables are faster than the dense product here; 0: the layer cannot run by them, or never."""
+    if node.op != "linear" or len(node.shape) != 1 or node.key("bits") is None or not native_library.available():
+        return 0
+    pays, rows = PAYS.get(native_library.isa()), ANY
+    for weight in reference.weight_integers(graph, node) if pays else ():
+        levels = len(levels_of(weight))
+        if int(weight.max()) - int(weight.min()) > MOST or levels > ENTRIES:
+            return 0
+        least, most = pays[group_of(levels)]
+        rows = min(rows, most if weight.numel() >= least else 0)
+    return rows if pays else 0
 
 
 def table_linear(node: Node, graph: Graph, threads: int | None) -> Function | None:
     """The layer by tables, else None."""
-    if not looked_up(node, graph):
+    most = rows_that_pay(node, graph)
+    if not most:
         return None
     weights, scales = reference.weight_integers(graph, node), graph.need(node, "scale")
     bias, none = graph.tensor(node, "bias"), torch.zeros(1)
     adds = [none if bias is None else bias, *[none] * (len(weights) - 1)]
     terms = [TableTerm(*given) for given in zip(weights, scales, adds, strict=True)]
-    most = min(ROWS[term.group] for term in terms)
-    dense = None if most == ROWS[4] else reference.stored_weight(graph, node)
+    dense = None if most == ANY else reference.stored_weight(graph, node)
 
     def run(x: Tensor) -> Tensor:
         if dense is not None and len(x) > most:
