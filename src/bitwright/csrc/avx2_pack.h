@@ -1,5 +1,5 @@
-// AVX2: floats to codes by their ladder, eight values a comparison. Codes of an even ladder need no kernel of their own: the compiler
-// makes one of grid_block.
+// AVX2: floats to codes by their ladder, eight values a comparison; on a long ladder the code is guessed from its spacing and then
+// checked. Codes of an even ladder need no kernel of their own: the compiler makes one of grid_codes.
 #pragma once
 #include "avx2_emit.h"
 #include "generic_pack.h"
@@ -91,7 +91,38 @@ inline int pack_lanes(const bw_pack& pack, const float* x, int64_t size, T* out,
   return BW_OK;
 }
 
+// Codes too low go up one level while the next threshold is reached, too high ones down.
+inline __m256i climb(__m256 value, __m256i code, const float* ladder, int64_t levels) {
+  const __m256i top = _mm256_set1_epi32((int)levels), zero = _mm256_setzero_si256();
+  for (;;) {
+    const __m256 has_next = _mm256_castsi256_ps(_mm256_cmpgt_epi32(top, code)), has_this = _mm256_castsi256_ps(_mm256_cmpgt_epi32(code, zero));
+    const __m256 next = _mm256_mask_i32gather_ps(value, ladder, code, has_next, 4);
+    const __m256 here = _mm256_mask_i32gather_ps(value, ladder - 1, code, has_this, 4);
+    const __m256 up = _mm256_and_ps(has_next, _mm256_cmp_ps(value, next, _CMP_GE_OQ));
+    const __m256 down = _mm256_and_ps(has_this, _mm256_cmp_ps(value, here, _CMP_NGE_UQ));  // NaN goes down to 0
+    if (!_mm256_movemask_ps(_mm256_or_ps(up, down))) return code;
+    code = _mm256_add_epi32(_mm256_sub_epi32(code, _mm256_castps_si256(up)), _mm256_castps_si256(down));
+  }
+}
+
+inline void codes_by_ladder(const bw_pack& pack, const float* x, int64_t count, uint8_t* codes) {
+  if (pack.grid) return codes_by_grid(pack, x, count, codes);
+  const float* const ladder = pack.thresholds;
+  int64_t first = 0, last = pack.levels - 1;  // of the finite thresholds
+  while (first < last && ladder[first] < -1e30f) first++;
+  while (last > first && ladder[last] > 1e30f) last--;
+  const float span = ladder[last] - ladder[first];
+  const __m256 rate = _mm256_set1_ps(span > 0 && span < 1e30f ? (float)(last - first) / span : 0.0f);
+  const __m256 origin = _mm256_set1_ps(ladder[first]), reached = _mm256_set1_ps((float)first + 1.0f), top = _mm256_set1_ps((float)pack.levels);
+  by_eights(count, [&](const auto& at) {
+    const __m256 value = at.load(x), place = _mm256_add_ps(_mm256_mul_ps(_mm256_sub_ps(value, origin), rate), reached);
+    const __m256 guess = _mm256_min_ps(_mm256_max_ps(place, _mm256_setzero_ps()), top);  // NaN: the second operand
+    at.store_bytes(codes, climb(value, _mm256_cvttps_epi32(guess), ladder, pack.levels));
+  });
+}
+
 inline int lanes_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, int threads) {
+  if (pack.levels > COUNTED_LEVELS && one_ladder(pack)) return pack_to_bits(pack, x, out, threads, pack_rows<codes_by_ladder>);
   if (pack.levels > COUNTED_LEVELS || (pack.groups != 1 && pack.c / pack.groups % 32)) return generic_pack_bits(pack, x, out, threads);
   return pack_lanes(
       pack, x, pack.planes * bw_ceil_div(pack.c, 32), out, threads,
@@ -102,8 +133,9 @@ inline int lanes_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, i
 }
 
 inline int lanes_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
-  const bool by_grid = pack.grid && !pack.flip && !pack.per_channel;
-  if (by_grid || pack.levels > COUNTED_LEVELS) return generic_pack_bytes(pack, x, out, threads);
+  const bool rows = one_ladder(pack) && (pack.grid || pack.levels > COUNTED_LEVELS);
+  if (rows) return pack_to_bytes(pack, x, out, threads, pack_rows<codes_by_ladder>);
+  if (pack.levels > COUNTED_LEVELS) return generic_pack_bytes(pack, x, out, threads);
   return pack_lanes(
       pack, x, pack.c, out, threads,
       [&](const float* image, int64_t first, int64_t count, uint8_t* to) { bytes_of_planes(pack, image, first, count, to); },

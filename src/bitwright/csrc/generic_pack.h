@@ -7,12 +7,17 @@ namespace {
 
 const int64_t PACK_BLOCK = 32;  // pixels whose codes are held at once: an NCHW plane is read in runs of this length
 
-// The same as pack_block, by an even ladder.
-inline void grid_block(const bw_pack& pack, const float* image, int64_t first, int64_t count, uint8_t* codes) {
-  if (!pack.nchw) return grid_codes(*pack.grid, image + first * pack.c, count * pack.c, codes);
+// Codes of `count` values that lie one after the other, all of one ladder.
+typedef void CodesInRow(const bw_pack& pack, const float* x, int64_t count, uint8_t* codes);
+inline void codes_by_grid(const bw_pack& pack, const float* x, int64_t count, uint8_t* codes) { grid_codes(*pack.grid, x, count, codes); }
+
+// The same as pack_block, by rows.
+template <CodesInRow* codes_in_row>
+inline void pack_rows(const bw_pack& pack, const float* image, int64_t first, int64_t count, uint8_t* codes) {
+  if (!pack.nchw) return codes_in_row(pack, image + first * pack.c, count * pack.c, codes);
   uint8_t row[PACK_BLOCK];
   for (int64_t c = 0; c < pack.c; c++) {
-    grid_codes(*pack.grid, image + c * pack.h * pack.w + first, count, row);
+    codes_in_row(pack, image + c * pack.h * pack.w + first, count, row);
     for (int64_t i = 0; i < count; i++) codes[i * pack.c + c] = row[i];
   }
 }
@@ -57,19 +62,27 @@ inline int generic_pack(const bw_pack& pack, const float* x, int threads, PackBl
   return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory while packing") : BW_OK;
 }
 
-inline int generic_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, int threads) {
+inline bool one_ladder(const bw_pack& pack) { return !pack.flip && !pack.per_channel; }
+inline PackBlock* generic_block(const bw_pack& pack) { return pack.grid && one_ladder(pack) ? pack_rows<codes_by_grid> : pack_block; }
+
+inline int pack_to_bits(const bw_pack& pack, const float* x, uint32_t* out, int threads, PackBlock* block) {
   const int64_t words = pack.planes * bw_words(pack.c, pack.groups);
-  return generic_pack(pack, x, threads, pack_block, [&](const uint8_t* codes, int64_t pixel, int64_t count) {
+  return generic_pack(pack, x, threads, block, [&](const uint8_t* codes, int64_t pixel, int64_t count) {
     for (int64_t i = 0; i < count; i++)
       codes_to_words(codes + i * pack.c, pack.c, pack.groups, pack.planes, out + (pixel + i) * words);
   });
 }
+inline int generic_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, int threads) {
+  return pack_to_bits(pack, x, out, threads, generic_block(pack));
+}
 
-inline int generic_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
-  const bool by_grid = pack.grid && !pack.flip && !pack.per_channel;
-  return generic_pack(pack, x, threads, by_grid ? grid_block : pack_block, [&](const uint8_t* codes, int64_t pixel, int64_t count) {
+inline int pack_to_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads, PackBlock* block) {
+  return generic_pack(pack, x, threads, block, [&](const uint8_t* codes, int64_t pixel, int64_t count) {
     memcpy(out + pixel * pack.c, codes, (size_t)(count * pack.c));
   });
+}
+inline int generic_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
+  return pack_to_bytes(pack, x, out, threads, generic_block(pack));
 }
 
 // ---- max pooling: padding never wins, because a window starts at code 0, which is the lowest ----------------
