@@ -15,7 +15,11 @@ namespace {
 
 const int64_t FOLDED_FLUSH = 30;  // units: 60 look-ups of 4 fit a byte
 
-inline bool folds(const bw_conv& conv) { return conv.x_planes == 1 && conv.oh > 1 && lookup_units(conv) * 8 <= 65535; }
+inline bool rows_of_layer(const bw_conv& conv) { return conv.h == 1 && conv.w == 1 && conv.oh == 1 && conv.ow == 1 && !conv.pad_h && !conv.pad_w; }
+inline bool folds(const bw_conv& conv) {
+  const bool pairs = conv.oh > 1 || (conv.n > 1 && rows_of_layer(conv));
+  return conv.x_planes == 1 && pairs && lookup_units(conv) * 8 <= 65535;
+}
 
 struct FoldedJob {
   const bw_conv& conv;
@@ -164,7 +168,13 @@ inline const int32_t* folded_totals(const bw_conv& conv, const uint32_t* x) {
   return padded ? window_totals(conv, padded) : nullptr;
 }
 
-inline int folded_conv_bits(const bw_conv& all, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
+inline int folded_conv_bits(bw_conv all, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
+  if (all.oh == 1) {  // rows of a linear layer are those of one image
+    int32_t* const classes = (int32_t*)bw_scratch(BW_SCRATCH_CUTS, (size_t)all.n * 4);
+    if (!classes) return bw_fail(BW_NO_MEMORY, "out of memory for the rows of a linear layer");
+    for (int64_t i = 0; i < all.n; i++) classes[i] = all.row_class[0];
+    all.h = all.oh = all.n, all.n = all.stride_h = 1, all.row_class = classes;
+  }
   const int64_t units = bw_ceil_div(all.c, UNIT), tables = units * UNIT_TABLES, words = bw_ceil_div(all.c, 32);
   const int64_t oh = (all.oh + 1) / 2, rows = (oh - 1) * all.stride_h + all.dil_h * (all.kh - 1) + 1;
   const int64_t columns = all.w + 2 * all.pad_w, image = rows * columns * tables;
