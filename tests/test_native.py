@@ -133,6 +133,14 @@ def test_all_codes_largest(isa: str, bits: int, weight: int, c: int, kernel: int
     assert torch.equal(got.long(), want)
 
 
+@pytest.mark.parametrize("rows", [2, 4, 5, 9, 33])
+@pytest.mark.parametrize("c, o", [(40, 17), (1000, 33)])
+def test_rows_of_a_linear_layer(isa: str, rows: int, c: int, o: int) -> None:
+    """Ways that pay for several rows: two at a time of one bit, weights that become bytes for many bits."""
+    for a, q in ((1, 1), (1, 2), (3, 3), (8, 1), (8, 2)):
+        Case(rows + c, rows, c, o, (1, 1), (1, 1), a=a, q=q).check()
+
+
 # ---- convolution on bits ---------------------------------------------------------------------------------
 
 

@@ -2,8 +2,7 @@
 // layers with codes, the generic ones, compiled with these flags, for the rest.
 #include "generic_table.h"
 
-#include "avx2_bytes.h"
-#include "avx2_folded.h"
+#include "avx2_expanded.h"
 #include "avx2_pack.h"
 
 namespace {
@@ -17,8 +16,10 @@ void avx2_bits_weights(const bw_conv& conv, const uint8_t* bits, void* body) {
   lookups_fit(conv) ? lookups_weights(conv, bits, body) : table_bits_weights(conv, bits, body);
 }
 int avx2_conv_bits(const bw_conv& conv, const uint32_t* x, int32_t layout, const void* body, const bw_sink& sink, int threads) {
-  if (layout == BW_LAYOUT_BIT_LOOKUPS && lookups_fit(conv))
+  if (layout == BW_LAYOUT_BIT_LOOKUPS && lookups_fit(conv)) {
+    if (expands(conv)) return expanded_conv_bits(conv, x, body, sink, threads);
     return folds(conv) ? folded_conv_bits(conv, x, body, sink, threads) : lookups_conv_bits(conv, x, body, sink, threads);
+  }
   return table_conv_bits(conv, x, layout, body, sink, threads);
 }
 
