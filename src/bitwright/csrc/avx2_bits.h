@@ -89,21 +89,22 @@ struct LookupJob {
   int64_t halves, upper;  // tables of an input, and where the second lies
   int64_t flush, segment;  // units after which bytes, and 16 bits, could overflow
   static constexpr int64_t width = 32;
+  static constexpr int pixels = TILE_PIXELS;
 
   template <int P>
   BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
     const uint8_t* x[P];
     BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), walk.next();
-    if (halves == 1) return pixels<P>(x, pixel, block, sums, stride);
+    if (halves == 1) return rows<P>(x, pixel, block, sums, stride);
     constexpr int PAIR = P > 1 ? 2 : 1;
     for (int p = 0; p < P; p += PAIR) {
       const uint8_t* both[2 * PAIR];
       BW_UNROLL for (int i = 0; i < 2 * PAIR; i++) both[i] = x[p + i / 2] + i % 2 * upper;
-      pixels<2 * PAIR>(both, pixel + p, block, sums + p * stride, stride);
+      rows<2 * PAIR>(both, pixel + p, block, sums + p * stride, stride);
     }
   }
   template <int R>
-  BW_INLINE void pixels(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+  BW_INLINE void rows(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
     if (conv.o - block * width > 16) vectors<R, 2>(x, pixel, block, sums, stride);
     else vectors<R, 1>(x, pixel, block, sums, stride);
   }

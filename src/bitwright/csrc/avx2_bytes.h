@@ -3,8 +3,9 @@
 //   quads  four codes with int8 weights, vpmaddubsw, sums of 16 bits that `flush` quads cannot overflow: 32 products an instruction.
 //          For weights so small that four quads fit: up to 4 bits beside codes of 8 bits, up to 8 beside codes of 4.
 //   pairs  two codes with weights of 16 bits, vpmaddwd: 16 products an instruction, for all others (-255..255).
-// As for bits, lanes are outputs and codes are broadcast. A tile is 4 pixels x 16 outputs: per place 2 loads of weights, 4 broadcasts,
-// 8 products and 8 additions; Zen 3 starts two products and four operations a cycle, so the products are the limit.
+// As for bits, lanes are outputs and codes are broadcast. A tile of pairs is 6 pixels x 16 outputs: per place 2 loads of weights, 6
+// broadcasts, 12 products and 12 additions; Zen 3 starts two products and four operations a cycle, so the products are the limit. Quads
+// need registers for sums of 16 bits besides: 4 pixels.
 //
 // A run whose length is not a whole number of quads or pairs reads into its neighbor; the weights there are zero.
 #pragma once
@@ -73,6 +74,7 @@ struct BytesJob {
   const uint8_t* weights;
   int64_t flush;
   static constexpr int64_t width = 16;
+  static constexpr int pixels = sizeof(T) == 2 ? 6 : TILE_PIXELS;
 
   template <int P>
   BW_INLINE void tile(Walk<T>& walk, int64_t, int64_t block, int32_t* sums, int64_t stride) const;

@@ -7,16 +7,16 @@
 namespace {
 
 const int64_t CHUNK = MOST_ROWS;  // pixels
-const int TILE_PIXELS = 4;        // of a register tile, with two vectors of outputs each
+const int TILE_PIXELS = 4;        // of most register tiles, with two vectors of outputs each
 
-// `job` has width (outputs of a block) and tile<P>(walk, pixel, block, sums, stride): the sums of P pixels from `pixel` on, at
+// `job` has width (outputs of a block), pixels (of a register tile) and tile<P>(walk, pixel, block, sums, stride): the sums of P pixels from `pixel` on, at
 // sums[p * stride], with the outputs of one block. Pixels are counted from `first_pixel` on in the tensors of the sink.
 template <class Job>
 void chunk_sums(const Job& job, int64_t first, int64_t last, int64_t block, int32_t* sums, int64_t stride) {
   Walk<typename Job::element> walk(job.conv, job.window, first);
   int64_t pixel = first;
-  for (; pixel + TILE_PIXELS <= last; pixel += TILE_PIXELS)
-    job.template tile<TILE_PIXELS>(walk, pixel, block, sums + (pixel - first) * stride + block * job.width, stride);
+  for (; pixel + Job::pixels <= last; pixel += Job::pixels)
+    job.template tile<Job::pixels>(walk, pixel, block, sums + (pixel - first) * stride + block * job.width, stride);
   for (; pixel < last; pixel++) job.template tile<1>(walk, pixel, block, sums + (pixel - first) * stride + block * job.width, stride);
 }
 
@@ -24,7 +24,7 @@ template <class Job>
 int conv_in_chunks(const Job& job, const bw_sink& sink, int64_t first_pixel, int threads) {
   const bw_conv& conv = job.conv;
   const int64_t pixels = conv.n * conv.oh * conv.ow, blocks = bw_ceil_div(conv.o, job.width), stride = blocks * job.width;
-  const int64_t chunk = items_per_task(threads, pixels, TILE_PIXELS, CHUNK), chunks = bw_ceil_div(pixels, chunk);
+  const int64_t chunk = items_per_task(threads, pixels, Job::pixels, CHUNK / Job::pixels * Job::pixels), chunks = bw_ceil_div(pixels, chunk);
   const bool many = chunks >= 2 * threads;  // else the blocks of outputs are the tasks
   const EmitRows emit = emitter_of(sink, conv.o);
   int no_memory = 0;
