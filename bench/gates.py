@@ -1,6 +1,6 @@
 """What gates save on a CPU: a gated layer or net against the same one computed densely, and against torch in float32.
 
-    python bench/gates.py [--rounds 25] [--only resnet]
+    python bench/gates.py [--rounds 25] [--only resnet] [--out ../docs/results/gates_avx2.csv]
 
 Layers: an `fbs` gate keeps half of the output channels and half of the inputs are zero, as behind another such gate (or all
 are there). "dense": the same kernel with nothing left out; "torch": the float convolution alone, channels_last, without a
@@ -19,6 +19,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -178,12 +179,13 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--only", default="", help="rows whose name begins so. [default: all]")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "gates.csv"))
     parser.add_argument("--isa", default="", help="instruction set of the kernels. [default: the best here]")
     args = parser.parse_args()
     native.force_isa(args.isa)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", bw.errors.BitwrightWarning)
-    path, facts, fresh = ROOT / "docs" / "results" / "gates.csv", machine(1), []
+    path, facts, fresh = Path(args.out), machine(1), []
     jobs: list[tuple[str, dict[str, Any], Callable[[], tuple[Calls, float]]]] = [
         (f"conv {c}>{o} {k}x{k} {s}x{s}", {"block": b, "live": live}, lambda a=(c, o, s, k, b, live): layer(*a))
         for c, o, s, k, b, live in LAYERS

@@ -11,7 +11,7 @@ namespace {
 struct FloatPiece {
   int32_t panel, at;
   uint16_t lanes;
-  BW_INLINE void copy(Floats x, float* to) const { store(to + at, lanes == 0xffff ? x : together(lanes, x)); }
+  BW_INLINE void copy(Floats x, float* to) const { lanes == 0xffff ? store(to + at, x) : store_together(to + at, lanes, x); }
 };
 struct FloatPicks {
   const FloatPiece* pieces;

@@ -8,26 +8,24 @@ typedef void (*GatedTileCall)(const GatedTile&, const float* x, const float* w, 
 
 struct GenericGated {
   static const int PIXELS = 6;
-  typedef float Eight __attribute__((vector_size(32)));
 
   template <int HIGH, int WIDE>
   static void one(const GatedTile& t, const float* x, const float* w, float* sums, int64_t down) {
-    Eight a[HIGH * WIDE][2] = {};
+    Floats a[HIGH * WIDE];
+    BW_UNROLL for (int i = 0; i < HIGH * WIDE; i++) a[i] = zeros();
     for (int64_t j = 0; j < t.inputs; j++) {
       const float *weights = w + t.rows[j] * t.kh * t.kw * t.across, *row = x + j * t.length;
       for (int64_t ky = 0; ky < t.kh; ky++, row += t.down)
         for (int64_t kx = 0; kx < t.kw; kx++, weights += t.across) {
-          Eight u, v;
-          memcpy(&u, weights, 32), memcpy(&v, weights + 8, 32);
-          for (int r = 0; r < HIGH; r++)
-            for (int i = 0; i < WIDE; i++) {
-              const float value = row[r * t.step + t.right[kx] + i];
-              a[r * WIDE + i][0] += u * value, a[r * WIDE + i][1] += v * value;
-            }
+          const Floats v = load(weights);
+          const float* const at = row + t.right[kx];
+          BW_UNROLL for (int r = 0; r < HIGH; r++)
+            BW_UNROLL for (int i = 0; i < WIDE; i++)
+              a[r * WIDE + i] = plus_product(a[r * WIDE + i], all_of(at[r * t.step + i]), v);
         }
     }
-    for (int r = 0; r < HIGH; r++)
-      for (int i = 0; i < WIDE; i++) memcpy(sums + r * down + i * t.outputs, a[r * WIDE + i], 64);
+    BW_UNROLL for (int r = 0; r < HIGH; r++)
+      BW_UNROLL for (int i = 0; i < WIDE; i++) store(sums + r * down + i * t.outputs, a[r * WIDE + i]);
   }
 
   template <int HIGH, int WIDE>
