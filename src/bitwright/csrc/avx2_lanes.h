@@ -47,31 +47,48 @@ BW_INLINE Floats size_of(Floats x) {
 BW_INLINE Floats times_plus(Floats x, Floats scale, Floats add) { return x * scale + add; }
 BW_INLINE Floats not_below_zero(Floats x) { return {_mm256_max_ps(_mm256_setzero_ps(), x.a), _mm256_max_ps(_mm256_setzero_ps(), x.b)}; }
 
-// For each choice of eight lanes: their numbers, four bits each, the first lowest.
+// For each choice of eight lanes: their numbers, four bits each, the first lowest; and for each lane, how many are in front of it.
 struct LaneLists {
-  uint32_t of[256];
+  uint32_t of[256], before[256];
 };
 constexpr LaneLists lane_lists() {
   LaneLists made = {};
   for (int lanes = 0; lanes < 256; lanes++)
-    for (int i = 0, at = 0; i < 8; i++)
-      if (lanes >> i & 1) made.of[lanes] |= (uint32_t)i << at, at += 4;
+    for (int i = 0, count = 0; i < 8; i++) {
+      made.before[lanes] |= (uint32_t)count << 4 * i;
+      if (lanes >> i & 1) made.of[lanes] |= (uint32_t)i << 4 * count++;
+    }
   return made;
 }
 constexpr LaneLists LANE_LISTS = lane_lists();
-
-// The named lanes side by side, then zeros, of eight.
-BW_INLINE __m256 eight_together(int lanes, __m256 x) {
-  const __m256i shifts = _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28), numbers = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-  const __m256i from = _mm256_srlv_epi32(_mm256_set1_epi32((int)LANE_LISTS.of[lanes]), shifts);  // the low three bits count
-  const __m256i some = _mm256_cmpgt_epi32(_mm256_set1_epi32(__builtin_popcount(lanes)), numbers);
-  return _mm256_and_ps(_mm256_permutevar8x32_ps(x, from), _mm256_castsi256_ps(some));
+BW_INLINE __m256i eight_numbers(uint32_t packed) {  // permutations read their low three bits
+  return _mm256_srlv_epi32(_mm256_set1_epi32((int)packed), _mm256_setr_epi32(0, 4, 8, 12, 16, 20, 24, 28));
 }
-BW_INLINE void store_together(float* to, uint16_t lanes, Floats x) {
+
+struct Together {
+  int32_t low[8], high[8], some[8], count;  // permutations; the lanes of the upper half that are filled; how many of the lower half
+  BW_INLINE void copy(const float* from, float* to) const {  // up to 8 + count numbers
+    const auto at = [](const int32_t* vector) { return _mm256_loadu_si256((const __m256i*)vector); };
+    _mm256_storeu_ps(to, _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), at(low)));
+    const __m256 upper = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from + 8), at(high));
+    _mm256_storeu_ps(to + count, _mm256_and_ps(upper, _mm256_castsi256_ps(at(some))));
+  }
+};
+BW_INLINE Together together(uint16_t lanes) {
+  Together made;
+  const auto keep = [](int32_t* to, __m256i vector) { _mm256_storeu_si256((__m256i*)to, vector); };
+  keep(made.low, eight_numbers(LANE_LISTS.of[lanes & 255])), keep(made.high, eight_numbers(LANE_LISTS.of[lanes >> 8]));
+  keep(made.some, lanes_of((1 << __builtin_popcount(lanes >> 8)) - 1));
+  made.count = __builtin_popcount(lanes & 255);
+  return made;
+}
+BW_INLINE __m256 eight_apart(int lanes, const float* from) {
+  const __m256 x = _mm256_permutevar8x32_ps(_mm256_loadu_ps(from), eight_numbers(LANE_LISTS.before[lanes]));
+  return _mm256_and_ps(x, _mm256_castsi256_ps(lanes_of(lanes)));
+}
+BW_INLINE Floats load_apart(const float* from, uint16_t lanes) {  // reads no more than sixteen numbers
   const int low = lanes & 255;
-  _mm256_storeu_ps(to + 8, _mm256_setzero_ps());
-  _mm256_storeu_ps(to, eight_together(low, x.a));
-  _mm256_storeu_ps(to + __builtin_popcount(low), eight_together(lanes >> 8, x.b));
+  return {eight_apart(low, from), eight_apart(lanes >> 8, from + __builtin_popcount(low))};
 }
 
 // Sums of the lanes of P vectors: lane i and i + 8, then i and i + 4, i + 2, i + 1.

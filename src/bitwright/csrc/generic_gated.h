@@ -43,22 +43,22 @@ struct GenericGated {
 
   static void together(const float* w, const uint16_t* on, int64_t panels, float* out) {
     for (int64_t p = 0; p < panels; p++)
-      for (int i = 0; i < 16; i++)
-        if (on[p] >> i & 1) *out++ = w[p * 16 + i];
+      for (uint32_t left = on[p]; left; left &= left - 1) *out++ = w[p * 16 + __builtin_ctz(left)];
   }
 
   static void finish(const bw_gated& g, const GatedImage& image, const float* add, const float* sums, float* out,
                      const float* residual) {
     for (int64_t p = 0; p < bw_panels(g.o); p++) {
-      const float* from = sums;
-      if (!image.apart && image.on[p]) sums += 16;
-      for (int64_t i = 0; i < 16 && p * 16 + i < g.o; i++) {
-        const int64_t o = p * 16 + i;
-        const bool on = image.on[p] >> i & 1;
-        float y = on ? ((image.apart ? *sums++ : from[i]) + add[o]) * image.gain[o] : 0;
-        if (residual) y += residual[o];
-        out[o] = g.relu && y < 0 ? 0 : y;
+      const uint16_t on = image.on[p], here = first_lanes(g.o - p * 16);
+      Floats y = zeros();
+      if (on) {
+        y = image.apart ? load_apart(sums, on) : load(sums);
+        y = choose(on, (y + load(add + p * 16)) * load(image.gain + p * 16), zeros());
+        sums += image.apart ? __builtin_popcount(on) : 16;
       }
+      if (residual) y = y + load_some(residual + p * 16, here);
+      if (g.relu) y = not_below_zero(y);
+      store_some(out + p * 16, y, here);
     }
   }
 };

@@ -38,7 +38,12 @@ BW_INLINE Floats plus_product(Floats sum, Floats a, Floats b) { return _mm512_fm
 BW_INLINE uint16_t above(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 BW_INLINE Floats choose(uint16_t lanes, Floats yes, Floats no) { return _mm512_mask_mov_ps(no, lanes, yes); }
 BW_INLINE Floats size_of(Floats x) { return _mm512_abs_ps(x); }
-BW_INLINE void store_together(float* to, uint16_t lanes, Floats x) { _mm512_storeu_ps(to, _mm512_maskz_compress_ps(lanes, x)); }  // then zeros
+// Copies sixteen numbers, those of these lanes side by side; then zeros.
+struct Together {
+  uint16_t lanes;
+  BW_INLINE void copy(const float* from, float* to) const { _mm512_storeu_ps(to, _mm512_maskz_compress_ps(lanes, _mm512_loadu_ps(from))); }
+};
+BW_INLINE Together together(uint16_t lanes) { return {lanes}; }
 BW_INLINE Floats times_plus(Floats x, Floats scale, Floats add) { return _mm512_add_ps(_mm512_mul_ps(x, scale), add); }
 BW_INLINE Floats not_below_zero(Floats x) { return _mm512_max_ps(zeros(), x); }  // NaN: the second operand
 
@@ -103,11 +108,20 @@ BW_INLINE Floats choose(uint16_t lanes, Floats yes, Floats no) {
   return load(x);
 }
 BW_INLINE Floats size_of(Floats x) { return x < 0.0f ? -x : x; }
-BW_INLINE void store_together(float* to, uint16_t lanes, Floats x) {
-  float first[16] = {};
-  for (int i = 0, j = 0; i < 16; i++)
-    if (lanes >> i & 1) first[j++] = x[i];
-  memcpy(to, first, 64);
+struct Together {
+  uint16_t lanes;
+  BW_INLINE void copy(const float* from, float* to) const {
+    float first[16] = {};
+    for (int i = 0, j = 0; i < 16; i++)
+      if (lanes >> i & 1) first[j++] = from[i];
+    memcpy(to, first, 64);
+  }
+};
+BW_INLINE Together together(uint16_t lanes) { return {lanes}; }
+BW_INLINE Floats load_apart(const float* from, uint16_t lanes) {  // the other way round; reads no more than sixteen numbers
+  float x[16];
+  for (int i = 0, j = 0; i < 16; i++) x[i] = lanes >> i & 1 ? from[j++] : 0.0f;
+  return load(x);
 }
 BW_INLINE Floats times_plus(Floats x, Floats scale, Floats add) { return x * scale + add; }
 BW_INLINE Floats not_below_zero(Floats x) { return x < 0.0f ? zeros() : x; }
