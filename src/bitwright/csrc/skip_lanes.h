@@ -44,6 +44,7 @@ struct Together {
   BW_INLINE void copy(const float* from, float* to) const { _mm512_storeu_ps(to, _mm512_maskz_compress_ps(lanes, _mm512_loadu_ps(from))); }
 };
 BW_INLINE Together together(uint16_t lanes) { return {lanes}; }
+BW_INLINE Floats load_apart(const float* from, uint16_t lanes) { return _mm512_maskz_expandloadu_ps(lanes, from); }  // the other way round
 BW_INLINE Floats times_plus(Floats x, Floats scale, Floats add) { return _mm512_add_ps(_mm512_mul_ps(x, scale), add); }
 BW_INLINE Floats not_below_zero(Floats x) { return _mm512_max_ps(zeros(), x); }  // NaN: the second operand
 

@@ -142,11 +142,11 @@ def rows(graph: Graph) -> Iterator[tuple[str, str, Times, Times]]:
 
 def times(graph: Graph) -> dict[str, Times]:
     """Each way on one image of which the noted share is on, one thread, in turn."""
-    return {key(node, graph): _times(node, graph) for node in layers(graph)}
+    return {key(node, graph): planner.in_turn(ways(node, graph)) for node in layers(graph)}
 
 
-def _times(node: Node, graph: Graph) -> Times:
-    """On random numbers, with thresholds for that share."""
+def ways(node: Node, graph: Graph) -> dict[str, Callable[[], object]]:
+    """Each way on random numbers, with thresholds for the noted share."""
     from bitwright.engine.fuse_splits import made_whole
     from bitwright.engine.run_native import step
 
@@ -173,7 +173,7 @@ def _times(node: Node, graph: Graph) -> Times:
     if gate.coded and not gate.last:  # torch's layer, which says nothing of the gate
         numbers, weight = x.float(), torch.randn(gate.weight.shape)
         calls["float"] = lambda: applied(numbers, weight, node)
-    return planner.in_turn(calls)
+    return calls
 
 
 def _laid(x: Tensor, gate: SplitOperator) -> Any:
