@@ -138,7 +138,9 @@ def split_layer(c: int, side: int, bits: dict[str, Any], gate: dict[str, Any], s
     packed: Any = bw.convert(model, x, threads=1, force=True).model
     node = plan_splits.layers(packed.runtime)[-1]
     found = plan_splits.ways(node, packed.runtime)
-    image, weight = (torch.randn(*s).contiguous(memory_format=torch.channels_last) for s in ((1, c, side, side), (c, c, 3, 3)))
+    image, weight = (
+        torch.randn(*s).contiguous(memory_format=torch.channels_last) for s in ((1, c, side, side), (c, c, 3, 3))
+    )
     return {
         "gated": found["gated"],
         "dense": found[plan_splits.dense_way(node)],
@@ -216,7 +218,11 @@ def main() -> None:
         for c, o, s, k, b, live in LAYERS
     ]
     jobs += [
-        (f"conv {c}>{c} 3x3 {side}x{side}, {kind}", {"block": "", "live": ""}, lambda a=(c, side, bits, gate, share): split_layer(*a))
+        (
+            f"conv {c}>{c} 3x3 {side}x{side}, {kind}",
+            {"block": "", "live": ""},
+            lambda a=(c, side, bits, gate, share): split_layer(*a),
+        )
         for c, side in SPLIT_LAYERS
         for name, _, kind, bits, gate, share in SPLITS
         if name == "resnet20"

@@ -87,7 +87,9 @@ planes cost one pass per pair of planes: 2 high bits with 1-bit weights are 2 pa
 dearer ("high bits as planes"). Even so the base and its list take three quarters of the dense time, and the rest, dot products for single outputs,
 runs at about two thirds of the rate of the dense kernel: at 30 % on that is nearly another half. A packed layer has to compute the gate's own
 values, so its dense way is both sums, about twice the time of the twin above; against that, skipping pays up to about half of the outputs on, a quarter where Winograd's form
-takes the whole code.{avx2()}"""
+takes the whole code.{avx2()}
+
+"""
 
 
 def avx2() -> str:
@@ -99,12 +101,12 @@ def avx2() -> str:
     made = [
         [r["row"] + (f", in blocks of {r['block']}" if r["block"] == "16" else ""), r["keep"],
          *(f"{r[f'over_{k}']} ({r[f'over_{k}_q1']}-{r[f'over_{k}_q3']})" if r[f"over_{k}"] else "" for k in ("dense", "torch"))]
-        for r in nets
+        for r in sorted(nets, key=lambda r: not r["row"].startswith("conv"))
         if r["live"] in ("", "0.5")
     ]  # fmt: skip
     return f"""
 
-#### On a CPU without AVX-512
+#### Gates on a CPU without AVX-512
 
     python bench/skip.py --out ../docs/results/skip_avx2.csv
     python bench/gates.py --out ../docs/results/gates_avx2.csv
@@ -114,7 +116,8 @@ The same by the kernels for AVX2 ({machine("skip_avx2.csv")}; a shared and noisy
 {table(head, rows)}
 
 {listed(findings(found))}Layers against their own dense way (`fbs`: the same kernel, everything on, behind a layer with such a gate; else both sums of every output, of which
-the gate takes one) and nets against the same nets without gates, packed; both also against torch in float32, channels_last. Median and quartiles:
+the gate takes one; a packed net runs the way that is predicted, or measured by `explain(measure=True)`, to be faster) and nets against the same
+nets without gates, packed; both also against torch in float32, channels_last. Median and quartiles:
 
 {table(["layer or net", "share on", "dense / gated", "torch / gated"], made)}
 

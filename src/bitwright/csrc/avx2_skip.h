@@ -201,7 +201,8 @@ struct SkipLanes : SkipCodes {
     }
     int32_t sums[(P + 3) / 4 * 4];
     BW_UNROLL for (int p = 0; p < P; p += 4) {
-      const __m256i ab = _mm256_hadd_epi32(sum[p], sum[p + 1 < P ? p + 1 : p]), cd = _mm256_hadd_epi32(sum[p + 2 < P ? p + 2 : p], sum[p + 3 < P ? p + 3 : p]);
+      const __m256i ab = _mm256_hadd_epi32(sum[p], sum[p + 1 < P ? p + 1 : p]);
+      const __m256i cd = _mm256_hadd_epi32(sum[p + 2 < P ? p + 2 : p], sum[p + 3 < P ? p + 3 : p]);
       const __m256i four = _mm256_hadd_epi32(ab, cd);
       _mm_storeu_si128((__m128i*)(sums + p), _mm_add_epi32(_mm256_castsi256_si128(four), _mm256_extracti128_si256(four, 1)));
     }

@@ -27,7 +27,9 @@ SKIP_RATES = {
     "avx512": {"bytes": (250.0, 110.0, 1.1), "float": (50.0, 35.0, 1.1)},
     "avx2": {"bytes": (150.0, 60.0, 3.0), "float": (17.0, 19.0, 3.5)},
 }
-DENSE_BYTES = {"avx2": 150.0}  # products per nanosecond of its dense way, where Winograd's form takes codes of any width
+DENSE_BYTES = {
+    "avx2": 150.0
+}  # products per nanosecond of its dense way, where Winograd's form takes codes of any width
 BY_WINOGRAD = 1.6
 FLOATS_BY_WINOGRAD = 1.8  # of the base of floats
 DENSE_FLOATS = 0.65  # of a float convolution in torch: what both sums by Winograd's form take

@@ -64,7 +64,11 @@ class Connections:
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
         self.shape = tuple(weight.shape)
-        self.held = [weight.crow_indices().to(torch.int32), weight.col_indices().to(torch.int32), weight.values().float()]
+        self.held = [
+            weight.crow_indices().to(torch.int32),
+            weight.col_indices().to(torch.int32),
+            weight.values().float(),
+        ]
         self.held += [] if bias is None else [bias.float()]
         self.held = [t.contiguous() for t in self.held]
         self.pointers = [t.data_ptr() for t in self.held] + [None] * (4 - len(self.held))
