@@ -289,7 +289,8 @@ def test_strides_and_dilation_are_those_of_the_packed_weights(isa: str) -> None:
     """Weights of a kernel that needs steps of 1 are never read with others: each layer packs its own, and both are exact."""
     weight, threshold = torch.randint(-1, 2, (32, 64, 3, 3)), torch.zeros(32)
     x = torch.randint(0, 256, (1, 9, 9, 64), dtype=torch.uint8)
-    for place in ({"stride": 2}, {"dilation": 2}, {}):
+    places: list[dict[str, Any]] = [{"stride": 2}, {"dilation": 2}, {}]
+    for place in places:
         found = ByteSkip(weight, threshold, padding=1, low_bits=4, **place).run_int(x).double()
         planes, step = x.permute(0, 3, 1, 2).double(), (place.get("stride", 1), 1, place.get("dilation", 1))
         high = planes.div(16, rounding_mode="floor") * 16
