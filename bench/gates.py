@@ -1,10 +1,11 @@
 """What gates save on a CPU: a gated layer or net against the same one computed densely, and against torch in float32.
 
-    python bench/gates.py [--rounds 25] [--only resnet]
+    python bench/gates.py [--rounds 25] [--only resnet] [--out ../docs/results/gates_avx2.csv]
 
 Layers: an `fbs` gate keeps half of the output channels and half of the inputs are zero, as behind another such gate (or all
 are there). "dense": the same kernel with nothing left out; "torch": the float convolution alone, channels_last, without a
-gate. Nets: every convolution but the first is gated, the gates with random predictors or thresholds for a share of outputs that are
+gate. Layers with other gates, 3x3, behind a ReLU: "dense": the layer's own dense way, both sums of every output, of which the gate takes one;
+"torch": the float convolution alone. Nets: every convolution but the first is gated, the gates with random predictors or thresholds for a share of outputs that are
 on (`keep`); "dense": the net of the same bits without gates, packed; "torch": in float32, without gates; "way": the gated net in plain
 torch. One image, one thread, CPU time, in turn. The median and the quartiles of the ratio,
 above 1 where the gate saves time, go to docs/results/gates.csv.
@@ -19,6 +20,7 @@ import time
 import warnings
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -26,7 +28,7 @@ import torch.nn.functional as F
 from torch import nn
 
 import bitwright as bw
-from bitwright.engine import native
+from bitwright.engine import native, plan_splits
 from bitwright.engine.native_gates import GatedPlan
 from bitwright.measure.machine import machine
 from bitwright.parts.split_gate import SplitGate
@@ -61,6 +63,7 @@ SPLITS = tuple(
         ("precision gate 8/4, w2", TERNARY, BITS, 0.3),
     )
 )
+SPLIT_LAYERS = ((64, 56), (128, 28), (256, 14))  # channels, side
 SLICE = 0.005  # seconds of one turn
 Calls = dict[str, Callable[[], object]]
 
@@ -118,6 +121,31 @@ def split_net(name: str, side: int, bits: dict[str, Any], gate: dict[str, Any], 
     dense, model = nets
     open_to(model, torch.randn(1, 3, side, side), share)  # not x: its values would lie at the thresholds
     return packed_calls(model, dense, floats, x)
+
+
+def split_layer(c: int, side: int, bits: dict[str, Any], gate: dict[str, Any], share: float) -> tuple[Calls, float]:
+    torch.manual_seed(0)
+    places, model = (3, c, c), nn.Sequential()
+    for had in places:
+        model.extend([nn.Conv2d(had, c, 3, padding=1), nn.BatchNorm2d(c), nn.ReLU()])
+    x, slots = torch.randn(1, 3, side, side), {**bits, "gate": gate}
+    kept = dict.fromkeys(slots, "float")
+    bw.apply(model, [{"match": "*", "kind": "Conv2d", **slots}, {"match": "first", **kept}], x)
+    with torch.no_grad():
+        for _ in range(10):  # the norms settle
+            model.train()(torch.randn(2, 3, side, side))
+    open_to(model.eval(), torch.randn(1, 3, side, side), share)
+    packed: Any = bw.convert(model, x, threads=1, force=True).model
+    node = plan_splits.layers(packed.runtime)[-1]
+    found = plan_splits.ways(node, packed.runtime)
+    image, weight = (
+        torch.randn(*s).contiguous(memory_format=torch.channels_last) for s in ((1, c, side, side), (c, c, 3, 3))
+    )
+    return {
+        "gated": found["gated"],
+        "dense": found[plan_splits.dense_way(node)],
+        "torch": lambda: F.conv2d(image, weight, None, 1, 1),
+    }, plan_splits.share_of(node)
 
 
 def open_to(model: nn.Module, x: torch.Tensor, share: float) -> None:
@@ -178,15 +206,26 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--only", default="", help="rows whose name begins so. [default: all]")
+    parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "gates.csv"))
     parser.add_argument("--isa", default="", help="instruction set of the kernels. [default: the best here]")
     args = parser.parse_args()
     native.force_isa(args.isa)
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", bw.errors.BitwrightWarning)
-    path, facts, fresh = ROOT / "docs" / "results" / "gates.csv", machine(1), []
+    path, facts, fresh = Path(args.out), machine(1), []
     jobs: list[tuple[str, dict[str, Any], Callable[[], tuple[Calls, float]]]] = [
         (f"conv {c}>{o} {k}x{k} {s}x{s}", {"block": b, "live": live}, lambda a=(c, o, s, k, b, live): layer(*a))
         for c, o, s, k, b, live in LAYERS
+    ]
+    jobs += [
+        (
+            f"conv {c}>{c} 3x3 {side}x{side}, {kind}",
+            {"block": "", "live": ""},
+            lambda a=(c, side, bits, gate, share): split_layer(*a),
+        )
+        for c, side in SPLIT_LAYERS
+        for name, _, kind, bits, gate, share in SPLITS
+        if name == "resnet20"
     ]
     jobs += [(name, {"block": b, "live": ""}, lambda a=(name, s, b): net(*a)) for name, s, b in NETS]
     jobs += [

@@ -162,9 +162,23 @@ as torch's sparse CSR, and packed. {machine("sparsity.csv")}.
 
 def nets() -> str:
     """Whole nets, where they were measured."""
-    found = read("sparsity_nets.csv")
+    found, other = read("sparsity_nets.csv"), read("sparsity_avx2_nets.csv")
     if not found:
         return ""
+    more = f"""
+
+The same on a CPU without AVX-512 (`--out ../docs/results/sparsity_avx2.csv`), {machine("sparsity_avx2_nets.csv")}:
+
+{net_table(other)}"""
+    return f"""Whole nets 784-4000x3-10, with as many live units and weights on as the net trained on MNIST above, which ones at random. Packed nets
+leave out units that nothing reads or that never change; layers of one bit count many images at once by lists of their
+connections, float layers multiply theirs alone (from one weight in 16 down). "No zero skipped": `BITWRIGHT_ZEROS=0`, the same answers.
+{machine("sparsity_nets.csv")}.
+
+{net_table(found)}{more if other else ""}"""
+
+
+def net_table(found: list[dict[str, str]]) -> str:
     kinds = {"float": "float", "csr": "sparse CSR", "dense": "packed, no zero skipped", "packed": "packed"}
     rows = [
         [
@@ -182,9 +196,4 @@ def nets() -> str:
         "CSR / packed",
         "dense / packed",
     ]
-    return f"""Whole nets 784-4000x3-10, with as many live units and weights on as the net trained on MNIST above, which ones at random. Packed nets
-leave out units that nothing reads or that never change; layers of one bit count many images at once by lists of their
-connections, float layers multiply theirs alone (from one weight in 16 down). "No zero skipped": `BITWRIGHT_ZEROS=0`, the same answers.
-{machine("sparsity_nets.csv")}.
-
-{table(head, rows)}"""
+    return table(head, rows)

@@ -46,13 +46,10 @@ def share(text: str) -> str:
     return f"{100 * float(text):.0f} %"
 
 
-def skip() -> str:
-    """Nothing where it was not measured."""
-    found = read("skip.csv")
-    if not found:
-        return ""
+def twins(found: list[Row]) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the table of layers."""
     shares = list(dict.fromkeys(r["on_share"] for r in found))
-    rows = []
+    rows: list[list[str]] = []
     for gate, layer in dict.fromkeys((r["gate"], r["layer"]) for r in found):
         mine = {r["on_share"]: r for r in found if (r["gate"], r["layer"]) == (gate, layer)}
         first = next(iter(mine.values()))
@@ -62,6 +59,15 @@ def skip() -> str:
                      *(f"{number(mine[s][f'{twin}_over_skip'])}x" for s in shares), bits])  # fmt: skip
     head = ["gate", "layer, 3x3", "fastest dense twin, ms", "high bits as planes, ms", *(f"{share(s)} on" for s in shares),
             "over bits, 30 % on"]  # fmt: skip
+    return head, rows
+
+
+def skip() -> str:
+    """Nothing where it was not measured."""
+    found = read("skip.csv")
+    if not found:
+        return ""
+    head, rows = twins(found)
     return f"""## Gates that skip, layer by layer
 
     python bench/skip.py
@@ -81,7 +87,66 @@ planes cost one pass per pair of planes: 2 high bits with 1-bit weights are 2 pa
 dearer ("high bits as planes"). Even so the base and its list take three quarters of the dense time, and the rest, dot products for single outputs,
 runs at about two thirds of the rate of the dense kernel: at 30 % on that is nearly another half. A packed layer has to compute the gate's own
 values, so its dense way is both sums, about twice the time of the twin above; against that, skipping pays up to about half of the outputs on, a quarter where Winograd's form
-takes the whole code."""
+takes the whole code.{avx2()}
+
+"""
+
+
+def avx2() -> str:
+    """The same on a CPU without AVX-512, and gates of whole nets there; nothing where it was not measured."""
+    found, nets = read("skip_avx2.csv"), read("gates_avx2.csv")
+    if not found or not nets:
+        return ""
+    head, rows = twins(found)
+    made = [
+        [r["row"] + (f", in blocks of {r['block']}" if r["block"] == "16" else ""), r["keep"],
+         *(f"{r[f'over_{k}']} ({r[f'over_{k}_q1']}-{r[f'over_{k}_q3']})" if r[f"over_{k}"] else "" for k in ("dense", "torch"))]
+        for r in sorted(nets, key=lambda r: not r["row"].startswith("conv"))
+        if r["live"] in ("", "0.5")
+    ]  # fmt: skip
+    return f"""
+
+#### Gates on a CPU without AVX-512
+
+    python bench/skip.py --out ../docs/results/skip_avx2.csv
+    python bench/gates.py --out ../docs/results/gates_avx2.csv
+
+The same by the kernels for AVX2 ({machine("skip_avx2.csv")}; a shared and noisy machine: compare the ratios):
+
+{table(head, rows)}
+
+{listed(findings(found))}Layers against their own dense way (`fbs`: the same kernel, everything on, behind a layer with such a gate; else both sums of every output, of which
+the gate takes one; a packed net runs the way that is predicted, or measured by `explain(measure=True)`, to be faster) and nets against the same
+nets without gates, packed; both also against torch in float32, channels_last. Median and quartiles:
+
+{table(["layer or net", "share on", "dense / gated", "torch / gated"], made)}
+
+{why(found)}"""
+
+
+def why(found: list[Row]) -> str:
+    """What bounds gates of codes there, from the rows themselves."""
+
+    def parts(gate: str, layer: str, share: str) -> tuple[float, float, float]:
+        """(share of the fastest dense twin's time for what does not depend on the outputs that are on, for each that is, at this share)."""
+        mine = {r["on_share"]: r for r in found if (r["gate"], r["layer"]) == (gate, layer)}
+        low, high = mine["0.1"], mine["0.7"]
+        twin = float(low[f"{best(low)}_ms"])
+        slope = (float(high["skip_ms"]) - float(low["skip_ms"])) / (float(high["on_really"]) - float(low["on_really"]))
+        fixed = float(low["skip_ms"]) - slope * float(low["on_really"])
+        return fixed / twin, slope / twin, float(share)
+
+    texts = []
+    for gate, share in (("channel gate, w8a8", "0.2"), ("precision gate 8/4, w2", "0.3")):
+        fixed, slope, at = parts(gate, "128x28x28", share)
+        texts.append(
+            f"{gate}, 128x28x28: base, decisions and lists take {fixed:.2f} of the dense twin's time, all of the rest would take {slope:.2f}; "
+            f"with {at:.0%} on that is {fixed + at * slope:.2f}, so {1 / (fixed + at * slope):.2f} times as fast."
+        )
+    return f"""Why gates of codes do not win against a layer without a gate: it runs by Winograd's F(4x4, 3x3), 2.25 products for 9, which a product of
+single outputs cannot have, and a base that reads all inputs is no cheaper than the whole layer. From the table, lines through 10 and 70 % on:
+
+{listed(texts)}""".rstrip()
 
 
 def lossless() -> str:

@@ -60,8 +60,10 @@ Calls = dict[str, Callable[[], Tensor]]
 
 
 def threshold_of(base: Tensor, share: float) -> Tensor:
-    """[O]: with it about `share` of each channel of [N, O, H, W] is on."""
-    return torch.quantile(base.transpose(0, 1).flatten(1).double(), 1 - share, dim=1)
+    """[O]: with it about `share` of each channel of [N, O, H, W] is on; it lies between two values, not on one."""
+    values = base.transpose(0, 1).flatten(1).double().sort(1).values
+    at = round((1 - share) * values.shape[1])
+    return (values[:, at - 1] + values[:, at]) / 2
 
 
 def floats(channels: int, side: int) -> tuple[Calls, Tensor]:

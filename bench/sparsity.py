@@ -10,7 +10,7 @@ to bits: the layer runs at one bit, or on lists where hardly a weight is on. "we
 All give the same numbers; that is checked. They take turns, one call each, on one thread in CPU time. Which weights are on is
 random: time does not depend on it, but on how many are on.
 
-Into a second file, sparsity_nets.csv, whole nets 784-4000x3-10, with steps (every layer at one bit) and with tanh (hidden values are
+Into a second file, sparsity_nets.csv (the name of --out with "_nets"), whole nets 784-4000x3-10, with steps (every layer at one bit) and with tanh (hidden values are
 floats). As many units are live and as many weights on as in the net trained on MNIST (selfprune.csv), shared out evenly; which, is
 random. "float" is the net in torch, "csr" the same on its connections; "dense" packed with BITWRIGHT_ZEROS=0: no zero is skipped;
 "packed" as nets are loaded. "dense" and "packed" give the same bits where all layers are coded, else the same numbers up to rounding.
@@ -211,7 +211,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.only != "layers":
         rows = [r for kind in ("step", "tanh") for r in measure_net(kind, (1, 256), args.rounds)]
-        write(Path(args.out).with_name("sparsity_nets.csv"), rows)
+        write(Path(args.out).with_stem(f"{Path(args.out).stem}_nets"), rows)
     if args.only == "nets":
         return
     out, records = Path(args.out), [r for r in read(Path(args.out)) if int(r["batch"]) not in args.batches]

@@ -33,7 +33,7 @@ EXTRAS = {
 }
 # what each kernel set asks of the CPU, as /proc/cpuinfo spells it
 FLAGS = {
-    "avx2": ("avx2", "popcnt"),
+    "avx2": ("avx2", "fma", "popcnt"),
     "avx512": ("avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni", "avx512_vpopcntdq"),
     "amx": ("amx_tile", "amx_int8", "avx512_bitalg"),
 }

@@ -28,13 +28,7 @@ int32_t avx2_bytes_layout(const bw_conv& conv, const int16_t* values) {
 }
 int64_t avx2_bytes_size(const bw_conv& conv) { return takes_bytes(conv) ? bytes_size(conv) : table_bytes_size(conv); }
 void avx2_bytes_weights(const bw_conv& conv, const int16_t* values, int32_t layout, void* body) {
-  if (!takes_bytes(conv)) return table_bytes_weights(conv, values, layout, body);
-  const int64_t flush = bytes_flush(conv, largest_weight(conv, values));
-  memset(body, 0, 64);
-  memcpy(body, &flush, sizeof flush);
-  if (layout == BW_LAYOUT_WINOGRAD_PAIRS) return winograd_weights(conv, values, (int16_t*)((uint8_t*)body + 64));
-  if ((layout & ~2) == BW_LAYOUT_QUADS) bytes_weights(conv, values, (int8_t*)body + 64);
-  else bytes_weights(conv, values, (int16_t*)((uint8_t*)body + 64));
+  takes_bytes(conv) ? lanes_bytes_weights(conv, values, layout, body) : table_bytes_weights(conv, values, layout, body);
 }
 int avx2_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void* body, const bw_sink& sink, int threads) {
   const bool winograd = layout == BW_LAYOUT_WINOGRAD_PAIRS;

@@ -65,6 +65,15 @@ void bytes_weights(const bw_conv& conv, const int16_t* values, T* packed) {
       }
 }
 
+inline void lanes_bytes_weights(const bw_conv& conv, const int16_t* values, int32_t layout, void* body) {
+  const int64_t flush = bytes_flush(conv, largest_weight(conv, values));
+  memset(body, 0, 64);
+  memcpy(body, &flush, sizeof flush);
+  if (layout == BW_LAYOUT_WINOGRAD_PAIRS) return winograd_weights(conv, values, (int16_t*)((uint8_t*)body + 64));
+  if ((layout & ~2) == BW_LAYOUT_QUADS) bytes_weights(conv, values, (int8_t*)body + 64);
+  else bytes_weights(conv, values, (int16_t*)((uint8_t*)body + 64));
+}
+
 template <class T>
 struct BytesJob {
   typedef T element;

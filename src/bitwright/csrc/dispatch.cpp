@@ -66,8 +66,8 @@ struct Cpu {
     if (!__get_cpuid(0, &a, &b, &c, &d)) return;
     amd = b == signature_AMD_ebx;
     if (!__get_cpuid(1, &a, &b, &c, &d)) return;
-    const bool popcnt = c >> 23 & 1, xsave = c >> 27 & 1, avx = c >> 28 & 1;
-    if (!xsave || !avx || !popcnt) return;
+    const bool fma = c >> 12 & 1, popcnt = c >> 23 & 1, xsave = c >> 27 & 1, avx = c >> 28 & 1;
+    if (!xsave || !avx || !popcnt || !fma) return;
     unsigned low, high;
     __asm__("xgetbv" : "=a"(low), "=d"(high) : "c"(0));  // which registers the OS saves on a task switch
     if ((low & 0x06) != 0x06) return;                    // xmm, ymm

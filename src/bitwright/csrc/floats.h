@@ -26,7 +26,11 @@ constexpr int float_pixels(int panels) { return panels == 4 ? 6 : panels == 3 ? 
 BW_INLINE Floats load_some(const float* from, uint16_t lanes) { return load_first(from, lanes); }
 BW_INLINE void store_some(float* to, Floats x, uint16_t lanes) { store_first(to, x, lanes); }
 #else
+#if defined(BW_LANES_AVX2)
+constexpr int float_pixels(int) { return 6; }  // twelve sums, two registers of weights, one input
+#else
 constexpr int float_pixels(int) { return 4; }
+#endif
 BW_INLINE Floats load_some(const float* from, uint16_t lanes) {
   return lanes == 0xffff ? load(from) : lanes ? load_first(from, lanes) : zeros();
 }

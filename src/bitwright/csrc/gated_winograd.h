@@ -10,8 +10,8 @@ namespace {
 // Numbers of a row that count: which of a panel of sixteen, and where the first one goes.
 struct FloatPiece {
   int32_t panel, at;
-  uint16_t lanes;
-  BW_INLINE void copy(Floats x, float* to) const { store(to + at, lanes == 0xffff ? x : together(lanes, x)); }
+  Together lanes;
+  BW_INLINE void copy(const float* from, float* to) const { lanes.copy(from, to + at); }
 };
 struct FloatPicks {
   const FloatPiece* pieces;
@@ -27,7 +27,7 @@ inline void cut_picks(const uint16_t* lanes, int64_t panels, int64_t width, Floa
       if (at == width) rows[++row] = {pieces, 0, 0}, at = 0;
       uint32_t mine = left;
       while (__builtin_popcount(mine) > width - at) mine &= ~(0x80000000u >> __builtin_clz(mine));
-      *pieces++ = {(int32_t)p, (int32_t)at, (uint16_t)mine};
+      *pieces++ = {(int32_t)p, (int32_t)at, together((uint16_t)mine)};
       at += __builtin_popcount(mine), left &= ~mine;
       rows[row].count++, rows[row].width = bw_ceil_div(at, 16) * 16;
     }
@@ -54,13 +54,19 @@ struct FloatChosen {
     const FloatPicks& row = rows[g];
     const int64_t last = layer.o / (FLOAT_GROUP * 16), width = bw_panels(layer.o - last * FLOAT_GROUP * 16) * 16;
     float *const made = room(), *to = made;
+    const float* from[FLOAT_GROUP * 16];  // weights of the first input; the next one's lie `step` behind
+    int64_t step[FLOAT_GROUP * 16];
+    for (int64_t i = 0; i < row.count; i++) {
+      const int64_t panel = row.pieces[i].panel, group = panel / FLOAT_GROUP;
+      step[i] = group == last ? width : FLOAT_GROUP * 16;
+      from[i] = body + group * FLOAT_GROUP * 256 * layer.c + k * layer.c * step[i] + panel % FLOAT_GROUP * 16;
+    }
     for (int64_t j = 0; j < count; j++, to += row.width) {
       store(to + row.width - 16, zeros());
+      const int64_t input = inputs[j], ahead = j + 6 < count ? inputs[j + 6] : input;
       for (int64_t i = 0; i < row.count; i++) {
-        const int64_t panel = row.pieces[i].panel, from = panel / FLOAT_GROUP, wide = from == last ? width : FLOAT_GROUP * 16;
-        const float* w = body + from * FLOAT_GROUP * 256 * layer.c + k * layer.c * wide + panel % FLOAT_GROUP * 16;
-        if (j + 6 < count) __builtin_prefetch(w + inputs[j + 6] * wide);
-        row.pieces[i].copy(load(w + inputs[j] * wide), to);
+        __builtin_prefetch(from[i] + ahead * step[i]);
+        row.pieces[i].copy(from[i] + input * step[i], to);
       }
     }
     return made;
@@ -134,7 +140,14 @@ bool gated_winograd(const bw_floats& layer, const float* x, const float* body, c
     for (int64_t i = 0; i < pixels; i++)
       for (int64_t j = 0; j < channels->count; j++) {
         const FloatPiece& p = channels->pieces[j];
-        p.copy(load_some(x + i * layer.c + p.panel * 16, p.lanes), image + i * inputs);
+        const float* from = x + i * layer.c + p.panel * 16;
+        if (i + 1 == pixels && p.panel + 1 == bw_panels(layer.c) && layer.c % 16) {  // no more numbers than there are
+          float some[16];
+          store(some, load_some(from, first_lanes(layer.c % 16)));
+          p.copy(some, image + i * inputs);
+        } else {
+          p.copy(from, image + i * inputs);
+        }
       }
     x = image;
   }

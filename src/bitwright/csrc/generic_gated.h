@@ -8,26 +8,24 @@ typedef void (*GatedTileCall)(const GatedTile&, const float* x, const float* w, 
 
 struct GenericGated {
   static const int PIXELS = 6;
-  typedef float Eight __attribute__((vector_size(32)));
 
   template <int HIGH, int WIDE>
   static void one(const GatedTile& t, const float* x, const float* w, float* sums, int64_t down) {
-    Eight a[HIGH * WIDE][2] = {};
+    Floats a[HIGH * WIDE];
+    BW_UNROLL for (int i = 0; i < HIGH * WIDE; i++) a[i] = zeros();
     for (int64_t j = 0; j < t.inputs; j++) {
       const float *weights = w + t.rows[j] * t.kh * t.kw * t.across, *row = x + j * t.length;
       for (int64_t ky = 0; ky < t.kh; ky++, row += t.down)
         for (int64_t kx = 0; kx < t.kw; kx++, weights += t.across) {
-          Eight u, v;
-          memcpy(&u, weights, 32), memcpy(&v, weights + 8, 32);
-          for (int r = 0; r < HIGH; r++)
-            for (int i = 0; i < WIDE; i++) {
-              const float value = row[r * t.step + t.right[kx] + i];
-              a[r * WIDE + i][0] += u * value, a[r * WIDE + i][1] += v * value;
-            }
+          const Floats v = load(weights);
+          const float* const at = row + t.right[kx];
+          BW_UNROLL for (int r = 0; r < HIGH; r++)
+            BW_UNROLL for (int i = 0; i < WIDE; i++)
+              a[r * WIDE + i] = plus_product(a[r * WIDE + i], all_of(at[r * t.step + i]), v);
         }
     }
-    for (int r = 0; r < HIGH; r++)
-      for (int i = 0; i < WIDE; i++) memcpy(sums + r * down + i * t.outputs, a[r * WIDE + i], 64);
+    BW_UNROLL for (int r = 0; r < HIGH; r++)
+      BW_UNROLL for (int i = 0; i < WIDE; i++) store(sums + r * down + i * t.outputs, a[r * WIDE + i]);
   }
 
   template <int HIGH, int WIDE>
@@ -45,22 +43,22 @@ struct GenericGated {
 
   static void together(const float* w, const uint16_t* on, int64_t panels, float* out) {
     for (int64_t p = 0; p < panels; p++)
-      for (int i = 0; i < 16; i++)
-        if (on[p] >> i & 1) *out++ = w[p * 16 + i];
+      for (uint32_t left = on[p]; left; left &= left - 1) *out++ = w[p * 16 + __builtin_ctz(left)];
   }
 
   static void finish(const bw_gated& g, const GatedImage& image, const float* add, const float* sums, float* out,
                      const float* residual) {
     for (int64_t p = 0; p < bw_panels(g.o); p++) {
-      const float* from = sums;
-      if (!image.apart && image.on[p]) sums += 16;
-      for (int64_t i = 0; i < 16 && p * 16 + i < g.o; i++) {
-        const int64_t o = p * 16 + i;
-        const bool on = image.on[p] >> i & 1;
-        float y = on ? ((image.apart ? *sums++ : from[i]) + add[o]) * image.gain[o] : 0;
-        if (residual) y += residual[o];
-        out[o] = g.relu && y < 0 ? 0 : y;
+      const uint16_t on = image.on[p], here = first_lanes(g.o - p * 16);
+      Floats y = zeros();
+      if (on) {
+        y = image.apart ? load_apart(sums, on) : load(sums);
+        y = choose(on, (y + load(add + p * 16)) * load(image.gain + p * 16), zeros());
+        sums += image.apart ? __builtin_popcount(on) : 16;
       }
+      if (residual) y = y + load_some(residual + p * 16, here);
+      if (g.relu) y = not_below_zero(y);
+      store_some(out + p * 16, y, here);
     }
   }
 };

@@ -26,6 +26,8 @@ enum bw_layout : int32_t {
   BW_LAYOUT_QUADS = 12,        // 12..15, see avx2_bytes.h
   BW_LAYOUT_PAIRS = 13,
   BW_LAYOUT_WINOGRAD_PAIRS = 22,  // see avx2_winograd.h
+  BW_LAYOUT_SKIP_PART_QUADS = 23,  // see avx2_skip.h
+  BW_LAYOUT_SKIP_PART_PAIRS = 24,
   BW_LAYOUT_LANES_BYTES = 16,  // 16..21, see avx512_bytes.h
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
   BW_LAYOUT_DOT_BYTES = 48,    // see neon_dot.cpp

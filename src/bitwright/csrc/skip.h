@@ -49,6 +49,8 @@ struct SkipShape {
   // whether output o is lane o % 16 of panel o / 16
   bool plain() const { return output_groups() == 1 || (outputs(0).count % 16 == 0 && (outs % 16 == 0 || conv.groups == 1)); }
 
+  int64_t share_begin(int64_t share) const { return share * (fan / splits); }
+  int64_t share_end(int64_t share) const { return share == splits - 1 ? fan : (share + 1) * (fan / splits); }
   int64_t chunks() const { return conv.groups * shares * parts; }
   int64_t rest_chunks() const { return (shares - 1) * parts; }
   int64_t base_chunk(const SkipOutputs& o, int64_t i) const { return (o.group * shares + o.base) * parts + i; }

@@ -2,8 +2,8 @@
 // rest by dot products of P pixels with one output.
 //
 // The order of a sum. Base by tiles: tap by tap and channel by channel, one after the other; then bias. A dot product of the rest: 32 partial
-// sums, of every other vector of sixteen in a run, which meet as a tree; passes are added to the base one after the other. So a sum
-// depends on the shape of the layer alone, not on what else is on, nor on the batch or the number of threads.
+// sums, of every other vector of sixteen in a run (with AVX2 16, of each vector), which meet as a tree; passes are added to the base one
+// after the other. So a sum depends on the shape of the layer alone, not on what else is on, nor on the batch or the number of threads.
 #pragma once
 #include "skip_tiles.h"
 #include "skip_winograd.h"
@@ -97,8 +97,9 @@ struct SkipFloats {
     const float* w = (const float*)packed;
     const int64_t whole = shape.run / 16;
     const uint16_t some = first_lanes(shape.run % 16);
-    Floats even[P], odd[P];
-    BW_UNROLL for (int p = 0; p < P; p++) even[p] = odd[p] = zeros();
+    Floats even[P], apart[P];
+    Floats(&odd)[P] = SKIP_APART ? apart : even;
+    BW_UNROLL for (int p = 0; p < P; p++) even[p] = apart[p] = zeros();
     for (int64_t r = 0; r < run_count; r++) {
       int64_t j = runs[r], i = 0;
       for (; i + 2 <= whole; i += 2, j += 32, w += 32) {
@@ -117,7 +118,7 @@ struct SkipFloats {
         w += 16;
       }
     }
-    BW_UNROLL for (int p = 0; p < P; p++) even[p] = even[p] + odd[p];
+    BW_UNROLL for (int p = 0; p < P; p++) even[p] = SKIP_APART ? even[p] + apart[p] : even[p];
     float sums[(P + 3) / 4 * 4];
     sums_of<P>(even, sums);
     BW_UNROLL for (int p = 0; p < P; p++) *to[p] += sums[p];

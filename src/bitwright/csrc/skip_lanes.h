@@ -1,17 +1,19 @@
-// Vectors of sixteen floats: AVX-512's where the unit is compiled for them, else the compiler's own.
+// Vectors of sixteen floats: AVX-512's or two of AVX2 where the unit is compiled for them, else the compiler's own.
 #pragma once
 #include <string.h>
 
 #include "kernels.h"
 #if defined(__AVX512F__)
 #include <immintrin.h>
+#elif defined(__AVX2__) && defined(__FMA__)
+#define BW_LANES_AVX2
 #endif
 
 #if !defined(BW_UNROLL)
 #define BW_UNROLL _Pragma("GCC unroll 16")
 #endif
-// Loops over many vectors: without AVX-512 each is several instructions, and the unrolled code would be a third of the library.
-#if defined(__AVX512F__)
+// Loops over many vectors: where each is several instructions the unrolled code would be a third of the library.
+#if defined(__AVX512F__) || defined(BW_LANES_AVX2)
 #define BW_UNROLL_MANY BW_UNROLL
 #else
 #define BW_UNROLL_MANY _Pragma("GCC unroll 1")
@@ -23,7 +25,8 @@ BW_INLINE uint16_t first_lanes(int64_t count) { return count >= 16 ? 0xffff : (u
 
 #if defined(__AVX512F__)
 
-const int SKIP_MANY = 8;  // dot products at a time
+const int SKIP_MANY = 8;         // dot products at a time
+const bool SKIP_APART = true;    // their even and odd vectors have sums of their own
 typedef __m512 Floats;
 BW_INLINE Floats zeros() { return _mm512_setzero_ps(); }
 BW_INLINE Floats all_of(float x) { return _mm512_set1_ps(x); }
@@ -35,7 +38,13 @@ BW_INLINE Floats plus_product(Floats sum, Floats a, Floats b) { return _mm512_fm
 BW_INLINE uint16_t above(Floats a, Floats b) { return _mm512_cmp_ps_mask(a, b, _CMP_GT_OQ); }
 BW_INLINE Floats choose(uint16_t lanes, Floats yes, Floats no) { return _mm512_mask_mov_ps(no, lanes, yes); }
 BW_INLINE Floats size_of(Floats x) { return _mm512_abs_ps(x); }
-BW_INLINE Floats together(uint16_t lanes, Floats x) { return _mm512_maskz_compress_ps(lanes, x); }  // these first, then zeros
+// Copies sixteen numbers, those of these lanes side by side; then zeros.
+struct Together {
+  uint16_t lanes;
+  BW_INLINE void copy(const float* from, float* to) const { _mm512_storeu_ps(to, _mm512_maskz_compress_ps(lanes, _mm512_loadu_ps(from))); }
+};
+BW_INLINE Together together(uint16_t lanes) { return {lanes}; }
+BW_INLINE Floats load_apart(const float* from, uint16_t lanes) { return _mm512_maskz_expandloadu_ps(lanes, from); }  // the other way round
 BW_INLINE Floats times_plus(Floats x, Floats scale, Floats add) { return _mm512_add_ps(_mm512_mul_ps(x, scale), add); }
 BW_INLINE Floats not_below_zero(Floats x) { return _mm512_max_ps(zeros(), x); }  // NaN: the second operand
 
@@ -66,9 +75,10 @@ BW_INLINE void sums_of(const Floats (&x)[P], float* sums) {  // writes whole fou
     sums_of_four<AddFloats>(x[p], x[p + 1 < P ? p + 1 : p], x[p + 2 < P ? p + 2 : p], x[p + 3 < P ? p + 3 : p], sums + p);
 }
 
-#else
+#elif !defined(BW_LANES_AVX2)
 
 const int SKIP_MANY = 4;
+const bool SKIP_APART = true;
 typedef float Floats __attribute__((vector_size(64)));
 BW_INLINE Floats zeros() { return Floats{}; }
 BW_INLINE Floats all_of(float x) { return Floats{} + x; }
@@ -99,11 +109,20 @@ BW_INLINE Floats choose(uint16_t lanes, Floats yes, Floats no) {
   return load(x);
 }
 BW_INLINE Floats size_of(Floats x) { return x < 0.0f ? -x : x; }
-BW_INLINE Floats together(uint16_t lanes, Floats x) {
-  float first[16] = {};
-  for (int i = 0, j = 0; i < 16; i++)
-    if (lanes >> i & 1) first[j++] = x[i];
-  return load(first);
+struct Together {
+  uint16_t lanes;
+  BW_INLINE void copy(const float* from, float* to) const {
+    float first[16] = {};
+    for (int i = 0, j = 0; i < 16; i++)
+      if (lanes >> i & 1) first[j++] = from[i];
+    memcpy(to, first, 64);
+  }
+};
+BW_INLINE Together together(uint16_t lanes) { return {lanes}; }
+BW_INLINE Floats load_apart(const float* from, uint16_t lanes) {  // the other way round; reads no more than sixteen numbers
+  float x[16];
+  for (int i = 0, j = 0; i < 16; i++) x[i] = lanes >> i & 1 ? from[j++] : 0.0f;
+  return load(x);
 }
 BW_INLINE Floats times_plus(Floats x, Floats scale, Floats add) { return x * scale + add; }
 BW_INLINE Floats not_below_zero(Floats x) { return x < 0.0f ? zeros() : x; }
@@ -121,3 +140,7 @@ BW_INLINE void sums_of(const Floats (&x)[P], float* sums) {
 #endif
 
 }  // namespace
+
+#if defined(BW_LANES_AVX2)
+#include "avx2_lanes.h"
+#endif

@@ -56,6 +56,7 @@ struct Strip {
   Sum* sums;         // [pixels][panels * 16]
   uint16_t* on;      // [panels][pixels, a multiple of 32]: bit by output
   int32_t* place;    // [pixels] where the window of a pixel begins in a chunk
+  int64_t* number;   // [pixels] in the whole output
   int64_t* corr;     // [pixels] where the constants of a pixel begin in a table like conv.corr
   int64_t* runs;     // where the runs of a pass begin, from the window
   uint16_t* list;    // pixels that are on, output by output
@@ -65,15 +66,15 @@ struct Strip {
   Strip(const SkipShape& shape_, const SkipPlan& plan_) : shape(shape_), plan(plan_) {}
   int64_t wide() const { return shape.panels * 16; }
   int64_t lined() const { return bw_ceil_div(plan.rows * plan.cols, 32) * 32; }
-  int64_t pixel(int64_t i) const { return (n * shape.conv.oh + oy + i / cols) * shape.conv.ow + ox + i % cols; }
+  int64_t pixel(int64_t i) const { return number[i]; }
 
   bool memory() {
     const int64_t most = plan.rows * plan.cols, chunks = shape.chunks();
     cells = (Cell*)bw_scratch(BW_SCRATCH_IMAGE, (size_t)(chunks * plan.plane) * sizeof(Cell) + 64);
     sums = (Sum*)bw_scratch(BW_SCRATCH_SUMS, (size_t)(most * wide()) * sizeof(Sum));
     on = (uint16_t*)bw_scratch(BW_SCRATCH_CUTS, (size_t)(shape.panels * lined()) * 2);
-    corr = (int64_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)most * 12);
-    place = (int32_t*)(corr + most);
+    corr = (int64_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)most * 20);
+    number = corr + most, place = (int32_t*)(number + most);
     const int64_t pieces = (shape.rest_chunks() + shape.parts) * shape.runs * bw_ceil_div(shape.run, 16);
     runs = (int64_t*)bw_scratch(BW_SCRATCH_PATCH, (size_t)pieces * 8);
     list = (uint16_t*)bw_scratch(BW_SCRATCH_PLACES, (size_t)(lined() * wide()) * 2 + 64);
@@ -91,6 +92,7 @@ struct Strip {
     pixels = rows * cols;
     for (int64_t y = 0, i = 0; y < rows; y++)
       for (int64_t x = 0; x < cols; x++, i++) {
+        number[i] = (n * conv.oh + oy + y) * conv.ow + ox + x;
         place[i] = (int32_t)((y * conv.stride_h * plan.in_cols + x * conv.stride_w) * shape.width);
         if (conv.corr) corr[i] = (conv.row_class[oy + y] * conv.col_classes + conv.col_class[ox + x]) * conv.o;
       }
@@ -155,6 +157,19 @@ struct Strip {
             const __mmask16 some = (__mmask16)(mine >> 16 * half);
             const __m512i found = _mm512_maskz_compress_epi32(some, _mm512_add_epi32(numbers, _mm512_set1_epi32((int)i + 16 * half)));
             _mm256_storeu_si256((__m256i*)(list + count), _mm512_cvtepi32_epi16(found));
+            count += __builtin_popcount(some);
+          }
+        }
+#elif defined(BW_LANES_AVX2)
+        const __m256i bit = _mm256_set1_epi16((int16_t)(1 << lane));
+        for (int64_t i = 0; i < pixels; i += 16) {
+          const __m256i off = _mm256_cmpeq_epi16(_mm256_and_si256(_mm256_loadu_si256((const __m256i*)(bits + i)), bit), _mm256_setzero_si256());
+          const int mine = ~_mm_movemask_epi8(_mm_packs_epi16(_mm256_castsi256_si128(off), _mm256_extracti128_si256(off, 1)));
+          BW_UNROLL for (int half = 0; half < 2; half++) {
+            const int some = mine >> 8 * half & 255;
+            const __m256i found = _mm256_and_si256(eight_numbers(LANE_LISTS.of[some]), _mm256_set1_epi32(15));
+            const __m128i eight = _mm_packus_epi32(_mm256_castsi256_si128(found), _mm256_extracti128_si256(found, 1));
+            _mm_storeu_si128((__m128i*)(list + count), _mm_add_epi16(eight, _mm_set1_epi16((int16_t)(i + 8 * half))));
             count += __builtin_popcount(some);
           }
         }

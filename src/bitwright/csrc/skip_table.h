@@ -3,6 +3,8 @@
 #include "skip_floats.h"
 #if defined(__AVX512VNNI__)
 #include "skip_quads.h"
+#elif defined(BW_LANES_AVX2)
+#include "avx2_skip.h"
 #else
 #include "skip_rows.h"
 #endif
@@ -11,6 +13,8 @@ namespace {
 
 #if defined(__AVX512VNNI__)
 typedef SkipQuads SkipBytes;
+#elif defined(BW_LANES_AVX2)
+typedef SkipParts SkipBytes;
 #else
 typedef SkipRows SkipBytes;
 #endif
@@ -53,16 +57,32 @@ inline int32_t skip_bytes_layout(const bw_conv& conv, const bw_skip& skip, const
 inline void skip_bytes_weights(const bw_conv& conv, const bw_skip& skip, const int16_t* values, int32_t layout, void* body) {
   SkipBytes::pack(bytes_shape(conv, skip), values, layout, body);
 }
+template <class Kernel>
+int skip_bytes_by(const bw_conv& conv, const bw_skip& skip, const uint8_t* x, int32_t layout, const void* body, const bw_sink& sink,
+                  int threads) {
+  const SkipShape shape = bytes_shape(conv, skip);
+  Kernel kernel(shape, skip, sink, layout, body);
+  if (!kernel.prepare(x, layout, threads)) return bw_fail(BW_NO_MEMORY, "out of memory for the sums of a gate");
+  return skip_run(kernel, x, threads);
+}
 inline int skip_bytes(const bw_conv& conv, const bw_skip& skip, const uint8_t* x, int32_t layout, const void* body, const bw_sink& sink,
                       int threads) {
-  if (!SkipBytes::takes(layout))
+#if defined(BW_LANES_AVX2)
+  const bool quads = layout == BW_LAYOUT_SKIP_PART_QUADS, takes = quads || layout == BW_LAYOUT_SKIP_PART_PAIRS;
+  const bool fits = !takes || SkipParts::fits(bytes_shape(conv, skip), body);
+#else
+  const bool plain = conv.stride_h == 1 && conv.stride_w == 1 && conv.dil_h == 1 && conv.dil_w == 1;
+  const bool takes = SkipBytes::takes(layout), fits = layout != BW_LAYOUT_SKIP_WINOGRAD || plain;
+#endif
+  if (!takes)
     return bw_fail(BW_BAD_LAYOUT, "weights were packed for another instruction set (layout %d); pack them again", layout);
-  const SkipShape shape = bytes_shape(conv, skip);
-  if (layout == BW_LAYOUT_SKIP_WINOGRAD && (conv.stride_h != 1 || conv.stride_w != 1 || conv.dil_h != 1 || conv.dil_w != 1))
-    return bw_fail(BW_BAD_LAYOUT, "weights were packed for a stride and dilation of 1; pack them again");
-  SkipBytes kernel(shape, skip, sink, layout, body);
-  if (!kernel.prepare(x, layout, threads)) return bw_fail(BW_NO_MEMORY, "out of memory for the sums of the high bits");
-  return skip_run(kernel, x, threads);
+  if (!fits) return bw_fail(BW_BAD_LAYOUT, "weights were packed for a stride and dilation of 1; pack them again");
+#if defined(BW_LANES_AVX2)
+  return quads ? skip_bytes_by<SkipLanes<uint8_t>>(conv, skip, x, layout, body, sink, threads)
+               : skip_bytes_by<SkipLanes<int16_t>>(conv, skip, x, layout, body, sink, threads);
+#else
+  return skip_bytes_by<SkipBytes>(conv, skip, x, layout, body, sink, threads);
+#endif
 }
 
 // A function, not a pointer: the table of one unit may stand in for another before it is initialized.

@@ -64,7 +64,7 @@ void base_by_tiles(const Kernel& kernel, Strip<Kernel>& strip) {
     for (; block + 2 <= blocks; block += 2) base_tiles<8, 2>(kernel, strip, o, block, count);
     for (; block < blocks; block++) base_tiles<8, 1>(kernel, strip, o, block, count);
 #else
-    for (; block < blocks; block++) base_tiles<4, 1>(kernel, strip, o, block, count);
+    for (; block < blocks; block++) base_tiles<SKIP_MANY, 1>(kernel, strip, o, block, count);
 #endif
   }
 }

@@ -15,7 +15,7 @@ from bitwright.engine import native_library, reference
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.sparse_linear import on_connections
 
-ISAS = ("avx512", "amx")  # others have no vector to hold a tile that pays
+ISAS = ("avx2", "avx512", "amx")  # others have no vector to hold a tile that pays
 WEIGHTS = 1 << 20  # of a linear layer
 
 

@@ -22,8 +22,14 @@ from bitwright.engine.rules import SPLITS
 
 SAMPLES = 8  # of an example
 USUAL_SHARE = 0.3  # where no example has told
-# products per nanosecond of base and rest of a layer that skips, and nanoseconds for each output: docs/results/skip.csv
-SKIP_RATES = {"avx512": {"bytes": (250.0, 110.0, 1.1), "float": (50.0, 35.0, 1.1)}}
+# products per nanosecond of base and rest of a layer that skips, and nanoseconds for each output: docs/results/skip.csv, skip_avx2.csv
+SKIP_RATES = {
+    "avx512": {"bytes": (250.0, 110.0, 1.1), "float": (50.0, 35.0, 1.1)},
+    "avx2": {"bytes": (150.0, 60.0, 3.0), "float": (17.0, 19.0, 3.5)},
+}
+DENSE_BYTES = {
+    "avx2": 150.0
+}  # products per nanosecond of its dense way, where Winograd's form takes codes of any width
 BY_WINOGRAD = 1.6
 FLOATS_BY_WINOGRAD = 1.8  # of the base of floats
 DENSE_FLOATS = 0.65  # of a float convolution in torch: what both sums by Winograd's form take
@@ -103,13 +109,15 @@ def predicted(node: Node, graph: Graph) -> Times:
     )  # outputs with one base fill whole vectors
     slots = outputs * 16 * math.ceil(together / 16) / together if dense == "bytes" else outputs
     base_rate, rest_rate, each = SKIP_RATES[isa][dense]
-    base_by, all_by = _winograd(node, graph) if dense == "bytes" else (FLOATS_BY_WINOGRAD if winograd else 1.0, 1.0)
+    base_by, all_by = FLOATS_BY_WINOGRAD if winograd else 1.0, 1.0
+    if dense == "bytes":
+        base_by, all_by = (1.0, 1.0) if isa in DENSE_BYTES else _winograd(node, graph)
     skipped = slots * (products / splits / outputs / (base_rate * base_by) + each) + share_of(node) * rest / rest_rate
     if dense == "float":
         # both sums of the same transformed inputs, or a convolution in groups and a whole one
         both = products * (DENSE_FLOATS if winograd else 1 + 1 / splits) / planner.RATES[isa][2]
     else:
-        both = (products / base_by + products / all_by) / planner.RATES[isa][1]
+        both = (products / base_by + products / all_by) / DENSE_BYTES.get(isa, planner.RATES[isa][1])
     return {"gated": 1e-9 * skipped, dense: 1e-9 * both}
 
 
@@ -136,11 +144,11 @@ def rows(graph: Graph) -> Iterator[tuple[str, str, Times, Times]]:
 
 def times(graph: Graph) -> dict[str, Times]:
     """Each way on one image of which the noted share is on, one thread, in turn."""
-    return {key(node, graph): _times(node, graph) for node in layers(graph)}
+    return {key(node, graph): planner.in_turn(ways(node, graph)) for node in layers(graph)}
 
 
-def _times(node: Node, graph: Graph) -> Times:
-    """On random numbers, with thresholds for that share."""
+def ways(node: Node, graph: Graph) -> dict[str, Callable[[], object]]:
+    """Each way on random numbers, with thresholds for the noted share."""
     from bitwright.engine.fuse_splits import made_whole
     from bitwright.engine.run_native import step
 
@@ -167,7 +175,7 @@ def _times(node: Node, graph: Graph) -> Times:
     if gate.coded and not gate.last:  # torch's layer, which says nothing of the gate
         numbers, weight = x.float(), torch.randn(gate.weight.shape)
         calls["float"] = lambda: applied(numbers, weight, node)
-    return planner.in_turn(calls)
+    return calls
 
 
 def _laid(x: Tensor, gate: SplitOperator) -> Any:
