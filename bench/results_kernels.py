@@ -38,7 +38,14 @@ def tables() -> str:
     if not found:
         return ""
     rows = [
-        [r["kernels"], f"{r['inputs']}x{r['outputs']}", r["weights"], r["batch"], f"{float(r['us']):,.0f}", f"{number(r['ratio'])}x"]
+        [
+            r["kernels"],
+            f"{r['inputs']}x{r['outputs']}",
+            r["weights"],
+            r["batch"],
+            f"{float(r['us']):,.0f}",
+            f"{number(r['ratio'])}x",
+        ]
         for r in found
     ]
     return f"""### Linear layers on floats by tables

@@ -105,7 +105,9 @@ class Case:
 # ---- the largest sums: what partial sums of 8 and 16 bits must not overflow ------------------------------------
 
 
-@pytest.mark.parametrize("planes, c", [(1, 1000), (2, 513), (3, 200), (4, 40), (4, 8736), (4, 8752), (6, 90), (8, 8752)])
+@pytest.mark.parametrize(
+    "planes, c", [(1, 1000), (2, 513), (3, 200), (4, 40), (4, 8736), (4, 8752), (6, 90), (8, 8752)]
+)
 @pytest.mark.parametrize("levels", [((0,), (1,)), ((-1,), (2,)), ((-3,), (2, 4))], ids=["0 1", "signs", "2 bits"])
 def test_all_bits_on(isa: str, planes: int, c: int, levels: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     (zero,), mult = levels

@@ -71,7 +71,9 @@ def bytes_pay(layer: Node, graph: Graph) -> bool:
     streamed = layer.op == "coded_linear" and math.prod(shape) >= STREAMED
     if isa == "avx2" and not _grouped(layer):
         limits = LOOKED_UP["streamed" if streamed else "winograd" if _winograd(layer, 16, 65536) else ""]
-        wide = planes_read(layer) > LOOKED_UP_PLANES and not streamed  # as fast, but the codes are easier to make as bytes
+        wide = (
+            planes_read(layer) > LOOKED_UP_PLANES and not streamed
+        )  # as fast, but the codes are easier to make as bytes
         return wide or look_ups(layer) > _most(limits, shape[1])
     if streamed:
         return pairs > STREAMED_PAIRS
