@@ -1,12 +1,13 @@
 """Single layers beside the best peer of each precision: what was asked of them, and how near they are to the CPU's limit.
 
-    python bench/kernels.py [--only W1A2 ...] [--rounds 11]
+    python bench/kernels.py [--only W1A2 ...] [--rounds 11] [--out ../docs/results/kernels_avx2.csv]
 
 Random weights, one thread, medians of CPU time in turn. Convolutions are 3x3 with equal channels, codes in and codes out (int8 peers:
 uint8 in and out); "f32" rows and linear layers get floats and give floats, quantizing included. "share" is the time that this CPU's
 instructions need at least for the products (docs/results/ceilings_amd.txt: xor, popcount and add for pairs of bits, float
-multiply-adds for W1A32, int8 products else), or the time to read the weights if that is longer, over ours. Rows go to
-docs/results/kernels.csv as they are done; a row that is there already is skipped. Needs the extras `onnx` and `openvino`.
+multiply-adds for W1A32, int8 products else; ceilings_avx2.txt: look-ups for bits), or the time to read the weights if that is longer,
+over ours. Rows go to docs/results/kernels.csv as they are done; a row that is there already is skipped. Needs the extras `onnx` and
+`openvino`.
 """
 
 from __future__ import annotations
@@ -54,9 +55,12 @@ LINEAR = {
 }
 F32_CONV = "W1A1 64x56x56 batch 8, f32 in and out"
 PRECISIONS = ("fp32", "bf16", "int8")
-# 1e12 products a second, and bytes a second from the last cache: bench/ceilings.cpp
-CEILINGS = {"bits": 1.19e12, "int8": 0.23e12, "float": 0.058e12}
-LAST_CACHE = 98e9
+# products a second, and bytes a second from the last cache, by instruction set: bench/ceilings.cpp. Of AVX2, look-ups take inputs of up
+# to four bits at once
+CEILINGS = {
+    "avx512": {"bits": 1.19e12, "int8": 0.23e12, "float": 0.058e12, "cache": 98e9},
+    "avx2": {"bits": 0.92e12, "int8": 0.143e12, "float": 0.051e12, "cache": 35e9},
+}
 
 
 def conv_calls(w: int, a: int, channels: int, side: int, batch: int) -> dict[str, Callable[[], object]]:
@@ -109,6 +113,8 @@ def main() -> None:
     warnings.simplefilter("ignore")  # of the peers' own exporters
     path = type(ROOT)(args.out)
     kept = read(path)
+    rates = CEILINGS["avx2" if native.isa() == "avx2" else "avx512"]
+    planes = 4 if native.isa() == "avx2" else 1  # of an input, that one pass takes
 
     def wanted(name: str) -> bool:
         done = any(r["layer"] == name for r in kept)
@@ -122,18 +128,18 @@ def main() -> None:
 
     for name, (w, a, channels, side, batch, asked) in CONVS.items():
         if wanted(name):
-            limit = w * a * batch * side**2 * channels**2 * 9 / CEILINGS["bits"]
+            limit = w * -(-a // planes) * batch * side**2 * channels**2 * 9 / rates["bits"]
             ours = conv_calls(w, a, channels, side, batch)
             add(row(name, conv_bench(channels, side, batch=batch, rounds=args.rounds, ours=ours), asked, limit))
     if wanted(F32_CONV):
         x = torch.randn(8, 64, 56, 56).contiguous(memory_format=torch.channels_last)
         table = layer(bw.nn.Conv2d(64, 64, 3, padding=1, w="bwn", x="sign"), x, args.rounds)
-        add(row(F32_CONV, table, (14, 7.5, 4), 8 * 56**2 * 64**2 * 9 / CEILINGS["bits"]))
+        add(row(F32_CONV, table, (14, 7.5, 4), 8 * 56**2 * 64**2 * 9 / rates["bits"]))
     for name, (w, x, inputs, outputs, batch, asked) in LINEAR.items():
         if wanted(name):
             kind = "bits" if x == "sign" else "float" if x == "float" else "int8"
             bits = 2 if w == "twn" else 1
-            limit = max(batch * inputs * outputs / CEILINGS[kind], bits * inputs * outputs / 8 / LAST_CACHE)
+            limit = max(batch * inputs * outputs / rates[kind], bits * inputs * outputs / 8 / rates["cache"])
             module = bw.nn.Linear(inputs, outputs, w=w, x=None if x == "float" else x)
             add(row(name, layer(module, torch.randn(batch, inputs), args.rounds), asked, limit))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from results_tables import machine, number, read, table
+from results_tables import FOLDER, machine, number, read, table
 
 
 def kernels() -> str:
@@ -10,15 +10,6 @@ def kernels() -> str:
     found = read("kernels.csv")
     if not found:
         return ""
-    precisions = ("fp32", "bf16", "int8")
-    rows = [
-        [
-            r["layer"], f"{float(r['us']):,.0f}",
-            *(f"{number(r[f'ratio_{p}'])}x ({r[f'asked_{p}']})" for p in precisions),
-            f"{float(r['share']):.0%}",
-        ]
-        for r in found
-    ]  # fmt: skip
     return f"""## Single layers
 
     python bench/kernels.py
@@ -28,9 +19,45 @@ instructions need for the products, or the time to read the weights, over ours; 
 in place of them. Where a ratio is missed at a share above 90 %, the kernel is at the CPU's limit and the peer is faster than the
 one of which the ratio was asked; rows with floats in and out also move those floats through memory. {machine("kernels.csv")}.
 
-{table(["layer", "us", *(f"best {p}" for p in precisions), "share"], rows)}
+{_rows(found)}
 
-{tables()}"""
+{_narrow()}{tables()}"""
+
+
+def _rows(found: list[dict[str, str]]) -> str:
+    precisions = ("fp32", "bf16", "int8")
+    rows = [
+        [
+            r["layer"], f"{float(r['us']):,.0f}",
+            *(f"{number(r[f'ratio_{p}'])}x ({r[f'asked_{p}']})" for p in precisions),
+            f"{float(r['share']):.0%}",
+        ]
+        for r in found
+    ]  # fmt: skip
+    return table(["layer", "us", *(f"best {p}" for p in precisions), "share"], rows)
+
+
+def _narrow() -> str:
+    """The same on a CPU without AVX-512."""
+    found = read("kernels_avx2.csv")
+    if not found:
+        return ""
+    return f"""### Single layers on a CPU without AVX-512
+
+    python bench/kernels.py --out ../docs/results/kernels_avx2.csv
+
+What was asked is the same; no instruction counts bits there, and an int8 program has products of bytes all the same. By what registers
+allow (`ceilings_avx2.txt`), look-ups do {_bits_over_int8():.1f} times as many products as quads of bytes: no ratio to int8 can be much above
+that. bf16 programs compute in float32 there. {machine("kernels_avx2.csv")}, a shared and noisy one.
+
+{_rows(found)}
+
+"""
+
+
+def _bits_over_int8() -> float:
+    bits, int8 = (float(line.split()[-3]) for line in (FOLDER / "ceilings_avx2.txt").read_text().splitlines()[:2])
+    return bits / int8
 
 
 def tables() -> str:

@@ -28,7 +28,7 @@ LIMITS = {
     "": ((256, 2), (64, 1)),
 }
 # (channels, look-ups) for AVX2; "winograd" as above, "streamed": a linear layer whose weights come from memory, on one row
-LOOKED_UP = {"": ((64, 2), (16, 1)), "winograd": ((256, 2), (32, 1)), "streamed": ((0, 4),)}
+LOOKED_UP = {"": ((64, 2), (16, 1)), "winograd": ((256, 2), (64, 1)), "streamed": ((0, 4),)}
 LOOKED_UP_PLANES = 4  # bits of an input that one look-up takes
 STREAMED = 1 << 20  # bytes of a linear layer's weights above which memory decides
 STREAMED_PAIRS = 8
