@@ -60,6 +60,7 @@ BW_INLINE void folded_plane(const Places& units, const uint8_t* const (&x)[P], c
     BW_UNROLL for (int p = 0; p < P; p++) all[p] = high[p] = _mm256_setzero_si256();
     const auto add = [&](int p, __m256i sum) {
       all[p] = _mm256_add_epi8(all[p], sum), high[p] = _mm256_add_epi8(high[p], _mm256_srli_epi16(sum, 4));
+      __asm__("" : "+x"(all[p]), "+x"(high[p]));  // else GCC adds the sums of two turns first, for which registers are missing
     };
     for (; at + 3 <= stop; at += 3, w += 96) {
       __m256i a = first(0), b = second(0), c = first(1);
