@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from results_recipes import FLOAT_INPUTS
 from results_tables import percent, read, table
 
 Row = dict[str, str]
@@ -139,13 +140,19 @@ def _recipes() -> Iterator[Claim]:
         if rows := [r for r in ternary if r["recipe"].endswith("-a8") == (inputs == "8-bit")]:
             yield Claim(f"ternary weights, {inputs} inputs: speed, {cpu}, against the fastest program",
                         span(fastest(r)[1] for r in rows), "Every recipe", "recipes.py")  # fmt: skip
-    narrow = read("recipes_avx2.csv")
-    for model, recipe in (("vgg_small", "w1a1-8"), ("vgg_small", "dorefa-w1a2"), ("resnet20", "w8a8")):
+    narrow = [r for r in read("recipes_avx2.csv") if r["ratio_int8"]]
+    for model in ("vgg_small", "bireal_resnet18"):
         for r in narrow:
-            if (r["model"], r["recipe"]) == (model, recipe):
+            if (r["model"], r["recipe"]) == (model, "w1a1-8"):
                 name, ratio = fastest(r)
-                yield Claim(f"`{model}`, recipe `{recipe}`: speed, {r['cpu']}, kernels avx2, against {name}", times(ratio),
+                yield Claim(f"`{model}`, recipe `w1a1-8`: speed, {r['cpu']}, kernels avx2, against {name}", times(ratio),
                             "Every recipe", "recipes.py")  # fmt: skip
+    if narrow:
+        coded = [fastest(r)[1] for r in narrow if r["recipe"] not in FLOAT_INPUTS]
+        floats = [float(r["ratio_fp32"]) for r in narrow if r["recipe"] in FLOAT_INPUTS]
+        cpu = f"{narrow[0]['cpu']}, kernels avx2"
+        yield Claim(f"all recipes with codes on all nets: speed, {cpu}, against the fastest program", span(coded), "Every recipe", "recipes.py")
+        yield Claim(f"weights of few bits, float inputs: speed, {cpu}, against the best fp32 program", span(floats), "Every recipe", "recipes.py")
 
 
 def fastest(r: Row) -> tuple[str, float]:

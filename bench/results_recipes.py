@@ -55,12 +55,14 @@ def _narrow() -> str:
         return ""
     coded = [r for r in found if r["recipe"] not in FLOAT_INPUTS]
     ahead, first = (sum(float(r[key] or 1) >= 1 for r in coded) for key in ("ratio_int8", "ratio_fp32"))
+    floats = sum(float(r["ratio_fp32"] or 1) >= 1 for r in found if r not in coded)
     return f"""#### On a CPU without AVX-512
 
     python bench/recipes.py --out ../docs/results/recipes_avx2.csv
 
 Of the {len(coded)} rows whose layers read codes, {ahead} are at least as fast as the best int8 program and {first} as the best fp32 program.
-Bits are looked up there and bytes are multiplied in pairs; layers with float inputs are onnxruntime's own (`bwn`, `ttq`, `twn`).
+Bits are looked up there and bytes are multiplied in pairs or quads; of the {len(found) - len(coded)} rows with float inputs (`bwn`, `ttq`, `twn`),
+which run as float products, {floats} are at least as fast as the best fp32 program.
 {machine("recipes_avx2.csv")}, a shared and noisy one: compare the ratios, not the milliseconds.
 
 {_table(found)}
