@@ -151,8 +151,18 @@ def _recipes() -> Iterator[Claim]:
         coded = [fastest(r)[1] for r in narrow if r["recipe"] not in FLOAT_INPUTS]
         floats = [float(r["ratio_fp32"]) for r in narrow if r["recipe"] in FLOAT_INPUTS]
         cpu = f"{narrow[0]['cpu']}, kernels avx2"
-        yield Claim(f"all recipes with codes on all nets: speed, {cpu}, against the fastest program", span(coded), "Every recipe", "recipes.py")
-        yield Claim(f"weights of few bits, float inputs: speed, {cpu}, against the best fp32 program", span(floats), "Every recipe", "recipes.py")
+        yield Claim(
+            f"all recipes with codes on all nets: speed, {cpu}, against the fastest program",
+            span(coded),
+            "Every recipe",
+            "recipes.py",
+        )
+        yield Claim(
+            f"weights of few bits, float inputs: speed, {cpu}, against the best fp32 program",
+            span(floats),
+            "Every recipe",
+            "recipes.py",
+        )
 
 
 def fastest(r: Row) -> tuple[str, float]:
