@@ -169,12 +169,14 @@ BW_INLINE void LookupJob::vectors(const uint8_t* const (&x)[R], int64_t pixel, i
     }
 }
 
-// The sums of the codes of all windows, of those of each pixel with the border around them: rows first, then columns. Null: no memory.
+// The sums of the codes of all windows, of those of each pixel with the border around them: rows first, then columns. A row of zeros
+// follows, which the last row may take for the one below it (avx2_folded.h). Null: no memory.
 inline const int32_t* window_totals(const bw_conv& conv, const int32_t* padded) {
   const int64_t height = conv.h + 2 * conv.pad_h, width = conv.w + 2 * conv.pad_w;
-  int32_t* const totals = (int32_t*)bw_scratch(BW_SCRATCH_SUMS, (size_t)(conv.n * conv.oh * conv.ow) * 4);
+  int32_t* const totals = (int32_t*)bw_scratch(BW_SCRATCH_SUMS, (size_t)((conv.n * conv.oh + 1) * conv.ow) * 4);
   int32_t* const columns = (int32_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)width * 4);
   if (!totals || !columns) return nullptr;
+  memset(totals + conv.n * conv.oh * conv.ow, 0, (size_t)conv.ow * 4);
   int32_t* total = totals;
   for (int64_t row = 0; row < conv.n * conv.oh; row++, total += conv.ow) {
     const int32_t* from = padded + (row / conv.oh * height + row % conv.oh * conv.stride_h) * width;
