@@ -263,7 +263,8 @@ def test_without_a_plan_measured_rates_decide(monkeypatch: pytest.MonkeyPatch) -
     if native.isa() not in plan_splits.SKIP_RATES:
         pytest.skip(f"no rates of {native.isa()}")
     four: dict[str, Any] = {**GATES["channels"], "gate": {**CG, "splits": 4}}
-    wanted = (GATES["8 bits"], 128, ["gated", "bytes"]), (four, 128, ["gated", "gated"]), (four, 16, ["bytes", "bytes"])
+    all_on = "bytes" if native.isa() == "avx2" else "gated"  # there the rest is dear: dot products of 16 lanes
+    wanted = (GATES["8 bits"], 128, ["gated", "bytes"]), (four, 128, ["gated", all_on]), (four, 16, ["bytes", "bytes"])
     for slots, width, ways in wanted:  # shares of four outputs fill a quarter of a vector
         layer: Any = nn.Sequential(bw.nn.Conv2d(width, width, 3, padding=1, **slots)).eval()
         packed = PackedModel(folded(layer, torch.rand(2, width, 28, 28)), "native")

@@ -44,7 +44,7 @@ def sparse_linear(node: Node, graph: Graph, limit: float) -> Function | None:
         warnings.simplefilter("ignore")  # torch says that CSR is in beta
         connections = weight.to_sparse_csr()
 
-    few = Connections(connections, bias) if available() else None
+    few = FewConnections(connections, bias) if available() else None
     given = (
         node.name in graph.nodes[-1].inputs
     )  # an answer lies row by row; the next layer turns its input round anyway
@@ -59,7 +59,7 @@ def sparse_linear(node: Node, graph: Graph, limit: float) -> Function | None:
     return run
 
 
-class Connections:
+class FewConnections:
     """y [N, O] = x [N, K] @ weight.T + bias, on the weights that a sparse CSR tensor holds."""
 
     def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
