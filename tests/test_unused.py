@@ -200,6 +200,16 @@ def test_float_layers_run_on_their_connections(monkeypatch: pytest.MonkeyPatch) 
         assert sparse_linear(layer, packed.runtime, LIMIT) is None
 
 
+def test_a_sparse_float_layer_behind_layers_that_pass_codes_on() -> None:
+    """What bounds its input are layers that read the codes of the one before: no such value was known to be finite."""
+    torch.manual_seed(0)
+    net = nn.Sequential(levels_net()[:2], nn.Linear(40, 2000)).eval()  # type: ignore[index]
+    with torch.no_grad():
+        net[1].weight *= torch.rand_like(net[1].weight) < 0.03  # type: ignore[operator]
+    packed, x = PackedModel(graph_of(net, 30), "auto"), torch.randn(6, 30)
+    torch.testing.assert_close(packed(x), net(x), rtol=1e-5, atol=1e-5)
+
+
 def test_infinite_values_keep_all() -> None:
     """Zero times an infinite number is NaN: the unit behind `exp` has to stay."""
 

@@ -165,7 +165,7 @@ def shape_of_layer(n: Node, graph: Graph, x: Tensor, source: Node) -> Tensor:
 
 def largest(n: Node, source: Node) -> int:
     """A bound of |I|, from the shapes and multipliers alone."""
-    info, x = n.attrs["weight"], source.attrs
+    info, x = n.attrs["weight"], n.attrs.get("x") or source.attrs  # a fused layer has the codes it reads in itself
     each = max(abs(t["zero"]) + sum(abs(m) for m in t["mult"]) for t in info["terms"])
     ends = [abs(z + e) for z in x["zero"] for e in (0, x["mult"] * x["levels"])]
     return math.prod(info["shape"][1:]) * each * max(ends)
