@@ -78,13 +78,15 @@ def rows_that_pay(node: Node, graph: Graph) -> int:
     if node.op != "linear" or len(node.shape) != 1 or node.key("bits") is None or not native_library.available():
         return 0
     pays, rows = PAYS.get(native_library.isa()), ANY
-    for weight in reference.weight_integers(graph, node) if pays else ():
+    if pays is None:
+        return 0
+    for weight in reference.weight_integers(graph, node):
         levels = len(levels_of(weight))
         if int(weight.max()) - int(weight.min()) > MOST or levels > ENTRIES:
             return 0
         least, most = pays[group_of(levels)]
         rows = min(rows, most if weight.numel() >= least else 0)
-    return rows if pays else 0
+    return rows
 
 
 def table_linear(node: Node, graph: Graph, threads: int | None) -> Function | None:
