@@ -30,36 +30,34 @@ static double median_rate(F run, double products) {
 
 static const long kLoops = 4'000'000;
 
-#if defined(__AVX512VPOPCNTDQ__)
-static void bits() {  // ten independent chains hide the latencies; the asm keeps the compiler from folding them
-  __m512i a[10], x = _mm512_set1_epi32(0x1234567);
+// step(v, x) on ten chains: they hide the latencies. Steps are asm, which keeps the compiler from folding them.
+template <class Vector, class Step>
+static void chains(Vector x, const Step& step) {
+  Vector a[10];
   for (auto& v : a) v = x;
   for (long i = 0; i < kLoops; i++)
 #pragma GCC unroll 10
-    for (auto& v : a) {
-      __m512i t;
-      asm volatile("vpxord %2, %0, %1\n\tvpopcntd %1, %1\n\tvpaddd %1, %0, %0" : "+v"(v), "=&v"(t) : "v"(x));
-    }
+    for (auto& v : a) step(v, x);
+}
+
+#if defined(__AVX512VPOPCNTDQ__)
+static void bits() {
+  chains(_mm512_set1_epi32(0x1234567), [](__m512i& v, __m512i x) {
+    __m512i t;
+    asm volatile("vpxord %2, %0, %1\n\tvpopcntd %1, %1\n\tvpaddd %1, %0, %0" : "+v"(v), "=&v"(t) : "v"(x));
+  });
 }
 #endif
 
 #if defined(__AVX512VNNI__)
 static void vnni() {
-  __m512i a[10], x = _mm512_set1_epi32(0x01020304);
-  for (auto& v : a) v = x;
-  for (long i = 0; i < kLoops; i++)
-#pragma GCC unroll 10
-    for (auto& v : a) asm volatile("vpdpbusd %1, %1, %0" : "+v"(v) : "v"(x));
+  chains(_mm512_set1_epi32(0x01020304), [](__m512i& v, __m512i x) { asm volatile("vpdpbusd %1, %1, %0" : "+v"(v) : "v"(x)); });
 }
 #endif
 
 #if defined(__AVX512F__)
 static void floats() {
-  __m512 a[10], x = _mm512_set1_ps(0.5f);
-  for (auto& v : a) v = x;
-  for (long i = 0; i < kLoops; i++)
-#pragma GCC unroll 10
-    for (auto& v : a) asm volatile("vfmadd231ps %1, %1, %0" : "+v"(v) : "v"(x));
+  chains(_mm512_set1_ps(0.5f), [](__m512& v, __m512 x) { asm volatile("vfmadd231ps %1, %1, %0" : "+v"(v) : "v"(x)); });
 }
 #endif
 
@@ -79,22 +77,14 @@ static void look_ups() {
 }
 
 static void quads() {
-  __m256i a[10], x = _mm256_set1_epi8(1);
-  for (auto& v : a) v = x;
-  for (long i = 0; i < kLoops; i++)
-#pragma GCC unroll 10
-    for (auto& v : a) {
-      __m256i t;
-      asm volatile("vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(v), "=&x"(t) : "x"(x));
-    }
+  chains(_mm256_set1_epi8(1), [](__m256i& v, __m256i x) {
+    __m256i t;
+    asm volatile("vpmaddubsw %2, %2, %1\n\tvpaddw %1, %0, %0" : "+x"(v), "=&x"(t) : "x"(x));
+  });
 }
 
 static void narrow_floats() {
-  __m256 a[10], x = _mm256_set1_ps(0.5f);
-  for (auto& v : a) v = x;
-  for (long i = 0; i < kLoops; i++)
-#pragma GCC unroll 10
-    for (auto& v : a) asm volatile("vfmadd231ps %1, %1, %0" : "+x"(v) : "x"(x));
+  chains(_mm256_set1_ps(0.5f), [](__m256& v, __m256 x) { asm volatile("vfmadd231ps %1, %1, %0" : "+x"(v) : "x"(x)); });
 }
 #endif
 

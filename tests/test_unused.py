@@ -203,9 +203,10 @@ def test_float_layers_run_on_their_connections(monkeypatch: pytest.MonkeyPatch) 
 def test_a_sparse_float_layer_behind_layers_that_pass_codes_on() -> None:
     """What bounds its input are layers that read the codes of the one before: no such value was known to be finite."""
     torch.manual_seed(0)
-    net = nn.Sequential(levels_net()[:2], nn.Linear(40, 2000)).eval()  # type: ignore[index]
+    last = nn.Linear(40, 2000)
     with torch.no_grad():
-        net[1].weight *= torch.rand_like(net[1].weight) < 0.03  # type: ignore[operator]
+        last.weight *= torch.rand_like(last.weight) < 0.03
+    net = nn.Sequential(levels_net()[:2], last).eval()
     packed, x = PackedModel(graph_of(net, 30), "auto"), torch.randn(6, 30)
     torch.testing.assert_close(packed(x), net(x), rtol=1e-5, atol=1e-5)
 
@@ -226,7 +227,7 @@ def test_infinite_values_keep_all() -> None:
     assert not units(fuse(graph_of(Exp().eval(), 4)))
 
 
-def levels_net() -> nn.Module:
+def levels_net() -> nn.Sequential:
     """Codes of two bits, and constants that the last layers read, one with whole numbers, one with floats behind it."""
     first = layer("Linear", 30, 50, 2 / 30, 0, **TWO)
     middle, last = layer("Linear", 50, 40, 0.05, 1, **TWO), layer("Linear", 40, 5, 0.2, 2, **TWO)

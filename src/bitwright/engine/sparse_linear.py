@@ -43,11 +43,9 @@ def sparse_linear(node: Node, graph: Graph, limit: float) -> Function | None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch says that CSR is in beta
         connections = weight.to_sparse_csr()
-
     few = FewConnections(connections, bias) if available() else None
-    given = (
-        node.name in graph.nodes[-1].inputs
-    )  # an answer lies row by row; the next layer turns its input round anyway
+    # an answer lies row by row; the next layer turns its input round anyway
+    given = node.name in graph.nodes[-1].inputs
 
     def run(x: Tensor) -> Tensor:
         if few is not None and len(x) <= FEW:
