@@ -167,7 +167,10 @@ def open_to(model: nn.Module, x: torch.Tensor, share: float) -> None:
 
 
 def packed_calls(model: nn.Module, dense: nn.Module, floats: nn.Module, x: torch.Tensor) -> tuple[Calls, float]:
-    models = {"gated": bw.convert(model.eval(), x, threads=1, force=True).model}
+    converted = bw.convert(model.eval(), x, threads=1, force=True)
+    if converted.model is None:
+        raise SystemExit(f"the gated net was refused, so there is nothing to time: {converted.report.verdict}")
+    models: dict[str, nn.Module | None] = {"gated": converted.model}
     models["way"] = bw.convert(model, x, threads=1, backend="reference", verify=False).model
     models["dense"] = bw.convert(dense, x, threads=1, force=True).model
     calls: Calls = {kind: lambda m=m: m(x) for kind, m in models.items() if m is not None}
