@@ -7,18 +7,23 @@
 // from the odd byte's own sums, and is taken away at the end (split_sums). 8 operations so do 3 look-ups.
 //
 // A tile is 4 pairs of pixels x 16 outputs; per three units (6,144 products) 27 loads, 9 operations for the indices, 24 look-ups, 40
-// additions and moves.
+// additions and moves. Sums, by their multipliers, must fit 16 bits, of a layer of one bit those of 16,383 products.
 #pragma once
 #include "avx2_bits.h"
+#include "avx2_narrow.h"
 
 namespace {
 
 const int64_t FOLDED_FLUSH = 30;  // units: 60 look-ups of 4 fit a byte
+const int64_t TOGETHER = 24 << 10;  // bytes of the weights that one tile after the other is multiplied by: they stay in the first cache
 
 inline bool rows_of_layer(const bw_conv& conv) { return conv.h == 1 && conv.w == 1 && conv.oh == 1 && conv.ow == 1 && !conv.pad_h && !conv.pad_w; }
 inline bool folds(const bw_conv& conv) {
-  const bool pairs = conv.oh > 1 || (conv.n > 1 && rows_of_layer(conv));
-  return conv.x_planes == 1 && pairs && lookup_units(conv) * 8 <= 65535;
+  if (conv.x_planes != 1 || !(conv.oh > 1 || (conv.n > 1 && rows_of_layer(conv)))) return false;
+  int64_t low = conv.w_zero, high = conv.w_zero;  // what an input of 1 can add
+  for (int64_t q = 0; q < conv.w_planes; q++) (conv.w_mult[q] < 0 ? low : high) += conv.w_mult[q];
+  const int64_t most = (-low > high ? -low : high) * (conv.x_mult[0] < 0 ? -conv.x_mult[0] : conv.x_mult[0]);
+  return conv.kh * conv.kw * conv.c * most <= NARROW_MOST && lookup_units(conv) * 8 <= 65535;
 }
 
 struct FoldedJob {
@@ -30,76 +35,88 @@ struct FoldedJob {
   int64_t below;          // pixels from one of a pair to the other
   static constexpr int64_t width = 16;
 
-  // pair 0 is `pixel` and the one below; sums of the pixels below lie `apart` farther on
+  // For blocks block..end - 1: pair 0 is `pixel` and the one below; sums of the pixels below lie `apart` farther on.
   template <int P>
-  BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int32_t* sums, int64_t stride, int64_t apart) const;
+  BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int64_t end, int16_t* sums, int64_t stride, int64_t apart) const;
 };
 
-// Sums of a byte's halves of all look-ups, in 16 bits: [lower, upper][even, odd bytes].
-BW_INLINE void split_sums(__m256i all, __m256i high, __m256i (&wide)[2][2]) {
+// Sums of a byte's halves of all look-ups, in 16 bits, the two lanes added: [lower, upper], outputs in order.
+BW_INLINE void split_sums(__m256i all, __m256i high, __m256i (&sums)[2]) {
   const __m256i byte = _mm256_set1_epi16(255);
   const auto without = [&](__m256i x, __m256i sixteenth) {
     return _mm256_and_si256(_mm256_sub_epi16(x, _mm256_slli_epi16(sixteenth, 4)), byte);
   };
+  const auto both_lanes = [](__m256i even, __m256i odd) {
+    return _mm256_add_epi16(_mm256_blend_epi32(even, odd, 0xf0), _mm256_permute2x128_si256(even, odd, 0x21));
+  };
   const __m256i upper_odd = _mm256_srli_epi16(high, 8), lower_odd = without(_mm256_srli_epi16(all, 8), upper_odd);
   const __m256i upper_even = without(high, lower_odd), lower_even = without(all, upper_even);
-  wide[0][0] = _mm256_add_epi16(wide[0][0], lower_even), wide[0][1] = _mm256_add_epi16(wide[0][1], lower_odd);
-  wide[1][0] = _mm256_add_epi16(wide[1][0], upper_even), wide[1][1] = _mm256_add_epi16(wide[1][1], upper_odd);
+  sums[0] = both_lanes(lower_even, lower_odd), sums[1] = both_lanes(upper_even, upper_odd);
 }
 
+BW_INLINE void add_halves(__m256i& all, __m256i& high, __m256i sum) {
+  all = _mm256_add_epi8(all, sum), high = _mm256_add_epi8(high, _mm256_srli_epi16(sum, 4));
+  __asm__("" : "+x"(all), "+x"(high));  // else GCC adds the sums of two turns first, for which registers are missing
+}
+
+// sums [P][2]: of 16 outputs, for both pixels of a pair. A function of its own, else registers are missing here, too.
 template <int P>
-BW_INLINE void folded_plane(const Places& units, const uint8_t* const (&x)[P], const uint8_t* w, __m256i (&wide)[P][2][2]) {
+__attribute__((noinline)) void folded_plane(const Places& units, const uint8_t* const (&x)[P], const uint8_t* w, __m256i (&sums)[P][2]) {
   const __m256i low = _mm256_set1_epi8(15);
   const auto load = [](const uint8_t* from) { return _mm256_loadu_si256((const __m256i*)from); };
   const auto first = [&](int64_t unit) { return _mm256_and_si256(load(w + unit * 32), low); };
   const auto second = [&](int64_t unit) { return _mm256_and_si256(_mm256_srli_epi16(load(w + unit * 32), 4), low); };
   const int32_t *at = units.place, *const end = at + units.count;
+  bool begun = false;
   while (at < end) {
     const int32_t* const stop = end - at < FOLDED_FLUSH ? end : at + FOLDED_FLUSH;
     __m256i all[P], high[P];
     BW_UNROLL for (int p = 0; p < P; p++) all[p] = high[p] = _mm256_setzero_si256();
-    const auto add = [&](int p, __m256i sum) {
-      all[p] = _mm256_add_epi8(all[p], sum), high[p] = _mm256_add_epi8(high[p], _mm256_srli_epi16(sum, 4));
-      __asm__("" : "+x"(all[p]), "+x"(high[p]));  // else GCC adds the sums of two turns first, for which registers are missing
-    };
     for (; at + 3 <= stop; at += 3, w += 96) {
       __m256i a = first(0), b = second(0), c = first(1);
       BW_UNROLL for (int p = 0; p < P; p++) {
         const __m256i two = _mm256_add_epi8(_mm256_shuffle_epi8(load(x[p] + at[0]), a), _mm256_shuffle_epi8(load(x[p] + at[0] + 32), b));
-        add(p, _mm256_add_epi8(two, _mm256_shuffle_epi8(load(x[p] + at[1]), c)));
+        add_halves(all[p], high[p], _mm256_add_epi8(two, _mm256_shuffle_epi8(load(x[p] + at[1]), c)));
       }
       a = second(1), b = first(2), c = second(2);
       BW_UNROLL for (int p = 0; p < P; p++) {
         const __m256i two = _mm256_add_epi8(_mm256_shuffle_epi8(load(x[p] + at[1] + 32), a), _mm256_shuffle_epi8(load(x[p] + at[2]), b));
-        add(p, _mm256_add_epi8(two, _mm256_shuffle_epi8(load(x[p] + at[2] + 32), c)));
+        add_halves(all[p], high[p], _mm256_add_epi8(two, _mm256_shuffle_epi8(load(x[p] + at[2] + 32), c)));
       }
     }
     for (; at < stop; at++, w += 32)
       BW_UNROLL for (int p = 0; p < P; p++)
-        add(p, _mm256_add_epi8(_mm256_shuffle_epi8(load(x[p] + *at), first(0)), _mm256_shuffle_epi8(load(x[p] + *at + 32), second(0))));
-    BW_UNROLL for (int p = 0; p < P; p++) split_sums(all[p], high[p], wide[p]);
+        add_halves(all[p], high[p], _mm256_add_epi8(_mm256_shuffle_epi8(load(x[p] + *at), first(0)), _mm256_shuffle_epi8(load(x[p] + *at + 32), second(0))));
+    BW_UNROLL for (int p = 0; p < P; p++) {
+      __m256i more[2];
+      split_sums(all[p], high[p], more);
+      if (begun) more[0] = _mm256_add_epi16(more[0], sums[p][0]), more[1] = _mm256_add_epi16(more[1], sums[p][1]);
+      sums[p][0] = more[0], sums[p][1] = more[1];
+    }
+    begun = true;
   }
 }
 
 template <int P>
-BW_INLINE void FoldedJob::tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int32_t* sums, int64_t stride, int64_t apart) const {
+BW_INLINE void FoldedJob::tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int64_t end, int16_t* sums, int64_t stride, int64_t apart) const {
   const uint8_t* x[P];
-  BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), walk.next();
-  const int64_t plane = units.count * 32;
-  for (int64_t q = 0; q < conv.w_planes; q++) {
-    __m256i wide[P][2][2] = {};
-    folded_plane<P>(units, x, weights + (block * conv.w_planes + q) * plane, wide);
-    const __m256i mult = _mm256_set1_epi32(conv.w_mult[q] * conv.x_mult[0]);
-    for (int i = 0; i < 2 * P; i++) {
-      const int p = i / 2, half = i % 2;
-      const __m256i rest = _mm256_set1_epi32(total ? conv.w_zero * total[pixel + p + half * below] * conv.x_mult[0] : 0);
-      for (int part = 0; part < 2; part++) {
-        __m256i* const to = (__m256i*)(sums + p * stride + half * apart + part * 8);
-        const __m256i before = q ? _mm256_loadu_si256(to) : rest;
-        _mm256_storeu_si256(to, _mm256_add_epi32(before, _mm256_mullo_epi32(of_both_lanes(wide[p][half][part]), mult)));
+  int16_t rest[P][2] = {};
+  for (int p = 0; p < P; p++) {
+    x[p] = walk.address(), walk.next();
+    for (int half = 0; total && half < 2; half++) rest[p][half] = (int16_t)(conv.w_zero * conv.x_mult[0] * total[pixel + p + half * below]);
+  }
+  for (sums += block * width; block < end; block++, sums += width)
+    for (int64_t q = 0; q < conv.w_planes; q++) {
+      __m256i found[P][2];
+      folded_plane<P>(units, x, weights + (block * conv.w_planes + q) * units.count * 32, found);
+      const __m256i mult = _mm256_set1_epi16((int16_t)(conv.w_mult[q] * conv.x_mult[0]));
+      BW_UNROLL for (int i = 0; i < 2 * P; i++) {
+        const int p = i / 2, half = i % 2;
+        __m256i* const to = (__m256i*)(sums + p * stride + half * apart);
+        const __m256i before = q ? _mm256_load_si256(to) : _mm256_set1_epi16(rest[p][half]);
+        _mm256_store_si256(to, _mm256_add_epi16(before, _mm256_mullo_epi16(found[p][half], mult)));  // on the way modulo 65536
       }
     }
-  }
 }
 
 // The pixels of a chunk and those below them, for all outputs.
@@ -108,48 +125,63 @@ inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw
   const int64_t area = conv.oh * conv.ow, of_image = whole.oh * whole.ow, blocks = bw_ceil_div(conv.o, job.width), stride = blocks * job.width;
   const int64_t chunk = items_per_task(threads, area, TILE_PIXELS, CHUNK), chunks = bw_ceil_div(area, chunk), apart = chunk * stride;
   const bool many = conv.n * chunks >= 2 * threads;
-  const EmitRows emit = emitter_of(sink, conv.o);
+  const bool narrow = emits_narrow(sink, conv.o);
   int no_memory = 0;
   for_tasks(many ? threads : 1, conv.n * chunks, [&](int64_t task) {
-    int32_t* sums = (int32_t*)bw_scratch(BW_SCRATCH_PATCH, (size_t)(2 * apart) * 4);
+    int16_t* sums = (int16_t*)bw_scratch(BW_SCRATCH_PATCH, (size_t)(2 * apart) * 2 + 64);
+    void* room = bw_scratch(BW_SCRATCH_PANEL, narrow ? NarrowCuts::size(conv.o) : (size_t)apart * 4);
     uint8_t* codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);
-    if (!sums || !codes) {
+    if (!sums || !room || !codes) {
       __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
       return;
     }
     const int64_t image = task / chunks, first = task % chunks * chunk, count = first + chunk < area ? chunk : area - first;
     const int64_t pixel = image * of_image + first;
-    for_tasks(many ? 1 : threads, blocks, [&](int64_t block) {
+    const int64_t of_block = conv.w_planes * job.units.count * 32, group = of_block < TOGETHER ? TOGETHER / of_block : 1;
+    for_tasks(many ? 1 : threads, bw_ceil_div(blocks, group), [&](int64_t task) {
       Walk<uint8_t> walk(conv, job.window, image * area + first);
-      int32_t* const to = sums + block * job.width;
+      const int64_t block = task * group, end = block + group < blocks ? block + group : blocks;
       int64_t p = 0;
-      for (; p + TILE_PIXELS <= count; p += TILE_PIXELS) job.tile<TILE_PIXELS>(walk, pixel + p, block, to + p * stride, stride, apart);
-      for (; p < count; p++) job.tile<1>(walk, pixel + p, block, to + p * stride, stride, apart);
+      for (; p + TILE_PIXELS <= count; p += TILE_PIXELS) job.tile<TILE_PIXELS>(walk, pixel + p, block, end, sums + p * stride, stride, apart);
+      for (; p < count; p++) job.tile<1>(walk, pixel + p, block, end, sums + p * stride, stride, apart);
     });
     for (int half = 0; half < 2; half++) {
       const int64_t from = first + half * job.below, rest = of_image - from;  // an odd last row has none below it
-      Rows rows;
+      NarrowRows rows;
       rows.pixel = first_pixel + image * of_image + from, rows.count = count < rest ? count : rest;
       rows.sums = sums + half * apart, rows.stride = stride;
       Walk<uint8_t> walk(whole, job.window, image * of_image + from);
       for (int64_t p = 0; p < rows.count; p++, walk.next()) rows.corr[p] = walk.corr();
-      if (rows.count > 0) emit(sink, conv.o, rows, codes);
+      if (rows.count <= 0) continue;
+      if (narrow) emit_narrow_words(sink, conv.o, rows, room);
+      else emit_widened(sink, conv.o, rows, (int32_t*)room, codes);
     }
   });
   return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for the sums of a convolution") : BW_OK;
 }
 
+struct alignas(64) PairCounts {  // of[16 * e + f][n]: bits that f and n have in common, and e and n times 16
+  uint8_t of[256][16];
+};
+constexpr PairCounts pair_counts() {
+  PairCounts made = {};
+  for (int e = 0; e < 256; e++)
+    for (int n = 0; n < 16; n++) made.of[e][n] = (uint8_t)(BIT_COUNTS.of[e & 15][n] + 16 * BIT_COUNTS.of[e >> 4][n]);
+  return made;
+}
+constexpr PairCounts PAIR_COUNTS = pair_counts();
+
 // The tables of a pixel of two rows; null: a row of zeros.
 inline void pair_tables(int64_t units, const uint32_t* upper, const uint32_t* lower, uint8_t* tables) {
-  for (int64_t u = 0; u < units; u++) {
+  for (int64_t u = 0; u < units; u++, tables += UNIT_TABLES) {
     uint16_t a = 0, b = 0;
     if (upper) memcpy(&a, (const uint16_t*)upper + u, 2);
     if (lower) memcpy(&b, (const uint16_t*)lower + u, 2);
-    BW_UNROLL for (int group = 0; group < 4; group++) {
-      const __m128i one = _mm_load_si128((const __m128i*)BIT_COUNTS.of[a >> 4 * group & 15]);
-      const __m128i two = _mm_load_si128((const __m128i*)BIT_COUNTS.of[b >> 4 * group & 15]);
-      _mm_storeu_si128((__m128i*)(tables + u * UNIT_TABLES + group * 16), _mm_add_epi8(one, _mm_slli_epi16(two, 4)));
-    }
+    const uint32_t even = (a & 0x0f0f) | (b & 0x0f0f) << 4, odd = (a & 0xf0f0) >> 4 | (b & 0xf0f0);
+    const auto put = [&](int at, uint32_t pair) {
+      _mm_store_si128((__m128i*)(tables + at), _mm_load_si128((const __m128i*)PAIR_COUNTS.of[pair]));
+    };
+    put(0, even & 255), put(16, odd & 255), put(32, even >> 8), put(48, odd >> 8);
   }
 }
 
