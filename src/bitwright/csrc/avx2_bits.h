@@ -112,59 +112,73 @@ struct LookupJob {
   BW_INLINE void vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const;
 };
 
-// wide: even and odd bytes apart.
+// Of 16 outputs in order, what their bytes say in both lanes: even bytes are outputs 0 to 7.
+BW_INLINE __m256i both_lanes(__m256i even, __m256i odd) {
+  return _mm256_add_epi16(_mm256_blend_epi32(even, odd, 0xf0), _mm256_permute2x128_si256(even, odd, 0x21));
+}
+
+// sum += more, now: GCC would add what several turns add first, for which registers are missing.
+BW_INLINE void add_bytes(__m256i& sum, __m256i more) {
+  sum = _mm256_add_epi8(sum, more);
+  __asm__("" : "+x"(sum));
+}
+
+// sums: of 16 outputs, 16 bits each. A function of its own, and the halves of the weights one after the other: else registers are missing.
 template <int P, int C>
-BW_INLINE void lookup_plane(const int32_t* at, const int32_t* end, int64_t flush, const uint8_t* const (&x)[P], const uint8_t* w,
-                            int64_t w_step, __m256i (&wide)[P][C][2]) {
+__attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* end, int64_t flush, const uint8_t* const (&x)[P], const uint8_t* w,
+                                            int64_t w_step, __m256i (&sums)[P][C]) {
   const __m256i low = _mm256_set1_epi8(15), even = _mm256_set1_epi16(255);
+  const auto load = [](const uint8_t* from) { return _mm256_loadu_si256((const __m256i*)from); };
+  bool begun = false;
   while (at < end) {
     const int32_t* const stop = end - at < flush ? end : at + flush;
     __m256i sum[P][C];
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_setzero_si256();
     for (; at < stop; at++, w += 32) {
-      __m256i first[C], second[C];
-      BW_UNROLL for (int c = 0; c < C; c++) {
-        const __m256i both = _mm256_loadu_si256((const __m256i*)(w + c * w_step));
-        first[c] = _mm256_and_si256(both, low), second[c] = _mm256_and_si256(_mm256_srli_epi16(both, 4), low);
-      }
+      __m256i index[C];
+      BW_UNROLL for (int c = 0; c < C; c++) index[c] = _mm256_and_si256(load(w + c * w_step), low);
       BW_UNROLL for (int p = 0; p < P; p++) {
-        const __m256i one = _mm256_loadu_si256((const __m256i*)(x[p] + *at));
-        BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_add_epi8(sum[p][c], _mm256_shuffle_epi8(one, first[c]));
-        const __m256i two = _mm256_loadu_si256((const __m256i*)(x[p] + *at + 32));
-        BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_add_epi8(sum[p][c], _mm256_shuffle_epi8(two, second[c]));
+        const __m256i table = load(x[p] + *at);
+        BW_UNROLL for (int c = 0; c < C; c++) add_bytes(sum[p][c], _mm256_shuffle_epi8(table, index[c]));
+      }
+      __asm__("" : "+r"(w));  // the weights are read again
+      BW_UNROLL for (int c = 0; c < C; c++) index[c] = _mm256_and_si256(_mm256_srli_epi16(load(w + c * w_step), 4), low);
+      BW_UNROLL for (int p = 0; p < P; p++) {
+        const __m256i table = load(x[p] + *at + 32);
+        BW_UNROLL for (int c = 0; c < C; c++) add_bytes(sum[p][c], _mm256_shuffle_epi8(table, index[c]));
       }
     }
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) {
-        wide[p][c][0] = _mm256_add_epi16(wide[p][c][0], _mm256_and_si256(sum[p][c], even));
-        wide[p][c][1] = _mm256_add_epi16(wide[p][c][1], _mm256_srli_epi16(sum[p][c], 8));
+        const __m256i more = both_lanes(_mm256_and_si256(sum[p][c], even), _mm256_srli_epi16(sum[p][c], 8));
+        sums[p][c] = begun ? _mm256_add_epi16(sums[p][c], more) : more;
       }
+    begun = true;
   }
-}
-
-// Eight sums: those of the two lanes added.
-BW_INLINE __m256i of_both_lanes(__m256i wide) {
-  return _mm256_add_epi32(_mm256_cvtepu16_epi32(_mm256_castsi256_si128(wide)), _mm256_cvtepu16_epi32(_mm256_extracti128_si256(wide, 1)));
 }
 
 template <int R, int C>
 BW_INLINE void LookupJob::vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
   const int64_t plane = units.count * 32, w_step = conv.w_planes * plane;
+  int32_t rest[R] = {};
+  for (int r = 0; total && r < R; r++) rest[r] = conv.w_zero * conv.x_mult[0] * total[pixel + r / halves];
   for (int64_t q = 0; q < conv.w_planes; q++)
     for (int64_t from = 0; from < units.count; from += segment) {
       const int64_t end = from + segment < units.count ? from + segment : units.count;
-      __m256i wide[R][C][2] = {};
-      lookup_plane<R, C>(units.place + from, units.place + end, flush, x, weights + block * 2 * w_step + q * plane + from * 32, w_step, wide);
-      for (int r = 0; r < R; r++) {
-        const int64_t p = r / halves, half = r % halves;
+      __m256i found[R][C];
+      lookup_plane<R, C>(units.place + from, units.place + end, flush, x, weights + block * 2 * w_step + q * plane + from * 32, w_step, found);
+      BW_UNROLL for (int r = 0; r < R; r++) {
+        const int64_t half = r % halves;
         const __m256i mult = _mm256_set1_epi32(conv.w_mult[q] * conv.x_mult[half * LOOKUP_PLANES]);
-        const __m256i rest = _mm256_set1_epi32(total ? conv.w_zero * total[pixel + p] * conv.x_mult[0] : 0);
-        for (int i = 0; i < 2 * C; i++) {
-          __m256i* const to = (__m256i*)(sums + p * stride + i * 8);
-          const __m256i before = q || from || half ? _mm256_loadu_si256(to) : rest;
-          _mm256_storeu_si256(to, _mm256_add_epi32(before, _mm256_mullo_epi32(of_both_lanes(wide[r][i / 2][i % 2]), mult)));
-        }
+        const bool begun = q || from || half;
+        __m256i* const to = (__m256i*)(sums + r / halves * stride);
+        const auto add = [&](__m256i* at, __m128i eight) {
+          const __m256i before = begun ? _mm256_loadu_si256(at) : _mm256_set1_epi32(rest[r]);
+          _mm256_storeu_si256(at, _mm256_add_epi32(before, _mm256_mullo_epi32(_mm256_cvtepu16_epi32(eight), mult)));
+        };
+        BW_UNROLL for (int c = 0; c < C; c++)
+          add(to + 2 * c, _mm256_castsi256_si128(found[r][c])), add(to + 2 * c + 1, _mm256_extracti128_si256(found[r][c], 1));
       }
     }
 }
@@ -207,7 +221,7 @@ inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* 
     conv.n = all.n - first < together ? all.n - first : together;
     const uint32_t* const from = x + first * all.h * all.w * words;
     int32_t* const of_pixel = conv.w_zero ? (int32_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)(conv.n * conv.h * conv.w) * 4) : nullptr;
-    LookupJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, halves, half, 255 / largest, 65535 / largest};
+    LookupJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, halves, half, 255 / largest, 65535 / (2 * largest)};
     const uint8_t* made = bordered<uint8_t>(conv, tables, threads, [&](uint8_t* to, int64_t y) {
       for (int64_t i = y * conv.w; i < (y + 1) * conv.w; i++, to += tables) {
         const int32_t sum = pixel_tables(conv, from + i * words, to);

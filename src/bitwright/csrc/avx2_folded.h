@@ -46,18 +46,12 @@ BW_INLINE void split_sums(__m256i all, __m256i high, __m256i (&sums)[2]) {
   const auto without = [&](__m256i x, __m256i sixteenth) {
     return _mm256_and_si256(_mm256_sub_epi16(x, _mm256_slli_epi16(sixteenth, 4)), byte);
   };
-  const auto both_lanes = [](__m256i even, __m256i odd) {
-    return _mm256_add_epi16(_mm256_blend_epi32(even, odd, 0xf0), _mm256_permute2x128_si256(even, odd, 0x21));
-  };
   const __m256i upper_odd = _mm256_srli_epi16(high, 8), lower_odd = without(_mm256_srli_epi16(all, 8), upper_odd);
   const __m256i upper_even = without(high, lower_odd), lower_even = without(all, upper_even);
   sums[0] = both_lanes(lower_even, lower_odd), sums[1] = both_lanes(upper_even, upper_odd);
 }
 
-BW_INLINE void add_halves(__m256i& all, __m256i& high, __m256i sum) {
-  all = _mm256_add_epi8(all, sum), high = _mm256_add_epi8(high, _mm256_srli_epi16(sum, 4));
-  __asm__("" : "+x"(all), "+x"(high));  // else GCC adds the sums of two turns first, for which registers are missing
-}
+BW_INLINE void add_halves(__m256i& all, __m256i& high, __m256i sum) { add_bytes(all, sum), add_bytes(high, _mm256_srli_epi16(sum, 4)); }
 
 // sums [P][2]: of 16 outputs, for both pixels of a pair. A function of its own, else registers are missing here, too.
 template <int P>
