@@ -80,9 +80,14 @@ struct Rows {
 };
 typedef void (*EmitRows)(const bw_sink&, int64_t channels, const Rows&, uint8_t* codes);
 
-template <class At>
-BW_INLINE __m256i integers(const At& at, const Rows& rows, int64_t p) {
-  return _mm256_add_epi32(_mm256_loadu_si256((const __m256i*)(rows.sums + p * rows.stride + at.first)), at.load(rows.corr[p]));
+// take(p, integers) for eight channels of each pixel. What it needs of a sink or of rows it has read before: bytes that it stores
+// might be anything to the compiler.
+template <class At, class Take>
+BW_INLINE void by_pixels(const At& at, const Rows& rows, const Take& take) {
+  const int64_t count = rows.count, stride = rows.stride;
+  const int32_t* sums = rows.sums + at.first;
+  const int32_t* const* corr = rows.corr;
+  for (int64_t p = 0; p < count; p++, sums += stride) take(p, _mm256_add_epi32(_mm256_loadu_si256((const __m256i*)sums), at.load(corr[p])));
 }
 
 inline void emit_any(const bw_sink& sink, int64_t channels, const Rows& rows, uint8_t* codes) {
@@ -96,17 +101,21 @@ inline void emit_any(const bw_sink& sink, int64_t channels, const Rows& rows, ui
 inline void emit_integers(const bw_sink& sink, int64_t channels, const Rows& rows, uint8_t*) {
   int32_t* const out = (int32_t*)sink.out + rows.pixel * channels;
   by_eights(channels, [&](const auto& at) {
-    for (int64_t p = 0; p < rows.count; p++) at.store(out + p * channels, integers(at, rows, p));
+    by_pixels(at, rows, [&](int64_t p, __m256i value) { at.store(out + p * channels, value); });
   });
 }
 
 // Levels that a value reaches, of a ladder that counts up or down; value >= level is not (level > value).
+struct Ladder {
+  const int32_t* thresholds;
+  int64_t levels;
+};
 template <int LEVELS, class At>
-BW_INLINE __m256i count_levels_8(const bw_sink& sink, const At& at, int64_t channels, __m256i flips, __m256i value) {
-  const int64_t levels = LEVELS ? LEVELS : sink.levels;
+BW_INLINE __m256i count_levels_8(const Ladder& ladder, const At& at, int64_t channels, __m256i flips, __m256i value) {
+  const int64_t levels = LEVELS ? LEVELS : ladder.levels;
   __m256i missed = _mm256_setzero_si256();
   BW_UNROLL for (int64_t l = 0; l < levels; l++)
-    missed = _mm256_add_epi32(missed, _mm256_cmpgt_epi32(at.load(sink.thresholds + l * channels), value));
+    missed = _mm256_add_epi32(missed, _mm256_cmpgt_epi32(at.load(ladder.thresholds + l * channels), value));
   const __m256i most = _mm256_set1_epi32((int)levels), code = _mm256_add_epi32(most, missed);  // missed counts in steps of -1
   return _mm256_blendv_epi8(code, _mm256_sub_epi32(most, code), flips);
 }
@@ -116,8 +125,8 @@ void emit_counts(const bw_sink& sink, int64_t channels, const Rows& rows, uint8_
   uint8_t* const out = (uint8_t*)sink.out + rows.pixel * channels;
   by_eights(channels, [&](const auto& at) {
     const __m256i flips = at.flips(sink.flip);
-    for (int64_t p = 0; p < rows.count; p++)
-      at.store_bytes(out + p * channels, count_levels_8<LEVELS>(sink, at, channels, flips, integers(at, rows, p)));
+    const Ladder ladder = {sink.thresholds, sink.levels};
+    by_pixels(at, rows, [&](int64_t p, __m256i value) { at.store_bytes(out + p * channels, count_levels_8<LEVELS>(ladder, at, channels, flips, value)); });
   });
 }
 
@@ -140,8 +149,10 @@ void emit_words(const bw_sink& sink, int64_t channels, const Rows& rows, uint8_t
   uint32_t* const out = (uint32_t*)sink.out + rows.pixel * words;
   by_eights(channels, [&](const auto& at) {
     const __m256i flips = at.flips(sink.flip);
-    for (int64_t p = 0; p < rows.count; p++)
-      store_bits(out + p * words, planes, channels, at, count_levels_8<LEVELS>(sink, at, channels, flips, integers(at, rows, p)));
+    const Ladder ladder = {sink.thresholds, sink.levels};
+    by_pixels(at, rows, [&](int64_t p, __m256i value) {
+      store_bits(out + p * words, planes, channels, at, count_levels_8<LEVELS>(ladder, at, channels, flips, value));
+    });
   });
 }
 
@@ -151,8 +162,9 @@ void emit_grid(const bw_sink& sink, int64_t channels, const Rows& rows, uint8_t*
   uint8_t* const out = (uint8_t*)sink.out + rows.pixel * channels;
   by_eights(channels, [&](const auto& at) {
     const __m256 scale = at.load(sink.scale), add = at.load(sink.add);
-    for (int64_t p = 0; p < rows.count; p++)
-      at.store_bytes(out + p * channels, codes(_mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(integers(at, rows, p)), scale), add)));
+    by_pixels(at, rows, [&](int64_t p, __m256i value) {
+      at.store_bytes(out + p * channels, codes(_mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(value), scale), add)));
+    });
   });
 }
 
@@ -168,27 +180,30 @@ void emit_floats(const bw_sink& sink, int64_t channels, const Rows& rows, uint8_
   const float* const residual = sink.residual ? sink.residual + from : nullptr;
   uint8_t* const bytes = (uint8_t*)sink.extra + from;
   uint32_t* const bits = (uint32_t*)sink.extra + rows.pixel * words;
+  const float* const cuts = sink.cuts;
+  const int64_t levels = sink.levels;
+  const bool cut_to_bytes = sink.extra_bytes;
   by_eights(channels, [&](const auto& at) {
     const __m256 scale = at.load(sink.scale), add = at.load(sink.add);
-    const __m256 cut = BESIDE == CUT && sink.cuts ? at.load(sink.cuts) : _mm256_setzero_ps();
+    const __m256 cut = BESIDE == CUT && cuts ? at.load(cuts) : _mm256_setzero_ps();
     const __m256i flips = BESIDE == CUT ? at.flips(sink.flip) : _mm256_setzero_si256();
-    for (int64_t p = 0; p < rows.count; p++) {
-      __m256 y = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(integers(at, rows, p)), scale), add);
+    by_pixels(at, rows, [&](int64_t p, __m256i value) {
+      __m256 y = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(value), scale), add);
       if (residual) y = _mm256_add_ps(y, at.load(residual + p * channels));
       y = _mm256_max_ps(floor, y);  // the second operand where one is NaN
       at.store(out + p * channels, _mm256_castps_si256(y));
       if (BESIDE == CODES) at.store_bytes(bytes + p * channels, codes(y));
       if (BESIDE == LADDER) {
         __m256i code = _mm256_setzero_si256();
-        for (int64_t l = 0; l < sink.levels; l++)
-          code = _mm256_sub_epi32(code, _mm256_castps_si256(_mm256_cmp_ps(y, at.load(sink.cuts + l * channels), _CMP_GE_OQ)));
+        for (int64_t l = 0; l < levels; l++)
+          code = _mm256_sub_epi32(code, _mm256_castps_si256(_mm256_cmp_ps(y, at.load(cuts + l * channels), _CMP_GE_OQ)));
         store_bits(bits + p * words, planes, channels, at, code);
       }
-      if (BESIDE != CUT) continue;
+      if (BESIDE != CUT) return;
       const __m256i reached = _mm256_xor_si256(_mm256_castps_si256(_mm256_cmp_ps(y, cut, _CMP_GE_OQ)), flips);
-      if (sink.extra_bytes) at.store_bytes(bytes + p * channels, _mm256_srli_epi32(reached, 31));
+      if (cut_to_bytes) at.store_bytes(bytes + p * channels, _mm256_srli_epi32(reached, 31));
       else store_bits(bits + p * words, 1, channels, at, reached);
-    }
+    });
   });
 }
 
