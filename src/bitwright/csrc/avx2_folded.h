@@ -148,7 +148,7 @@ inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw
       for (int64_t p = 0; p < rows.count; p++, walk.next()) rows.corr[p] = walk.corr();
       if (rows.count <= 0) continue;
       if (narrow) emit_narrow_words(sink, conv.o, rows, room);
-      else emit_widened(sink, conv.o, rows, (int32_t*)room, codes);
+      else emit_narrow(sink, conv.o, rows, (int32_t*)room, codes);
     }
   });
   return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for the sums of a convolution") : BW_OK;

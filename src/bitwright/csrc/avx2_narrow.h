@@ -1,6 +1,7 @@
-// AVX2: sums of 16 bits (avx2_folded.h) to bits of one threshold, 32 outputs at a time; to all else by int32 (avx2_emit.h).
+// AVX2: sums of 16 bits (avx2_folded.h) to bits of one threshold, 32 outputs at a time, and to floats with such bits beside, 16 at a
+// time; to all else by int32 (avx2_emit.h).
 //
-// A sum s reaches a threshold t where s + corr >= t, that is where s >= t - corr, which is cut off to 16 bits: no sum is 32767. Pixels
+// Of bits alone: a sum s reaches a threshold t where s + corr >= t, that is where s >= t - corr, which is cut off to 16 bits: no sum is 32767. Pixels
 // share `corr` unless they lie at a border, so the difference is made anew only where it changes.
 #pragma once
 #include "avx2_emit.h"
@@ -66,8 +67,53 @@ inline void emit_narrow_words(const bw_sink& sink, int64_t channels, const Narro
   }
 }
 
-// wide [count * stride]
-inline void emit_widened(const bw_sink& sink, int64_t channels, const NarrowRows& narrow, int32_t* wide, uint8_t* codes) {
+inline bool emits_narrow_floats(const bw_sink& sink, int64_t channels) {
+  return sink.mode == BW_FLOAT32 && channels % 16 == 0 && (!sink.extra || (!sink.grid && sink.levels <= 1 && !sink.extra_bytes));
+}
+
+template <bool RESIDUAL, bool CUT>
+void emit_narrow_floats(const bw_sink& sink, int64_t channels, const NarrowRows& rows) {
+  const int64_t count = rows.count, stride = rows.stride, row = bw_words(channels, 1) * 4;  // bytes of the bits
+  const int32_t* const* const corr = rows.corr;
+  const __m256 floor = _mm256_set1_ps(sink.relu ? 0.0f : -INFINITY);
+  for (int64_t c = 0; c < channels; c += 16) {
+    const auto load = [&](const float* from, int i) { return _mm256_loadu_ps(from + c + i * 8); };
+    const __m256 scale[2] = {load(sink.scale, 0), load(sink.scale, 1)}, add[2] = {load(sink.add, 0), load(sink.add, 1)};
+    __m256 cut[2] = {_mm256_setzero_ps(), _mm256_setzero_ps()};
+    unsigned flips = 0;
+    if (CUT && sink.cuts) cut[0] = load(sink.cuts, 0), cut[1] = load(sink.cuts, 1);
+    for (int i = 0; CUT && sink.flip && i < 16; i++) flips |= (unsigned)(sink.flip[c + i] != 0) << i;
+    const int16_t* sums = rows.sums + c;
+    float* out = (float*)sink.out + rows.pixel * channels;
+    const float* residual = RESIDUAL ? sink.residual + rows.pixel * channels : nullptr;
+    uint8_t* bits = CUT ? (uint8_t*)sink.extra + rows.pixel * row + c / 8 : nullptr;
+    const bool last = c % 32 == 0 && c + 16 == channels;  // whose word ends with zeros
+    for (int64_t p = 0; p < count; p++, sums += stride, out += channels) {
+      unsigned reached = 0;
+      BW_UNROLL for (int i = 0; i < 2; i++) {
+        const __m256i border = _mm256_loadu_si256((const __m256i*)(corr[p] + c) + i);
+        const __m256i value = _mm256_add_epi32(_mm256_cvtepi16_epi32(_mm_loadu_si128((const __m128i*)sums + i)), border);
+        __m256 y = _mm256_add_ps(_mm256_mul_ps(_mm256_cvtepi32_ps(value), scale[i]), add[i]);
+        if (RESIDUAL) y = _mm256_add_ps(y, load(residual, i));
+        y = _mm256_max_ps(floor, y);  // the second operand where one is NaN
+        _mm256_storeu_ps(out + c + i * 8, y);
+        if (CUT) reached |= (unsigned)_mm256_movemask_ps(_mm256_cmp_ps(y, cut[i], _CMP_GE_OQ)) << i * 8;
+      }
+      if (RESIDUAL) residual += channels;
+      if (!CUT) continue;
+      reached ^= flips;
+      memcpy(bits, &reached, last ? 4 : 2);
+      bits += row;
+    }
+  }
+}
+
+// wide [count * stride]: room, where neither of the above is asked for
+inline void emit_narrow(const bw_sink& sink, int64_t channels, const NarrowRows& narrow, int32_t* wide, uint8_t* codes) {
+  if (emits_narrow_floats(sink, channels)) {
+    if (!sink.extra) return sink.residual ? emit_narrow_floats<true, false>(sink, channels, narrow) : emit_narrow_floats<false, false>(sink, channels, narrow);
+    return sink.residual ? emit_narrow_floats<true, true>(sink, channels, narrow) : emit_narrow_floats<false, true>(sink, channels, narrow);
+  }
   for (int64_t i = 0; i < narrow.count * narrow.stride; i += 8)
     _mm256_store_si256((__m256i*)(wide + i), _mm256_cvtepi16_epi32(_mm_load_si128((const __m128i*)(narrow.sums + i))));
   Rows rows;

@@ -27,8 +27,14 @@ LIMITS = {
     "amx": ((0, 16),),  # whose kernel expands bits into the tiles that bytes use
     "": ((256, 2), (64, 1)),
 }
-# (channels, look-ups) for AVX2; "winograd" as above, "streamed": a linear layer whose weights come from memory, on one row
-LOOKED_UP = {"": ((64, 2), (16, 1)), "winograd": ((256, 2), (64, 1)), "streamed": ((0, 4),)}
+# (channels, look-ups) for AVX2; "winograd" as above, "1 bit": of inputs whose look-ups serve two pixels (csrc/avx2_folded.h),
+# "streamed": a linear layer whose weights come from memory, on one row
+LOOKED_UP = {
+    "": ((64, 2), (16, 1)),
+    "winograd": ((256, 2), (64, 1)),
+    "winograd, 1 bit": ((256, 2), (16, 1)),
+    "streamed": ((0, 4),),
+}
 LOOKED_UP_PLANES = 4  # bits of an input that one look-up takes
 STREAMED = 1 << 20  # bytes of a linear layer's weights above which memory decides
 STREAMED_PAIRS = 8
@@ -70,11 +76,13 @@ def bytes_pay(layer: Node, graph: Graph) -> bool:
     isa = native_library.isa() if native_library.available() else ""
     streamed = layer.op == "coded_linear" and math.prod(shape) >= STREAMED
     if isa == "avx2" and not _grouped(layer):
-        limits = LOOKED_UP["streamed" if streamed else "winograd" if _winograd(layer, 16, 65536) else ""]
+        against = "winograd" if _winograd(layer, 16, 65536) else ""
+        if against and planes_read(layer) == 1:
+            against = "winograd, 1 bit"
         wide = (
             planes_read(layer) > LOOKED_UP_PLANES and not streamed
         )  # as fast, but the codes are easier to make as bytes
-        return wide or look_ups(layer) > _most(limits, shape[1])
+        return wide or look_ups(layer) > _most(LOOKED_UP["streamed" if streamed else against], shape[1])
     if streamed:
         return pairs > STREAMED_PAIRS
     balanced = all(2 * int(term["zero"]) == -sum(term["mult"]) for term in info["terms"])
