@@ -30,20 +30,33 @@ inline bool lookups_fit(const bw_conv& conv) {
   return true;
 }
 
-inline int64_t lookups_size(const bw_conv& conv) { return bw_ceil_div(conv.o, 32) * 2 * conv.w_planes * lookup_units(conv) * 32; }
+// Inputs of one bit, and weights that lie evenly about 0: equal bits are counted (avx2_folded.h), and what is equal for any input is
+// the same number for all pixels.
+inline bool lookups_match(const bw_conv& conv) {
+  int64_t sum = 2 * conv.w_zero, odd = 0;
+  for (int64_t q = 0; q < conv.w_planes; q++) sum += conv.w_mult[q], odd |= conv.w_mult[q] * conv.x_mult[0] & 1;
+  return conv.x_planes == 1 && !sum && !odd;
+}
 
-// [16 outputs][w_planes][units][32]
+inline int64_t lookups_planes(const bw_conv& conv) { return bw_ceil_div(conv.o, 32) * 2 * conv.w_planes * lookup_units(conv) * 32; }
+inline int64_t lookups_size(const bw_conv& conv) { return lookups_planes(conv) + bw_ceil_div(conv.o, 32) * 32 * 2; }
+
+// [16 outputs][w_planes][units][32], then what is to be added to the equal bits of each output, in 16 bits
 inline void lookups_weights(const bw_conv& conv, const uint8_t* bits, void* body) {
   const int64_t taps = conv.kh * conv.kw, units = lookup_units(conv), of_tap = bw_ceil_div(conv.c, UNIT);
   uint8_t* const packed = (uint8_t*)body;
+  int16_t* const rest = (int16_t*)(packed + lookups_planes(conv));
+  const bool matched = lookups_match(conv);
   memset(body, 0, (size_t)lookups_size(conv));
   for (int64_t q = 0; q < conv.w_planes; q++)
     for (int64_t o = 0; o < conv.o; o++) {
       const int64_t i = o % 16, place = i < 8 ? 2 * i : 2 * (i - 8) + 1;
       uint8_t* const to = packed + ((o / 16 * conv.w_planes + q) * units) * 32 + place;
+      int64_t on = 0;
       for (int64_t c = 0; c < conv.c; c++)
         for (int64_t tap = 0; tap < taps; tap++)
-          if (*bits++) to[(tap * of_tap + c / UNIT) * 32 + c / 4 % 2 * 16] |= (uint8_t)(1 << (c % 4 + c / 8 % 2 * 4));
+          if (*bits++) to[(tap * of_tap + c / UNIT) * 32 + c / 4 % 2 * 16] |= (uint8_t)(1 << (c % 4 + c / 8 % 2 * 4)), on++;
+      if (matched) rest[o] = (int16_t)(rest[o] + conv.w_mult[q] * conv.x_mult[0] / 2 * (on - units * UNIT));
     }
 }
 

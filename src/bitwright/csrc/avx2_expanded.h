@@ -9,15 +9,9 @@ namespace {
 
 const int64_t EXPANDED_ROWS = 5;  // on fewer, making the bytes takes longer than the look-ups
 
-inline int32_t largest_expanded(const bw_conv& conv) {
-  int32_t low = conv.w_zero, high = conv.w_zero;
-  for (int64_t q = 0; q < conv.w_planes; q++) (conv.w_mult[q] < 0 ? low : high) += conv.w_mult[q];
-  return high > -low ? high : -low;
-}
-
 inline bool expands(const bw_conv& conv) {
   const bool many = rows_of_layer(conv) && conv.n >= EXPANDED_ROWS && lookup_halves(conv) * conv.w_planes > 2;
-  return many && 2 * 255 * largest_expanded(conv) <= INT16_MAX;
+  return many && 2 * 255 * largest_weight_of(conv) <= INT16_MAX;
 }
 
 // 16 outputs, as [2][units * 4][8 outputs][4 inputs] bytes. What a plane adds to each of four inputs is looked up by their four bits.
@@ -79,7 +73,7 @@ BW_INLINE void expanded_rows(const bw_conv& conv, const Places& places, int64_t 
 
 inline int expanded_conv_bits(const bw_conv& conv, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
   const int64_t units = lookup_units(conv), length = units * UNIT, blocks = bw_ceil_div(conv.o, 16), stride = blocks * 16;
-  const int64_t words = bw_ceil_div(conv.c, 32) * conv.x_planes, flush = bytes_flush(conv, largest_expanded(conv));
+  const int64_t words = bw_ceil_div(conv.c, 32) * conv.x_planes, flush = bytes_flush(conv, largest_weight_of(conv));
   uint8_t* const codes = (uint8_t*)bw_scratch(BW_SCRATCH_IMAGE, (size_t)(conv.n * length) + 16);
   int32_t* const sums = (int32_t*)bw_scratch(BW_SCRATCH_PATCH, (size_t)(conv.n * stride) * 4);
   int32_t* const place = (int32_t*)bw_scratch(BW_SCRATCH_PLACES, (size_t)length);

@@ -6,6 +6,9 @@
 // modulo 256. The move is one of 16 bits, so the lower half of the odd byte comes along into the even one; what it added there is known
 // from the odd byte's own sums, and is taken away at the end (split_sums). 8 operations so do 3 look-ups.
 //
+// Where weights lie evenly about 0, a table holds how many bits are equal, and not how many are common: then the sum of the inputs
+// need not be known.
+//
 // A tile is 4 pairs of pixels x 16 outputs; per three units (6,144 products) 27 loads, 9 operations for the indices, 24 look-ups, 40
 // additions and moves. Sums, by their multipliers, must fit 16 bits, of a layer of one bit those of 16,383 products.
 #pragma once
@@ -18,12 +21,15 @@ const int64_t FOLDED_FLUSH = 30;  // units: 60 look-ups of 4 fit a byte
 const int64_t TOGETHER = 24 << 10;  // bytes of the weights that one tile after the other is multiplied by: they stay in the first cache
 
 inline bool rows_of_layer(const bw_conv& conv) { return conv.h == 1 && conv.w == 1 && conv.oh == 1 && conv.ow == 1 && !conv.pad_h && !conv.pad_w; }
+inline int64_t largest_weight_of(const bw_conv& conv) {  // without sign
+  int64_t low = conv.w_zero, high = conv.w_zero;
+  for (int64_t q = 0; q < conv.w_planes; q++) (conv.w_mult[q] < 0 ? low : high) += conv.w_mult[q];
+  return high > -low ? high : -low;
+}
 inline bool folds(const bw_conv& conv) {
   if (conv.x_planes != 1 || !(conv.oh > 1 || (conv.n > 1 && rows_of_layer(conv)))) return false;
-  int64_t low = conv.w_zero, high = conv.w_zero;  // what an input of 1 can add
-  for (int64_t q = 0; q < conv.w_planes; q++) (conv.w_mult[q] < 0 ? low : high) += conv.w_mult[q];
-  const int64_t most = (-low > high ? -low : high) * (conv.x_mult[0] < 0 ? -conv.x_mult[0] : conv.x_mult[0]);
-  return conv.kh * conv.kw * conv.c * most <= NARROW_MOST && lookup_units(conv) * 8 <= 65535;
+  const int64_t most = largest_weight_of(conv) * (conv.x_mult[0] < 0 ? -conv.x_mult[0] : conv.x_mult[0]);
+  return conv.kh * conv.kw * conv.c * most <= NARROW_MOST;
 }
 
 struct FoldedJob {
@@ -31,7 +37,8 @@ struct FoldedJob {
   Window<uint8_t> window;
   Places units;
   const uint8_t* weights;
-  const int32_t* total;   // as in LookupJob
+  const int16_t* rest;   // of each output, where equal bits are counted; else null
+  const int32_t* total;  // as in LookupJob; null: not needed
   int64_t below;          // pixels from one of a pair to the other
   static constexpr int64_t width = 16;
 
@@ -94,20 +101,21 @@ __attribute__((noinline)) void folded_plane(const Places& units, const uint8_t* 
 template <int P>
 BW_INLINE void FoldedJob::tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int64_t end, int16_t* sums, int64_t stride, int64_t apart) const {
   const uint8_t* x[P];
-  int16_t rest[P][2] = {};
+  int16_t others[P][2] = {};
   for (int p = 0; p < P; p++) {
     x[p] = walk.address(), walk.next();
-    for (int half = 0; total && half < 2; half++) rest[p][half] = (int16_t)(conv.w_zero * conv.x_mult[0] * total[pixel + p + half * below]);
+    for (int half = 0; total && half < 2; half++) others[p][half] = (int16_t)(conv.w_zero * conv.x_mult[0] * total[pixel + p + half * below]);
   }
   for (sums += block * width; block < end; block++, sums += width)
     for (int64_t q = 0; q < conv.w_planes; q++) {
       __m256i found[P][2];
       folded_plane<P>(units, x, weights + (block * conv.w_planes + q) * units.count * 32, found);
-      const __m256i mult = _mm256_set1_epi16((int16_t)(conv.w_mult[q] * conv.x_mult[0]));
+      const __m256i mult = _mm256_set1_epi16((int16_t)(conv.w_mult[q] * conv.x_mult[0] / (rest ? 2 : 1)));
+      const __m256i start = rest ? _mm256_loadu_si256((const __m256i*)(rest + block * width)) : _mm256_setzero_si256();
       BW_UNROLL for (int i = 0; i < 2 * P; i++) {
         const int p = i / 2, half = i % 2;
         __m256i* const to = (__m256i*)(sums + p * stride + half * apart);
-        const __m256i before = q ? _mm256_load_si256(to) : _mm256_set1_epi16(rest[p][half]);
+        const __m256i before = q ? _mm256_load_si256(to) : rest ? start : _mm256_set1_epi16(others[p][half]);
         _mm256_store_si256(to, _mm256_add_epi16(before, _mm256_mullo_epi16(found[p][half], mult)));  // on the way modulo 65536
       }
     }
@@ -157,24 +165,26 @@ inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw
 struct alignas(64) PairCounts {  // of[16 * e + f][n]: bits that f and n have in common, and e and n times 16
   uint8_t of[256][16];
 };
-constexpr PairCounts pair_counts() {
+constexpr PairCounts pair_counts(bool equal) {  // and those that neither has
   PairCounts made = {};
   for (int e = 0; e < 256; e++)
-    for (int n = 0; n < 16; n++) made.of[e][n] = (uint8_t)(BIT_COUNTS.of[e & 15][n] + 16 * BIT_COUNTS.of[e >> 4][n]);
+    for (int n = 0; n < 16; n++) {
+      const int low = BIT_COUNTS.of[e & 15][n] + (equal ? BIT_COUNTS.of[~e & 15][~n & 15] : 0);
+      const int high = BIT_COUNTS.of[e >> 4][n] + (equal ? BIT_COUNTS.of[~e >> 4 & 15][~n & 15] : 0);
+      made.of[e][n] = (uint8_t)(low + 16 * high);
+    }
   return made;
 }
-constexpr PairCounts PAIR_COUNTS = pair_counts();
+constexpr PairCounts PAIR_COUNTS = pair_counts(false), PAIR_MATCHES = pair_counts(true);
 
 // The tables of a pixel of two rows; null: a row of zeros.
-inline void pair_tables(int64_t units, const uint32_t* upper, const uint32_t* lower, uint8_t* tables) {
+BW_INLINE void pair_tables(const PairCounts& counts, int64_t units, const uint32_t* upper, const uint32_t* lower, uint8_t* tables) {
   for (int64_t u = 0; u < units; u++, tables += UNIT_TABLES) {
     uint16_t a = 0, b = 0;
     if (upper) memcpy(&a, (const uint16_t*)upper + u, 2);
     if (lower) memcpy(&b, (const uint16_t*)lower + u, 2);
     const uint32_t even = (a & 0x0f0f) | (b & 0x0f0f) << 4, odd = (a & 0xf0f0) >> 4 | (b & 0xf0f0);
-    const auto put = [&](int at, uint32_t pair) {
-      _mm_store_si128((__m128i*)(tables + at), _mm_load_si128((const __m128i*)PAIR_COUNTS.of[pair]));
-    };
+    const auto put = [&](int at, uint32_t pair) { _mm_store_si128((__m128i*)(tables + at), _mm_load_si128((const __m128i*)counts.of[pair])); };
     put(0, even & 255), put(16, odd & 255), put(32, even >> 8), put(48, odd >> 8);
   }
 }
@@ -213,18 +223,22 @@ inline int folded_conv_bits(bw_conv all, const uint32_t* x, const void* body, co
     conv.h = rows, conv.pad_h = 0, conv.oh = oh;
     const uint32_t* const from = x + first * all.h * all.w * words;
     uint8_t* const made = (uint8_t*)bw_scratch(BW_SCRATCH_IMAGE, (size_t)(conv.n * image) + 64);
-    FoldedJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, oh * all.ow};
-    if (!made || (conv.w_zero && !(job.total = folded_totals(whole, from)))) return bw_fail(BW_NO_MEMORY, "out of memory for the tables of a convolution");
+    FoldedJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, nullptr, oh * all.ow};
+    const bool matched = lookups_match(conv);
+    if (matched) job.rest = (const int16_t*)((const uint8_t*)body + lookups_planes(conv));
+    if (!made || (!matched && conv.w_zero && !(job.total = folded_totals(whole, from))))
+      return bw_fail(BW_NO_MEMORY, "out of memory for the tables of a convolution");
     for_tasks(threads, conv.n * rows, [&](int64_t task) {
-      const int64_t y = task % rows - all.pad_h, below = y + oh * all.stride_h, edge = all.pad_w * tables;
+      const int64_t y = task % rows - all.pad_h, below = y + oh * all.stride_h;
       const uint32_t* const rows_of_image = from + task / rows * all.h * all.w * words;
       const auto row = [&](int64_t at) { return at >= 0 && at < all.h ? rows_of_image + at * all.w * words : nullptr; };
       const uint32_t *const upper = row(y), *const lower = row(below);
-      uint8_t* const to = made + task * columns * tables;
-      memset(to, 0, (size_t)edge);
-      for (int64_t i = 0; i < all.w; i++)
-        pair_tables(units, upper ? upper + i * words : nullptr, lower ? lower + i * words : nullptr, to + edge + i * tables);
-      memset(to + edge + all.w * tables, 0, (size_t)edge);
+      const PairCounts& counts = matched ? PAIR_MATCHES : PAIR_COUNTS;
+      uint8_t* to = made + task * columns * tables;
+      for (int64_t i = -all.pad_w; i < all.w + all.pad_w; i++, to += tables) {
+        const bool inside = i >= 0 && i < all.w;
+        pair_tables(counts, units, inside && upper ? upper + i * words : nullptr, inside && lower ? lower + i * words : nullptr, to);
+      }
     });
     set_window(conv, (const uint8_t*)made, tables, tables, true, &job.window);
     if (!make_places(job.window, UNIT_TABLES, lookup_units(conv), &job.units)) return bw_fail(BW_NO_MEMORY, "out of memory for the places of a window");
