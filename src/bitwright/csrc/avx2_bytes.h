@@ -12,6 +12,7 @@
 #include <stdlib.h>
 
 #include "avx2_chunks.h"
+#include "avx2_pool.h"
 #include "avx2_winograd.h"
 
 namespace {
@@ -158,7 +159,7 @@ int conv_bytes_as(const bw_conv& conv, const uint8_t* x, int64_t flush, const ui
   if (!image) return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
   set_window(conv, image, conv.c, conv.c, false, &job.window);
   if (!make_places(job.window, step, bytes_places(conv, step), &job.places)) return bw_fail(BW_NO_MEMORY, "out of memory for the places of a window");
-  return conv_in_chunks(job, sink, 0, threads);
+  return sink.pool_kernel ? conv_and_pool(job, sink, threads) : conv_in_chunks(job, sink, 0, threads);
 }
 
 inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void* body, const bw_sink& sink, int threads) {

@@ -73,18 +73,20 @@ inline void count_levels_row(const int32_t* values, int64_t count, const int32_t
 }
 
 // Codes by an even ladder. Adding and taking away 1.5 * 2^23 rounds to the even neighbour, and what is clamped is small.
-inline void grid_codes(const bw_grid& grid, const float* y, int64_t count, uint8_t* codes) {
-  if (grid.kind == BW_GRID_STEP) {
-    for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)(y[i] >= grid.value ? grid.high : y[i] == y[i] ? grid.low : 0);
-    return;
-  }
-  const float low = (float)(grid.low - grid.base), high = (float)(grid.high - grid.base), magic = 12582912.0f;
-  for (int64_t i = 0; i < count; i++) {
-    float place = grid.kind == BW_GRID_DIVIDE ? y[i] / grid.value : y[i] * grid.value;
+inline void grid_codes(const bw_grid& grid, const float* y, int64_t count, uint8_t* __restrict codes) {
+  const int32_t first = grid.low, last = grid.high, base = grid.base;
+  const float value = grid.value, low = (float)(first - base), high = (float)(last - base), magic = 12582912.0f;
+  const auto code = [&](float number, float place) {
     place = place > low ? place : low;
     place = place < high ? place : high;
-    codes[i] = y[i] == y[i] ? (uint8_t)((int32_t)((place + magic) - magic) + grid.base) : (uint8_t)0;
-  }
+    return number == number ? (uint8_t)((int32_t)((place + magic) - magic) + base) : (uint8_t)0;
+  };
+  if (grid.kind == BW_GRID_STEP)
+    for (int64_t i = 0; i < count; i++) codes[i] = (uint8_t)(y[i] >= value ? last : y[i] == y[i] ? first : 0);
+  else if (grid.kind == BW_GRID_DIVIDE)
+    for (int64_t i = 0; i < count; i++) codes[i] = code(y[i], y[i] / value);
+  else
+    for (int64_t i = 0; i < count; i++) codes[i] = code(y[i], y[i] * value);
 }
 
 // The codes beside the floats y of a pixel.
@@ -96,8 +98,11 @@ inline void emit_beside(const bw_sink& output, int64_t channels, int64_t pixel, 
     const int64_t words = bw_words(channels, 1) * output.out_planes;
     codes_to_words(codes, channels, 1, output.out_planes, (uint32_t*)output.extra + pixel * words);
   } else if (output.extra) {
-    uint8_t* bits = output.extra_bytes ? (uint8_t*)output.extra + pixel * channels : codes;
-    for (int64_t i = 0; i < channels; i++) bits[i] = y[i] >= (output.cuts ? output.cuts[i] : 0.0f);
+    uint8_t* __restrict bits = output.extra_bytes ? (uint8_t*)output.extra + pixel * channels : codes;
+    if (const float* cuts = output.cuts)
+      for (int64_t i = 0; i < channels; i++) bits[i] = y[i] >= cuts[i];
+    else
+      for (int64_t i = 0; i < channels; i++) bits[i] = y[i] >= 0.0f;
     if (output.flip)
       for (int64_t i = 0; i < channels; i++) bits[i] ^= output.flip[i] != 0;
     if (!output.extra_bytes)
