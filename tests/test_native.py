@@ -106,7 +106,8 @@ class Case:
 
 
 @pytest.mark.parametrize(
-    "planes, c", [(1, 1000), (2, 513), (3, 200), (4, 40), (4, 8736), (4, 8752), (6, 90), (8, 8752)]
+    "planes, c",
+    [(1, 1000), (1, 32766), (1, 32767), (2, 513), (3, 200), (4, 40), (4, 8736), (4, 8752), (6, 90), (8, 8752)],
 )
 @pytest.mark.parametrize("levels", [((0,), (1,)), ((-1,), (2,)), ((-3,), (2, 4))], ids=["0 1", "signs", "2 bits"])
 def test_all_bits_on(isa: str, planes: int, c: int, levels: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
@@ -133,6 +134,21 @@ def test_all_codes_largest(isa: str, bits: int, weight: int, c: int, kernel: int
     got = native.ConvPlan.bytes(values, x_bits=bits, padding=kernel // 2).run(code, native.KernelOutput())
     want = conv_oracle(code.permute(0, 3, 1, 2).long(), values, 1, kernel // 2, 1, 1)
     assert torch.equal(got.long(), want)
+
+
+@pytest.mark.parametrize("sums", [32766, 32767])
+def test_bits_of_sums_that_just_fit_16_bits(isa: str, sums: int) -> None:
+    """Thresholds at, beyond and far beyond such sums."""
+    weight = torch.zeros(1, 2, sums, 1, 1)
+    weight[0, 1] = 1
+    plan = native.ConvPlan.bits(weight, w_mult=[2], w_zero=-1, x_mult=[1])
+    words = words_oracle(torch.ones(1, sums, 1, 1, dtype=torch.long), 1, 1).expand(2, 3, -1, -1, -1).contiguous()
+    want = torch.tensor([-sums, sums]).view(1, 2, 1, 1).expand(2, 2, 3, 1)
+    for low, high in ((-sums, sums), (1 - sums, sums + 1), (-32768, 32767), (-32769, 32768), (-(2**31), 2**31 - 1)):
+        thresholds = torch.tensor([[low, high]])
+        assert torch.equal(
+            plan.run(words, native.CodeOutput(thresholds)), words_oracle(code_oracle(want, thresholds, None), 1, 1)
+        )
 
 
 @pytest.mark.parametrize("rows", [2, 4, 5, 9, 33])
