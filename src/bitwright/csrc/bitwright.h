@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 9
+#define BW_ABI_VERSION 10
 #define BW_MAX_PLANES 8
 #define BW_MAX_POOL 8  // of pool_kernel
 
@@ -172,13 +172,13 @@ typedef struct bw_tables {
 BW_API int bw_linear_tables(const bw_tables* layer, const float* x, const uint32_t* index, float* out, int threads);
 
 // A linear layer on floats whose weights are nearly all zero, on the others alone. x [n][k], out [n][o]. The weights of output o are
-// value[i] at input index[i], begin[o] <= i < begin[o + 1]. Four sums take turns; then comes bias, [o] or null.
+// value[i] at input index[i], begin[o] <= i < begin[o + 1]; bias is [o] or null. The sums of some weights take turns, four where there is one row.
 typedef struct bw_connections {
   int64_t n, k, o;
   const int32_t *begin, *index;  // [o + 1], [begin[o]]
   const float *value, *bias;
 } bw_connections;
-BW_API int bw_linear_connections(const bw_connections* layer, const float* x, float* out);
+BW_API int bw_linear_connections(const bw_connections* layer, const float* x, float* out, int threads);
 
 // A run: operations one after the other, in one call. A place says where a value lies: at that many bytes of a scratch
 // memory of the calling thread, or, below 0, at outside[-1 - place]. Nothing of a step changes from call

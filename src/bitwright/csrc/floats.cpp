@@ -119,12 +119,16 @@ int bw_linear_tables(const bw_tables* t, const float* x, const uint32_t* index, 
   return table->linear_tables(*t, x, index, out, threads < 1 ? 1 : threads);
 }
 
-int bw_linear_connections(const bw_connections* layer, const float* x, float* out) {
+int bw_linear_connections(const bw_connections* layer, const float* x, float* out, int threads) {
   BW_REQUIRE(layer, "connections: the layer is null");
   const bw_connections& l = *layer;
   BW_REQUIRE(l.n >= 0 && l.n < LIMIT && size_ok(l.k) && size_ok(l.o), "connections: n, k and o must be positive");
   if (!l.n) return BW_OK;
   BW_REQUIRE(l.begin && l.index && l.value && x && out, "connections: a tensor is null");
+  if (l.n > 1) {
+    const bw_kernel_table* table = bw_active_table();
+    return table ? table->linear_connections(l, x, out, threads < 1 ? 1 : threads) : BW_BAD_ISA;
+  }
   for (int64_t n = 0; n < l.n; n++, x += l.k, out += l.o)
     for (int64_t o = 0; o < l.o; o++) {
       float sum[4] = {};

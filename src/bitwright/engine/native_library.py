@@ -68,7 +68,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_gated_pack": (c_int, [POINTER] * 6),
     "bw_conv_gated": (c_int, [*[POINTER] * 6, c_int]),
     "bw_floats_pack": (c_int, [POINTER] * 4),
-    "bw_linear_connections": (c_int, [POINTER] * 3),
+    "bw_linear_connections": (c_int, [*[POINTER] * 3, c_int]),
     "bw_linear_tables": (c_int, [*[POINTER] * 4, c_int]),
     "bw_conv_floats": (c_int, [*[POINTER] * 5, c_int]),
     **dict.fromkeys(("bw_skip_floats_size", "bw_skip_bytes_size"), (c_int64, [POINTER] * 2)),

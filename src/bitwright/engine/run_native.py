@@ -51,7 +51,7 @@ def step(node: Node, graph: Graph, threads: int | None) -> Step:
         return NativeRun([node], [lay(node, graph, _output(node, graph))], threads)
     if node.op in CODED_SPLITS and node.attrs["x_form"] == "bytes":
         return run_reference.of_one(node, TorchSplit(node, graph))
-    if (sparse := sparse_linear(node, graph, LIMIT)) is not None:
+    if (sparse := sparse_linear(node, graph, LIMIT, threads)) is not None:
         return run_reference.of_one(node, sparse)
     if (tables := table_linear(node, graph, threads)) is not None:
         return run_reference.of_one(node, tables)

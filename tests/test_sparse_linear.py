@@ -1,0 +1,97 @@
+"""Linear layers on the weights that are left: the product for every number of rows, and what such layers take in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+import bitwright as bw
+from bitwright.engine import native
+from bitwright.engine.fuse_connections import joined_connections
+from bitwright.engine.packed import PackedModel
+from bitwright.engine.sparse_linear import WeightList
+
+pytestmark = pytest.mark.skipif(not native.available(), reason="without the core floats run in torch")
+
+
+def sparse(outputs: int, inputs: int, share: float) -> torch.Tensor:
+    weight = torch.randn(outputs, inputs) * (torch.rand(outputs, inputs) < share)
+    weight[outputs // 2] = 0  # an output of its bias alone
+    return weight
+
+
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 16, 17, 32, 33, 70])
+@pytest.mark.parametrize(("outputs", "inputs"), [(16, 32), (37, 45), (1, 5)])
+def test_products_of_the_weights_that_are_left(rows: int, outputs: int, inputs: int) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = sparse(outputs, inputs, 0.3), torch.randn(outputs), torch.randn(rows, inputs)
+    for threads in (1, 2):
+        for add in (None, bias):
+            wanted = nn.functional.linear(x, weight, add)
+            torch.testing.assert_close(WeightList(weight, add).run(x, threads), wanted, rtol=1e-5, atol=1e-5)
+    if rows:
+        x[0, 0] = torch.inf  # where no weight reads it, nothing happens
+        reads = weight[:, 0] != 0
+        assert torch.equal(~WeightList(weight, bias).run(x)[0].isfinite(), reads)
+
+
+def net(last: nn.Module | None = None) -> nn.Sequential:
+    layers: list[nn.Module] = []
+    for inputs, outputs in ((300, 290), (290, 310), (310, 250)):
+        made = nn.Linear(inputs, outputs)
+        with torch.no_grad():
+            made.weight *= torch.rand_like(made.weight) < 0.04
+        norm = nn.BatchNorm1d(outputs)
+        norm.train()(torch.randn(64, outputs) * 3 + 1)
+        with torch.no_grad():
+            norm.weight.uniform_(-2, 2)
+            norm.bias.normal_()
+        layers += [made, nn.Tanh(), norm]
+    return nn.Sequential(*layers, *([] if last is None else [last])).eval()
+
+
+@pytest.mark.parametrize("rows", [1, 2, 50])
+def test_affine_steps_and_tanh_join_the_product(rows: int) -> None:
+    torch.manual_seed(0)
+    model, x = net(), torch.randn(rows, 300)
+    packed = bw.convert(model, x, threads=1, verify=False, force=True).model
+    assert isinstance(packed, PackedModel)
+    graph = joined_connections(packed.runtime)
+    assert [n.op for n in graph.nodes] == ["input", *["linear"] * 3, "affine", "output"]
+    assert len(packed.runtime.nodes) == 11, "what other exports read stays as it is"
+    torch.testing.assert_close(packed(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+def test_a_value_with_another_reader_stays() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net, self.tail = net()[:3], net()[3:4]
+
+        def forward(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+            y = self.net(x)
+            return self.tail(y), y
+
+    torch.manual_seed(0)
+    model, x = Twice().eval(), torch.randn(5, 300)
+    packed = bw.convert(model, x, threads=1, verify=False, force=True).model
+    assert isinstance(packed, PackedModel)
+    assert "affine" in [n.op for n in joined_connections(packed.runtime).nodes]
+    for found, wanted in zip(packed(x), model(x), strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_a_scale_that_overflows_stays_outside() -> None:
+    """0 times a joined weight that became infinite would be NaN."""
+    torch.manual_seed(0)
+    model = nn.Sequential(*[*net()][:4]).eval()
+    norm = model[2]
+    assert isinstance(norm, nn.BatchNorm1d)
+    with torch.no_grad():
+        norm.weight.fill_(1e38)
+        model[3].weight.mul_(1e3)  # type: ignore[operator, union-attr]
+    packed = bw.convert(model, torch.zeros(2, 300), threads=1, verify=False, force=True).model
+    assert isinstance(packed, PackedModel)
+    graph = joined_connections(packed.runtime)
+    assert not any("in_scale" in n.attrs.get("tensors", {}) for n in graph.nodes)
