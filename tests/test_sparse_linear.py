@@ -10,7 +10,7 @@ import bitwright as bw
 from bitwright.engine import native
 from bitwright.engine.fuse_connections import joined_connections
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.sparse_linear import WeightList
+from bitwright.engine.sparse_linear import INPUTS, SUMS, WeightList
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="without the core floats run in torch")
 
@@ -51,6 +51,28 @@ def net(last: nn.Module | None = None) -> nn.Sequential:
     return nn.Sequential(*layers, *([] if last is None else [last])).eval()
 
 
+@pytest.mark.parametrize("rows", [1, 5, 40])
+@pytest.mark.parametrize("tanh", [0, INPUTS, SUMS, INPUTS | SUMS])
+def test_what_is_computed_with_the_product(rows: int, tanh: int) -> None:
+    torch.manual_seed(0)
+    weight, bias, scale, add = sparse(37, 45, 0.2), torch.randn(37), torch.randn(37), torch.randn(37)
+    x = torch.randn(rows, 45) * torch.logspace(-8, 2, 45)
+    y = nn.functional.linear(x.tanh() if tanh & INPUTS else x, weight, bias)
+    wanted = (y.tanh() if tanh & SUMS else y) * scale + add
+    found = WeightList(weight, bias, scale, add, tanh).run(x)
+    torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_tanh_is_exact_to_the_last_places() -> None:
+    x = torch.cat([torch.linspace(-12, 12, 100_001), torch.logspace(-38, 38, 5000), -torch.logspace(-3, 0.1, 5000)])[
+        :, None
+    ]
+    for rows in (x, x[::7].t()[:, :4000]):
+        many = WeightList(torch.eye(rows.shape[1]), None, tanh=INPUTS).run(rows)
+        wanted = rows.double().tanh()
+        assert float(((many - wanted) / wanted).abs().max()) < 4e-7
+
+
 @pytest.mark.parametrize("rows", [1, 2, 50])
 def test_affine_steps_and_tanh_join_the_product(rows: int) -> None:
     torch.manual_seed(0)
@@ -58,7 +80,7 @@ def test_affine_steps_and_tanh_join_the_product(rows: int) -> None:
     packed = bw.convert(model, x, threads=1, verify=False, force=True).model
     assert isinstance(packed, PackedModel)
     graph = joined_connections(packed.runtime)
-    assert [n.op for n in graph.nodes] == ["input", *["linear"] * 3, "affine", "output"]
+    assert [n.op for n in graph.nodes] == ["input", *["connections"] * 3, "output"]
     assert len(packed.runtime.nodes) == 11, "what other exports read stays as it is"
     torch.testing.assert_close(packed(x), model(x), rtol=1e-5, atol=1e-5)
 
@@ -77,7 +99,9 @@ def test_a_value_with_another_reader_stays() -> None:
     model, x = Twice().eval(), torch.randn(5, 300)
     packed = bw.convert(model, x, threads=1, verify=False, force=True).model
     assert isinstance(packed, PackedModel)
-    assert "affine" in [n.op for n in joined_connections(packed.runtime).nodes]
+    layers = [n for n in joined_connections(packed.runtime).nodes if n.op == "connections"]
+    assert ["in_scale" in n.attrs["tensors"] for n in layers] == [False, False]
+    assert ["out_scale" in n.attrs["tensors"] for n in layers] == [True, False]
     for found, wanted in zip(packed(x), model(x), strict=True):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 

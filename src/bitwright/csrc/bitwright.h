@@ -172,11 +172,13 @@ typedef struct bw_tables {
 BW_API int bw_linear_tables(const bw_tables* layer, const float* x, const uint32_t* index, float* out, int threads);
 
 // A linear layer on floats whose weights are nearly all zero, on the others alone. x [n][k], out [n][o]. The weights of output o are
-// value[i] at input index[i], begin[o] <= i < begin[o + 1]; bias is [o] or null. The sums of some weights take turns, four where there is one row.
+// value[i] at input index[i], begin[o] <= i < begin[o + 1]; the sums of some weights take turns, four where there is one row.
+//   sum over weights of value * (x, or tanh(x)) + bias[o], then its tanh, then fl(fl(y * scale[o]) + add[o]), each if asked for
 typedef struct bw_connections {
   int64_t n, k, o;
   const int32_t *begin, *index;  // [o + 1], [begin[o]]
-  const float *value, *bias;
+  const float *value, *bias, *scale, *add;  // the last three [o] or null
+  int64_t tanh;                  // 1: of the inputs, 2: of the sums, 3: of both
 } bw_connections;
 BW_API int bw_linear_connections(const bw_connections* layer, const float* x, float* out, int threads);
 
@@ -185,12 +187,13 @@ BW_API int bw_linear_connections(const bw_connections* layer, const float* x, fl
 // to call, so that threads may share it; `outside` belongs to one call.
 enum bw_operation {
   BW_CONV_BITS = 0, BW_CONV_BYTES = 1, BW_PACK_BITS = 2, BW_PACK_BYTES = 3, BW_MAXPOOL_BITS = 4, BW_MAXPOOL_BYTES = 5,
-  BW_TERMS = 6, BW_CONV_GATED = 7, BW_CONV_FLOATS = 8, BW_SKIP_BYTES = 9, BW_SELECT = 10, BW_HIGH_BITS = 11, BW_SKIP_FLOATS = 12
+  BW_TERMS = 6, BW_CONV_GATED = 7, BW_CONV_FLOATS = 8, BW_SKIP_BYTES = 9, BW_SELECT = 10, BW_HIGH_BITS = 11, BW_SKIP_FLOATS = 12,
+  BW_CONNECTIONS = 13
 };
 #define BW_NOWHERE INT64_MIN
 typedef struct bw_step {
   int64_t operation;
-  const void* shape;            // bw_conv, bw_pack, bw_pool, bw_terms, bw_gated, bw_floats, bw_skip_call (of two) or bw_high_bits
+  const void* shape;            // bw_conv, bw_pack, bw_pool, bw_terms, bw_gated, bw_floats, bw_connections, bw_skip_call (of two) or bw_high_bits
   const void* weights;          // of a convolution; so is the next
   const bw_output* output;
   int64_t x, residual, out, extra;  // places

@@ -17,7 +17,7 @@ from bitwright.engine.packing import EMPTY, part_text
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import REFUSE, ConvertReport, ReportRow
 from bitwright.engine.rules import CODED, CODED_SPLITS, LAYERS
-from bitwright.engine.sparse_linear import sparse_linear
+from bitwright.engine.sparse_linear import runs_on_connections
 from bitwright.engine.table_linear import rows_that_pay
 from bitwright.engine.unused import left
 from bitwright.nn import is_slot_layer
@@ -100,7 +100,7 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node, runt
     packed, runs, bits, why = graph.tensor(node, "bits"), "float", "float", ""
     if packed is None:
         count, why = graph.need(node, "weight").numel(), _pruned(graph.need(node, "weight"))
-        if why and sparse_linear(fused, runtime, LIMIT) is not None:
+        if why and runs_on_connections(fused, runtime, LIMIT):
             why = why.replace(SAME_TIME, "runs on the others alone")
     else:
         info, runs, why = node.attrs["weight"], "bits on disk, float run", "its input is float"

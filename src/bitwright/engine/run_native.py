@@ -10,7 +10,6 @@ import torch
 
 from bitwright.engine import native, reference, run_reference
 from bitwright.engine.forms import code_planes
-from bitwright.engine.fuse import LIMIT
 from bitwright.engine.gates import SplitOperator
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_codes import SMALL, pool_struct
@@ -21,7 +20,7 @@ from bitwright.engine.native_run import Laid, NativeRun, Program
 from bitwright.engine.native_splits import ShuffledFloats, TorchSplit, lay_both_sums, lay_by_skipping, lay_floats
 from bitwright.engine.rules import CODED, CODED_SPLITS, place_of
 from bitwright.engine.run_reference import Step
-from bitwright.engine.sparse_linear import sparse_linear
+from bitwright.engine.sparse_linear import WeightList, sparse_linear
 from bitwright.engine.table_linear import table_linear
 
 Lay = Callable[[Program], None]
@@ -51,8 +50,11 @@ def step(node: Node, graph: Graph, threads: int | None) -> Step:
         return NativeRun([node], [lay(node, graph, _output(node, graph))], threads)
     if node.op in CODED_SPLITS and node.attrs["x_form"] == "bytes":
         return run_reference.of_one(node, TorchSplit(node, graph))
-    if (sparse := sparse_linear(node, graph, LIMIT, threads)) is not None:
-        return run_reference.of_one(node, sparse)
+    if node.op == "connections":
+        layer, choose = sparse_linear(node, graph, threads)
+        if choose is not None:
+            return run_reference.of_one(node, choose)
+        return NativeRun([node], [_connections(node, layer)], threads)
     if (tables := table_linear(node, graph, threads)) is not None:
         return run_reference.of_one(node, tables)
     return run_reference.step(node, graph)
@@ -119,6 +121,18 @@ def _floats(node: Node, graph: Graph) -> Lay:
         out = Laid((n, struct.oh, struct.ow, plan.weight_shape[0]), torch.float32)
         p.add("conv_floats", struct, reads, {"out": (node.name, out)}, weights=plan.weights, alone=plan.small(struct))
         p.keep.append(plan)
+
+    return lay
+
+
+def _connections(node: Node, layer: WeightList) -> Lay:
+    source = node.inputs[0]
+
+    def lay(p: Program) -> None:
+        n = p.laid[source].memory[0]
+        out = {"out": (node.name, Laid((n, 1, 1, layer.shape[0]), torch.float32))}
+        p.add("connections", layer.struct(n), {"x": source}, out, alone=layer.small(n))
+        p.keep.append(layer)
 
     return lay
 

@@ -22,14 +22,30 @@ from bitwright.engine.rules import Function
 # At most one weight in SHARE is not zero, of at least LEAST weights; up to FEW rows at most one in FEW_SHARE: bench/sparsity_masks.py
 SHARE, LEAST = 5, 1 << 16
 FEW, FEW_SHARE = 2, 8
+SMALL = 1 << 18  # products below which a second thread does not pay
+TANH = "tanh.default"
 
 
 def on_connections(node: Node, graph: Graph) -> bool:
-    """Whether so few weights of a linear layer count that their list is faster than the dense product."""
+    """Whether so few weights of a linear layer count that their list is faster than the dense product.
+
+    A small layer only behind another such layer: there it saves a step of its own, and the order of sums is the list's anyway.
+    """
     if node.op != "linear" or len(node.shape) != 1 or not (zeros_skipped() and available()):
         return False
     weight = reference.stored_weight(graph, node)
-    return weight.numel() >= LEAST and int((weight != 0).sum()) * SHARE <= weight.numel()
+    if int((weight != 0).sum()) * SHARE > weight.numel():
+        return False
+    if weight.numel() >= LEAST:
+        return True
+    source = graph.node(node.inputs[0])
+    while source.op == "affine" or is_tanh(source):
+        source = graph.node(source.inputs[0])
+    return source.op == "connections" or on_connections(source, graph)
+
+
+def is_tanh(node: Node) -> bool:
+    return node.op == "aten" and node.attrs["call"] == TANH and len(node.shape) == 1
 
 
 def finite_input(node: Node, largest: dict[str, float]) -> bool:
@@ -37,26 +53,29 @@ def finite_input(node: Node, largest: dict[str, float]) -> bool:
     return largest[node.inputs[0]] < math.inf
 
 
-def sparse_linear(node: Node, graph: Graph, limit: float, threads: int | None = None) -> Function | None:
-    """The layer on its connections; None where it does not run so.
+def runs_on_connections(node: Node, graph: Graph, limit: float) -> bool:
+    """limit: of an input of the net."""
+    return on_connections(node, graph) and finite_input(node, bounds(graph, limit))
 
-    limit   of an input of the net
-    """
-    joined = node.key("in_scale") is not None or "tanh" in node.attrs  # looked at before, see fuse_connections.py
-    if not joined and not (on_connections(node, graph) and finite_input(node, bounds(graph, limit))):
-        return None
+
+def sparse_linear(node: Node, graph: Graph, threads: int | None) -> tuple[WeightList, Function | None]:
+    """Of a node `connections`: the layer, and where its list is slower than the dense product for few rows a function that chooses."""
     weight, bias = reference.stored_weight(graph, node), graph.tensor(node, "bias")
     if (scale := graph.tensor(node, "in_scale")) is not None:
         weight, bias = joined_weights(weight, bias, scale, graph.need(node, "in_add"))
-    layer, tanh = WeightList(weight, bias), bool(node.attrs.get("tanh"))
-    least = 0 if layer.count * FEW_SHARE <= weight.numel() else FEW + 1  # rows
+    tanh, after = int(node.attrs["tanh"]), (graph.tensor(node, "out_scale"), graph.tensor(node, "out_add"))
+    layer = WeightList(weight, bias, *after, tanh=tanh)
+    if layer.count * FEW_SHARE <= weight.numel():
+        return layer, None
 
     def run(x: Tensor) -> Tensor:
-        few = len(x) < least
-        y = F.linear(x, weight, bias) if few else layer.run(x, threads or torch.get_num_threads())
-        return y.tanh_() if tanh else y
+        if len(x) > FEW:
+            return layer.run(x, threads or torch.get_num_threads())
+        y = F.linear(x.tanh() if tanh & INPUTS else x, weight, bias)
+        y = y.tanh_() if tanh & SUMS else y
+        return y if after[0] is None or after[1] is None else y * after[0] + after[1]
 
-    return run
+    return layer, run
 
 
 def joined_weights(weight: Tensor, bias: Tensor | None, scale: Tensor, add: Tensor) -> tuple[Tensor, Tensor]:
@@ -65,30 +84,42 @@ def joined_weights(weight: Tensor, bias: Tensor | None, scale: Tensor, add: Tens
     return (weight.double() * scale.double()).float(), (shift if bias is None else bias.double() + shift).float()
 
 
+INPUTS, SUMS = 1, 2  # of what the tanh is taken
+
+
 class WeightList:
-    """y [N, O] = x [N, K] @ weight.T + bias, on the weights [O, K] that are not 0.
+    """y [N, O] = x [N, K] @ weight.T + bias, on the weights [O, K] that are not 0; then y * scale + add.
+
+    tanh  of what it is taken, INPUTS, SUMS or both; 0: of nothing
 
     >>> WeightList(torch.tensor([[0.0, 2.0], [1.0, 0.0]]), torch.tensor([0.5, 0.0])).run(torch.tensor([[3.0, 4.0]]))
     tensor([[8.5000, 3.0000]])
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None) -> None:
-        self.shape, on = tuple(weight.shape), weight != 0
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None, scale: Tensor | None = None, add: Tensor | None = None, tanh: int = 0
+    ) -> None:
+        self.shape, self.tanh, on = tuple(weight.shape), tanh, weight != 0
         self.count = int(on.sum())
         begin = torch.zeros(len(weight) + 1, dtype=torch.int32)
         begin[1:] = on.sum(1).cumsum(0)
         # one entry more, so that no list is empty
-        self.held = [begin, F.pad(on.nonzero()[:, 1].to(torch.int32), (0, 1)), F.pad(weight[on].float(), (0, 1))]
-        self.held += [] if bias is None else [bias.float()]
-        self.held = [t.contiguous() for t in self.held]
-        self.pointers = [t.data_ptr() for t in self.held] + [None] * (4 - len(self.held))
-        self.structs: dict[int, tuple[ctypes.Structure, int]] = {}  # by rows; they hold nothing that a call changes
+        lists = [begin, F.pad(on.nonzero()[:, 1].to(torch.int32), (0, 1)), F.pad(weight[on].float(), (0, 1))]
+        behind = [None if t is None else t.float().contiguous() for t in (bias, scale, add)]
+        self.held = [*(t.contiguous() for t in lists), *behind]
+        self.pointers = [None if t is None else t.data_ptr() for t in self.held]
+
+    def struct(self, n: int) -> ctypes.Structure:
+        """The descriptor for so many rows."""
+        o, k = self.shape
+        return ConnectionsStruct(n, k, o, *self.pointers, self.tanh)
+
+    def small(self, n: int) -> bool:
+        """Whether a call is too little work for a second thread."""
+        return n * self.count < SMALL
 
     def run(self, x: Tensor, threads: int = 1) -> Tensor:
-        x, (o, k), n = x.float().contiguous(), self.shape, len(x)
-        y = torch.empty(n, o)
-        if n not in self.structs:
-            struct = ConnectionsStruct(n, k, o, *self.pointers)
-            self.structs[n] = struct, ctypes.addressof(struct)
-        check_code(library().bw_linear_connections(self.structs[n][1], x.data_ptr(), y.data_ptr(), threads))
+        x, struct = x.float().contiguous(), self.struct(len(x))
+        y = torch.empty(len(x), self.shape[0])
+        check_code(library().bw_linear_connections(ctypes.addressof(struct), x.data_ptr(), y.data_ptr(), threads))
         return y
