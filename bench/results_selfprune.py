@@ -211,7 +211,8 @@ In brackets: a list in float32, whether it pays or not. {machine("sparsity_masks
 
 def is_list(r: dict[str, str]) -> bool:
     dense_at_few_rows = r["batch"] == "1" and float(r["zero_share"]) < 0.875
-    return "the others" in r["way"] and not dense_at_few_rows
+    few = "rows on" in r["way"] and int(r["batch"]) < 16  # of codes
+    return "the others" in r["way"] and not (few or dense_at_few_rows)
 
 
 def net_table(found: list[dict[str, str]]) -> str:

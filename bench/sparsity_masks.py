@@ -125,7 +125,7 @@ def main() -> None:
     for layer, (_, _, side) in LAYERS.items():
         if not layer.startswith(args.only):
             continue
-        for batch in (1,) if side else (1, 64):
+        for batch in (1,) if side else (1, 4, 64):
             for kind in args.kinds:
                 for zeros in SHARES:
                     fresh.append(r := measure(layer, kind, zeros, batch, args.rounds))
@@ -139,7 +139,11 @@ def keep(path: Path, fresh: list[dict[str, Any]]) -> None:
     done = {_key(r) for r in fresh}
     kept = {_key(r): r for r in [*(r for r in read(path) if _key(r) not in done), *fresh]}
     order = [
-        (layer, kind, zeros, batch) for layer in LAYERS for batch in ("1", "64") for kind in KINDS for zeros in SHARES
+        (layer, kind, zeros, batch)
+        for layer in LAYERS
+        for batch in ("1", "4", "64")
+        for kind in KINDS
+        for zeros in SHARES
     ]
     write(path, [kept[k] for k in order if k in kept])
 

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from torch import nn
 
 import bitwright as bw
-from bitwright.engine import native
+from bitwright.engine import native, sparse_linear
 from bitwright.engine.fuse_connections import joined_connections
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.sparse_linear import INPUTS, SUMS, WeightList
+from bitwright.engine.sparse_linear import INPUTS, SUMS, WeightList, coded_list
+from bitwright.parts.mask import Mask
 
 pytestmark = pytest.mark.skipif(not native.available(), reason="without the core floats run in torch")
 
@@ -119,3 +122,41 @@ def test_a_scale_that_overflows_stays_outside() -> None:
     assert isinstance(packed, PackedModel)
     graph = joined_connections(packed.runtime)
     assert not any("in_scale" in n.attrs.get("tensors", {}) for n in graph.nodes)
+
+
+@pytest.mark.parametrize("rows", [1, 16, 17, 45, 70])
+def test_layers_of_codes_have_the_same_integers_by_their_list(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into codes, words of one bit and floats; what the list is not faster for runs as before."""
+    torch.manual_seed(0)
+    bits8: Any = {"part": "uniform", "bits": 8, "granularity": "channel"}
+    x8: Any = {"part": "pact", "bits": 8, "alpha": 6.0}
+    net = nn.Sequential(
+        *(nn.Linear(300, 280), nn.ReLU(), nn.Linear(280, 290), nn.ReLU(), nn.Linear(290, 270), nn.BatchNorm1d(270))
+    ).eval()
+    x = torch.rand(rows, 300) * 6
+    bw.procedures.magnitude(net, sparsity=0.85)
+    bw.apply(net, [{"match": "*", "kind": "Linear", "w": [bits8, "mask"], "x": x8}], x)
+    packed, dense = (bw.convert(net, x, threads=1, verify=False, force=True).model for _ in range(2))
+    assert isinstance(packed, PackedModel) and isinstance(dense, PackedModel)
+    found = packed(x)
+    lists = [coded_list(n, packed.runtime) is not None for n in packed.runtime.nodes if n.op == "coded_linear"]
+    assert lists == [native.isa() == "avx2"] * 3
+    monkeypatch.setenv("BITWRIGHT_ZEROS", "0")
+    assert torch.equal(found, dense(x))
+
+
+def test_no_list_of_codes_whose_sums_may_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(0)
+    monkeypatch.setattr(sparse_linear, "CODED_ISAS", (native.isa(),))
+    for inputs, fits in ((400, True), (4000, False)):  # 600 weights of 127 times codes of 255 pass 2^24
+        layer: Any = bw.nn.Linear(
+            inputs, 200, w=[{"part": "uniform", "bits": 8}, "mask"], x={"part": "pact", "bits": 8, "alpha": 6.0}
+        )
+        with torch.no_grad():
+            layer.weight.copy_(torch.randn_like(layer.weight).sign() * (1 - 0.1 * torch.rand_like(layer.weight)))
+            mask = next(m for m in layer.modules() if isinstance(m, Mask))
+            mask.mask = torch.rand_like(layer.weight) < 0.18
+        packed = bw.convert(nn.Sequential(layer).eval(), torch.rand(2, inputs), verify=False, force=True).model
+        assert isinstance(packed, PackedModel)
+        node = next(n for n in packed.runtime.nodes if n.op == "coded_linear")
+        assert (coded_list(node, packed.runtime) is not None) == fits

@@ -67,15 +67,35 @@ inline void connections_row(const bw_connections& l, const float* x, float* out)
   finish_row(l, out);
 }
 
-// Rows 0 .. count - 1, count <= 16 VECTORS. `x` and `out` are those of the first.
-template <int VECTORS>
-void connections_rows(const bw_connections& l, const float* x, int64_t count, float* columns, float* out) {
+// Sixteen rows of numbers, from `k` on, as they lie.
+struct FloatRows {
+  const float* x;
+  int64_t k;
+  BW_INLINE const float* at(int64_t row, int64_t first, int64_t, float*) const { return x + row * k + first; }
+};
+// Of codes, which become floats at `to`.
+struct CodeRows {
+  const uint8_t* x;
+  int64_t k;
+  BW_INLINE const float* at(int64_t row, int64_t first, int64_t width, float* to) const {
+    uint8_t codes[16] = {};
+    memcpy(codes, x + row * k + first, (size_t)width);
+    for (int i = 0; i < 16; i++) to[i] = (float)codes[i];
+    return to;
+  }
+};
+
+// Rows 0 .. count - 1, count <= 16 VECTORS: the sums, out [count][o].
+template <int VECTORS, class X>
+void connections_rows(const bw_connections& l, const X& x, int64_t count, float* columns, float* out) {
   const int64_t rows = VECTORS * 16;
+  alignas(64) float lie[16][16];
   for (int64_t v = 0; v < VECTORS; v++)
     for (int64_t k = 0; k < l.k; k += 16) {
+      const int64_t width = l.k - k < 16 ? l.k - k : 16;
       const float* from[16];
-      for (int64_t r = 0; r < 16; r++) from[r] = x + (v * 16 + r < count ? v * 16 + r : count - 1) * l.k + k;
-      turned(from, l.k - k < 16 ? l.k - k : 16, columns + k * rows + v * 16, rows);
+      for (int64_t r = 0; r < 16; r++) from[r] = x.at(v * 16 + r < count ? v * 16 + r : count - 1, k, width, lie[r]);
+      turned(from, width, columns + k * rows + v * 16, rows);
     }
   if (l.tanh & 1) tanh_of(columns, columns, l.k * rows);
   for (int64_t first = 0; first < l.o; first += 16) {
@@ -105,7 +125,6 @@ void connections_rows(const bw_connections& l, const float* x, int64_t count, fl
       for (int64_t p = 0; p < 16 && v * 16 + p < count; p++) memcpy(out + (v * 16 + p) * l.o + first, a[p], (size_t)outputs * 4);
     }
   }
-  for (int64_t r = 0; r < count; r++) finish_row(l, out + r * l.o);
 }
 
 inline int linear_connections(const bw_connections& l, const float* x, float* out, int threads) {
@@ -120,10 +139,32 @@ inline int linear_connections(const bw_connections& l, const float* x, float* ou
     if (columns_needed && !columns) {
       __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
     } else if (share > 1) {
-      count > 16 ? connections_rows<2>(l, from, count, columns, to) : connections_rows<1>(l, from, count, columns, to);
+      const FloatRows lie = {from, l.k};
+      count > 16 ? connections_rows<2>(l, lie, count, columns, to) : connections_rows<1>(l, lie, count, columns, to);
+      for (int64_t r = 0; r < count; r++) finish_row(l, to + r * l.o);
     } else {
       if (columns) tanh_of(from, columns, l.k);
       connections_row(l, columns ? columns : from, to);
+    }
+  });
+  return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for the columns of a linear layer") : BW_OK;
+}
+
+inline int coded_connections(const bw_coded_connections& layer, const uint8_t* x, const bw_sink& sink, int threads) {
+  bw_connections l = *layer.list;
+  l.bias = nullptr, l.tanh = 0;
+  int no_memory = 0;
+  for_tasks(threads, bw_ceil_div(l.n, 32), [&](int64_t task) {
+    const int64_t first = task * 32, count = l.n - first < 32 ? l.n - first : 32;
+    float* const columns = (float*)bw_scratch(BW_SCRATCH_PANEL, (size_t)(l.k * 32) * 4);
+    float* const sums = (float*)bw_scratch(BW_SCRATCH_SUMS, (size_t)(l.o * 32) * 4);
+    int32_t* const row = (int32_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)l.o * 5);
+    if (!columns || !sums || !row) return __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
+    const CodeRows lie = {x + first * l.k, l.k};
+    count > 16 ? connections_rows<2>(l, lie, count, columns, sums) : connections_rows<1>(l, lie, count, columns, sums);
+    for (int64_t p = 0; p < count; p++) {
+      for (int64_t o = 0; o < l.o; o++) row[o] = (int32_t)sums[p * l.o + o] + layer.conv->corr[o];
+      emit_pixel(sink, l.o, first + p, row, (uint8_t*)(row + l.o));
     }
   });
   return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for the columns of a linear layer") : BW_OK;

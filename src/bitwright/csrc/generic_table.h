@@ -45,4 +45,4 @@ int table_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, cons
       table_conv_bits,     table_conv_bytes, generic_pack_bits,   generic_pack_bytes,                \
       generic_maxpool_bits, generic_maxpool_bytes, train_table, skip_table,      \
       generic_conv_lists,  generic_sliced_pays, generic_conv_sliced, generic_conv_gated, conv_floats, \
-      linear_tables,       linear_connections, 0}
+      linear_tables,       linear_connections, coded_connections, 0}

@@ -40,6 +40,7 @@ GatedStruct = _struct("bw_gated", "n h w c o kh kw stride_h stride_w pad_h pad_w
 FloatsStruct = _struct("bw_floats", "n h w c o kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow nchw relu")
 TablesStruct = _struct("bw_tables", "n k o group more *levels *scale *add")
 ConnectionsStruct = _struct("bw_connections", "n k o *begin *index *value *bias *scale *add tanh")
+CodedConnectionsStruct = _struct("bw_coded_connections", "*list *conv")
 SkipStruct = _struct(
     "bw_skip", "splits shared low_bits *threshold *bias *scale *add *off_scale *off_add relu dense *rest_corr"
 )
@@ -48,6 +49,7 @@ HighBitsStruct = _struct("bw_high_bits", "count shift *table")
 OPERATIONS = (
     *("conv_bits", "conv_bytes", "pack_bits", "pack_bytes", "maxpool_bits", "maxpool_bytes", "terms"),
     *("conv_gated", "conv_floats", "skip_bytes", "select", "high_bits", "skip_floats", "connections"),
+    "coded_connections",
 )
 NOWHERE = -(1 << 63)  # the place of a value that a step does not have
 

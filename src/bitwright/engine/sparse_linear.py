@@ -13,15 +13,17 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from bitwright.engine import reference
-from bitwright.engine.forms import zeros_skipped
+from bitwright.engine.forms import listed, zeros_skipped
 from bitwright.engine.graph import Graph, Node
-from bitwright.engine.native_library import ConnectionsStruct, available, check_code, library
+from bitwright.engine.native_library import ConnectionsStruct, available, check_code, isa, library
 from bitwright.engine.operators import bounds
 from bitwright.engine.rules import Function
 
 # At most one weight in SHARE is not zero, of at least LEAST weights; up to FEW rows at most one in FEW_SHARE: bench/sparsity_masks.py
 SHARE, LEAST = 5, 1 << 16
 FEW, FEW_SHARE = 2, 8
+# of codes, where such a list was measured against the dense kernels: from so many rows on; share where two products pass 16 bits, else
+CODED_ROWS, CODED_SHARES, CODED_ISAS = 16, (5, 16), ("avx2",)
 SMALL = 1 << 18  # products below which a second thread does not pay
 TANH = "tanh.default"
 
@@ -76,6 +78,25 @@ def sparse_linear(node: Node, graph: Graph, threads: int | None) -> tuple[Weight
         return y if after[0] is None or after[1] is None else y * after[0] + after[1]
 
     return layer, run
+
+
+def coded_list(node: Node, graph: Graph) -> WeightList | None:
+    """The list of a linear layer that reads codes as bytes, where it pays from CODED_ROWS rows on: floats add whole numbers exactly
+    while all sums stay below 2^24."""
+    a = node.attrs
+    if (
+        node.op != "coded_linear"
+        or a["x_form"] != "bytes"
+        or not (zeros_skipped() and available() and isa() in CODED_ISAS)
+    ):
+        return None
+    weights = reference.weight_integers(graph, node)
+    if len(weights) != 1 or listed(node, graph) or weights[0].numel() < LEAST:
+        return None
+    weight, levels = weights[0].double() * int(a["x"]["mult"]), int(a["x"]["levels"])
+    wide = 2 * float(weight.abs().max()) * levels > 32767  # the dense kernels take twice as long
+    few = int((weight != 0).sum()) * CODED_SHARES[not wide] <= weight.numel()
+    return WeightList(weight, None) if few and float(weight.abs().sum(1).max()) * levels < 1 << 24 else None
 
 
 def joined_weights(weight: Tensor, bias: Tensor | None, scale: Tensor, add: Tensor) -> tuple[Tensor, Tensor]:
