@@ -15,6 +15,7 @@ import os
 import time
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -42,49 +43,76 @@ KINDS: dict[str, dict[str, Any]] = {
     "1-bit, a1": {"w": "bwn", "x": {"part": "heaviside", "threshold": 0.5}},
 }  # fmt: skip
 SHARES = ("2:4", "0.8", "0.9", "0.95", "0.98")
+BATCHES = (1, 4, 64)  # of linear layers; images one at a time
 SLICE = 0.004  # seconds of one turn
 Call = Callable[[], Tensor]
 
 
-def calls_of(layer: str, kind: str, zeros: str, batch: int) -> tuple[dict[str, Call], str, float]:
-    """The calls by name, the way that the packed layer takes and its share of zeros."""
+def layer_of(layer: str, kind: str, zeros: str) -> tuple[dict[str, Any], Tensor, str]:
+    """The packed layer with and without its zeros, its weight [O, K], and the way that it takes."""
     inputs, outputs, side = LAYERS[layer]
     torch.manual_seed(0)
     made = nn.Conv2d(inputs, outputs, 3, padding=1, bias=False) if side else nn.Linear(inputs, outputs, bias=False)
-    x, net = torch.rand(batch, inputs, *((side, side) if side else ())), nn.Sequential(made).eval()
+    x, net = torch.rand(1, inputs, *((side, side) if side else ())), nn.Sequential(made).eval()
     share: dict[str, Any] = {"pattern": "2:4"} if zeros == "2:4" else {"sparsity": float(zeros)}
     bw.procedures.magnitude(net, **share)
     if KINDS[kind]:
         mask: Any = next(m for m in net.modules() if isinstance(m, Mask))
         bw.apply(net, [{"match": "*", **KINDS[kind], "w": [KINDS[kind]["w"], "mask"]}], x)
-        next(m for m in net.modules() if isinstance(m, Mask)).mask = mask.mask
+        behind: Any = next(m for m in net.modules() if isinstance(m, Mask))
+        behind.mask = mask.mask
     models: dict[str, Any] = {}
+    way = ""
     for name, on in (("dense", "0"), ("packed", "1")):
         os.environ["BITWRIGHT_ZEROS"] = on
         done = bw.convert(net, x, threads=1, verify=False, force=True)
         if (model := done.model) is None:
             raise SystemExit(str(done.report))
         models[name] = model
-        model(x)  # laid out now, while the environment says how
-        way = f"{done.report.rows[0].runs_as}: {done.report.rows[0].why}".rstrip(": ")
+        for batch in BATCHES[: 1 if side else None]:  # laid out now, while the environment says how
+            model(x.repeat(batch, *[1] * (x.dim() - 1)))
+        row = done.report.rows[0]
+        way = f"{row.runs_as}: {row.why}".rstrip(": ")
     only: Any = net[0]
     with torch.no_grad():
         weight = only.quantized_weight() if hasattr(only, "quantized_weight") else only.weight
-    flat = weight.detach().flatten(1)
-    rows = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1).contiguous() if side else x
-    few = WeightList(flat, None)
-    calls: dict[str, Call] = {name: lambda m=m: m(x) for name, m in models.items()}
-    return {**calls, "list": lambda: few.run(rows)}, way, 1 - float((flat != 0).float().mean())
+    return models, weight.detach().flatten(1), way
 
 
-def measure(layer: str, kind: str, zeros: str, batch: int, rounds: int) -> dict[str, Any]:
-    calls, way, share = calls_of(layer, kind, zeros, batch)
+def measure(layer: str, kind: str, zeros: str, rounds: int) -> list[dict[str, Any]]:
+    """One row for each batch."""
+    models, weight, way = layer_of(layer, kind, zeros)
+    few, share = WeightList(weight, None), 1 - float((weight != 0).float().mean())
+    inputs, _, side = LAYERS[layer]
+    found = []
+    for batch in BATCHES[: 1 if side else None]:
+        torch.manual_seed(1)
+        x = torch.rand(batch, inputs, *((side, side) if side else ()))
+        rows = F.unfold(x, 3, padding=1).transpose(1, 2).flatten(0, 1).contiguous() if side else x
+        calls: dict[str, Call] = {
+            "dense": partial(models["dense"], x),
+            "packed": partial(models["packed"], x),
+            "list": partial(few.run, rows),
+        }
+        record = {
+            "layer": layer,
+            "kind": kind,
+            "zeros": zeros,
+            "zero_share": round(share, 4),
+            "batch": batch,
+            "way": way,
+        }
+        found.append(record | timed(calls, bool(KINDS[kind]), rounds))
+    return found
+
+
+def timed(calls: dict[str, Call], exact: bool, rounds: int) -> dict[str, Any]:
     times: dict[str, list[float]] = {name: [] for name in calls}
     counts = {}
     with torch.inference_mode():
         dense, packed = calls["dense"](), calls["packed"]()
-        if not (torch.equal(dense, packed) if KINDS[kind] else torch.allclose(dense, packed, atol=1e-4)):
-            raise SystemExit(f"{layer}, {kind}: the packed layer computes something else")
+        if not (torch.equal(dense, packed) if exact else torch.allclose(dense, packed, atol=1e-4)):
+            raise SystemExit("the packed layer computes something else")
         for name, call in calls.items():
             call()
             start = time.perf_counter()
@@ -96,14 +124,7 @@ def measure(layer: str, kind: str, zeros: str, batch: int, rounds: int) -> dict[
                 for _ in range(counts[name]):
                     calls[name]()
                 times[name].append((time.process_time() - start) / counts[name])
-    record: dict[str, Any] = {
-        "layer": layer,
-        "kind": kind,
-        "zeros": zeros,
-        "zero_share": round(share, 4),
-        "batch": batch,
-        "way": way,
-    }
+    record: dict[str, Any] = {}
     for name, found in times.items():
         q1, middle, q3 = quartiles(found)
         record |= {f"{name}_{k}ms": round(v * 1e3, 4) for k, v in (("", middle), ("q1_", q1), ("q3_", q3))}
@@ -122,16 +143,14 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", bw.errors.BitwrightWarning)
     path, fresh = Path(args.out), []
-    for layer, (_, _, side) in LAYERS.items():
-        if not layer.startswith(args.only):
-            continue
-        for batch in (1,) if side else (1, 4, 64):
-            for kind in args.kinds:
-                for zeros in SHARES:
-                    fresh.append(r := measure(layer, kind, zeros, batch, args.rounds))
-                    print(f"{layer}, {kind}, {zeros}, batch {batch}: dense {r['dense_ms']}, packed {r['packed_ms']}, "
+    for layer in LAYERS:
+        for kind in args.kinds if layer.startswith(args.only) else ():
+            for zeros in SHARES:
+                for r in measure(layer, kind, zeros, args.rounds):
+                    fresh.append(r)
+                    print(f"{layer}, {kind}, {zeros}, batch {r['batch']}: dense {r['dense_ms']}, packed {r['packed_ms']}, "
                           f"list {r['list_ms']} ms; {r['way']}", flush=True)  # fmt: skip
-        keep(path, fresh)
+                keep(path, fresh)
 
 
 def keep(path: Path, fresh: list[dict[str, Any]]) -> None:
