@@ -208,6 +208,27 @@ def sparsity(found: Rows) -> list[str]:
     return texts
 
 
+def masks(found: Rows) -> list[str]:
+    """From which share of zeros on a list of the weights that are left pays, by kind of layer."""
+    texts = []
+    for kind in dict.fromkeys(r["kind"] for r in found):
+        for form in ("linear", "convolution"):
+            here = [r for r in found if r["kind"] == kind and r["layer"].startswith("conv") == (form == "convolution")]
+            pays = [
+                share
+                for share in sorted({r["zeros"] for r in here if ":" not in r["zeros"]}, key=float)
+                if all(float(r["dense_over_list"]) > 1 for r in here if r["zeros"] == share)
+            ]
+            text = (
+                f"from {float(pays[0]):.0%} zeros on" if pays else "at none of these shares for every layer and batch"
+            )
+            halves = [float(r["dense_over_list"]) for r in here if r["zeros"] == "2:4"]
+            if halves:
+                text += f"; at 2:4 the dense run takes {min(halves):.2f} to {max(halves):.2f} of its time"
+                texts.append(f"{kind}, {form}: a list in float32 is faster than the dense run {text}.")
+    return texts
+
+
 # -- learned gradients ------------------------------------------------------------------------------------------------------
 def mean_and_spread(values: list[float]) -> tuple[float, float | None]:
     """Mean and standard deviation, None of a single value.

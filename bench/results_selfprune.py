@@ -157,7 +157,7 @@ as torch's sparse CSR, and packed. {machine("sparsity.csv")}.
 
 {table(head, rows)}
 
-{listed(findings.sparsity(found))}{nets()}""".rstrip()
+{listed(findings.sparsity(found))}{nets()}{masks()}""".rstrip()
 
 
 def nets() -> str:
@@ -172,10 +172,47 @@ The same on a CPU without AVX-512 (`--out ../docs/results/sparsity_avx2.csv`), {
 {net_table(other)}"""
     return f"""Whole nets 784-4000x3-10, with as many live units and weights on as the net trained on MNIST above, which ones at random. Packed nets
 leave out units that nothing reads or that never change; layers of one bit count many images at once by lists of their
-connections, float layers multiply theirs alone (from one weight in 16 down). "No zero skipped": `BITWRIGHT_ZEROS=0`, the same answers.
+connections, float layers multiply theirs alone (from one weight in 5 down). "No zero skipped": `BITWRIGHT_ZEROS=0`, the same answers.
 {machine("sparsity_nets.csv")}.
 
 {net_table(found)}{more if other else ""}"""
+
+
+def masks() -> str:
+    """bench/sparsity_masks.py: layers behind masks."""
+    found = read("sparsity_masks.csv")
+    if not found:
+        return ""
+    shares = list(dict.fromkeys(r["zeros"] for r in found))
+    places = dict.fromkeys((r["layer"], r["batch"], r["kind"]) for r in found)
+    of = {(r["layer"], r["batch"], r["kind"], r["zeros"]): r for r in found}
+    rows = []
+    for place in places:
+        here = {s: of[*place, s] for s in shares if (*place, s) in of}
+        cells = [
+            f"{r['dense_over_packed']}{' list' if is_list(r) else ''} ({r['dense_over_list']})"
+            if (r := here.get(s))
+            else "-"
+            for s in shares
+        ]
+        rows.append([place[0], place[2], place[1], number(next(iter(here.values()))["dense_ms"]), *cells])
+    head = ["layer", "kind", "batch", "dense, ms", *(s if ":" in s else f"{float(s):.0%} zeros" for s in shares)]
+    return f"""
+
+    python bench/sparsity_masks.py
+
+Layers pruned by `magnitude`: how many times as fast as the same layer run densely. "list": the layer runs on the weights that are left.
+In brackets: a list in float32, whether it pays or not. {machine("sparsity_masks.csv")}.
+
+{table(head, rows)}
+
+{listed(findings.masks(found))}"""
+
+
+def is_list(r: dict[str, str]) -> bool:
+    dense_at_few_rows = r["batch"] == "1" and float(r["zero_share"]) < 0.875
+    few = "rows on" in r["way"] and int(r["batch"]) < 16  # of codes
+    return "the others" in r["way"] and not (few or dense_at_few_rows)
 
 
 def net_table(found: list[dict[str, str]]) -> str:

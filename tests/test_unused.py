@@ -15,7 +15,7 @@ from bitwright.engine.fold import fold
 from bitwright.engine.fuse import LIMIT, fuse
 from bitwright.engine.graph import Graph
 from bitwright.engine.packed import PackedModel
-from bitwright.engine.sparse_linear import sparse_linear
+from bitwright.engine.sparse_linear import runs_on_connections
 from bitwright.engine.trace import trace
 from bitwright.engine.unused import without_unused
 
@@ -195,9 +195,9 @@ def test_float_layers_run_on_their_connections(monkeypatch: pytest.MonkeyPatch) 
         torch.testing.assert_close(packed(x), net(x), rtol=1e-5, atol=1e-5)
     if packed.backend == "native" and torch.backends.mkl.is_available():
         layer = next(n for n in packed.runtime.nodes if n.op == "linear")
-        assert sparse_linear(layer, packed.runtime, LIMIT) is not None
+        assert runs_on_connections(layer, packed.runtime, LIMIT)
         monkeypatch.setenv("BITWRIGHT_ZEROS", "0")
-        assert sparse_linear(layer, packed.runtime, LIMIT) is None
+        assert not runs_on_connections(layer, packed.runtime, LIMIT)
 
 
 def test_a_sparse_float_layer_behind_layers_that_pass_codes_on() -> None:

@@ -93,11 +93,18 @@ int conv_floats(const bw_floats& f, const float* x, const void* body, float* out
 int linear_tables(const bw_tables& t, const float* x, const uint32_t* index, float* out, int threads) {
   return otherwise.linear_tables(t, x, index, out, threads);
 }
+int linear_connections(const bw_connections& l, const float* x, float* out, int threads) {
+  return otherwise.linear_connections(l, x, out, threads);
+}
+int coded_connections(const bw_coded_connections& l, const uint8_t* x, const bw_sink& sink, int threads) {
+  return otherwise.coded_connections(l, x, sink, threads);
+}
 
 }  // namespace
 
 extern const bw_kernel_table bw_table_amx = {
     "amx",         bw_cpu_has_amx, bits_layout, bits_size, bits_weights, bytes_layout, bytes_size,
     bytes_weights, conv_bits,      conv_bytes,  pack_bits, pack_bytes,   maxpool_bits, maxpool_bytes,
-    train,         skip,           conv_lists,  sliced_pays, conv_sliced, conv_gated,    conv_floats, linear_tables, 0,
+    train,         skip,           conv_lists,  sliced_pays, conv_sliced, conv_gated,    conv_floats, linear_tables,
+    linear_connections, coded_connections, 0,
 };

@@ -177,6 +177,23 @@ int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, co
   return output->pool_kernel && !pools ? pool_after(*conv, sink, run) : run(sink);
 }
 
+int bw_coded_linear_connections(const bw_coded_connections* layer, const uint8_t* x, const bw_output* output, void* out,
+                                const float* residual, void* extra, int threads) {
+  BW_REQUIRE(layer && layer->list && layer->conv, "connections: the layer is null");
+  const bw_connections& l = *layer->list;
+  const bw_conv& conv = *layer->conv;
+  if (int error = check_shape(&conv, false)) return error;
+  if (int error = check_run(conv)) return error;
+  if (int error = check_output(conv, output, out)) return error;
+  if (conv.n == 0) return BW_OK;
+  BW_REQUIRE(x && l.begin && l.index && l.value, "connections: a tensor is null");
+  BW_REQUIRE(l.n == conv.n * conv.oh * conv.ow && l.k == conv.c && l.o == conv.o && conv.kh == 1 && conv.kw == 1,
+             "connections: n, k and o are not those of the layer");
+  BW_REQUIRE(conv.row_classes == 1 && conv.col_classes == 1 && !output->pool_kernel, "connections: one class, and no pooling");
+  BW_TABLE_OR_FAIL(BW_BAD_ISA);
+  return table->coded_connections(*layer, x, bw_sink{*output, out, residual, extra}, threads < 1 ? 1 : threads);
+}
+
 int bw_pack_bits(const bw_pack* pack, const float* x, uint32_t* out, int threads) {
   if (int error = check_pack(pack, x, out, true)) return error;
   BW_TABLE_OR_FAIL(BW_BAD_ISA);

@@ -44,5 +44,6 @@ extern const bw_kernel_table bw_table_avx2 = {
     "avx2",           bw_cpu_has_avx2,    avx2_bits_layout,  avx2_bits_size,    avx2_bits_weights,  avx2_bytes_layout, avx2_bytes_size,
     avx2_bytes_weights, avx2_conv_bits,   avx2_conv_bytes,   lanes_pack_bits,   lanes_pack_bytes, generic_maxpool_bits,
     generic_maxpool_bytes, train_table,   skip_table,        generic_conv_lists, generic_sliced_pays, generic_conv_sliced,
-    generic_conv_gated, conv_floats,      linear_tables,     BW_LAYOUT_QUADS,
+    generic_conv_gated, conv_floats,      linear_tables,     linear_connections,
+    coded_connections, BW_LAYOUT_QUADS,
 };

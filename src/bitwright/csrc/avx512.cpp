@@ -49,5 +49,5 @@ extern const bw_kernel_table bw_table_avx512 = {
     "avx512",        bw_cpu_has_avx512, bits_layout, bits_size,  bits_weights,    bytes_layout,     bytes_size,
     bytes_weights,   conv_bits,         conv_bytes,  lanes_pack_bits, lanes_pack_bytes,
     lanes_maxpool_bits, generic_maxpool_bytes, train_table, skip_table, generic_conv_lists,
-    generic_sliced_pays, generic_conv_sliced, lanes_conv_gated, conv_floats, linear_tables, BW_LAYOUT_LANES_BYTES,
+    generic_sliced_pays, generic_conv_sliced, lanes_conv_gated, conv_floats, linear_tables, linear_connections, coded_connections, BW_LAYOUT_LANES_BYTES,
 };

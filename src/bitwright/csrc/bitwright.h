@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 9
+#define BW_ABI_VERSION 10
 #define BW_MAX_PLANES 8
 #define BW_MAX_POOL 8  // of pool_kernel
 
@@ -172,25 +172,37 @@ typedef struct bw_tables {
 BW_API int bw_linear_tables(const bw_tables* layer, const float* x, const uint32_t* index, float* out, int threads);
 
 // A linear layer on floats whose weights are nearly all zero, on the others alone. x [n][k], out [n][o]. The weights of output o are
-// value[i] at input index[i], begin[o] <= i < begin[o + 1]. Four sums take turns; then comes bias, [o] or null.
+// value[i] at input index[i], begin[o] <= i < begin[o + 1]; the sums of some weights take turns, four where there is one row.
+//   sum over weights of value * (x, or tanh(x)) + bias[o], then its tanh, then fl(fl(y * scale[o]) + add[o]), each if asked for
 typedef struct bw_connections {
   int64_t n, k, o;
   const int32_t *begin, *index;  // [o + 1], [begin[o]]
-  const float *value, *bias;
+  const float *value, *bias, *scale, *add;  // the last three [o] or null
+  int64_t tanh;                  // 1: of the inputs, 2: of the sums, 3: of both
 } bw_connections;
-BW_API int bw_linear_connections(const bw_connections* layer, const float* x, float* out);
+BW_API int bw_linear_connections(const bw_connections* layer, const float* x, float* out, int threads);
+// The same of codes, x [n][k], for a linear layer `conv`: whole weights whose sums stay below 2^24, so that floats add them exactly. Of
+// the list only the weights count, of `conv` n, h, w, o and corr, of one class. No pooling.
+typedef struct bw_coded_connections {
+  const bw_connections* list;
+  const bw_conv* conv;
+} bw_coded_connections;
+BW_API int bw_coded_linear_connections(const bw_coded_connections* layer, const uint8_t* x, const bw_output* output, void* out,
+                                       const float* residual, void* extra, int threads);
 
 // A run: operations one after the other, in one call. A place says where a value lies: at that many bytes of a scratch
 // memory of the calling thread, or, below 0, at outside[-1 - place]. Nothing of a step changes from call
 // to call, so that threads may share it; `outside` belongs to one call.
 enum bw_operation {
   BW_CONV_BITS = 0, BW_CONV_BYTES = 1, BW_PACK_BITS = 2, BW_PACK_BYTES = 3, BW_MAXPOOL_BITS = 4, BW_MAXPOOL_BYTES = 5,
-  BW_TERMS = 6, BW_CONV_GATED = 7, BW_CONV_FLOATS = 8, BW_SKIP_BYTES = 9, BW_SELECT = 10, BW_HIGH_BITS = 11, BW_SKIP_FLOATS = 12
+  BW_TERMS = 6, BW_CONV_GATED = 7, BW_CONV_FLOATS = 8, BW_SKIP_BYTES = 9, BW_SELECT = 10, BW_HIGH_BITS = 11, BW_SKIP_FLOATS = 12,
+  BW_CONNECTIONS = 13, BW_CODED_CONNECTIONS = 14
 };
 #define BW_NOWHERE INT64_MIN
 typedef struct bw_step {
   int64_t operation;
-  const void* shape;            // bw_conv, bw_pack, bw_pool, bw_terms, bw_gated, bw_floats, bw_skip_call (of two) or bw_high_bits
+  const void* shape;            // bw_conv, bw_pack, bw_pool, bw_terms, bw_gated, bw_floats, bw_connections, bw_coded_connections,
+                                // bw_skip_call (of two) or bw_high_bits
   const void* weights;          // of a convolution; so is the next
   const bw_output* output;
   int64_t x, residual, out, extra;  // places

@@ -119,24 +119,15 @@ int bw_linear_tables(const bw_tables* t, const float* x, const uint32_t* index, 
   return table->linear_tables(*t, x, index, out, threads < 1 ? 1 : threads);
 }
 
-int bw_linear_connections(const bw_connections* layer, const float* x, float* out) {
+int bw_linear_connections(const bw_connections* layer, const float* x, float* out, int threads) {
   BW_REQUIRE(layer, "connections: the layer is null");
   const bw_connections& l = *layer;
   BW_REQUIRE(l.n >= 0 && l.n < LIMIT && size_ok(l.k) && size_ok(l.o), "connections: n, k and o must be positive");
   if (!l.n) return BW_OK;
   BW_REQUIRE(l.begin && l.index && l.value && x && out, "connections: a tensor is null");
-  for (int64_t n = 0; n < l.n; n++, x += l.k, out += l.o)
-    for (int64_t o = 0; o < l.o; o++) {
-      float sum[4] = {};
-      int64_t i = l.begin[o];
-      const int64_t end = l.begin[o + 1];
-      for (; i + 4 <= end; i += 4)
-        for (int64_t j = 0; j < 4; j++) sum[j] += l.value[i + j] * x[l.index[i + j]];
-      for (; i < end; i++) sum[0] += l.value[i] * x[l.index[i]];
-      const float all = (sum[0] + sum[1]) + (sum[2] + sum[3]);
-      out[o] = l.bias ? all + l.bias[o] : all;
-    }
-  return BW_OK;
+  BW_REQUIRE((l.scale == nullptr) == (l.add == nullptr), "connections: scale and add go together");
+  const bw_kernel_table* table = bw_active_table();
+  return table ? table->linear_connections(l, x, out, threads < 1 ? 1 : threads) : BW_BAD_ISA;
 }
 
 }  // extern "C"

@@ -1,5 +1,6 @@
 // The generic kernels as table entries.
 #pragma once
+#include "connections.h"
 #include "conv_floats.h"
 #include "float_tables.h"
 #include "generic_conv.h"
@@ -44,4 +45,4 @@ int table_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, cons
       table_conv_bits,     table_conv_bytes, generic_pack_bits,   generic_pack_bytes,                \
       generic_maxpool_bits, generic_maxpool_bytes, train_table, skip_table,      \
       generic_conv_lists,  generic_sliced_pays, generic_conv_sliced, generic_conv_gated, conv_floats, \
-      linear_tables, 0}
+      linear_tables,       linear_connections, coded_connections, 0}

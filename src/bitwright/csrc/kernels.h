@@ -147,6 +147,8 @@ struct bw_kernel_table {
   int (*conv_gated)(const bw_gated&, const float*, const void* body, float* out, const float* residual, float* on, int threads);
   int (*conv_floats)(const bw_floats&, const float* x, const void* body, float* out, const float* residual, int threads);
   int (*linear_tables)(const bw_tables&, const float* x, const uint32_t* index, float* out, int threads);
+  int (*linear_connections)(const bw_connections&, const float* x, float* out, int threads);
+  int (*coded_connections)(const bw_coded_connections&, const uint8_t* x, const bw_sink&, int threads);
   int32_t pooling_layout;  // of byte weights: with this layout, or three above it, the convolution also does the pooling of its sink; 0: none
 };
 

@@ -90,6 +90,10 @@ int run_step(const bw_step& step, const Memory& memory, int threads) {
       return high_bits((const bw_high_bits*)step.shape, (const uint8_t*)x, (uint8_t*)out);
     case BW_CONV_FLOATS:
       return bw_conv_floats((const bw_floats*)step.shape, (const float*)x, step.weights, (float*)out, residual, threads);
+    case BW_CONNECTIONS:
+      return bw_linear_connections((const bw_connections*)step.shape, (const float*)x, (float*)out, threads);
+    case BW_CODED_CONNECTIONS:
+      return bw_coded_linear_connections((const bw_coded_connections*)step.shape, (const uint8_t*)x, step.output, out, residual, extra, threads);
     default:
       return bw_fail(BW_BAD_ARGUMENT, "unknown operation %lld", (long long)step.operation);
   }

@@ -39,7 +39,8 @@ TermsStruct = _struct("bw_terms", "pixels o terms *scale *add")
 GatedStruct = _struct("bw_gated", "n h w c o kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow count block relu")
 FloatsStruct = _struct("bw_floats", "n h w c o kh kw stride_h stride_w pad_h pad_w dil_h dil_w oh ow nchw relu")
 TablesStruct = _struct("bw_tables", "n k o group more *levels *scale *add")
-ConnectionsStruct = _struct("bw_connections", "n k o *begin *index *value *bias")
+ConnectionsStruct = _struct("bw_connections", "n k o *begin *index *value *bias *scale *add tanh")
+CodedConnectionsStruct = _struct("bw_coded_connections", "*list *conv")
 SkipStruct = _struct(
     "bw_skip", "splits shared low_bits *threshold *bias *scale *add *off_scale *off_add relu dense *rest_corr"
 )
@@ -47,7 +48,8 @@ SkipCallStruct = _struct("bw_skip_call", "*conv *skip")
 HighBitsStruct = _struct("bw_high_bits", "count shift *table")
 OPERATIONS = (
     *("conv_bits", "conv_bytes", "pack_bits", "pack_bytes", "maxpool_bits", "maxpool_bytes", "terms"),
-    *("conv_gated", "conv_floats", "skip_bytes", "select", "high_bits", "skip_floats"),
+    *("conv_gated", "conv_floats", "skip_bytes", "select", "high_bits", "skip_floats", "connections"),
+    "coded_connections",
 )
 NOWHERE = -(1 << 63)  # the place of a value that a step does not have
 
@@ -68,7 +70,7 @@ SIGNATURES: dict[str, tuple[Any, list[Any]]] = {
     "bw_gated_pack": (c_int, [POINTER] * 6),
     "bw_conv_gated": (c_int, [*[POINTER] * 6, c_int]),
     "bw_floats_pack": (c_int, [POINTER] * 4),
-    "bw_linear_connections": (c_int, [POINTER] * 3),
+    "bw_linear_connections": (c_int, [*[POINTER] * 3, c_int]),
     "bw_linear_tables": (c_int, [*[POINTER] * 4, c_int]),
     "bw_conv_floats": (c_int, [*[POINTER] * 5, c_int]),
     **dict.fromkeys(("bw_skip_floats_size", "bw_skip_bytes_size"), (c_int64, [POINTER] * 2)),

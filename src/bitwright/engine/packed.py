@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from bitwright.engine import native, planner, run_native, run_reference
 from bitwright.engine.aten_list import DTYPES
 from bitwright.engine.fuse import LIMIT, fuse
+from bitwright.engine.fuse_connections import joined_connections
 from bitwright.engine.fuse_floats import float_kernels
 from bitwright.engine.fuse_gates import gated_kernels
 from bitwright.engine.graph import Graph, Node
@@ -98,7 +99,8 @@ class PackedModel(nn.Module):
         if self.backend != "native":
             return self._laid_out(run_reference.build(self.runtime))
         make = partial(run_native.step, threads=self.threads)
-        return self._laid_out(run_reference.build(float_kernels(gated_kernels(self.runtime)), make))
+        graph = joined_connections(float_kernels(gated_kernels(self.runtime)))
+        return self._laid_out(run_reference.build(graph, make))
 
     @cached_property
     def _joined(self) -> Steps:

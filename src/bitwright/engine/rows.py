@@ -17,7 +17,7 @@ from bitwright.engine.packing import EMPTY, part_text
 from bitwright.engine.prepare import Prepared
 from bitwright.engine.report import REFUSE, ConvertReport, ReportRow
 from bitwright.engine.rules import CODED, CODED_SPLITS, LAYERS
-from bitwright.engine.sparse_linear import sparse_linear
+from bitwright.engine.sparse_linear import CODED_ROWS, coded_list, runs_on_connections
 from bitwright.engine.table_linear import rows_that_pay
 from bitwright.engine.unused import left
 from bitwright.nn import is_slot_layer
@@ -100,7 +100,7 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node, runt
     packed, runs, bits, why = graph.tensor(node, "bits"), "float", "float", ""
     if packed is None:
         count, why = graph.need(node, "weight").numel(), _pruned(graph.need(node, "weight"))
-        if why and sparse_linear(fused, runtime, LIMIT) is not None:
+        if why and runs_on_connections(fused, runtime, LIMIT):
             why = why.replace(SAME_TIME, "runs on the others alone")
     else:
         info, runs, why = node.attrs["weight"], "bits on disk, float run", "its input is float"
@@ -118,6 +118,8 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node, runt
             runs, why = "bits", "its input is float: sums of its inputs are looked up"
         elif fused.op in CODED and listed(fused, runtime):
             why = _joined(why, "most of its weights are 0: runs on lists of the others")
+        elif coded_list(fused, runtime) is not None:
+            why = _joined(why, f"most of its weights are 0: from {CODED_ROWS} rows on runs on a list of the others")
     run, have = left(node, fused)
     if run < have:
         why = _joined(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import math
 from collections.abc import Callable
 from typing import Any
@@ -10,18 +11,17 @@ import torch
 
 from bitwright.engine import native, reference, run_reference
 from bitwright.engine.forms import code_planes
-from bitwright.engine.fuse import LIMIT
 from bitwright.engine.gates import SplitOperator
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_codes import SMALL, pool_struct
 from bitwright.engine.native_floats import float_plan
 from bitwright.engine.native_gates import gated_plan
-from bitwright.engine.native_library import TermsStruct, kernel_table
+from bitwright.engine.native_library import CodedConnectionsStruct, TermsStruct, kernel_table
 from bitwright.engine.native_run import Laid, NativeRun, Program
 from bitwright.engine.native_splits import ShuffledFloats, TorchSplit, lay_both_sums, lay_by_skipping, lay_floats
 from bitwright.engine.rules import CODED, CODED_SPLITS, place_of
 from bitwright.engine.run_reference import Step
-from bitwright.engine.sparse_linear import sparse_linear
+from bitwright.engine.sparse_linear import CODED_ROWS, WeightList, coded_list, sparse_linear
 from bitwright.engine.table_linear import table_linear
 
 Lay = Callable[[Program], None]
@@ -51,8 +51,11 @@ def step(node: Node, graph: Graph, threads: int | None) -> Step:
         return NativeRun([node], [lay(node, graph, _output(node, graph))], threads)
     if node.op in CODED_SPLITS and node.attrs["x_form"] == "bytes":
         return run_reference.of_one(node, TorchSplit(node, graph))
-    if (sparse := sparse_linear(node, graph, LIMIT)) is not None:
-        return run_reference.of_one(node, sparse)
+    if node.op == "connections":
+        layer, choose = sparse_linear(node, graph, threads)
+        if choose is not None:
+            return run_reference.of_one(node, choose)
+        return NativeRun([node], [_connections(node, layer)], threads)
     if (tables := table_linear(node, graph, threads)) is not None:
         return run_reference.of_one(node, tables)
     return run_reference.step(node, graph)
@@ -123,6 +126,18 @@ def _floats(node: Node, graph: Graph) -> Lay:
     return lay
 
 
+def _connections(node: Node, layer: WeightList) -> Lay:
+    source = node.inputs[0]
+
+    def lay(p: Program) -> None:
+        n = p.laid[source].memory[0]
+        out = {"out": (node.name, Laid((n, 1, 1, layer.shape[0]), torch.float32))}
+        p.add("connections", layer.struct(n), {"x": source}, out, alone=layer.small(n))
+        p.keep.append(layer)
+
+    return lay
+
+
 def conv_plans(node: Node, graph: Graph) -> list[native.ConvPlan]:
     a, x, info = node.attrs, node.attrs["x"], node.attrs["weight"]
     geometry = place_of(node)
@@ -147,13 +162,19 @@ def _coded(node: Node, graph: Graph) -> Lay:
         return _several(node, graph, plans)
     plan, output, source = plans[0], _output(node, graph), node.inputs[0]
     reads = {"x": source, "residual": node.inputs[1] if len(node.inputs) == 2 else None}
+    others = coded_list(node, graph)
 
     def lay(p: Program) -> None:
         call = plan.call(*p.laid[source].memory[:3])
         writes = {"out": (node.name, Laid(*output.made(*call.image)))}
         if "extra" in node.attrs:
             writes["extra"] = (node.attrs["extra"], Laid(*output.beside(*call.image)))
-        p.convolve(plan, call, output, reads, writes)
+        if others is None or (rows := math.prod(call.image[:3])) < CODED_ROWS:
+            return p.convolve(plan, call, output, reads, writes)
+        made = others.struct(rows)
+        struct = CodedConnectionsStruct(ctypes.addressof(made), call.address)
+        p.add("coded_connections", struct, reads, writes, output=output.address, alone=others.small(rows))
+        p.keep += [others, made, call, plan, output]
 
     return lay
 

@@ -74,7 +74,7 @@ def no_codes(layer: SlotLayer) -> str:
         return f"padding_mode={layer.padding_mode!r}; bit kernels take zeros"
     if layer.w is not None and all(isinstance(link, Mask) for link in links_of(layer.w)):
         zeros = 100 - 100 * density_of(layer)
-        return f"{zeros:.0f} % of its weights are pruned, but zeros among floats save no time; put the weights on few bits too"
+        return f"{zeros:.0f} % of its weights are pruned, but zeros among floats save time in linear layers alone; put the weights on few bits too"
     if layer.w is not None and moment(layer.w, "encode") is None:
         return f"slot w holds {part_text(layer.w)}, which has no integer codes"
     for link in split(layer.x)[0]:
