@@ -1,11 +1,11 @@
 """Two threads beside one: how much faster is a packed layer, from 30 us of work on?
 
-    python bench/threads.py [--threads 2]
+    python bench/threads.py [--threads 2] [--out FILE]
 
 One image, 3x3 convolutions on bits and on bytes, float output, eight layers in one native call, wall time in turn. The machine must be quiet: what others run on
 the second core is missing from the second thread. "limit" is what the cores allow: the same layer on several threads of Python at
 once, with one thread each, against the same number of calls one after the other.
-Rows go to docs/results/threads.csv.
+Rows go to --out. [default: docs/results/threads.csv]
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import ctypes
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -60,6 +61,7 @@ def several(plan: native.ConvPlan, x: Tensor) -> Callable[[int], Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "threads.csv"))
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
@@ -88,7 +90,7 @@ def main() -> None:
                     }
                 )  # fmt: skip
                 print({k: rows[-1][k] for k in ("layer", "form", "one_us", "gain", "limit")}, flush=True)
-    write(ROOT / "docs" / "results" / "threads.csv", rows)
+    write(Path(args.out), rows)
 
 
 if __name__ == "__main__":
