@@ -10,8 +10,9 @@ def threads() -> str:
     found = read("threads.csv")
     if not found:
         return ""
-    several, other = found[0]["threads"], read("threads_avx2.csv")
-    more = f"""
+    several, other, more = found[0]["threads"], read("threads_avx2.csv"), ""
+    if other:
+        more = f"""
 
 The same on a CPU without AVX-512 (`--out ../docs/results/threads_avx2.csv`), {machine("threads_avx2.csv")}:
 
@@ -23,7 +24,7 @@ The same on a CPU without AVX-512 (`--out ../docs/results/threads_avx2.csv`), {m
 One image, eight equal layers in one native call, wall time, in turn; "limit": the same layer in {several} threads of Python at once, one thread each. Layers with less work
 than 30 us run on one thread whatever is asked. {machine("threads.csv")}.
 
-{table_of(found)}{more if other else ""}
+{table_of(found)}{more}
 
 """
 
