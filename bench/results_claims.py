@@ -141,7 +141,7 @@ def _recipes() -> Iterator[Claim]:
             yield Claim(f"ternary weights, {inputs} inputs: speed, {cpu}, against the fastest program",
                         span(fastest(r)[1] for r in rows), "Every recipe", "recipes.py")  # fmt: skip
     narrow = [r for r in read("recipes_avx2.csv") if r["ratio_int8"]]
-    for model in ("vgg_small", "bireal_resnet18"):
+    for model in ("vgg_small", "bireal_resnet18", "bireal_resnet20"):
         for r in narrow:
             if (r["model"], r["recipe"]) == (model, "w1a1-8"):
                 name, ratio = fastest(r)

@@ -302,6 +302,60 @@ void tables() {
   });
 }
 
+// Lists of the weights that are left, of floats and of codes. All are small whole numbers, so that every order of a sum gives the same.
+void connections() {
+  bw_connections l = {pick(1, 3) * pick(1, 30), pick(1, 200), pick(1, 100), nullptr, nullptr, nullptr, nullptr, nullptr, nullptr, 0};
+  std::vector<int32_t> begin = {0}, index;
+  std::vector<float> value, tables[3];
+  for (int64_t o = 0; o < l.o; o++) {
+    for (int32_t k = 0; k < l.k; k++)
+      if (!pick(0, 9)) index.push_back(k), value.push_back((float)pick(-9, 9));
+    begin.push_back((int32_t)index.size());
+  }
+  index.push_back(0), value.push_back(0);  // no list is empty
+  for (std::vector<float>& table : tables)
+    for (int64_t o = 0; o < l.o; o++) table.push_back((float)pick(-9, 9));
+  l.begin = begin.data(), l.index = index.data(), l.value = value.data();
+  if (pick(0, 1)) l.bias = tables[0].data();
+  if (pick(0, 1)) l.scale = tables[1].data(), l.add = tables[2].data();
+  std::vector<float> x((size_t)(l.n * l.k));
+  for (float& v : x) v = (float)pick(-9, 9);
+  same_everywhere("connections", [&](int threads) {
+    Memory out((size_t)(l.n * l.o) * 4);
+    check(bw_linear_connections(&l, x.data(), (float*)out.data, threads), "connections");
+    for (size_t i = 0; i < out.bytes / 4; i++) ((float*)out.data)[i] += 0.0f;  // -0 and 0 are the same number
+    return copy_of(out);
+  });
+  for (l.tanh = 1; l.tanh < 4; l.tanh++) {  // memory alone: the last digits differ
+    Memory out((size_t)(l.n * l.o) * 4);
+    check(bw_linear_connections(&l, x.data(), (float*)out.data, 2), "tanh");
+  }
+  bw_conv conv = {};
+  conv.n = l.n, conv.c = l.k, conv.o = l.o, conv.x_planes = 4;
+  conv.h = conv.w = conv.kh = conv.kw = conv.oh = conv.ow = conv.stride_h = conv.stride_w = conv.dil_h = conv.dil_w = conv.groups = 1;
+  conv.row_classes = conv.col_classes = 1;
+  const int32_t zero = 0;
+  std::vector<int32_t> corr((size_t)l.o);
+  for (int32_t& v : corr) v = pick(-50, 50);
+  conv.row_class = conv.col_class = &zero, conv.corr = corr.data();
+  std::vector<uint8_t> codes((size_t)(l.n * l.k));
+  for (uint8_t& v : codes) v = (uint8_t)pick(0, 15);
+  bw_output output = {};
+  output.mode = BW_INT32;
+  const bw_coded_connections layer = {&l, &conv};
+  same_everywhere("coded connections", [&](int threads) {
+    Memory out((size_t)(l.n * l.o) * 4);
+    check(bw_coded_linear_connections(&layer, codes.data(), &output, out.data, nullptr, nullptr, threads), "coded connections");
+    for (int64_t n = 0; n < l.n; n++)
+      for (int64_t o = 0; o < l.o; o++) {
+        int32_t sum = corr[(size_t)o];
+        for (int32_t i = begin[(size_t)o]; i < begin[(size_t)o + 1]; i++) sum += (int32_t)value[(size_t)i] * codes[(size_t)(n * l.k + index[(size_t)i])];
+        check(sum == ((int32_t*)out.data)[n * l.o + o] ? BW_OK : -1, "a sum of coded connections");
+      }
+    return copy_of(out);
+  });
+}
+
 // Layers that skip. Floats are small whole numbers, so that every order of a sum gives the same.
 void skipping(bool floats) {
   bw_conv conv = {};
@@ -601,6 +655,7 @@ int main(int count, char** arguments) {
     gated();
     floats();
     tables();
+    connections();
     skipping(true);
     skipping(false);
     packing();

@@ -8,7 +8,7 @@
 // lane for the first table of a pair, the upper one for the second. Output i < 8 lies in byte 2 i of a lane, output 8 + i in 2 i + 1.
 // Sums are bytes first, which `flush` units cannot overflow, then 16 bits, then 32.
 //
-// A tile is 4 rows of tables (4 pixels, or both tables of 2 pixels) x 32 outputs; per unit (2,048 products) 10 loads, 6 operations for
+// A tile is 4 rows of tables (4 pixels, or both tables of 2 pixels) x 32 outputs; per unit (2,048 products) 12 loads, 6 operations for
 // the indices, 16 look-ups, 16 additions. Zen 3 starts two look-ups a cycle.
 #pragma once
 #include "avx2_chunks.h"
