@@ -109,6 +109,18 @@ def test_weights_hidden_behind_a_mask_stay_in_the_file(tmp_path: Path) -> None:
     assert read_tensors(tmp_path / "a.safetensors")[0]["0.w.mask"].dtype == torch.uint8
 
 
+def test_convert_says_how_much_faster_a_linear_layer_of_zeros_is() -> None:
+    """The verdict says what the times of the report are, whichever way they fall."""
+    net = nn.Sequential(nn.Linear(1024, 1024), nn.ReLU(), nn.Linear(1024, 10)).eval()
+    bw.procedures.magnitude(net, keep=0.05)
+    report = bw.convert(net, torch.rand(32, 1024), force=True, verify=False).report
+    assert "runs on the others alone" in report.rows[0].why
+    assert report.ms_before and report.ms_after
+    faster = report.ms_before > report.ms_after and not report.level
+    says = "x the speed of its float net in torch" if faster else "but not faster"
+    assert "smaller by its zeros, " in report.verdict and says in report.verdict
+
+
 def test_convert_says_that_zeros_save_bytes_and_no_time(tmp_path: Path) -> None:
     net, x = pruned(), torch.randn(2, 8, 4, 4)
     refused = bw.convert(net, x)

@@ -21,7 +21,7 @@ from bitwright.engine.packing import check_finite
 from bitwright.engine.plan_splits import note_shares
 from bitwright.engine.prepare import Prepared, first_line, prepare, without_hooks
 from bitwright.engine.report import PASS, REFUSE, STAYS, WARN, ConvertReport, ReportRow
-from bitwright.engine.rows import EMPTY, PRUNED, gated_layers, graph_rows, layer_rows, refusal
+from bitwright.engine.rows import EMPTY, OTHERS, PRUNED, gated_layers, graph_rows, layer_rows, refusal
 from bitwright.engine.trace import Traced, trace
 from bitwright.engine.verify import Proof
 from bitwright.engine.verify import verify as prove
@@ -204,7 +204,10 @@ def _zeros(rows: list[ReportRow]) -> str:
     """What zeros in float weights are good for, and what not; "" where there are hardly any."""
     if not any(PRUNED in r.why for r in rows):
         return ""
-    return " bw.save stores zeros in fewer bytes; a CPU multiplies by them as fast as by anything else, so the net is not faster"
+    return (
+        " bw.save stores zeros in fewer bytes; a CPU multiplies by them as fast as by anything else, except in linear layers with at least"
+        " 80 % zeros: convert(..., force=True) runs these on their other weights"
+    )
 
 
 def _check(report: ConvertReport, proof: Proof) -> None:
@@ -220,12 +223,15 @@ def _verdict(report: ConvertReport, verified: bool) -> tuple[str, str]:
     """(PASS, WARN or REFUSE, why)."""
     if verified and (why := _refused(report)):
         return REFUSE, why
-    if all(r.runs_as in STAYS for r in report.rows):
-        size = f"{report.smaller} by its zeros, but not" if _zeros(report.rows) else "so neither smaller nor"
-        return WARN, f"forced: nothing is packed, {size} faster"
     size = report.smaller
     faster = report.ms_before / report.ms_after if report.ms_before and report.ms_after else None
     noise = f"; its times are {report.noisy}" if report.noisy else ""
+    if all(r.runs_as in STAYS for r in report.rows):
+        if not _zeros(report.rows):
+            return WARN, "forced: nothing is packed, so neither smaller nor faster"
+        gain = faster is not None and faster > 1 and not report.level and any(OTHERS in r.why for r in report.rows)
+        speed = f"{faster:.1f}x the speed of its float net in torch{noise}" if gain else "but not faster"
+        return WARN, f"forced: nothing is packed, {size} by its zeros, {speed}"
     speed = "" if faster is None else f", {faster:.1f}x the speed of its float net in torch{noise}"
     if report.level:
         speed = ", as fast as its float net in torch within noise"

@@ -30,7 +30,8 @@ from bitwright.zeros import stored_bytes
 UNCALLED = "never called in evaluation"
 UNUSED = "nothing reads its result in evaluation"
 SAME_TIME = "the same time"
-PRUNED = f"of its weights are 0: fewer bytes, {SAME_TIME}"
+OTHERS = "runs on the others alone"
+PRUNED = "of its weights are 0: fewer bytes, "
 MANY = 0.45  # fewer zeros are hardly worth a word
 READY = "would be packed, but for the gates of other layers"
 
@@ -101,7 +102,7 @@ def packed_row(name: str, kind: str, graph: Graph, node: Node, fused: Node, runt
     if packed is None:
         count, why = graph.need(node, "weight").numel(), _pruned(graph.need(node, "weight"))
         if why and runs_on_connections(fused, runtime, LIMIT):
-            why = why.replace(SAME_TIME, "runs on the others alone")
+            why = why.replace(SAME_TIME, OTHERS)
     else:
         info, runs, why = node.attrs["weight"], "bits on disk, float run", "its input is float"
         count, bits = math.prod(info["shape"]), f"{info['planes']}/32"
@@ -137,7 +138,7 @@ def own_row(name: str, layer: nn.Module, runs: str, why: str) -> ReportRow:
 
 def _pruned(weight: Tensor) -> str:
     share = 1 - float((weight != 0).float().mean()) if weight.numel() else 0.0
-    return f"{share:.0%} {PRUNED}" if share >= MANY else ""
+    return f"{share:.0%} {PRUNED}{SAME_TIME}" if share >= MANY else ""
 
 
 # -- gated layers that no graph can hold --------------------------------------------------------------------------
