@@ -73,7 +73,8 @@ def test_tanh_is_exact_to_the_last_places() -> None:
     for rows in (x, x[::7].t()[:, :4000]):
         many = WeightList(torch.eye(rows.shape[1]), None, tanh=INPUTS).run(rows)
         wanted = rows.double().tanh()
-        assert float(((many - wanted) / wanted).abs().max()) < 4e-7
+        error = (many - wanted) / wanted.abs().clamp_min(1e-37)  # on some machines 0 is among them
+        assert float(error.abs().max()) < 4e-7
 
 
 @pytest.mark.parametrize("rows", [1, 2, 50])
