@@ -140,6 +140,8 @@ def main() -> None:
     parser.add_argument("--kinds", nargs="+", choices=tuple(KINDS), default=tuple(KINDS))
     parser.add_argument("--out", default=str(ROOT / "docs" / "results" / "sparsity_masks.csv"))
     args = parser.parse_args()
+    if not any(name.startswith(args.only) for name in LAYERS):
+        raise SystemExit(f'--only "{args.only}": no layer begins so; there are {", ".join(LAYERS)}')
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", bw.errors.BitwrightWarning)
     path, fresh = Path(args.out), []

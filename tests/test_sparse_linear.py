@@ -73,6 +73,7 @@ def test_tanh_is_exact_to_the_last_places() -> None:
     for rows in (x, x[::7].t()[:, :4000]):
         many = WeightList(torch.eye(rows.shape[1]), None, tanh=INPUTS).run(rows)
         wanted = rows.double().tanh()
+        assert bool(WeightList(torch.eye(2), None, tanh=INPUTS).run(torch.tensor([[torch.nan, 1.0]]))[0, 0].isnan())
         error = (many - wanted) / wanted.abs().clamp_min(1e-37)  # on some machines 0 is among them
         assert float(error.abs().max()) < 4e-7
 
@@ -114,11 +115,11 @@ def test_a_scale_that_overflows_stays_outside() -> None:
     """0 times a joined weight that became infinite would be NaN."""
     torch.manual_seed(0)
     model = nn.Sequential(*[*net()][:4]).eval()
-    norm = model[2]
-    assert isinstance(norm, nn.BatchNorm1d)
+    norm, last = model[2], model[3]
+    assert isinstance(norm, nn.BatchNorm1d) and isinstance(last, nn.Linear)
     with torch.no_grad():
         norm.weight.fill_(1e38)
-        model[3].weight.mul_(1e3)  # type: ignore[operator, union-attr]
+        last.weight.mul_(1e3)
     packed = bw.convert(model, torch.zeros(2, 300), threads=1, verify=False, force=True).model
     assert isinstance(packed, PackedModel)
     graph = joined_connections(packed.runtime)

@@ -42,7 +42,7 @@ __attribute__((noinline)) void tanh_of(const float* x, float* to, int64_t count)
     s = s * square + 2.0f / 15;
     s = s * square - 1.0f / 3;
     const float small = a + a * square * s, y = a < 0.35f ? small : large;
-    to[i] = v < 0 ? -y : y;
+    to[i] = v != v ? v : v < 0 ? -y : y;  // NaN stays
   }
 }
 
