@@ -19,7 +19,8 @@ struct TensorInfo;
 struct ShapeContext;
 struct Operator;
 
-enum Element { FLOAT32 = 1, UINT8 = 2, INT32 = 6, INT64 = 7 };  // of a tensor
+enum Element { ANY = 0, FLOAT32 = 1, UINT8 = 2, INT32 = 6, INT64 = 7 };  // of a tensor
+const int VARIADIC = 2;  // of the last input or output of an operator: any number of tensors
 enum Code { INVALID_ARGUMENT = 2, NOT_IMPLEMENTED = 9 };
 
 struct Api {
@@ -38,6 +39,7 @@ BW_ORT_FUNCTION(create_domain, 26, Status*, const char* name, Domain**)
 BW_ORT_FUNCTION(add_operator, 27, Status*, Domain*, const Operator*)
 BW_ORT_FUNCTION(add_domain, 28, Status*, Options*, Domain*)
 BW_ORT_FUNCTION(tensor_data, 51, Status*, const Value*, void**)
+BW_ORT_FUNCTION(element_type, 60, Status*, const TensorInfo*, int*)
 BW_ORT_FUNCTION(rank, 61, Status*, const TensorInfo*, size_t*)
 BW_ORT_FUNCTION(dimensions, 62, Status*, const TensorInfo*, int64_t*, size_t)
 BW_ORT_FUNCTION(tensor_info, 65, Status*, const Value*, TensorInfo**)

@@ -14,6 +14,8 @@
 //   MaxPoolFloats   x [N, H, W, C]                                float [N, OH, OW, C]; kernel_shape, strides, pads,
 //                                                                 dilations, ceil_mode
 //   AveragePoolFloats  the same                                   the same; taps in the padding do not count
+//   SubsampleFloats x [N, H, W, C]                                float [N, ceil(H / s), ceil(W / s), low + C + high]; strides,
+//                   channel_pads [low, high]
 //   ConvFloats      x [N, H, W, C], weight [O, C, kh, kw],        float [N, OH, OW, O]: max(conv + add + residual, floor); strides,
 //                   add [O], floor, residual                      pads, dilations, channels_last (0: x is [N, C, H, W])
 //   MeanFloats      x [N, H, W, C]                                float [N, 1, 1, C]
@@ -27,6 +29,7 @@
 //   ConvPool, ConvCutPool, ConvRoundPool: the same three of floats that were pooled; pool_kernel, pool_strides, pool_pads
 //   ConvCodes       common, thresholds [L, O], flip [0] or [O]    codes; out_bytes, out_planes, out_groups
 //   ConvRoundCodes  common, scale [O], add [O], grid [5]          codes
+//   Run             program (ort_run.h), the inputs of its steps  what its steps make for others
 //
 // common: x (codes), bits, shape [planes, O, C / group, kh, kw], mult [planes], zero [1], x_mult [1],
 //         taps [O or 1, kh, kw], and the attributes x_planes (-b: bytes below 2^b), strides, pads, dilations, group.
@@ -41,17 +44,14 @@
 #include "ort_conv.h"
 #include "ort_floats.h"
 #include "ort_pool.h"
+#include "ort_run.h"
 #include "ort_terms.h"
 
 namespace {
 
 const int F = ort::FLOAT32, U = ort::UINT8, I = ort::INT32, L = ort::INT64;
 
-struct Description : ort::Operator {
-  const char* op;
-  int input_types[16], output_types[2];
-  Kernel* (*make)();
-};
+struct Description : ort::Operator, Operation {};
 
 const Description& described(const ort::Operator* of) { return *static_cast<const Description*>(of); }
 
@@ -69,7 +69,7 @@ struct Made {
 };
 
 ort::Status* create(const ort::Operator* of, const ort::Api* api, const ort::Info* info, void** kernel) {
-  const Node node = {{api, described(of).op}, info};
+  const Node node = {{api, described(of).op}, info, nullptr, 0};
   Made* made = new (std::nothrow) Made{{api, described(of).op}, described(of).make()};
   ort::Status* status = made && made->kernel ? made->kernel->create(node) : node.no_memory();
   if (status) delete made;
@@ -79,11 +79,11 @@ ort::Status* create(const ort::Operator* of, const ort::Api* api, const ort::Inf
 
 ort::Status* run(void* kernel, ort::Context* context) {
   const Made* made = static_cast<const Made*>(kernel);
-  return made->kernel->run(Call{made->place, context, &made->kernel->helpers});
+  return made->kernel->run(Call{made->place, context, &made->kernel->helpers, nullptr, nullptr});
 }
 
 #define BW_ORT_OPERATOR(name, inputs, outputs, ...) \
-  Description { describe(), name, inputs, outputs, []() -> Kernel* { return new (std::nothrow) __VA_ARGS__; } }
+  Description { describe(), {name, inputs, outputs, []() -> Kernel* { return new (std::nothrow) __VA_ARGS__; }} }
 #define BW_TYPES(...) \
   { __VA_ARGS__ }
 #define BW_COMMON U, U, L, I, I, I, I
@@ -118,6 +118,7 @@ const Description operators[] = {
     BW_ORT_OPERATOR("ConvFloats", BW_TYPES(F, F, F, F, F), BW_TYPES(F), ConvFloats),
     BW_ORT_OPERATOR("MaxPoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(PoolFloats::LARGEST)),
     BW_ORT_OPERATOR("AveragePoolFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(PoolFloats::AVERAGE)),
+    BW_ORT_OPERATOR("SubsampleFloats", BW_TYPES(F), BW_TYPES(F), SubsampleFloats),
     BW_ORT_OPERATOR("MeanFloats", BW_TYPES(F), BW_TYPES(F), PoolFloats(PoolFloats::MEAN)),
     BW_ORT_OPERATOR("ConvInt", BW_TYPES(BW_COMMON), BW_TYPES(I), ConvInt),
     BW_ORT_OPERATOR("Terms", BW_TYPES(I, F, F), BW_TYPES(F), Terms),
@@ -131,6 +132,30 @@ const Description operators[] = {
     BW_ORT_OPERATOR("ConvCodes", BW_TYPES(BW_COMMON, I, U), BW_TYPES(U), ConvCodes(ConvCodes::THRESHOLDS)),
     BW_ORT_OPERATOR("ConvRoundCodes", BW_TYPES(BW_COMMON, F, F, F), BW_TYPES(U), ConvCodes(ConvCodes::ROUND)),
 };
+
+const Operation* operation(const char* op) {
+  for (const Description& is : operators)
+    if (!strcmp(is.op, op)) return &is;
+  return nullptr;
+}
+
+// Their inputs and outputs are of any number and type: the steps check them. A file has a function for each name, so there are several.
+ort::Operator run_operator() {
+  ort::Operator op = describe();
+  op.input_type = [](const ort::Operator*, size_t i) -> int { return i ? ort::ANY : U; };
+  op.inputs = [](const ort::Operator*) -> size_t { return 2; };
+  op.output_type = [](const ort::Operator*, size_t) -> int { return ort::ANY; };
+  op.outputs = [](const ort::Operator*) -> size_t { return 1; };
+  op.input_optional = [](const ort::Operator*, size_t i) -> int { return i ? ort::VARIADIC : 0; };
+  op.output_optional = [](const ort::Operator*, size_t) -> int { return ort::VARIADIC; };
+  op.variadic_inputs_alike = op.variadic_outputs_alike = [](const ort::Operator*) { return 0; };
+  return op;
+}
+
+#define BW_RUN(name) \
+  Description { run_operator(), {name, {}, {}, []() -> Kernel* { return new (std::nothrow) Run(operation); }} }
+const Description runs[] = {BW_RUN("Run"),  BW_RUN("Run2"), BW_RUN("Run3"), BW_RUN("Run4"),
+                            BW_RUN("Run5"), BW_RUN("Run6"), BW_RUN("Run7"), BW_RUN("Run8")};
 
 // One domain per runtime in the process (there may be two), never freed: sessions keep pointers to it and to the operators.
 struct Registered {
@@ -147,6 +172,7 @@ ort::Status* domain_of(const ort::Api* api, ort::Domain** domain) {
     if (at->api == api) return *domain = at->domain, nullptr;
   BW_TRY(ort::create_domain(api)("bitwright", domain));
   for (const Description& op : operators) BW_TRY(ort::add_operator(api)(*domain, &op));
+  for (const Description& op : runs) BW_TRY(ort::add_operator(api)(*domain, &op));
   Registered* entry = new (std::nothrow) Registered{api, *domain, registered};
   if (entry) registered = entry;  // else the next session makes its own
   return nullptr;

@@ -78,4 +78,38 @@ struct PoolFloats : Kernel {
   }
 };
 
+// Every so many rows and columns, with channels of zeros in front of and behind the others.
+struct SubsampleFloats : Kernel {
+  int64_t strides[2], pads[2];
+
+  ort::Status* create(const Node& node) override {
+    BW_TRY(node.attributes("strides", strides, 2));
+    BW_TRY(node.attributes("channel_pads", pads, 2));
+    for (int i = 0; i < 2; i++)
+      if (strides[i] < 1 || strides[i] > INT32_MAX || pads[i] < 0 || pads[i] > INT32_MAX)
+        return node.fail("strides must be positive, channel_pads not negative");
+    return nullptr;
+  }
+
+  ort::Status* run(const Call& call) const override {
+    View x;
+    BW_TRY(call.image(0, "x", sizeof(float), &x));
+    const int64_t n = x.dims[0], h = x.dims[1], w = x.dims[2], c = x.dims[3], last = pads[0] + c + pads[1];
+    const int64_t oh = bw_ceil_div(h, strides[0]), ow = bw_ceil_div(w, strides[1]);
+    void* out;
+    BW_TRY(call.image_out(0, n, oh, ow, last, &out));
+    const Threads threads(call, PER_ELEMENT * (double)(n * oh * ow) * (double)last / 8);
+    for_tasks(threads.count(), n * oh, [&](int64_t row) {
+      const float* from = (const float*)x.data + (row / oh * h + row % oh * strides[0]) * w * c;
+      float* to = (float*)out + row * ow * last;
+      for (int64_t i = 0; i < ow; i++, from += strides[1] * c, to += last) {
+        memset(to, 0, (size_t)pads[0] * sizeof(float));
+        memcpy(to + pads[0], from, (size_t)c * sizeof(float));
+        memset(to + pads[0] + c, 0, (size_t)pads[1] * sizeof(float));
+      }
+    });
+    return nullptr;
+  }
+};
+
 }  // namespace

@@ -23,6 +23,26 @@ struct View {
   size_t rank = 0;
 };
 
+// One of several operators that a node runs one after the other (ort_run.h). Values are numbered: the inputs of the node come first.
+struct Step {
+  struct Attribute {
+    const char* name;
+    int64_t values[4];
+    size_t count;
+  };
+  const char* op;
+  const int *input_types, *output_types;  // of the operator, ended by 0
+  int64_t inputs[16], outputs[2];
+  Attribute attributes[16];
+  size_t attribute_count;
+
+  const Attribute* attribute(const char* name) const {
+    for (size_t i = 0; i < attribute_count; i++)
+      if (!strcmp(attributes[i].name, name)) return attributes + i;
+    return nullptr;
+  }
+};
+
 // Owned memory that starts on a cache line.
 template <class T>
 struct Array {
@@ -73,13 +93,25 @@ struct Place {
     to->data = data;
     return nullptr;
   }
+  // Of an operator with a node of its own the runtime has checked it.
+  ort::Status* has_type(const ort::Value* value, int type) const {
+    ort::TensorInfo* info;
+    BW_TRY(ort::tensor_info(api)(value, &info));
+    int found = 0;
+    ort::Status* status = ort::element_type(api)(info, &found);
+    ort::release_tensor_info(api)(info);
+    return status || found == type ? status : fail("a tensor has elements of type %d, it needs type %d", found, type);
+  }
 };
 
-// A node while its kernel is made.
+// A node, or one step of a node, while its kernel is made.
 struct Node : Place {
   const ort::Info* info;
+  const Step* step = nullptr;
+  int64_t given = 0;  // inputs of the node that has steps
 
   ort::Status* attribute(const char* name, int64_t* value) const {
+    if (step) return attributes(name, value, 1);
     if (ort::Status* status = ort::attribute(api)(info, name, value)) {
       ort::release_status(api)(status);
       return fail("needs the attribute %s, an integer", name);
@@ -87,6 +119,12 @@ struct Node : Place {
     return nullptr;
   }
   ort::Status* attributes(const char* name, int64_t* values, size_t count) const {
+    if (step) {
+      const Step::Attribute* found = step->attribute(name);
+      if (!found || found->count != count) return fail("needs the attribute %s, %zu integers", name, count);
+      memcpy(values, found->values, count * sizeof *values);
+      return nullptr;
+    }
     size_t given = 0;
     ort::Status* status = ort::attributes(api)(info, name, nullptr, &given);
     if (!status && given == count) status = ort::attributes(api)(info, name, values, &given);
@@ -106,9 +144,11 @@ struct Node : Place {
   ort::Status* maybe_constant(size_t index, const ort::Value** value) const {
     int is_constant = 0;
     *value = nullptr;
-    BW_TRY(ort::constant_input(api)(info, index, &is_constant, value));
+    const size_t place = step ? (size_t)step->inputs[index] : index;
+    if (step && step->inputs[index] >= given) return nullptr;  // what another step made
+    BW_TRY(ort::constant_input(api)(info, place, &is_constant, value));
     if (!is_constant) *value = nullptr;
-    return nullptr;
+    return step && *value ? has_type(*value, step->input_types[index]) : nullptr;
   }
   template <class T>
   ort::Status* constant(size_t index, const char* name, Array<T>* to, View* view_of = nullptr) const {
@@ -191,17 +231,31 @@ class Helpers {
   std::atomic<int> alone{0};
 };
 
-// A node while it runs.
+struct Call;
+
+// The values of the steps of a node while it runs.
+struct Frame {
+  virtual ort::Status* input(const Call& call, size_t index, View* to) = 0;
+  virtual ort::Status* output(const Call& call, size_t index, const int64_t* dims, size_t rank, void** data) = 0;
+};
+
+// A node, or one step of a node, while it runs.
 struct Call : Place {
   ort::Context* context;
   Helpers* helpers;
+  const Step* step = nullptr;
+  Frame* frame = nullptr;
 
   // What the caller of a session feeds may start at any byte.
   ort::Status* input(size_t index, const char* what, size_t element, View* to) const {
-    const ort::Value* value;
-    BW_TRY(ort::input(api)(context, index, &value));
-    if (!value) return fail("%s is missing", what);
-    BW_TRY(view(value, to));
+    if (frame) {
+      BW_TRY(frame->input(*this, index, to));
+    } else {
+      const ort::Value* value;
+      BW_TRY(ort::input(api)(context, index, &value));
+      if (!value) return fail("%s is missing", what);
+      BW_TRY(view(value, to));
+    }
     return (uintptr_t)to->data % element ? fail("%s must start at a multiple of %zu bytes", what, element) : nullptr;
   }
   ort::Status* image(size_t index, const char* what, size_t element, View* to) const {
@@ -216,6 +270,9 @@ struct Call : Place {
                 (long long)dims[2], (long long)dims[3], (long long)n, (long long)h, (long long)w, (long long)last);
   }
   ort::Status* output(size_t index, const int64_t* dims, size_t rank, void** data) const {
+    return frame ? frame->output(*this, index, dims, rank, data) : output_of_node(index, dims, rank, data);
+  }
+  ort::Status* output_of_node(size_t index, const int64_t* dims, size_t rank, void** data) const {
     ort::Value* value = nullptr;
     BW_TRY(ort::output(api)(context, index, dims, rank, &value));
     if (!value) return fail("output %zu is missing", index);

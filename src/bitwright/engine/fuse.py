@@ -322,10 +322,10 @@ def emit_codes(graph: Graph) -> None:
             continue  # stays float: slower, but correct
         layer.attrs["emit"] = {k: q.attrs[k] for k in ("levels", "form", "groups", "grid") if k in q.attrs}
         graph.nodes.remove(q)
-        _rename(graph, layer, q.name)
+        rename(graph, layer, q.name)
 
 
-def _rename(graph: Graph, node: Node, name: str) -> None:
+def rename(graph: Graph, node: Node, name: str) -> None:
     """`node` gives the value that was called `name`."""
     graph.replace_uses(node.name, name)
     node.name = name
@@ -350,11 +350,11 @@ def _relu(graph: Graph) -> None:
     for node in [n for n in graph.nodes if n.op == "relu"]:
         layer = graph.node(node.inputs[0])
         others = [n for n in graph.users()[layer.name] if n is not node]
-        if not _writes_floats(layer) or "relu" in layer.attrs or not all(_blind_below_zero(graph, n) for n in others):
+        if not _writes_floats(layer) or "relu" in layer.attrs or not all(blind_below_zero(graph, n) for n in others):
             continue
         graph.nodes.remove(node)
         layer.attrs["relu"] = True
-        _rename(graph, layer, node.name)
+        rename(graph, layer, node.name)
 
 
 def _writes_floats(layer: Node) -> bool:
@@ -363,7 +363,8 @@ def _writes_floats(layer: Node) -> bool:
     return fits and not {"emit", "extra"} & set(layer.attrs)
 
 
-def _blind_below_zero(graph: Graph, q: Node) -> bool:
+def blind_below_zero(graph: Graph, q: Node) -> bool:
+    """Whether it is a quantizer that cannot tell values below 0 from 0."""
     if q.op != "quantize" or q.attrs["form"] == "plain" or q.key("flip"):
         return False
     table = graph.need(q, "thresholds")

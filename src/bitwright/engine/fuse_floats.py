@@ -12,6 +12,7 @@ stays as it is. Only where the kernel was measured to be at least as fast as tor
 from __future__ import annotations
 
 from bitwright.engine import native_library, reference
+from bitwright.engine.fuse import blind_below_zero, rename
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.sparse_linear import on_connections
 
@@ -46,7 +47,8 @@ def fits(node: Node, graph: Graph, codes: bool) -> bool:
 
 
 def take_add_and_relu(graph: Graph, layer: Node) -> None:
-    """The layer also adds the other value of an add of equal shapes, its only reader, and is not below 0 where a ReLU follows."""
+    """The layer also adds the other value of an add of equal shapes, its only reader, and is not below 0 where a ReLU follows.
+    Quantizers that read it beside the ReLU, and cannot tell values below 0, read what is left."""
     after = graph.users()[layer.name]
     if len(after) == 1 and after[0].op == "add" and after[0].inputs[0] != after[0].inputs[1]:
         add = after[0]
@@ -58,7 +60,8 @@ def take_add_and_relu(graph: Graph, layer: Node) -> None:
             graph.nodes[graph.nodes.index(add)] = layer
             layer.name = add.name
             after = graph.users()[layer.name]
-    if len(after) == 1 and after[0].op == "relu":
+    clips = [n for n in after if n.op == "relu"]
+    if len(clips) == 1 and all(n is clips[0] or blind_below_zero(graph, n) for n in after):
         layer.attrs["relu"] = True
-        graph.nodes.remove(after[0])
-        layer.name = after[0].name
+        graph.nodes.remove(clips[0])
+        rename(graph, layer, clips[0].name)

@@ -110,6 +110,16 @@ def AveragePoolFloats(
 
 
 @script(own, default_opset=op)
+def SubsampleFloats(x, strides: Sequence[int], channel_pads: Sequence[int]):
+    """Every so many rows and columns, with channels of zeros in front of and behind the others."""
+    sides, end = op.Constant(value_ints=[1, 2]), op.Constant(value_ints=[2147483647, 2147483647])
+    fewer = op.Slice(x, op.Constant(value_ints=[0, 0]), end, sides, op.Constant(value_ints=strides))
+    none, pads = op.Constant(value_ints=[0, 0, 0]), op.Constant(value_ints=channel_pads)
+    low, high = op.Gather(pads, op.Constant(value_ints=[0])), op.Gather(pads, op.Constant(value_ints=[1]))
+    return op.Pad(fewer, op.Concat(none, low, none, high, axis=0))
+
+
+@script(own, default_opset=op)
 def ConvFloats(
     x, weight, add, floor, residual,
     perm: Sequence[int], channels_last: int, strides: Sequence[int], pads: Sequence[int], dilations: Sequence[int],
@@ -339,6 +349,7 @@ OPERATORS = (
     MaxPool,
     MaxPoolFloats,
     AveragePoolFloats,
+    SubsampleFloats,
     ConvFloats,
     MeanFloats,
     ConvInt,

@@ -20,6 +20,7 @@ from bitwright.engine.thresholds import even_grid
 from bitwright.export import coded
 from bitwright.export.gates import PlainSplit
 from bitwright.export.pooling import pool_inside
+from bitwright.export.shortcuts import subsample, subsample_at_once
 
 Values = dict[str, Tensor]
 
@@ -34,7 +35,7 @@ class FusedNet(nn.Module):
 
     def __init__(self, graph: Graph, kernels: bool = False) -> None:
         super().__init__()
-        self.graph = graph = pool_inside(float_kernels(graph) if kernels else graph)
+        self.graph = graph = subsample_at_once(pool_inside(float_kernels(graph) if kernels else graph))
         self.sources = graph.inputs()
         self.outputs = list(graph.nodes[-1].inputs)
         self.steps: list[Callable[[Values], None]] = []
@@ -81,6 +82,8 @@ class FusedNet(nn.Module):
             return coded.pool(self, node)
         if node.op in CODED:
             return coded.coded(self, node)
+        if node.op == "subsample":
+            return subsample(self, node)
         if node.op == "float_conv":
             return coded.float_conv(self, node, self._weight(node))
         if (window := coded.pool_window(node)) is not None:
@@ -112,8 +115,10 @@ class FusedNet(nn.Module):
         else:
             f = function(node, self.graph)
         name, inputs = node.name, list(node.inputs)
-        if node.op in ("add", "relu"):
+        if node.op in ("add", "relu") and len(node.shape) == 3:
             return functools.partial(self._elementwise, name, inputs, f)
+        if node.op == "flatten" and list(self.graph.node(inputs[0]).shape[1:]) == [1, 1]:
+            return functools.partial(self._flatten, name, inputs[0], f)
         return lambda values: values.__setitem__(name, f(*[values[i] for i in inputs]))
 
     def _elementwise(self, name: str, inputs: list[str], f: Callable[..., Tensor], values: Values) -> None:
@@ -124,6 +129,12 @@ class FusedNet(nn.Module):
             return
         self.channels_last[name] = y = f(*found)
         values[name] = y.permute(0, 3, 1, 2)
+
+    def _flatten(self, name: str, source: str, f: Callable[..., Tensor], values: Values) -> None:
+        """Images of one pixel are rows already."""
+        values[name] = f(values[source])
+        if source in self.channels_last:
+            self.channels_last[name] = self.channels_last[source]
 
     def _plain(self, node: Node) -> Callable[[Values], None]:
         """Codes that torch's own operators read: int64, in torch's order of axes."""

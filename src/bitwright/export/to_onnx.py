@@ -196,15 +196,20 @@ def _standard(proto: Any) -> Any:
 
 
 def _lean(proto: Any) -> None:
-    """Removes what only the exporter needed: stack traces, module names, shapes of values that are codes."""
+    """Removes what only the exporter needed: stack traces, module names, shapes of values that are codes; and our operators, where
+    they are left, become one."""
+    from bitwright.export.one_call import in_one_call
+
     proto.ir_version = IR_VERSION
     proto.producer_name, proto.producer_version, proto.doc_string = "bitwright", __version__, ""
     del proto.metadata_props[:]
     del proto.graph.metadata_props[:]
-    del proto.graph.value_info[:]
+    in_one_call(proto)
     for holder in (*proto.graph.node, *proto.graph.initializer, *proto.graph.input, *proto.graph.output):
         del holder.metadata_props[:]
         holder.doc_string = ""
+    for dim in (d for value in proto.graph.value_info for d in value.type.tensor_type.shape.dim):
+        dim.Clear()
     for function in proto.functions:
         del function.metadata_props[:]
         for node in function.node:
