@@ -6,8 +6,8 @@ Random weights, one thread, medians of CPU time in turn. Convolutions are 3x3 wi
 uint8 in and out); "f32" rows and linear layers get floats and give floats, quantizing included. "share" is the time that this CPU's
 instructions need at least for the products (docs/results/ceilings_amd.txt: xor, popcount and add for pairs of bits, float
 multiply-adds for W1A32, int8 products else; ceilings_avx2.txt: look-ups for bits), or the time to read the weights if that is longer,
-over ours. Rows go to docs/results/kernels.csv as they are done; a row that is there already is skipped. Needs the extras `onnx` and
-`openvino`.
+over ours. Rows go to docs/results/kernels.csv as they are done. Rows that are there already are kept, or, named with --only, measured
+again. Needs the extras `onnx` and `openvino`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from bitwright.engine import native
 from bitwright.measure.conv import conv_bench
 from bitwright.measure.machine import machine
 from bitwright.measure.table import BenchTable
-from methods import ROOT, read, write
+from methods import ROOT, put, read
 
 # name: bits of the weight and of the input, channels, side, batch, and what was asked against fp32, bf16 and int8
 CONVS = {
@@ -112,17 +112,18 @@ def main() -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")  # of the peers' own exporters
     path = type(ROOT)(args.out)
-    kept = read(path)
     rates = CEILINGS["avx2" if native.isa() == "avx2" else "avx512"]
     planes = 4 if native.isa() == "avx2" else 1  # of an input, that one pass takes
 
+    names, kept = [*CONVS, F32_CONV, *LINEAR], {r["layer"] for r in read(path)}
+    chosen = [n for n in names if (any(word in n for word in args.only) if args.only else n not in kept)]
+    print(f"{len(chosen)} rows to measure, {len(names) - len(chosen)} not; possible: {'; '.join(names)}", flush=True)
+
     def wanted(name: str) -> bool:
-        done = any(r["layer"] == name for r in kept)
-        return not done and (not args.only or any(word in name for word in args.only))
+        return name in chosen
 
     def add(made: dict[str, Any]) -> None:
-        kept.append(made)
-        write(path, kept)
+        put(path, made, ["layer"])
         ratios = ", ".join(f"{made[f'ratio_{p}']} ({made[f'asked_{p}']}) {p}" for p in PRECISIONS)
         print(f"{made['layer']}: {made['us']} us, {ratios}, share {made['share']}", flush=True)
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import csv
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -171,6 +172,17 @@ def write(path: Path, records: list[dict[str, Any]]) -> None:
         writer.writeheader()
         writer.writerows(records)
     os.replace(temporary, path)
+
+
+def put(path: Path, record: dict[str, Any], keys: Sequence[str]) -> None:
+    """The record into a table: in place of the row that has the same `keys`, or at its end."""
+    records = read(path)
+    places = [i for i, r in enumerate(records) if all(r[k] == str(record[k]) for k in keys)]
+    if places:
+        records[places[0]] = record
+    else:
+        records.append(record)
+    write(path, records)
 
 
 def main() -> None:

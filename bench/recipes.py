@@ -3,8 +3,8 @@
     python bench/recipes.py [--models resnet20 ...] [--recipes bwn-a8 ...] [--rounds 15]
 
 Random weights, one image, one thread, medians of CPU time in turn (`bitwright bench`). The peers are built from the float net of the
-same topology. Rows go to docs/results/recipes.csv as they are done; a row that is in the file already is skipped, so you can stop and
-restart it. `ratio_int8`, `ratio_fp32`: the time of the best peer of that precision over ours; above 1 ours is faster.
+same topology. Rows go to docs/results/recipes.csv as they are done, so you can stop and restart it; rows that --models or --recipes
+names are measured again. `ratio_int8`, `ratio_fp32`: the time of the best peer of that precision over ours; above 1 ours is faster.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import torch
 
 import bitwright as bw
 from bitwright.measure.machine import machine
-from methods import ROOT, read, write
+from methods import ROOT, put, read
 
 # (net with ReLU, net without, side): W1A1 recipes with shortcuts need the second
 NETS = (("vgg_small", "vgg_small", 32), ("resnet20", "bireal_resnet20", 32), ("resnet18", "bireal_resnet18", 224))
@@ -70,24 +70,29 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
     path = Path(args.out)
-    for plain, without, side in NETS:
-        for recipe in RECIPES:
-            model = without if recipe in WITHOUT_RELU else plain
-            there = any((r["model"], r["recipe"]) == (model, recipe) for r in read(path))
-            skip = (
-                (recipe in SHORTCUTS and plain == without)
-                or (args.models and model not in args.models)
-                or (args.recipes and recipe not in args.recipes)
-            )
-            if there or skip:
-                continue
-            record = row(model, recipe, side, args.rounds)
-            write(path, [*read(path), record])
-            print(
-                f"{model:16} {recipe:12} {record['ms']:8} ms  int8 {record['ratio_int8']}x  fp32 {record['ratio_fp32']}x"
-                f"  {record['status']}",
-                flush=True,
-            )
+    names = [
+        (without if recipe in WITHOUT_RELU else plain, recipe, side)
+        for plain, without, side in NETS
+        for recipe in RECIPES
+        if not (recipe in SHORTCUTS and plain == without)
+    ]
+    kept = {(r["model"], r["recipe"]) for r in read(path)}
+    chosen = [
+        n for n in names
+        if ((not args.models or n[0] in args.models) and (not args.recipes or n[1] in args.recipes)
+            if args.models or args.recipes else n[:2] not in kept)
+    ]  # fmt: skip
+    print(
+        f"{len(chosen)} rows to measure, {len(names) - len(chosen)} not; models: {', '.join(sorted({n[0] for n in names}))}"
+    )
+    for model, recipe, side in chosen:
+        record = row(model, recipe, side, args.rounds)
+        put(path, record, ["model", "recipe"])
+        print(
+            f"{model:16} {recipe:12} {record['ms']:8} ms  int8 {record['ratio_int8']}x  fp32 {record['ratio_fp32']}x"
+            f"  {record['status']}",
+            flush=True,
+        )
 
 
 if __name__ == "__main__":
