@@ -173,7 +173,8 @@ int bw_conv_bytes(const bw_conv* conv, const uint8_t* x, const void* weights, co
                                      : table->conv_bytes(*conv, x, layout, body_of(weights), sink, threads);
   };
   const bw_sink sink = {*output, out, residual, extra};
-  const bool pools = table->pooling_layout && (layout & ~3) == table->pooling_layout;  // not by Winograd's
+  const bool phases = layout == BW_LAYOUT_PHASE_PAIRS;
+  const bool pools = table->pooling_layout && (phases || (layout & ~3) == table->pooling_layout);  // not by Winograd's in steps of 1
   return output->pool_kernel && !pools ? pool_after(*conv, sink, run) : run(sink);
 }
 

@@ -31,10 +31,11 @@ void avx2_bytes_weights(const bw_conv& conv, const int16_t* values, int32_t layo
   takes_bytes(conv) ? lanes_bytes_weights(conv, values, layout, body) : table_bytes_weights(conv, values, layout, body);
 }
 int avx2_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layout, const void* body, const bw_sink& sink, int threads) {
-  const bool winograd = layout == BW_LAYOUT_WINOGRAD_PAIRS;
-  if ((!winograd && (layout & ~3) != BW_LAYOUT_QUADS) || !takes_bytes(conv)) return table_conv_bytes(conv, x, layout, body, sink, threads);
+  const bool winograd = layout == BW_LAYOUT_WINOGRAD_PAIRS, phases = layout == BW_LAYOUT_PHASE_PAIRS, direct = (layout & ~3) == BW_LAYOUT_QUADS;
+  if (!(winograd || phases || direct) || !takes_bytes(conv)) return table_conv_bytes(conv, x, layout, body, sink, threads);
   if (winograd && !winograd_shape(conv)) return bw_fail(BW_BAD_LAYOUT, "weights were packed for a stride and dilation of 1; pack them again");
-  if (!winograd && (layout & 2) != taps_of(conv)) return bw_fail(BW_BAD_LAYOUT, "weights were packed for another dilation; pack them again");
+  if (phases && !phases_shape(conv)) return bw_fail(BW_BAD_LAYOUT, "weights were packed for a stride of 2 and no dilation; pack them again");
+  if (direct && (layout & 2) != taps_of(conv)) return bw_fail(BW_BAD_LAYOUT, "weights were packed for another dilation; pack them again");
   return lanes_conv_bytes(conv, x, layout, body, sink, threads);
 }
 

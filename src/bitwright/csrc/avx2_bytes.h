@@ -11,9 +11,7 @@
 #pragma once
 #include <stdlib.h>
 
-#include "avx2_chunks.h"
-#include "avx2_pool.h"
-#include "avx2_winograd.h"
+#include "avx2_phases.h"
 
 namespace {
 
@@ -34,7 +32,7 @@ inline int64_t bytes_blocks(const bw_conv& conv) { return bw_ceil_div(conv.o, 16
 // The largest layout; 64 bytes in front hold `flush`.
 inline int64_t bytes_size(const bw_conv& conv) {
   const int64_t pairs = bytes_blocks(conv) * conv.kh * conv.kw * bw_ceil_div(conv.c, 2) * 32;  // runs of one tap take no less
-  const int64_t winograd = winograd_shape(conv) ? winograd_size(conv) : 0;
+  const int64_t winograd = winograd_shape(conv) ? winograd_size(conv) : phases_shape(conv) ? phases_size(conv) : 0;
   return 64 + (pairs > winograd ? pairs : winograd);
 }
 
@@ -47,6 +45,7 @@ inline int64_t largest_weight(const bw_conv& conv, const int16_t* values) {
 
 inline int32_t bytes_layout(const bw_conv& conv, const int16_t* values) {
   if (winograd_shape(conv) && winograd4_exact(conv, values)) return BW_LAYOUT_WINOGRAD_PAIRS;
+  if (phases_shape(conv) && phases_exact(conv, values)) return BW_LAYOUT_PHASE_PAIRS;
   const int64_t largest = largest_weight(conv, values);
   const int32_t taps = bytes_run(conv) == conv.c && conv.kw > 1 ? 2 : 0;
   return (largest <= 127 && bytes_flush(conv, largest) >= QUADS_LEAST ? BW_LAYOUT_QUADS : BW_LAYOUT_PAIRS) | taps;
@@ -71,6 +70,7 @@ inline void lanes_bytes_weights(const bw_conv& conv, const int16_t* values, int3
   memset(body, 0, 64);
   memcpy(body, &flush, sizeof flush);
   if (layout == BW_LAYOUT_WINOGRAD_PAIRS) return winograd_weights(conv, values, (int16_t*)((uint8_t*)body + 64));
+  if (layout == BW_LAYOUT_PHASE_PAIRS) return phases_weights(conv, values, (int16_t*)((uint8_t*)body + 64));
   if ((layout & ~2) == BW_LAYOUT_QUADS) bytes_weights(conv, values, (int8_t*)body + 64);
   else bytes_weights(conv, values, (int16_t*)((uint8_t*)body + 64));
 }
@@ -84,7 +84,8 @@ struct BytesJob {
   const uint8_t* weights;
   int64_t flush;
   static constexpr int64_t width = 16;
-  static constexpr int pixels = sizeof(T) == 2 ? 6 : TILE_PIXELS;
+  static constexpr int pixels = sizeof(T) == 2 ? 6 : TILE_PIXELS, rows = 1;
+  size_t sums_size() const { return (size_t)(CHUNK * bw_ceil_div(conv.o, width) * width) * sizeof(int32_t); }
 
   template <int P>
   BW_INLINE void tile(Walk<T>& walk, int64_t, int64_t block, int32_t* sums, int64_t stride) const;
@@ -166,10 +167,10 @@ inline int lanes_conv_bytes(const bw_conv& conv, const uint8_t* x, int32_t layou
   int64_t flush;
   memcpy(&flush, body, sizeof flush);
   const uint8_t* const weights = (const uint8_t*)body + 64;
-  if (layout == BW_LAYOUT_WINOGRAD_PAIRS) {
+  if (layout == BW_LAYOUT_WINOGRAD_PAIRS || layout == BW_LAYOUT_PHASE_PAIRS) {
     Window<uint8_t> window;
     if (!make_window(conv, x, conv.c, conv.c, true, false, threads, &window)) return bw_fail(BW_NO_MEMORY, "out of memory for the padded input");
-    return winograd_conv_bytes(conv, window, (const int16_t*)weights, sink, threads);
+    return (layout == BW_LAYOUT_PHASE_PAIRS ? phases_conv_bytes : winograd_conv_bytes)(conv, window, (const int16_t*)weights, sink, threads);
   }
   return (layout & ~2) == BW_LAYOUT_QUADS ? conv_bytes_as<uint8_t>(conv, x, flush, weights, sink, threads)
                                           : conv_bytes_as<int16_t>(conv, x, flush, weights, sink, threads);

@@ -79,7 +79,8 @@ struct SkipParts {
       const bw_conv conv = part(s, s.outputs(i));
       int32_t base;
       memcpy(&base, at, sizeof base);
-      if (!base || (base == BW_LAYOUT_WINOGRAD_PAIRS && !winograd_shape(conv))) return false;
+      if (!base || (base == BW_LAYOUT_WINOGRAD_PAIRS && !winograd_shape(conv)) || (base == BW_LAYOUT_PHASE_PAIRS && !phases_shape(conv)))
+        return false;
       at += part_size(conv);
     }
     return true;

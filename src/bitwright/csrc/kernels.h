@@ -28,6 +28,7 @@ enum bw_layout : int32_t {
   BW_LAYOUT_WINOGRAD_PAIRS = 22,  // see avx2_winograd.h
   BW_LAYOUT_SKIP_PART_QUADS = 23,  // see avx2_skip.h
   BW_LAYOUT_SKIP_PART_PAIRS = 24,
+  BW_LAYOUT_PHASE_PAIRS = 25,      // see avx2_phases.h
   BW_LAYOUT_LANES_BYTES = 16,  // 16..21, see avx512_bytes.h
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
   BW_LAYOUT_DOT_BYTES = 48,    // see neon_dot.cpp
@@ -149,7 +150,7 @@ struct bw_kernel_table {
   int (*linear_tables)(const bw_tables&, const float* x, const uint32_t* index, float* out, int threads);
   int (*linear_connections)(const bw_connections&, const float* x, float* out, int threads);
   int (*coded_connections)(const bw_coded_connections&, const uint8_t* x, const bw_sink&, int threads);
-  int32_t pooling_layout;  // of byte weights: with this layout, or three above it, the convolution also does the pooling of its sink; 0: none
+  int32_t pooling_layout;  // of byte weights: with this layout, or three above it, or phases, the convolution also does the pooling of its sink; 0: none
 };
 
 extern const bw_kernel_table bw_table_portable;
