@@ -27,19 +27,60 @@ bool floats_of_rows(const Job& job, const bw_sink& plain, int64_t n, int64_t y, 
   return true;
 }
 
+// The rows of a window from its first pixel on, as far as they lie inside the image; `step` floats from a pixel to the next.
+struct PoolWindow {
+  const float* rows[BW_MAX_POOL];
+  int64_t high, wide, step;
+};
+
+// The largest of each of V * 8 channels.
+template <int V>
+BW_INLINE void pool_vectors(const PoolWindow& window, int64_t first, float* out) {
+  __m256 most[V];
+  BW_UNROLL for (int v = 0; v < V; v++) most[v] = _mm256_set1_ps(-INFINITY);
+  for (int64_t y = 0; y < window.high; y++)
+    for (const float *at = window.rows[y] + first, *const end = at + window.wide * window.step; at < end; at += window.step)
+      BW_UNROLL for (int v = 0; v < V; v++) most[v] = _mm256_max_ps(most[v], _mm256_loadu_ps(at + v * 8));
+  BW_UNROLL for (int v = 0; v < V; v++) _mm256_storeu_ps(out + first + v * 8, most[v]);
+}
+
 // A row of the pooled image, from the rows top..end - 1 of the ring of `depth`, to out [width][o].
-inline void pool_row(const bw_conv& conv, const bw_sink& sink, const float* ring, int64_t depth, int64_t top, int64_t end, int64_t width, float* out) {
-  const int64_t row = conv.ow * conv.o;
+inline void pool_row(const bw_conv& conv, const bw_sink& sink, const float* ring, int64_t depth, int64_t top, int64_t end, int64_t width,
+                     float* out) {
+  const float* rows[BW_MAX_POOL];
+  for (int64_t y = top; y < end; y++) rows[y - top] = ring + y % depth * conv.ow * conv.o;
   for (int64_t x = 0; x < width; x++, out += conv.o) {
     const int64_t left = x * sink.pool_stride - sink.pool_pad, begin = left < 0 ? 0 : left;
     const int64_t stop = left + sink.pool_kernel < conv.ow ? left + sink.pool_kernel : conv.ow;
-    by_eights(conv.o, [&](const auto& at) {
-      __m256 most = _mm256_set1_ps(-INFINITY);
-      for (int64_t y = top; y < end; y++)
-        for (int64_t i = begin; i < stop; i++) most = _mm256_max_ps(most, at.load(ring + y % depth * row + i * conv.o));
-      at.store(out, _mm256_castps_si256(most));
-    });
+    PoolWindow window = {{}, end - top, stop - begin, conv.o};
+    for (int64_t y = 0; y < window.high; y++) window.rows[y] = rows[y] + begin * conv.o;
+    int64_t c = 0;
+    for (; c + 32 <= conv.o; c += 32) pool_vectors<4>(window, c, out);
+    for (; c + 8 <= conv.o; c += 8) pool_vectors<1>(window, c, out);
+    for (; c < conv.o; c++) {
+      float most = -INFINITY;
+      for (int64_t y = 0; y < window.high; y++)
+        for (int64_t i = 0; i < window.wide; i++) {
+          const float next = window.rows[y][i * conv.o + c];
+          most = most > next ? most : next;
+        }
+      out[c] = most;
+    }
   }
+}
+
+// One bit beside each of the floats y of pixels that follow each other.
+inline void bits_beside(const bw_sink& sink, int64_t channels, int64_t pixel, int64_t count, const float* y) {
+  const int64_t words = bw_words(channels, 1);
+  by_eights(channels, [&](const auto& at) {
+    const __m256 cut = sink.cuts ? at.load(sink.cuts) : _mm256_setzero_ps();
+    const __m256i flips = at.flips(sink.flip);
+    for (int64_t p = 0; p < count; p++) {
+      const __m256i reached = _mm256_xor_si256(_mm256_castps_si256(_mm256_cmp_ps(at.load(y + p * channels), cut, _CMP_GE_OQ)), flips);
+      if (sink.extra_bytes) at.store_bytes((uint8_t*)sink.extra + (pixel + p) * channels, _mm256_srli_epi32(reached, 31));
+      else store_bits((uint32_t*)sink.extra + (pixel + p) * words, 1, channels, at, reached);
+    }
+  });
 }
 
 template <class Job>
@@ -61,9 +102,11 @@ int conv_and_pool(const Job& job, const bw_sink& sink, int threads) {
       const int64_t from = y * sink.pool_stride - sink.pool_pad, top = from < 0 ? 0 : from, end = from + kernel < conv.oh ? from + kernel : conv.oh;
       for (next = next < top ? top : next; next < end; next += Job::rows)
         if (!floats_of_rows(job, plain, n, next, depth, sums, codes)) return __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
-      float* const out = (float*)sink.out + (n * height + y) * width * conv.o;
+      const int64_t pixel = (n * height + y) * width;
+      float* const out = (float*)sink.out + pixel * conv.o;
       pool_row(conv, sink, ring, depth, top, end, width, out);
-      for (int64_t x = 0; sink.extra && x < width; x++) emit_beside(sink, conv.o, (n * height + y) * width + x, out + x * conv.o, codes);
+      if (sink.extra && !sink.grid) bits_beside(sink, conv.o, pixel, width, out);
+      for (int64_t x = 0; sink.extra && sink.grid && x < width; x++) emit_beside(sink, conv.o, pixel + x, out + x * conv.o, codes);
     }
   });
   return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for floats that are pooled") : BW_OK;
