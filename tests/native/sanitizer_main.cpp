@@ -132,6 +132,13 @@ void convolution(bool bits) {
     conv.groups = 1, conv.c = pick(30, 140), conv.o = pick(15, 100), conv.kh = conv.kw = 3, conv.stride_h = conv.stride_w = 1;
     conv.dil_h = conv.dil_w = 1, conv.h = pick(3, 20), conv.w = pick(3, 20);
   }
+  if (!bits && !small && !pick(0, 3)) {  // what Winograd's form of a first layer takes
+    conv.groups = conv.dil_h = conv.dil_w = 1, conv.stride_h = conv.stride_w = 2, conv.c = pick(1, 4), conv.o = pick(15, 70);
+    conv.kh = pick(5, 8), conv.kw = pick(5, 8), conv.pad_h = pick(0, 9), conv.pad_w = pick(0, 9);
+    conv.h = pick(1, 30), conv.w = pick(1, 60);
+    while (conv.h + 2 * conv.pad_h < conv.kh) conv.h++;
+    while (conv.w + 2 * conv.pad_w < conv.kw) conv.w++;
+  }
   const bool sliced = bits && !pick(0, 2);  // what rows of bits of many pixels take
   if (sliced) {
     conv.groups = conv.kh = conv.kw = conv.stride_h = conv.stride_w = conv.dil_h = conv.dil_w = 1;

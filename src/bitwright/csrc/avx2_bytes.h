@@ -3,6 +3,7 @@
 //   quads  four codes with int8 weights, vpmaddubsw, sums of 16 bits that `flush` quads cannot overflow: 32 products an instruction.
 //          For weights so small that four quads fit: up to 4 bits beside codes of 8 bits, up to 8 beside codes of 4.
 //   pairs  two codes with weights of 16 bits, vpmaddwd: 16 products an instruction, for all others (-255..255).
+// Many 3x3 windows take Winograd's form instead (avx2_winograd.h), and most first layers in steps of 2 its form for these (avx2_phases.h).
 // As for bits, lanes are outputs and codes are broadcast. A tile of pairs is 6 pixels x 16 outputs: per place 2 loads of weights, 6
 // broadcasts, 12 products and 12 additions; Zen 3 starts two products and four operations a cycle, so the products are the limit. Quads
 // need registers for sums of 16 bits besides: 4 pixels.
@@ -45,10 +46,12 @@ inline int64_t largest_weight(const bw_conv& conv, const int16_t* values) {
 
 inline int32_t bytes_layout(const bw_conv& conv, const int16_t* values) {
   if (winograd_shape(conv) && winograd4_exact(conv, values)) return BW_LAYOUT_WINOGRAD_PAIRS;
-  if (phases_shape(conv) && phases_exact(conv, values)) return BW_LAYOUT_PHASE_PAIRS;
-  const int64_t largest = largest_weight(conv, values);
+  const int64_t largest = largest_weight(conv, values), flush = bytes_flush(conv, largest);
+  const bool quads = largest <= 127 && flush >= QUADS_LEAST;
+  const int64_t direct = quads ? bytes_places(conv, 4) * (flush + 1) / flush : bytes_places(conv, 2);
+  if (phases_shape(conv) && phases_cost(conv) < direct && phases_exact(conv, values)) return BW_LAYOUT_PHASE_PAIRS;
   const int32_t taps = bytes_run(conv) == conv.c && conv.kw > 1 ? 2 : 0;
-  return (largest <= 127 && bytes_flush(conv, largest) >= QUADS_LEAST ? BW_LAYOUT_QUADS : BW_LAYOUT_PAIRS) | taps;
+  return (quads ? BW_LAYOUT_QUADS : BW_LAYOUT_PAIRS) | taps;
 }
 
 // [8 outputs][places][32 bytes]

@@ -43,6 +43,9 @@ struct PhasePairs {
   }
 };
 
+// Of a pixel and 8 outputs, in products; what there is besides weighs as much as 15 of them.
+inline int64_t phases_cost(const bw_conv& conv) { return PhasePairs(conv).begin[36] / 9 + 15; }
+
 inline int64_t phases_size(const bw_conv& conv) { return bw_ceil_div(conv.o, 16) * 36 * 2 * conv.c * 64; }
 
 inline void phase_line(const int (&g)[4], int (&to)[6]) {

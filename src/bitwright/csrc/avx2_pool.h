@@ -27,10 +27,10 @@ bool floats_of_rows(const Job& job, const bw_sink& plain, int64_t n, int64_t y, 
   return true;
 }
 
-// The rows of a window from its first pixel on, as far as they lie inside the image; `step` floats from a pixel to the next.
+// As much of a window as lies inside the image: `wide` pixels from number `begin` on of each of its rows, `step` floats each.
 struct PoolWindow {
   const float* rows[BW_MAX_POOL];
-  int64_t high, wide, step;
+  int64_t high, begin, wide, step;
 };
 
 // The largest of each of V * 8 channels.
@@ -39,7 +39,7 @@ BW_INLINE void pool_vectors(const PoolWindow& window, int64_t first, float* out)
   __m256 most[V];
   BW_UNROLL for (int v = 0; v < V; v++) most[v] = _mm256_set1_ps(-INFINITY);
   for (int64_t y = 0; y < window.high; y++)
-    for (const float *at = window.rows[y] + first, *const end = at + window.wide * window.step; at < end; at += window.step)
+    for (const float *at = window.rows[y] + window.begin * window.step + first, *const end = at + window.wide * window.step; at < end; at += window.step)
       BW_UNROLL for (int v = 0; v < V; v++) most[v] = _mm256_max_ps(most[v], _mm256_loadu_ps(at + v * 8));
   BW_UNROLL for (int v = 0; v < V; v++) _mm256_storeu_ps(out + first + v * 8, most[v]);
 }
@@ -47,13 +47,12 @@ BW_INLINE void pool_vectors(const PoolWindow& window, int64_t first, float* out)
 // A row of the pooled image, from the rows top..end - 1 of the ring of `depth`, to out [width][o].
 inline void pool_row(const bw_conv& conv, const bw_sink& sink, const float* ring, int64_t depth, int64_t top, int64_t end, int64_t width,
                      float* out) {
-  const float* rows[BW_MAX_POOL];
-  for (int64_t y = top; y < end; y++) rows[y - top] = ring + y % depth * conv.ow * conv.o;
+  PoolWindow window;
+  window.high = end - top, window.step = conv.o;
+  for (int64_t y = top; y < end; y++) window.rows[y - top] = ring + y % depth * conv.ow * conv.o;
   for (int64_t x = 0; x < width; x++, out += conv.o) {
-    const int64_t left = x * sink.pool_stride - sink.pool_pad, begin = left < 0 ? 0 : left;
-    const int64_t stop = left + sink.pool_kernel < conv.ow ? left + sink.pool_kernel : conv.ow;
-    PoolWindow window = {{}, end - top, stop - begin, conv.o};
-    for (int64_t y = 0; y < window.high; y++) window.rows[y] = rows[y] + begin * conv.o;
+    const int64_t left = x * sink.pool_stride - sink.pool_pad, stop = left + sink.pool_kernel < conv.ow ? left + sink.pool_kernel : conv.ow;
+    window.begin = left < 0 ? 0 : left, window.wide = stop - window.begin;
     int64_t c = 0;
     for (; c + 32 <= conv.o; c += 32) pool_vectors<4>(window, c, out);
     for (; c + 8 <= conv.o; c += 8) pool_vectors<1>(window, c, out);
@@ -61,7 +60,7 @@ inline void pool_row(const bw_conv& conv, const bw_sink& sink, const float* ring
       float most = -INFINITY;
       for (int64_t y = 0; y < window.high; y++)
         for (int64_t i = 0; i < window.wide; i++) {
-          const float next = window.rows[y][i * conv.o + c];
+          const float next = window.rows[y][(window.begin + i) * conv.o + c];
           most = most > next ? most : next;
         }
       out[c] = most;
@@ -72,13 +71,18 @@ inline void pool_row(const bw_conv& conv, const bw_sink& sink, const float* ring
 // One bit beside each of the floats y of pixels that follow each other.
 inline void bits_beside(const bw_sink& sink, int64_t channels, int64_t pixel, int64_t count, const float* y) {
   const int64_t words = bw_words(channels, 1);
-  by_eights(channels, [&](const auto& at) {
+  by_eights(channels, [=, &sink](const auto& to) {
+    const auto at = to;  // as in by_pixels
     const __m256 cut = sink.cuts ? at.load(sink.cuts) : _mm256_setzero_ps();
     const __m256i flips = at.flips(sink.flip);
-    for (int64_t p = 0; p < count; p++) {
-      const __m256i reached = _mm256_xor_si256(_mm256_castps_si256(_mm256_cmp_ps(at.load(y + p * channels), cut, _CMP_GE_OQ)), flips);
-      if (sink.extra_bytes) at.store_bytes((uint8_t*)sink.extra + (pixel + p) * channels, _mm256_srli_epi32(reached, 31));
-      else store_bits((uint32_t*)sink.extra + (pixel + p) * words, 1, channels, at, reached);
+    const bool as_bytes = sink.extra_bytes;
+    uint8_t* bytes = (uint8_t*)sink.extra + pixel * channels;
+    uint32_t* bits = (uint32_t*)sink.extra + pixel * words;
+    const float* from = y;
+    for (int64_t p = count; p > 0; p--, from += channels, bytes += channels, bits += words) {
+      const __m256i reached = _mm256_xor_si256(_mm256_castps_si256(_mm256_cmp_ps(at.load(from), cut, _CMP_GE_OQ)), flips);
+      if (as_bytes) at.store_bytes(bytes, _mm256_srli_epi32(reached, 31));
+      else store_bits(bits, 1, channels, at, reached);
     }
   });
 }
