@@ -11,7 +11,7 @@
 // All of it modulo 2^32. What comes out is 9 * 2^k * I with k <= 6; 9 has an inverse modulo 2^32, and |I| < 2^25 for any weights.
 //
 // A phase of at most 3 taps has nothing at infinity: such pairs of channels are left out. With 3 channels and 7x7 a tile of 3x3 pixels
-// takes 187 vpmaddwd for 8 outputs, where the direct kernel takes 666. A register tile is 6 such tiles x 16 outputs at one of the 36
+// takes 187 vpmaddwd for 8 outputs, where the direct kernel takes 693. A register tile is 6 such tiles x 16 outputs at one of the 36
 // places: a pair takes 2 loads of weights, 6 broadcasts, 12 products and 12 additions.
 #pragma once
 #include "avx2_pool.h"
@@ -139,7 +139,7 @@ struct PhasesJob {
   size_t sums_size() const { return (size_t)(9 * PHASE_GROUP * stride) * sizeof(int32_t); }
 
   // V of `tiles` tiles; three of the six columns of a tile are those of its left neighbor. Beyond the image any pixel serves: its weight
-  // is zero, or its result is not written.
+  // is zero, or its result is not written. Lanes beyond the channels are never read.
   void inputs(int64_t n, int64_t y, int64_t x, int64_t tiles, PhaseRoom& room) const {
     const int64_t height = conv.h + 2 * conv.pad_h, row = window.step_y / 2;
     const uint8_t* from[12];

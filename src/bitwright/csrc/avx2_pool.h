@@ -38,8 +38,9 @@ template <int V>
 BW_INLINE void pool_vectors(const PoolWindow& window, int64_t first, float* out) {
   __m256 most[V];
   BW_UNROLL for (int v = 0; v < V; v++) most[v] = _mm256_set1_ps(-INFINITY);
+  const int64_t begin = window.begin * window.step + first, wide = window.wide * window.step;
   for (int64_t y = 0; y < window.high; y++)
-    for (const float *at = window.rows[y] + window.begin * window.step + first, *const end = at + window.wide * window.step; at < end; at += window.step)
+    for (const float *at = window.rows[y] + begin, *const end = at + wide; at < end; at += window.step)
       BW_UNROLL for (int v = 0; v < V; v++) most[v] = _mm256_max_ps(most[v], _mm256_loadu_ps(at + v * 8));
   BW_UNROLL for (int v = 0; v < V; v++) _mm256_storeu_ps(out + first + v * 8, most[v]);
 }
