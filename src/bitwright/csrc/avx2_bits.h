@@ -213,13 +213,14 @@ __attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* en
                                             int64_t w_step, __m256i (&sums)[P][C]) {
   const __m256i low = _mm256_set1_epi8(15), even = _mm256_set1_epi16(255);
   const auto load = [](const uint8_t* from) { return _mm256_loadu_si256((const __m256i*)from); };
-  bool begun = false;
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) sums[p][c] = _mm256_setzero_si256();
   while (at < end) {
     const int32_t* const stop = end - at < flush ? end : at + flush;
     __m256i sum[P][C];
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_setzero_si256();
-    for (; at < stop; at++, w += 32) {
+    do {
       __m256i index[C];
       BW_UNROLL for (int c = 0; c < C; c++) index[c] = _mm256_and_si256(load(w + c * w_step), low);
       BW_UNROLL for (int p = 0; p < P; p++) {
@@ -232,13 +233,14 @@ __attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* en
         const __m256i table = load(x[p] + *at + 32);
         BW_UNROLL for (int c = 0; c < C; c++) add_bytes(sum[p][c], _mm256_shuffle_epi8(table, index[c]));
       }
-    }
+      w += 32;
+    } while (++at < stop);
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) {
+        __asm__("" : "+x"(sum[p][c])::"memory");  // one after the other, for which registers suffice
         const __m256i more = both_lanes(_mm256_and_si256(sum[p][c], even), _mm256_srli_epi16(sum[p][c], 8));
-        sums[p][c] = begun ? _mm256_add_epi16(sums[p][c], more) : more;
+        sums[p][c] = _mm256_add_epi16(sums[p][c], more);
       }
-    begun = true;
   }
 }
 

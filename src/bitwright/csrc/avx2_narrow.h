@@ -107,6 +107,11 @@ void emit_narrow_floats(const bw_sink& sink, int64_t channels, const NarrowRows&
     const float* residual = RESIDUAL ? sink.residual + rows.pixel * channels : nullptr;
     uint8_t* bits = LEVELS ? (uint8_t*)sink.extra + rows.pixel * row + c / 8 : nullptr;
     const bool last = c % 32 == 0 && c + 16 == channels;  // whose word ends with zeros
+    const auto put = [last](uint8_t* to, unsigned sixteen) {
+      const uint16_t half = (uint16_t)sixteen, none = 0;
+      memcpy(to, &half, 2);
+      if (last) memcpy(to + 2, &none, 2);
+    };
     for (int64_t p = 0; p < count; p++, sums += stride, out += channels) {
       unsigned low = 0, high = 0;
       BW_UNROLL for (int i = 0; i < 2; i++) {
@@ -127,8 +132,8 @@ void emit_narrow_floats(const bw_sink& sink, int64_t channels, const NarrowRows&
       if (RESIDUAL) residual += channels;
       if (!LEVELS) continue;
       low ^= flips;
-      memcpy(bits, &low, last ? 4 : 2);
-      if (LEVELS == 3) memcpy(bits + plane, &high, last ? 4 : 2);
+      put(bits, low);
+      if (LEVELS == 3) put(bits + plane, high);
       bits += row;
     }
   }
