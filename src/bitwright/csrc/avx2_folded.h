@@ -60,7 +60,7 @@ __attribute__((noinline)) void folded_plane(const Places& units, const uint8_t* 
   const auto first = [&](int64_t unit) { return _mm256_and_si256(load(w + unit * 32), low); };
   const auto second = [&](int64_t unit) { return _mm256_and_si256(_mm256_srli_epi16(load(w + unit * 32), 4), low); };
   const int32_t *at = units.place, *const end = at + units.count;
-  bool begun = false;
+  BW_UNROLL for (int p = 0; p < P; p++) sums[p][0] = sums[p][1] = _mm256_setzero_si256();
   while (at < end) {
     const int32_t* const stop = end - at < FOLDED_FLUSH ? end : at + FOLDED_FLUSH;
     __m256i all[P], high[P];
@@ -81,12 +81,11 @@ __attribute__((noinline)) void folded_plane(const Places& units, const uint8_t* 
       BW_UNROLL for (int p = 0; p < P; p++)
         add_halves(all[p], high[p], _mm256_add_epi8(_mm256_shuffle_epi8(load(x[p] + *at), first(0)), _mm256_shuffle_epi8(load(x[p] + *at + 32), second(0))));
     BW_UNROLL for (int p = 0; p < P; p++) {
+      __asm__("" : "+x"(all[p]), "+x"(high[p])::"memory");  // as in lookup_plane
       __m256i more[2];
       split_sums(all[p], high[p], more);
-      if (begun) more[0] = _mm256_add_epi16(more[0], sums[p][0]), more[1] = _mm256_add_epi16(more[1], sums[p][1]);
-      sums[p][0] = more[0], sums[p][1] = more[1];
+      sums[p][0] = _mm256_add_epi16(sums[p][0], more[0]), sums[p][1] = _mm256_add_epi16(sums[p][1], more[1]);
     }
-    begun = true;
   }
 }
 
