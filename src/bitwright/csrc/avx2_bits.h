@@ -98,19 +98,20 @@ constexpr PairCounts pair_counts(int upper, bool equal) {  // and those that nei
 }
 constexpr PairCounts CODE_COUNTS = pair_counts(2, false), CODE_MATCHES = pair_counts(2, true);
 
-// The tables of a pixel of two rows, or of two planes; null: zeros.
+// The tables of a pixel of two rows, or of two planes; one that is not there: zeros.
+template <bool FIRST, bool SECOND>
 BW_INLINE void pair_tables(const PairCounts& counts, int64_t units, const uint32_t* first, const uint32_t* second, uint8_t* tables) {
   for (int64_t u = 0; u < units; u++, tables += UNIT_TABLES) {
     uint16_t a = 0, b = 0;
-    if (first) memcpy(&a, (const uint16_t*)first + u, 2);
-    if (second) memcpy(&b, (const uint16_t*)second + u, 2);
+    if (FIRST) memcpy(&a, (const uint16_t*)first + u, 2);
+    if (SECOND) memcpy(&b, (const uint16_t*)second + u, 2);
     const uint32_t even = (a & 0x0f0f) | (b & 0x0f0f) << 4, odd = (a & 0xf0f0) >> 4 | (b & 0xf0f0);
     const auto put = [&](int at, uint32_t pair) { _mm_store_si128((__m128i*)(tables + at), _mm_load_si128((const __m128i*)counts.of[pair])); };
     put(0, even & 255), put(16, odd & 255), put(32, even >> 8), put(48, odd >> 8);
   }
 }
 
-// Those of `rows` rows with the border on both sides; of(i): both rows or planes of row i, whose pixels lie `step` words apart.
+// Those of `rows` rows with the border on both sides; of(i): both rows or planes of row i, whose pixels lie `step` words apart; null: zeros.
 struct RowPair {
   const uint32_t *first, *second;
 };
@@ -120,10 +121,20 @@ void image_tables(const PairCounts& counts, const bw_conv& conv, int64_t step, i
   for_tasks(threads, rows, [&](int64_t row) {
     const RowPair pair = of(row);
     uint8_t* to = made + row * (conv.w + 2 * conv.pad_w) * tables;
-    for (int64_t i = -conv.pad_w; i < conv.w + conv.pad_w; i++, to += tables) {
-      const bool inside = i >= 0 && i < conv.w;
-      pair_tables(counts, units, inside && pair.first ? pair.first + i * step : nullptr, inside && pair.second ? pair.second + i * step : nullptr, to);
-    }
+    const auto zeros = [&](int64_t pixels) {
+      const __m128i table = _mm_load_si128((const __m128i*)counts.of[0]);
+      for (uint8_t* const end = to + pixels * tables; to < end; to += 16) _mm_store_si128((__m128i*)to, table);
+    };
+    const auto bits = [&](auto first, auto second) {
+      const uint32_t *const a = pair.first, *const b = pair.second;
+      for (int64_t i = 0; i < conv.w; i++, to += tables) pair_tables<first, second>(counts, units, a + i * step, b + i * step, to);
+    };
+    zeros(conv.pad_w);
+    if (pair.first && pair.second) bits(std::true_type(), std::true_type());
+    else if (pair.first) bits(std::true_type(), std::false_type());
+    else if (pair.second) bits(std::false_type(), std::true_type());
+    else zeros(conv.w);
+    zeros(conv.pad_w);
   });
 }
 
@@ -132,7 +143,7 @@ inline int32_t pixel_tables(const bw_conv& conv, const uint32_t* x, uint8_t* tab
   const int64_t words = bw_ceil_div(conv.c, 32), units = bw_ceil_div(conv.c, UNIT);
   int64_t sum = 0;
   if (conv.x_planes == 2) {
-    pair_tables(CODE_COUNTS, units, x, x + words, tables);
+    pair_tables<true, true>(CODE_COUNTS, units, x, x + words, tables);
     for (int64_t word = 0; word < words; word++) sum += __builtin_popcount(x[word]) + 2 * __builtin_popcount(x[words + word]);
     return (int32_t)sum;
   }
