@@ -6,7 +6,7 @@
 //
 // A unit is 16 inputs: 4 tables, two registers. A vector of weights holds 16 outputs: half a byte for each pair of tables, the lower
 // lane for the first table of a pair, the upper one for the second. Output i < 8 lies in byte 2 i of a lane, output 8 + i in 2 i + 1.
-// Sums are bytes first, which `flush` units cannot overflow, then 16 bits, then 32.
+// Sums are bytes first, which `flush` units cannot overflow, then 16 bits, to the end where the layer's sums fit (avx2_narrow.h), else 32.
 //
 // A tile is 4 rows of tables (4 pixels, or both tables of 2 pixels) x 32 outputs; per unit (2,048 products) 12 loads, 6 operations for
 // the indices, 16 look-ups, 16 additions. Zen 3 starts two look-ups a cycle.
@@ -31,7 +31,7 @@ inline bool lookups_fit(const bw_conv& conv) {
 }
 
 // Inputs of one or two bits, and weights that lie evenly about 0: equal bits are counted, and what is equal for any input is the same
-// number for all pixels. That of two bits is twice for those of the higher plane: for a weight's bit 1 the input, for 0 what it lacks of 3.
+// number for all pixels. Of two bits, those of the higher plane count twice: a weight's bit 1 adds the input, 0 what the input lacks of 3.
 inline bool lookups_match(const bw_conv& conv) {
   int64_t sum = 2 * conv.w_zero, odd = 0;
   for (int64_t q = 0; q < conv.w_planes; q++) sum += conv.w_mult[q], odd |= conv.w_mult[q] * conv.x_mult[0] & 1;
@@ -364,7 +364,8 @@ inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* 
     }
     if (!make_places(job.window, UNIT_TABLES, lookup_units(conv), &job.units)) return bw_fail(BW_NO_MEMORY, "out of memory for the places of a window");
     const int64_t pixel = first * conv.oh * conv.ow;
-    const int error = narrow ? conv_in_chunks<int16_t>(LookupJob<int16_t>{job}, sink, pixel, threads) : conv_in_chunks<int32_t>(LookupJob<int32_t>{job}, sink, pixel, threads);
+    const int error = narrow ? conv_in_chunks<int16_t>(LookupJob<int16_t>{job}, sink, pixel, threads)
+                             : conv_in_chunks<int32_t>(LookupJob<int32_t>{job}, sink, pixel, threads);
     if (error) return error;
   }
   return BW_OK;

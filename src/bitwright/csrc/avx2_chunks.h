@@ -1,5 +1,5 @@
 // AVX2: how a convolution is cut into chunks of pixels and blocks of outputs. The sums of a chunk, [pixels][outputs], stay in the
-// first caches until all blocks of outputs are there; then they become what the caller asked for (avx2_emit.h, of 16 bits avx2_narrow.h).
+// first caches until all blocks of outputs are there; then they become what the caller asked for (avx2_emit.h, avx2_narrow.h).
 #pragma once
 #include "avx2_narrow.h"
 #include "window.h"
