@@ -83,6 +83,9 @@ class Case:
         if grid == "sign":
             w_mult, w_zero = [2**i * 2 for i in range(q)], 1 - 2**q
             x_mult, x_zero = [2**i * 2 for i in range(a)], torch.tensor(1 - 2**a)
+        elif grid == "codes":  # times -3, and weights on one side of 0
+            w_mult, w_zero = [2**i for i in range(q)], 1
+            x_mult, x_zero = [-3 * 2**i for i in range(a)], torch.tensor(0)
         else:  # anything goes
             w_mult = torch.randint(-7, 8, (q,), generator=g).tolist()
             x_mult = torch.randint(-7, 8, (a,), generator=g).tolist()
@@ -136,19 +139,53 @@ def test_all_codes_largest(isa: str, bits: int, weight: int, c: int, kernel: int
     assert torch.equal(got.long(), want)
 
 
-@pytest.mark.parametrize("sums", [32766, 32767])
-def test_bits_of_sums_that_just_fit_16_bits(isa: str, sums: int) -> None:
+@pytest.mark.parametrize("planes, c", [(1, 32766), (1, 32767), (2, 10922), (2, 10923)])
+def test_bits_of_sums_that_just_fit_16_bits(isa: str, planes: int, c: int) -> None:
     """Thresholds at, beyond and far beyond such sums."""
-    weight = torch.zeros(1, 2, sums, 1, 1)
+    weight, sums = torch.zeros(1, 2, c, 1, 1), c * (2**planes - 1)
     weight[0, 1] = 1
-    plan = native.ConvPlan.bits(weight, w_mult=[2], w_zero=-1, x_mult=[1])
-    words = words_oracle(torch.ones(1, sums, 1, 1, dtype=torch.long), 1, 1).expand(2, 3, -1, -1, -1).contiguous()
+    plan = native.ConvPlan.bits(weight, w_mult=[2], w_zero=-1, x_mult=[1 << i for i in range(planes)])
+    words = native.to_words(torch.full((2, 3, 1, c), 2**planes - 1, dtype=torch.uint8), planes)
     want = torch.tensor([-sums, sums]).view(1, 2, 1, 1).expand(2, 2, 3, 1)
     for low, high in ((-sums, sums), (1 - sums, sums + 1), (-32768, 32767), (-32769, 32768), (-(2**31), 2**31 - 1)):
-        thresholds = torch.tensor([[low, high]])
-        assert torch.equal(
-            plan.run(words, native.CodeOutput(thresholds)), words_oracle(code_oracle(want, thresholds, None), 1, 1)
-        )
+        one, three = torch.tensor([[low, high]]), torch.tensor([[low, low], [low, high], [high, high]])
+        for thresholds, planes_out in ((one, 1), (three, 2)):
+            got = plan.run(words, native.CodeOutput(thresholds, planes=planes_out))
+            assert torch.equal(got, words_oracle(code_oracle(want, thresholds, None), planes_out, 1))
+
+
+@pytest.mark.few(every=2)
+@pytest.mark.parametrize(
+    "a, q, grid", [(2, 1, "sign"), (2, 2, "codes"), (2, 2, "sign"), (1, 1, "codes"), (3, 1, "codes")]
+)
+@pytest.mark.parametrize(
+    "c, o, groups", [(1, 1, 1), (20, 3, 1), (17, 33, 1), (64, 48, 1), (5, 64, 2), (33, 65, 1), (16, 30, 3)]
+)
+def test_three_levels(isa: str, c: int, o: int, groups: int, a: int, q: int, grid: str) -> None:
+    """Codes of two bits, alone and beside floats, of sums that fit 16 bits."""
+    case = Case(c + o, 2, c, o, (7, 5), (3, 3), a, q, padding=1, grid=grid)
+    g, column = torch.Generator().manual_seed(o), (1, -1, 1, 1)
+    spread = int(case.want.abs().max()) + 1
+    thresholds = torch.randint(-spread, spread, (3, o), generator=g).sort(0).values
+    thresholds[:, o // 2] = thresholds[1, o // 2]  # one step of three levels
+    extremes = [-(2**31), -1, 2**31 - 1], [-32769, -32768, 32767], [-32768, 32767, 32768], [0, 32766, 70000]
+    for i, extreme in enumerate(extremes[: o - 1]):
+        thresholds[:, i] = torch.tensor(extreme)
+    for flip in (None, torch.randint(0, 2, (o,), generator=g)):
+        want = code_oracle(case.want, thresholds, flip)
+        for threads, planes in ((1, 2), (2, 2), (1, 3)):
+            got = case.plan.run(case.words, native.CodeOutput(thresholds, flip, planes, groups), threads=threads)
+            assert torch.equal(got, words_oracle(want, planes, groups))
+    scale, add = torch.randn(o, generator=g), torch.randn(o, generator=g)
+    cuts, residual = torch.randn(3, o, generator=g).sort(0).values * spread / 3, torch.randn(2, o, 7, 5, generator=g)
+    cuts[:, o // 2], cuts[2, 0] = cuts[0, o // 2], torch.inf
+    residual[0, 0, 1], residual[1, -1, 2] = torch.nan, torch.inf
+    for skip, relu in ((None, False), (residual, False), (residual, True)):
+        y = case.want.float() * scale.view(column) + add.view(column) + (0 if skip is None else skip)
+        y = torch.where(y < 0, 0.0, y) if relu else y
+        found, words = case.plan.run(case.words, native.FloatOutput(scale, add, relu=relu, cuts=cuts), skip, 2)
+        assert torch.equal(found.nan_to_num(7e9), y.nan_to_num(7e9))
+        assert torch.equal(words, words_oracle((y >= cuts.view(3, *column)).sum(0), 2, 1))  # NaN reaches no level
 
 
 @pytest.mark.parametrize("rows", [2, 4, 5, 9, 33])

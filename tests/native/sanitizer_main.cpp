@@ -53,6 +53,7 @@ struct RandomOutput {
     output.out_planes = pick(1, 8);
     output.levels = pick(1, (1 << output.out_planes) - 1);
     if (pick(0, 1) || output.mode == BW_FLOAT32) output.levels = output.out_planes = 1;
+    else if (!pick(0, 2)) output.levels = 3, output.out_planes = 2;
     output.out_groups = pick(0, 2) == 0 ? o : o % 2 == 0 ? pick(1, 2) : 1;
     for (float& f : floats) f = (float)pick(-100, 100) / 7.0f;
     thresholds.resize((size_t)(output.levels * o));

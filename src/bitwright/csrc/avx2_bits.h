@@ -6,7 +6,7 @@
 //
 // A unit is 16 inputs: 4 tables, two registers. A vector of weights holds 16 outputs: half a byte for each pair of tables, the lower
 // lane for the first table of a pair, the upper one for the second. Output i < 8 lies in byte 2 i of a lane, output 8 + i in 2 i + 1.
-// Sums are bytes first, which `flush` units cannot overflow, then 16 bits, then 32.
+// Sums are bytes first, which `flush` units cannot overflow, then 16 bits, to the end where the layer's sums fit (avx2_narrow.h), else 32.
 //
 // A tile is 4 rows of tables (4 pixels, or both tables of 2 pixels) x 32 outputs; per unit (2,048 products) 12 loads, 6 operations for
 // the indices, 16 look-ups, 16 additions. Zen 3 starts two look-ups a cycle.
@@ -30,12 +30,22 @@ inline bool lookups_fit(const bw_conv& conv) {
   return true;
 }
 
-// Inputs of one bit, and weights that lie evenly about 0: equal bits are counted (avx2_folded.h), and what is equal for any input is
-// the same number for all pixels.
+// Inputs of one or two bits, and weights that lie evenly about 0: equal bits are counted, and what is equal for any input is the same
+// number for all pixels. Of two bits, those of the higher plane count twice: a weight's bit 1 adds the input, 0 what the input lacks of 3.
 inline bool lookups_match(const bw_conv& conv) {
   int64_t sum = 2 * conv.w_zero, odd = 0;
   for (int64_t q = 0; q < conv.w_planes; q++) sum += conv.w_mult[q], odd |= conv.w_mult[q] * conv.x_mult[0] & 1;
-  return conv.x_planes == 1 && !sum && !odd;
+  return conv.x_planes <= 2 && !sum && !odd;
+}
+
+inline int64_t largest_weight_of(const bw_conv& conv) {  // without sign
+  int64_t low = conv.w_zero, high = conv.w_zero;
+  for (int64_t q = 0; q < conv.w_planes; q++) (conv.w_mult[q] < 0 ? low : high) += conv.w_mult[q];
+  return high > -low ? high : -low;
+}
+inline bool fits_16_bits(const bw_conv& conv) {  // of the sums that fit, what is on the way to them may be modulo 65536
+  const int64_t input = (conv.x_mult[0] < 0 ? -conv.x_mult[0] : conv.x_mult[0]) * ((1 << conv.x_planes) - 1);
+  return conv.kh * conv.kw * conv.c * largest_weight_of(conv) * input <= NARROW_MOST;
 }
 
 inline int64_t lookups_planes(const bw_conv& conv) { return bw_ceil_div(conv.o, 32) * 2 * conv.w_planes * lookup_units(conv) * 32; }
@@ -56,7 +66,8 @@ inline void lookups_weights(const bw_conv& conv, const uint8_t* bits, void* body
       for (int64_t c = 0; c < conv.c; c++)
         for (int64_t tap = 0; tap < taps; tap++)
           if (*bits++) to[(tap * of_tap + c / UNIT) * 32 + c / 4 % 2 * 16] |= (uint8_t)(1 << (c % 4 + c / 8 % 2 * 4)), on++;
-      if (matched) rest[o] = (int16_t)(rest[o] + conv.w_mult[q] * conv.x_mult[0] / 2 * (on - units * UNIT));
+      const int64_t largest = (1 << conv.x_planes) - 1;
+      if (matched) rest[o] = (int16_t)(rest[o] + conv.w_mult[q] * conv.x_mult[0] / 2 * largest * (on - units * UNIT));
     }
 }
 
@@ -72,10 +83,70 @@ constexpr BitCounts bit_counts() {
 }
 constexpr BitCounts BIT_COUNTS = bit_counts();
 
+struct alignas(64) PairCounts {  // of[16 * e + f][n]: bits that f and n have in common, and e and n times `upper`
+  uint8_t of[256][16];
+};
+constexpr PairCounts pair_counts(int upper, bool equal) {  // and those that neither has
+  PairCounts made = {};
+  for (int e = 0; e < 256; e++)
+    for (int n = 0; n < 16; n++) {
+      const int low = BIT_COUNTS.of[e & 15][n] + (equal ? BIT_COUNTS.of[~e & 15][~n & 15] : 0);
+      const int high = BIT_COUNTS.of[e >> 4][n] + (equal ? BIT_COUNTS.of[~e >> 4 & 15][~n & 15] : 0);
+      made.of[e][n] = (uint8_t)(low + upper * high);
+    }
+  return made;
+}
+constexpr PairCounts CODE_COUNTS = pair_counts(2, false), CODE_MATCHES = pair_counts(2, true);
+
+// The tables of a pixel of two rows, or of two planes; one that is not there: zeros.
+template <bool FIRST, bool SECOND>
+BW_INLINE void pair_tables(const PairCounts& counts, int64_t units, const uint32_t* first, const uint32_t* second, uint8_t* tables) {
+  for (int64_t u = 0; u < units; u++, tables += UNIT_TABLES) {
+    uint16_t a = 0, b = 0;
+    if (FIRST) memcpy(&a, (const uint16_t*)first + u, 2);
+    if (SECOND) memcpy(&b, (const uint16_t*)second + u, 2);
+    const uint32_t even = (a & 0x0f0f) | (b & 0x0f0f) << 4, odd = (a & 0xf0f0) >> 4 | (b & 0xf0f0);
+    const auto put = [&](int at, uint32_t pair) { _mm_store_si128((__m128i*)(tables + at), _mm_load_si128((const __m128i*)counts.of[pair])); };
+    put(0, even & 255), put(16, odd & 255), put(32, even >> 8), put(48, odd >> 8);
+  }
+}
+
+// Those of `rows` rows with the border on both sides; of(i): both rows or planes of row i, whose pixels lie `step` words apart; null: zeros.
+struct RowPair {
+  const uint32_t *first, *second;
+};
+template <class Of>
+void image_tables(const PairCounts& counts, const bw_conv& conv, int64_t step, int64_t rows, int threads, uint8_t* made, const Of& of) {
+  const int64_t units = bw_ceil_div(conv.c, UNIT), tables = units * UNIT_TABLES;
+  for_tasks(threads, rows, [&](int64_t row) {
+    const RowPair pair = of(row);
+    uint8_t* to = made + row * (conv.w + 2 * conv.pad_w) * tables;
+    const auto zeros = [&](int64_t pixels) {
+      const __m128i table = _mm_load_si128((const __m128i*)counts.of[0]);
+      for (uint8_t* const end = to + pixels * tables; to < end; to += 16) _mm_store_si128((__m128i*)to, table);
+    };
+    const auto bits = [&](auto first, auto second) {
+      const uint32_t *const a = pair.first, *const b = pair.second;
+      for (int64_t i = 0; i < conv.w; i++, to += tables) pair_tables<first, second>(counts, units, a + i * step, b + i * step, to);
+    };
+    zeros(conv.pad_w);
+    if (pair.first && pair.second) bits(std::true_type(), std::true_type());
+    else if (pair.first) bits(std::true_type(), std::false_type());
+    else if (pair.second) bits(std::false_type(), std::true_type());
+    else zeros(conv.w);
+    zeros(conv.pad_w);
+  });
+}
+
 // The tables of one pixel, those of the higher bits behind the others; returns the sum of its codes.
 inline int32_t pixel_tables(const bw_conv& conv, const uint32_t* x, uint8_t* tables) {
   const int64_t words = bw_ceil_div(conv.c, 32), units = bw_ceil_div(conv.c, UNIT);
   int64_t sum = 0;
+  if (conv.x_planes == 2) {
+    pair_tables<true, true>(CODE_COUNTS, units, x, x + words, tables);
+    for (int64_t word = 0; word < words; word++) sum += __builtin_popcount(x[word]) + 2 * __builtin_popcount(x[words + word]);
+    return (int32_t)sum;
+  }
   for (int64_t p = 0; p < conv.x_planes; p++, x += words) {
     const int shift = (int)(p % LOOKUP_PLANES);
     if (p && !shift) tables += units * UNIT_TABLES;
@@ -92,23 +163,30 @@ inline int32_t pixel_tables(const bw_conv& conv, const uint32_t* x, uint8_t* tab
   return (int32_t)sum;
 }
 
-struct LookupJob {
-  typedef uint8_t element;
+struct Lookups {
   const bw_conv& conv;
   Window<uint8_t> window;
   Places units;
   const uint8_t* weights;
+  const int16_t* rest;   // of each output, where equal bits are counted; else null
   const int32_t* total;  // of the window of each pixel, the sum of its codes; null: not needed
   int64_t halves, upper;  // tables of an input, and where the second lies
   int64_t flush, segment;  // units after which bytes, and 16 bits, could overflow
+};
+
+// int32 sums, or those of 16 bits, of inputs that have one table.
+template <class Sum>
+struct LookupJob : Lookups {
+  typedef uint8_t element;
   static constexpr int64_t width = 32;
   static constexpr int pixels = TILE_PIXELS;
+  static constexpr bool NARROW = sizeof(Sum) == 2;
 
   template <int P>
-  BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+  BW_INLINE void tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block, Sum* sums, int64_t stride) const {
     const uint8_t* x[P];
     BW_UNROLL for (int p = 0; p < P; p++) x[p] = walk.address(), walk.next();
-    if (halves == 1) return rows<P>(x, pixel, block, sums, stride);
+    if (NARROW || halves == 1) return rows<P>(x, pixel, block, sums, stride);
     constexpr int PAIR = P > 1 ? 2 : 1;
     for (int p = 0; p < P; p += PAIR) {
       const uint8_t* both[2 * PAIR];
@@ -117,13 +195,17 @@ struct LookupJob {
     }
   }
   template <int R>
-  BW_INLINE void rows(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+  BW_INLINE void rows(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, Sum* sums, int64_t stride) const {
     if (conv.o - block * width > 16) vectors<R, 2>(x, pixel, block, sums, stride);
     else vectors<R, 1>(x, pixel, block, sums, stride);
   }
   template <int R, int C>
-  BW_INLINE void vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const;
+  BW_INLINE void vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, Sum* sums, int64_t stride) const;
 };
+
+BW_INLINE void add_product(__m256i* to, __m256i before, __m256i found, __m256i mult) {  // modulo 65536
+  _mm256_store_si256(to, _mm256_add_epi16(before, _mm256_mullo_epi16(found, mult)));
+}
 
 // Of 16 outputs in order, what their bytes say in both lanes: even bytes are outputs 0 to 7.
 BW_INLINE __m256i both_lanes(__m256i even, __m256i odd) {
@@ -142,13 +224,14 @@ __attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* en
                                             int64_t w_step, __m256i (&sums)[P][C]) {
   const __m256i low = _mm256_set1_epi8(15), even = _mm256_set1_epi16(255);
   const auto load = [](const uint8_t* from) { return _mm256_loadu_si256((const __m256i*)from); };
-  bool begun = false;
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) sums[p][c] = _mm256_setzero_si256();
   while (at < end) {
     const int32_t* const stop = end - at < flush ? end : at + flush;
     __m256i sum[P][C];
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_setzero_si256();
-    for (; at < stop; at++, w += 32) {
+    do {
       __m256i index[C];
       BW_UNROLL for (int c = 0; c < C; c++) index[c] = _mm256_and_si256(load(w + c * w_step), low);
       BW_UNROLL for (int p = 0; p < P; p++) {
@@ -161,39 +244,55 @@ __attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* en
         const __m256i table = load(x[p] + *at + 32);
         BW_UNROLL for (int c = 0; c < C; c++) add_bytes(sum[p][c], _mm256_shuffle_epi8(table, index[c]));
       }
-    }
+      w += 32;
+    } while (++at < stop);
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) {
+        __asm__("" : "+x"(sum[p][c])::"memory");  // one after the other, for which registers suffice
         const __m256i more = both_lanes(_mm256_and_si256(sum[p][c], even), _mm256_srli_epi16(sum[p][c], 8));
-        sums[p][c] = begun ? _mm256_add_epi16(sums[p][c], more) : more;
+        sums[p][c] = _mm256_add_epi16(sums[p][c], more);
       }
-    begun = true;
   }
 }
 
+template <class Sum>
 template <int R, int C>
-BW_INLINE void LookupJob::vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, int32_t* sums, int64_t stride) const {
+BW_INLINE void LookupJob<Sum>::vectors(const uint8_t* const (&x)[R], int64_t pixel, int64_t block, Sum* sums, int64_t stride) const {
   const int64_t plane = units.count * 32, w_step = conv.w_planes * plane;
-  int32_t rest[R] = {};
-  for (int r = 0; total && r < R; r++) rest[r] = conv.w_zero * conv.x_mult[0] * total[pixel + r / halves];
-  for (int64_t q = 0; q < conv.w_planes; q++)
+  int32_t others[R] = {};
+  for (int r = 0; total && r < R; r++) others[r] = conv.w_zero * conv.x_mult[0] * total[pixel + r / halves];
+  for (int64_t q = 0; q < conv.w_planes; q++) {
+    const uint8_t* const w = weights + block * 2 * w_step + q * plane;
+    if constexpr (NARROW) {
+      __m256i found[R][C];
+      lookup_plane<R, C>(units.place, units.place + units.count, flush, x, w, w_step, found);
+      const __m256i mult = _mm256_set1_epi16((int16_t)(conv.w_mult[q] * conv.x_mult[0] / (rest ? 2 : 1)));
+      BW_UNROLL for (int c = 0; c < C; c++)
+        BW_UNROLL for (int r = 0; r < R; r++) {
+          __m256i* const to = (__m256i*)(sums + r * stride) + c;
+          const __m256i* const start = (const __m256i*)(rest + block * width) + c;
+          add_product(to, q ? _mm256_load_si256(to) : rest ? _mm256_loadu_si256(start) : _mm256_set1_epi16((int16_t)others[r]), found[r][c], mult);
+        }
+      continue;
+    }
     for (int64_t from = 0; from < units.count; from += segment) {
       const int64_t end = from + segment < units.count ? from + segment : units.count;
       __m256i found[R][C];
-      lookup_plane<R, C>(units.place + from, units.place + end, flush, x, weights + block * 2 * w_step + q * plane + from * 32, w_step, found);
+      lookup_plane<R, C>(units.place + from, units.place + end, flush, x, w + from * 32, w_step, found);
       BW_UNROLL for (int r = 0; r < R; r++) {
         const int64_t half = r % halves;
         const __m256i mult = _mm256_set1_epi32(conv.w_mult[q] * conv.x_mult[half * LOOKUP_PLANES]);
         const bool begun = q || from || half;
         __m256i* const to = (__m256i*)(sums + r / halves * stride);
         const auto add = [&](__m256i* at, __m128i eight) {
-          const __m256i before = begun ? _mm256_loadu_si256(at) : _mm256_set1_epi32(rest[r]);
+          const __m256i before = begun ? _mm256_loadu_si256(at) : _mm256_set1_epi32(others[r]);
           _mm256_storeu_si256(at, _mm256_add_epi32(before, _mm256_mullo_epi32(_mm256_cvtepu16_epi32(eight), mult)));
         };
         BW_UNROLL for (int c = 0; c < C; c++)
           add(to + 2 * c, _mm256_castsi256_si128(found[r][c])), add(to + 2 * c + 1, _mm256_extracti128_si256(found[r][c], 1));
       }
     }
+  }
 }
 
 // The sums of the codes of all windows, of those of each pixel with the border around them: rows first, then columns. A row of zeros
@@ -229,27 +328,45 @@ inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* 
   const int64_t words = bw_ceil_div(all.c, 32) * all.x_planes, largest = 2 * lookup_largest(all);  // of a byte after one unit
   const int64_t image = (all.h + 2 * all.pad_h) * (all.w + 2 * all.pad_w) * tables;
   const int64_t together = image < TABLES_ROOM ? TABLES_ROOM / image : 1;
+  const bool narrow = halves == 1 && fits_16_bits(all), matched = narrow && all.x_planes == 2 && lookups_match(all);
+  const bool summed = all.w_zero && !matched;
   for (int64_t first = 0; first < all.n; first += together) {
     bw_conv conv = all;
     conv.n = all.n - first < together ? all.n - first : together;
     const uint32_t* const from = x + first * all.h * all.w * words;
-    int32_t* const of_pixel = conv.w_zero ? (int32_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)(conv.n * conv.h * conv.w) * 4) : nullptr;
-    LookupJob job = {conv, {}, {}, (const uint8_t*)body, nullptr, halves, half, 255 / largest, 65535 / (2 * largest)};
-    const uint8_t* made = bordered<uint8_t>(conv, tables, threads, [&](uint8_t* to, int64_t y) {
-      for (int64_t i = y * conv.w; i < (y + 1) * conv.w; i++, to += tables) {
-        const int32_t sum = pixel_tables(conv, from + i * words, to);
-        if (of_pixel) of_pixel[i] = sum;
-      }
-    });
-    if (!made || (conv.w_zero && !of_pixel)) return bw_fail(BW_NO_MEMORY, "out of memory for the tables of a convolution");
+    int32_t* const of_pixel = summed ? (int32_t*)bw_scratch(BW_SCRATCH_ROWS, (size_t)(conv.n * conv.h * conv.w) * 4) : nullptr;
+    Lookups job = {conv, {}, {}, (const uint8_t*)body, nullptr, nullptr, halves, half, 255 / largest, 65535 / (2 * largest)};
+    const uint8_t* made;
+    if (matched) {
+      job.rest = (const int16_t*)((const uint8_t*)body + lookups_planes(conv));
+      uint8_t* const tables_of = (uint8_t*)bw_scratch(BW_SCRATCH_IMAGE, (size_t)(conv.n * image) + 64);
+      const int64_t rows = conv.h + 2 * conv.pad_h;
+      if (tables_of) image_tables(CODE_MATCHES, conv, words, conv.n * rows, threads, tables_of, [&](int64_t row) {
+        const int64_t y = row % rows - conv.pad_h;
+        const uint32_t* const first = y >= 0 && y < conv.h ? from + (row / rows * conv.h + y) * conv.w * words : nullptr;
+        return RowPair{first, first ? first + words / 2 : nullptr};
+      });
+      made = tables_of;
+    } else {
+      made = bordered<uint8_t>(conv, tables, threads, [&](uint8_t* to, int64_t y) {
+        for (int64_t i = y * conv.w; i < (y + 1) * conv.w; i++, to += tables) {
+          const int32_t sum = pixel_tables(conv, from + i * words, to);
+          if (of_pixel) of_pixel[i] = sum;
+        }
+      });
+    }
+    if (!made || (summed && !of_pixel)) return bw_fail(BW_NO_MEMORY, "out of memory for the tables of a convolution");
     set_window(conv, made, tables, half, true, &job.window);
-    if (conv.w_zero) {
+    if (summed) {
       const int32_t* const padded = bordered<int32_t>(
           conv, 1, 1, [&](int32_t* to, int64_t y) { memcpy(to, of_pixel + y * conv.w, (size_t)conv.w * 4); }, BW_SCRATCH_RING);
       if (!padded || !(job.total = window_totals(conv, padded))) return bw_fail(BW_NO_MEMORY, "out of memory for the sums of a convolution");
     }
     if (!make_places(job.window, UNIT_TABLES, lookup_units(conv), &job.units)) return bw_fail(BW_NO_MEMORY, "out of memory for the places of a window");
-    if (int error = conv_in_chunks(job, sink, first * conv.oh * conv.ow, threads)) return error;
+    const int64_t pixel = first * conv.oh * conv.ow;
+    const int error = narrow ? conv_in_chunks<int16_t>(LookupJob<int16_t>{job}, sink, pixel, threads)
+                             : conv_in_chunks<int32_t>(LookupJob<int32_t>{job}, sink, pixel, threads);
+    if (error) return error;
   }
   return BW_OK;
 }

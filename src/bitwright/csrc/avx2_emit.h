@@ -72,12 +72,14 @@ struct Codes8 {
 
 // Pixels that follow each other, at most MOST_ROWS: their sums lie `stride` apart, and each has a row of constants.
 const int MOST_ROWS = 32;
-struct Rows {
+template <class Sum>
+struct RowsOf {
   int64_t pixel, count;
-  int32_t* sums;
+  Sum* sums;
   int64_t stride;
   const int32_t* corr[MOST_ROWS];
 };
+typedef RowsOf<int32_t> Rows;
 typedef void (*EmitRows)(const bw_sink&, int64_t channels, const Rows&, uint8_t* codes);
 
 // take(p, integers) for eight channels of each pixel. What it needs of a sink or of rows it has read before: bytes that it stores

@@ -13,7 +13,6 @@
 // additions and moves. Sums, by their multipliers, must fit 16 bits, of a layer of one bit those of 16,383 products.
 #pragma once
 #include "avx2_bits.h"
-#include "avx2_narrow.h"
 
 namespace {
 
@@ -21,15 +20,8 @@ const int64_t FOLDED_FLUSH = 30;  // units: 60 look-ups of 4 fit a byte
 const int64_t TOGETHER = 24 << 10;  // bytes of the weights that one tile after the other is multiplied by: they stay in the first cache
 
 inline bool rows_of_layer(const bw_conv& conv) { return conv.h == 1 && conv.w == 1 && conv.oh == 1 && conv.ow == 1 && !conv.pad_h && !conv.pad_w; }
-inline int64_t largest_weight_of(const bw_conv& conv) {  // without sign
-  int64_t low = conv.w_zero, high = conv.w_zero;
-  for (int64_t q = 0; q < conv.w_planes; q++) (conv.w_mult[q] < 0 ? low : high) += conv.w_mult[q];
-  return high > -low ? high : -low;
-}
 inline bool folds(const bw_conv& conv) {
-  if (conv.x_planes != 1 || !(conv.oh > 1 || (conv.n > 1 && rows_of_layer(conv)))) return false;
-  const int64_t most = largest_weight_of(conv) * (conv.x_mult[0] < 0 ? -conv.x_mult[0] : conv.x_mult[0]);
-  return conv.kh * conv.kw * conv.c * most <= NARROW_MOST;
+  return conv.x_planes == 1 && (conv.oh > 1 || (conv.n > 1 && rows_of_layer(conv))) && fits_16_bits(conv);
 }
 
 struct FoldedJob {
@@ -68,7 +60,7 @@ __attribute__((noinline)) void folded_plane(const Places& units, const uint8_t* 
   const auto first = [&](int64_t unit) { return _mm256_and_si256(load(w + unit * 32), low); };
   const auto second = [&](int64_t unit) { return _mm256_and_si256(_mm256_srli_epi16(load(w + unit * 32), 4), low); };
   const int32_t *at = units.place, *const end = at + units.count;
-  bool begun = false;
+  BW_UNROLL for (int p = 0; p < P; p++) sums[p][0] = sums[p][1] = _mm256_setzero_si256();
   while (at < end) {
     const int32_t* const stop = end - at < FOLDED_FLUSH ? end : at + FOLDED_FLUSH;
     __m256i all[P], high[P];
@@ -89,12 +81,11 @@ __attribute__((noinline)) void folded_plane(const Places& units, const uint8_t* 
       BW_UNROLL for (int p = 0; p < P; p++)
         add_halves(all[p], high[p], _mm256_add_epi8(_mm256_shuffle_epi8(load(x[p] + *at), first(0)), _mm256_shuffle_epi8(load(x[p] + *at + 32), second(0))));
     BW_UNROLL for (int p = 0; p < P; p++) {
+      __asm__("" : "+x"(all[p]), "+x"(high[p])::"memory");  // as in lookup_plane
       __m256i more[2];
       split_sums(all[p], high[p], more);
-      if (begun) more[0] = _mm256_add_epi16(more[0], sums[p][0]), more[1] = _mm256_add_epi16(more[1], sums[p][1]);
-      sums[p][0] = more[0], sums[p][1] = more[1];
+      sums[p][0] = _mm256_add_epi16(sums[p][0], more[0]), sums[p][1] = _mm256_add_epi16(sums[p][1], more[1]);
     }
-    begun = true;
   }
 }
 
@@ -115,8 +106,7 @@ BW_INLINE void FoldedJob::tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block
       BW_UNROLL for (int i = 0; i < 2 * P; i++) {
         const int p = i / 2, half = i % 2;
         __m256i* const to = (__m256i*)(sums + p * stride + half * apart);
-        const __m256i before = q ? _mm256_load_si256(to) : rest ? start : _mm256_set1_epi16(others[p][half]);
-        _mm256_store_si256(to, _mm256_add_epi16(before, _mm256_mullo_epi16(found[p][half], mult)));  // on the way modulo 65536
+        add_product(to, q ? _mm256_load_si256(to) : rest ? start : _mm256_set1_epi16(others[p][half]), found[p][half], mult);
       }
     }
 }
@@ -127,13 +117,14 @@ inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw
   const int64_t area = conv.oh * conv.ow, of_image = whole.oh * whole.ow, blocks = bw_ceil_div(conv.o, job.width), stride = blocks * job.width;
   const int64_t chunk = items_per_task(threads, area, TILE_PIXELS, CHUNK), chunks = bw_ceil_div(area, chunk), apart = chunk * stride;
   const bool many = conv.n * chunks >= 2 * threads;
-  const bool narrow = emits_narrow(sink, conv.o);
+  const Emission emit(sink, conv.o);
+  const size_t work = emit.room((int16_t*)nullptr, apart);
   int no_memory = 0;
   for_tasks(many ? threads : 1, conv.n * chunks, [&](int64_t task) {
     int16_t* sums = (int16_t*)bw_scratch(BW_SCRATCH_PATCH, (size_t)(2 * apart) * 2 + 64);
-    void* room = bw_scratch(BW_SCRATCH_PANEL, narrow ? NarrowCuts::size(conv.o) : (size_t)apart * 4);
+    void* room = work ? bw_scratch(BW_SCRATCH_PANEL, work) : nullptr;
     uint8_t* codes = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);
-    if (!sums || !room || !codes) {
+    if (!sums || (work && !room) || !codes) {
       __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
       return;
     }
@@ -154,40 +145,13 @@ inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw
       rows.sums = sums + half * apart, rows.stride = stride;
       Walk<uint8_t> walk(whole, job.window, image * of_image + from);
       for (int64_t p = 0; p < rows.count; p++, walk.next()) rows.corr[p] = walk.corr();
-      if (rows.count <= 0) continue;
-      if (narrow) emit_narrow_words(sink, conv.o, rows, room);
-      else emit_narrow(sink, conv.o, rows, (int32_t*)room, codes);
+      if (rows.count > 0) emit(rows, room, codes);
     }
   });
   return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for the sums of a convolution") : BW_OK;
 }
 
-struct alignas(64) PairCounts {  // of[16 * e + f][n]: bits that f and n have in common, and e and n times 16
-  uint8_t of[256][16];
-};
-constexpr PairCounts pair_counts(bool equal) {  // and those that neither has
-  PairCounts made = {};
-  for (int e = 0; e < 256; e++)
-    for (int n = 0; n < 16; n++) {
-      const int low = BIT_COUNTS.of[e & 15][n] + (equal ? BIT_COUNTS.of[~e & 15][~n & 15] : 0);
-      const int high = BIT_COUNTS.of[e >> 4][n] + (equal ? BIT_COUNTS.of[~e >> 4 & 15][~n & 15] : 0);
-      made.of[e][n] = (uint8_t)(low + 16 * high);
-    }
-  return made;
-}
-constexpr PairCounts PAIR_COUNTS = pair_counts(false), PAIR_MATCHES = pair_counts(true);
-
-// The tables of a pixel of two rows; null: a row of zeros.
-BW_INLINE void pair_tables(const PairCounts& counts, int64_t units, const uint32_t* upper, const uint32_t* lower, uint8_t* tables) {
-  for (int64_t u = 0; u < units; u++, tables += UNIT_TABLES) {
-    uint16_t a = 0, b = 0;
-    if (upper) memcpy(&a, (const uint16_t*)upper + u, 2);
-    if (lower) memcpy(&b, (const uint16_t*)lower + u, 2);
-    const uint32_t even = (a & 0x0f0f) | (b & 0x0f0f) << 4, odd = (a & 0xf0f0) >> 4 | (b & 0xf0f0);
-    const auto put = [&](int at, uint32_t pair) { _mm_store_si128((__m128i*)(tables + at), _mm_load_si128((const __m128i*)counts.of[pair])); };
-    put(0, even & 255), put(16, odd & 255), put(32, even >> 8), put(48, odd >> 8);
-  }
-}
+constexpr PairCounts PAIR_COUNTS = pair_counts(16, false), PAIR_MATCHES = pair_counts(16, true);
 
 // The totals of the windows of `conv`; null: no memory.
 inline const int32_t* folded_totals(const bw_conv& conv, const uint32_t* x) {
@@ -228,17 +192,11 @@ inline int folded_conv_bits(bw_conv all, const uint32_t* x, const void* body, co
     if (matched) job.rest = (const int16_t*)((const uint8_t*)body + lookups_planes(conv));
     if (!made || (!matched && conv.w_zero && !(job.total = folded_totals(whole, from))))
       return bw_fail(BW_NO_MEMORY, "out of memory for the tables of a convolution");
-    for_tasks(threads, conv.n * rows, [&](int64_t task) {
+    image_tables(matched ? PAIR_MATCHES : PAIR_COUNTS, conv, words, conv.n * rows, threads, made, [&](int64_t task) {
       const int64_t y = task % rows - all.pad_h, below = y + oh * all.stride_h;
       const uint32_t* const rows_of_image = from + task / rows * all.h * all.w * words;
       const auto row = [&](int64_t at) { return at >= 0 && at < all.h ? rows_of_image + at * all.w * words : nullptr; };
-      const uint32_t *const upper = row(y), *const lower = row(below);
-      const PairCounts& counts = matched ? PAIR_MATCHES : PAIR_COUNTS;
-      uint8_t* to = made + task * columns * tables;
-      for (int64_t i = -all.pad_w; i < all.w + all.pad_w; i++, to += tables) {
-        const bool inside = i >= 0 && i < all.w;
-        pair_tables(counts, units, inside && upper ? upper + i * words : nullptr, inside && lower ? lower + i * words : nullptr, to);
-      }
+      return RowPair{row(y), row(below)};
     });
     set_window(conv, (const uint8_t*)made, tables, tables, true, &job.window);
     if (!make_places(job.window, UNIT_TABLES, lookup_units(conv), &job.units)) return bw_fail(BW_NO_MEMORY, "out of memory for the places of a window");

@@ -27,12 +27,12 @@ LIMITS = {
     "amx": ((0, 16),),  # whose kernel expands bits into the tiles that bytes use
     "": ((256, 2), (64, 1)),
 }
-# (channels, look-ups) for AVX2; "winograd" as above, "1 bit": of inputs whose look-ups serve two pixels (csrc/avx2_folded.h),
+# (channels, look-ups) for AVX2; "winograd" as above, "1 or 2 bits": of inputs whose sums stay in 16 bits (csrc/avx2_narrow.h),
 # "streamed": a linear layer whose weights come from memory, on one row
 LOOKED_UP = {
     "": ((64, 2), (16, 1)),
     "winograd": ((256, 2), (64, 1)),
-    "winograd, 1 bit": ((256, 2), (16, 1)),
+    "winograd, 1 or 2 bits": ((256, 2), (16, 1)),
     "streamed": ((0, 4),),
 }
 LOOKED_UP_PLANES = 4  # bits of an input that one look-up takes
@@ -77,8 +77,8 @@ def bytes_pay(layer: Node, graph: Graph) -> bool:
     streamed = layer.op == "coded_linear" and math.prod(shape) >= STREAMED
     if isa == "avx2" and not _grouped(layer):
         against = "winograd" if _winograd(layer, 16, 65536) else ""
-        if against and planes_read(layer) == 1:
-            against = "winograd, 1 bit"
+        if against and planes_read(layer) <= 2:
+            against = "winograd, 1 or 2 bits"
         wide = (
             planes_read(layer) > LOOKED_UP_PLANES and not streamed
         )  # as fast, but the codes are easier to make as bytes
