@@ -6,7 +6,7 @@
 
 namespace {
 
-const int64_t CHUNK = MOST_ROWS;  // pixels
+const int64_t CHUNK = 32;  // pixels
 const int TILE_PIXELS = 4;        // of most register tiles, with two vectors of outputs each
 
 // `job` has width (outputs of a block), pixels (of a register tile) and tile<P>(walk, pixel, block, sums, stride): the sums of P pixels from `pixel` on, at
@@ -39,10 +39,9 @@ int conv_in_chunks(const Job& job, const bw_sink& sink, int64_t first_pixel, int
     }
     const int64_t first = task * chunk, last = first + chunk < pixels ? first + chunk : pixels;
     for_tasks(many ? 1 : threads, blocks, [&](int64_t block) { chunk_sums(job, first, last, block, sums, stride); });
-    Walk<typename Job::element> walk(conv, job.window, first);
     RowsOf<Sum> rows;
     rows.pixel = first_pixel + first, rows.count = last - first, rows.sums = sums, rows.stride = stride;
-    for (int64_t p = 0; p < rows.count; p++, walk.next()) rows.corr[p] = walk.corr();
+    border_rows(conv, first, rows.count, rows.corr);
     emit(rows, room, codes);
   });
   return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory for the sums of a convolution") : BW_OK;

@@ -71,7 +71,7 @@ struct Codes8 {
 };
 
 // Pixels that follow each other, at most MOST_ROWS: their sums lie `stride` apart, and each has a row of constants.
-const int MOST_ROWS = 32;
+const int MOST_ROWS = 128;
 template <class Sum>
 struct RowsOf {
   int64_t pixel, count;

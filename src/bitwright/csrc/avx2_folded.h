@@ -115,7 +115,8 @@ BW_INLINE void FoldedJob::tile(Walk<uint8_t>& walk, int64_t pixel, int64_t block
 inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw_sink& sink, int64_t first_pixel, int threads) {
   const bw_conv& conv = job.conv;
   const int64_t area = conv.oh * conv.ow, of_image = whole.oh * whole.ow, blocks = bw_ceil_div(conv.o, job.width), stride = blocks * job.width;
-  const int64_t chunk = items_per_task(threads, area, TILE_PIXELS, CHUNK), chunks = bw_ceil_div(area, chunk), apart = chunk * stride;
+  const int64_t most = stride <= 32 ? MOST_ROWS : CHUNK;  // of few outputs, what a chunk takes besides is as much as its sums
+  const int64_t chunk = items_per_task(threads, area, TILE_PIXELS, most), chunks = bw_ceil_div(area, chunk), apart = chunk * stride;
   const bool many = conv.n * chunks >= 2 * threads;
   const Emission emit(sink, conv.o);
   const size_t work = emit.room((int16_t*)nullptr, apart);
@@ -143,8 +144,7 @@ inline int folded_in_chunks(const FoldedJob& job, const bw_conv& whole, const bw
       NarrowRows rows;
       rows.pixel = first_pixel + image * of_image + from, rows.count = count < rest ? count : rest;
       rows.sums = sums + half * apart, rows.stride = stride;
-      Walk<uint8_t> walk(whole, job.window, image * of_image + from);
-      for (int64_t p = 0; p < rows.count; p++, walk.next()) rows.corr[p] = walk.corr();
+      border_rows(whole, image * of_image + from, rows.count, rows.corr);
       if (rows.count > 0) emit(rows, room, codes);
     }
   });

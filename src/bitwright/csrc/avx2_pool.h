@@ -18,10 +18,9 @@ bool floats_of_rows(const Job& job, const bw_sink& plain, int64_t n, int64_t y, 
   for (int64_t first = 0; first < conv.ow; first += most) {
     const int64_t last = first + most < conv.ow ? first + most : conv.ow;
     for (int64_t block = 0; block < blocks; block++) chunk_sums(job, begin + first, begin + last, block, sums, blocks * job.width);
-    Walk<typename Job::element> walk(conv, job.window, begin + first);
     Rows rows;
     rows.pixel = y % depth * conv.ow + first, rows.count = last - first, rows.sums = sums, rows.stride = blocks * job.width;
-    for (int64_t p = 0; p < rows.count; p++, walk.next()) rows.corr[p] = walk.corr();
+    border_rows(conv, begin + first, rows.count, rows.corr);
     emit(plain, conv.o, rows, codes);
   }
   return true;

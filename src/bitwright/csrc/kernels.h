@@ -25,11 +25,11 @@ enum bw_layout : int32_t {
   BW_LAYOUT_BIT_LOOKUPS = 11,  // see avx2_bits.h
   BW_LAYOUT_QUADS = 12,        // 12..15, see avx2_bytes.h
   BW_LAYOUT_PAIRS = 13,
-  BW_LAYOUT_WINOGRAD_PAIRS = 22,  // see avx2_winograd.h
-  BW_LAYOUT_SKIP_PART_QUADS = 23,  // see avx2_skip.h
-  BW_LAYOUT_SKIP_PART_PAIRS = 24,
-  BW_LAYOUT_PHASE_PAIRS = 25,      // see avx2_phases.h
-  BW_LAYOUT_LANES_BYTES = 16,  // 16..21, see avx512_bytes.h
+  BW_LAYOUT_LANES_BYTES = 16,  // 16..23, see avx512_bytes.h
+  BW_LAYOUT_WINOGRAD_PAIRS = 24,  // see avx2_winograd.h
+  BW_LAYOUT_PHASE_PAIRS = 25,     // see avx2_phases.h
+  BW_LAYOUT_SKIP_PART_QUADS = 26,  // see avx2_skip.h
+  BW_LAYOUT_SKIP_PART_PAIRS = 27,
   BW_LAYOUT_TILES_BYTES = 32,  // 32..33, see amx_bytes.h
   BW_LAYOUT_DOT_BYTES = 48,    // see neon_dot.cpp
 };

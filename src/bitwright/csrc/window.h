@@ -122,4 +122,16 @@ class Walk {
   }
 };
 
+// The constants of `count` pixels from `pixel` on, in the order of Walk.
+inline void border_rows(const bw_conv& conv, int64_t pixel, int64_t count, const int32_t** corr) {
+  int64_t oy = pixel / conv.ow % conv.oh, ox = pixel % conv.ow;
+  while (count > 0) {
+    const int32_t* const row = conv.corr + conv.row_class[oy] * conv.col_classes * conv.o;
+    const int64_t some = conv.ow - ox < count ? conv.ow - ox : count;
+    for (int64_t i = 0; i < some; i++) corr[i] = row + conv.col_class[ox + i] * conv.o;
+    corr += some, count -= some, ox = 0;
+    if (++oy == conv.oh) oy = 0;
+  }
+}
+
 }  // namespace

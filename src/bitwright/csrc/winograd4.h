@@ -1,6 +1,6 @@
 // Winograd's F(4x4, 3x3) in integers, exact: what the instruction sets share.
 //
-//   V = B' d B of each 6x6 patch d of codes up to 255: within +-50 * 255, 16 bits;
+//   V = B' d B of each 6x6 patch d of codes up to 255: within +-68 * 255, 16 bits;
 //   U = H g H', H g = (6 g0, -(g0 + g1 + g2), -(g0 - g1 + g2), g0 + 2 g1 + 4 g2, g0 - 2 g1 + 4 g2, 6 g2): within 49 * 255, 16 bits;
 //   M = sum_c U V, y = A' M A with rows 24 y0 = m0 + 4 (m1 + m2) + (m3 + m4), 12 y1 = 2 (m1 - m2) + (m3 - m4),
 //   6 y2 = (m1 + m2) + (m3 + m4), 6 y3 = (m1 - m2) + 2 (m3 - m4) + m5.
