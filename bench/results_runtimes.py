@@ -1,4 +1,4 @@
-"""The section on one net in four programs, and on what a call costs in addition to its kernels."""
+"""The section on one net in four programs, and on what calls cost in addition to their kernels."""
 
 from __future__ import annotations
 
@@ -6,8 +6,8 @@ from results_tables import machine, number, read, table
 
 
 def runtimes() -> str:
-    """Both tables, each only where it was measured."""
-    return _programs() + _overhead()
+    """The tables, each only where it was measured."""
+    return _programs() + _overhead() + _one_call()
 
 
 def _programs() -> str:
@@ -67,6 +67,30 @@ def _overhead() -> str:
 Batch 1, one thread, lower quartile of the rounds. "Kernels" are the native calls and torch's float operators, with inputs and outputs
 prepared. Neighboring native operations run in one call; in "node by node" each has its own call. The rest is Python between the calls,
 the check that every number of the input is finite, and new memory for floats that torch's operators read. {machine("overhead.csv")}.
+
+{table(head, rows)}
+
+"""
+
+
+def _one_call() -> str:
+    found = read("one_call.csv")
+    if not found:
+        return ""
+    rows = [
+        [
+            f"{r['model']} {r['recipe']}", r["apart_nodes"], r["nodes"],
+            *(number(r[k]) for k in ("apart_us", "us", "saved_us_a_node")),
+        ]
+        for r in found
+    ]  # fmt: skip
+    head = ["net", "nodes apart", "nodes", "apart, us", "in one call, us", "saved, us a node"]
+    return f"""## What one call saves in ONNX Runtime
+
+    python bench/one_call.py
+
+The file of a packed net has one node, `Run`, for operators of ours that follow each other; beside it, the same net with a node for each.
+Batch 1, one thread, both in turn, lower quartile of the rounds. {machine("one_call.csv")}.
 
 {table(head, rows)}
 

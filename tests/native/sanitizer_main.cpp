@@ -133,7 +133,8 @@ void convolution(bool bits) {
     conv.groups = 1, conv.c = pick(30, 140), conv.o = pick(15, 100), conv.kh = conv.kw = 3, conv.stride_h = conv.stride_w = 1;
     conv.dil_h = conv.dil_w = 1, conv.h = pick(3, 20), conv.w = pick(3, 20);
   }
-  if (!bits && !small && !pick(0, 3)) {  // what Winograd's form of a first layer takes
+  const bool stem = !bits && !small && !pick(0, 3);
+  if (stem) {  // what Winograd's form of a first layer takes
     conv.groups = conv.dil_h = conv.dil_w = 1, conv.stride_h = conv.stride_w = 2, conv.c = pick(1, 4), conv.o = pick(15, 70);
     conv.kh = pick(5, 8), conv.kw = pick(5, 8), conv.pad_h = pick(0, 9), conv.pad_w = pick(0, 9);
     conv.h = pick(1, 30), conv.w = pick(1, 60);
@@ -170,6 +171,8 @@ void convolution(bool bits) {
   std::vector<uint8_t> codes((size_t)(in_pixels * conv.c));
   RandomOutput random(conv.o);
   bw_output& output = random.output;
+  const bool stem_pools = stem && pick(0, 1);
+  if (stem_pools) output.mode = BW_FLOAT32, output.levels = output.out_planes = 1, output.grid = pick(0, 2) ? nullptr : output.grid;
   if (sliced && pick(0, 1)) {
     output.mode = BW_WORDS, output.levels = output.out_planes = output.out_groups = 1, output.grid = nullptr;
     for (int32_t& v : random.thresholds) v = pick(-20, 20);
@@ -187,7 +190,7 @@ void convolution(bool bits) {
   std::vector<float> residual((size_t)(pixels * conv.o));
   for (float& v : residual) v = (float)pick(-9, 9);
   int64_t results = pixels;
-  if (output.mode == BW_FLOAT32 && output.levels == 1 && pick(0, 1)) {
+  if (output.mode == BW_FLOAT32 && output.levels == 1 && (stem_pools || pick(0, 1))) {
     const int64_t kernel = pick(1, 4), stride = pick(1, 3), pad = pick(0, (int)kernel - 1);
     const int64_t high = conv.oh + 2 * pad - kernel, wide = conv.ow + 2 * pad - kernel;
     if (high >= 0 && wide >= 0) {

@@ -222,10 +222,11 @@ BW_INLINE void add_bytes(__m256i& sum, __m256i more) {
 template <int P, int C>
 __attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* end, int64_t flush, const uint8_t* const (&x)[P], const uint8_t* w,
                                             int64_t w_step, __m256i (&sums)[P][C]) {
-  const __m256i low = _mm256_set1_epi8(15), even = _mm256_set1_epi16(255);
+  const __m256i low = _mm256_set1_epi8(15);
   const auto load = [](const uint8_t* from) { return _mm256_loadu_si256((const __m256i*)from); };
+  __m256i odd[P][C];  // of outputs in odd bytes; `sums` is at first that of the even ones, and 256 times the odd ones', modulo 65536
   BW_UNROLL for (int p = 0; p < P; p++)
-    BW_UNROLL for (int c = 0; c < C; c++) sums[p][c] = _mm256_setzero_si256();
+    BW_UNROLL for (int c = 0; c < C; c++) sums[p][c] = odd[p][c] = _mm256_setzero_si256();
   while (at < end) {
     const int32_t* const stop = end - at < flush ? end : at + flush;
     __m256i sum[P][C];
@@ -249,10 +250,13 @@ __attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* en
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) {
         __asm__("" : "+x"(sum[p][c])::"memory");  // one after the other, for which registers suffice
-        const __m256i more = both_lanes(_mm256_and_si256(sum[p][c], even), _mm256_srli_epi16(sum[p][c], 8));
-        sums[p][c] = _mm256_add_epi16(sums[p][c], more);
+        sums[p][c] = _mm256_add_epi16(sums[p][c], sum[p][c]);
+        odd[p][c] = _mm256_add_epi16(odd[p][c], _mm256_srli_epi16(sum[p][c], 8));
       }
   }
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++)
+      sums[p][c] = both_lanes(_mm256_sub_epi16(sums[p][c], _mm256_slli_epi16(odd[p][c], 8)), odd[p][c]);
 }
 
 template <class Sum>
