@@ -181,14 +181,15 @@ struct Run : Kernel {
     };
     const Run& net;
     const Call& node;
-    Made* made;
-    Values(const Run& net, const Call& node) : net(net), node(node) {
-      const size_t bytes = (size_t)(net.values - net.inputs) * sizeof(Made);
-      made = (Made*)bw_scratch(BW_SCRATCH_RUN, bytes ? bytes : 1);
+    Rooms::Room* const own;
+    Made* made = nullptr;
+    Values(const Run& net, const Call& node) : net(net), node(node), own(rooms.take((size_t)(net.values - net.inputs) * sizeof(Made))) {
+      if (own) made = (Made*)own->data;
       for (int64_t i = 0; made && i < net.values - net.inputs; i++) made[i].room = nullptr;
     }
     ~Values() {
       for (int64_t i = net.inputs; made && i < net.values; i++) leave(i);
+      if (own) Rooms::leave(own);
     }
     void leave(int64_t id) {
       Rooms::Room*& room = made[id - net.inputs].room;
