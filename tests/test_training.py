@@ -388,6 +388,43 @@ def test_the_host_program_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFi
     assert out.out == "" and out.err == ""
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_bf16_is_fp32_on_a_cpu_without_it(there: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch would compute each number of bf16 in turn."""
+    from bitwright.training import job
+    from bitwright.training.display import Screen
+
+    monkeypatch.setattr(job, "computes_bf16", lambda: there)
+    lines: list[str] = []
+    monkeypatch.setattr(Screen, "line", lambda self, text: lines.append(text))
+    autocast: list[bool] = []
+    cross_entropy: Any = torch.nn.functional.cross_entropy
+
+    def seen(outputs: torch.Tensor, *more: Any, **options: Any) -> torch.Tensor:
+        autocast.append(torch.is_autocast_enabled("cpu"))
+        return cross_entropy(outputs, *more, **options)
+
+    monkeypatch.setattr(torch.nn.functional, "cross_entropy", seen)
+    train(experiment(stage=[{"epochs": 1}], train={"precision": "bf16"}), tmp_path / "a")
+    assert any(line.startswith("precision: fp32, because this CPU") for line in lines) != there
+    assert any(autocast) == there
+
+
+@pytest.mark.parametrize(
+    ("told", "capability", "computes"),
+    [
+        ("fpu avx2 fma", "AVX2", False), ("avx2 avx512bw avx512_bf16", "AVX2", True), ("fp asimd bf16", "DEFAULT", True),
+        ("fp asimd", "DEFAULT", False), ("", "AVX2", False), ("", "AVX512", True), ("avx512bw avx512_vnni", "AVX512", False),
+    ],
+)  # fmt: skip
+def test_what_computes_bf16(told: str, capability: str, computes: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    from bitwright.measure import machine
+
+    monkeypatch.setattr(machine, "_cpuinfo", lambda key: told if key == "flags" else "")
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert machine.computes_bf16() is computes
+
+
 def test_a_lesson_is_a_warning_and_is_kept(tmp_path: Path) -> None:
     """A sign after ReLU sees one sign only."""
     rules = [{"match": "fc2", "w": "bwn", "x": "sign"}]

@@ -206,7 +206,7 @@ class Stage(TomlTable):
 class Train(TomlTable):
     """How it runs, not what is learned.
 
-    precision          "fp32", "bf16" or "fp16" (autocast; fp16 only on a GPU)
+    precision          "fp32", "bf16" or "fp16" (autocast; fp16 only on a GPU; bf16 is fp32 on a CPU without instructions for it)
     device             "auto", "cpu", "cuda";   devices   processes (DDP above 1)
     threads            of torch per process; None: torch's own choice. Results repeat to the bit for equal threads
     channels_last      memory format of 4-D tensors

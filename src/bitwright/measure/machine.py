@@ -33,6 +33,18 @@ def machine(threads: int) -> dict[str, Any]:
     }
 
 
+_BF16 = {"avx512_bf16", "amx_bf16", "bf16"}  # x86, x86 with tiles, ARM
+
+
+def computes_bf16() -> bool:
+    """Whether this CPU has instructions for bf16. Where it has none, torch computes each number in turn, many times as slowly as fp32."""
+    if flags := (_cpuinfo("flags") or _cpuinfo("Features")).split():
+        return not _BF16.isdisjoint(flags)
+    import torch  # a system that does not tell: what torch has found
+
+    return torch.backends.cpu.get_cpu_capability().startswith(("AVX512", "AMX", "SVE"))
+
+
 def _cpuinfo(key: str) -> str:
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from bitwright.errors import InputError
+from bitwright.measure.machine import computes_bf16
 from bitwright.runs import Run, dataset
 from bitwright.runs.build import normalized
 from bitwright.runs.tables import Status
@@ -173,6 +174,12 @@ def accelerator(experiment: Experiment) -> str:
             code="device",
         )
     return chosen
+
+
+def precision_of(experiment: Experiment) -> str:
+    """As asked for, but fp32 in place of bf16 on a CPU that has no instructions for it."""
+    wanted = experiment.train.precision
+    return "fp32" if wanted == "bf16" and accelerator(experiment) == "cpu" and not computes_bf16() else wanted
 
 
 def reseed(seed: int, stage: int, rank: int = 0) -> None:

@@ -13,7 +13,7 @@ from bitwright.errors import InputError, Negative, nearest
 from bitwright.parts.moments import moment
 from bitwright.runs import apply_stage
 from bitwright.runs.tables import Epoch
-from bitwright.training.job import Job, accelerator, reseed
+from bitwright.training.job import Job, accelerator, precision_of, reseed
 from bitwright.training.losses import make_loss
 from bitwright.training.probe import coded_layers, latent_size
 from bitwright.training.procedures import run_procedure
@@ -84,7 +84,7 @@ def make_trainer(job: Job, callback: Any) -> Trainer:
         # rows later than where we stand come again: TensorBoard drops what an interrupted run wrote of them
         log = TensorBoardLogger(str(job.run.path), name="tensorboard", version="", purge_step=job.total_step + 1)
     backend = "gloo" if kind == "cpu" else None
-    precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[train.precision]
+    precision: Any = {"fp32": "32-true", "bf16": "bf16-mixed", "fp16": "16-mixed"}[precision_of(job.experiment)]
     return pl.Trainer(
         accelerator=kind,
         devices=train.devices,

@@ -20,7 +20,7 @@ from bitwright.runs.tables import Skipped
 from bitwright.tabular import shorten
 from bitwright.training.display import Screen
 from bitwright.training.finish import Result, finish
-from bitwright.training.job import Job, accelerator, open_data, rank_of, reseed
+from bitwright.training.job import Job, accelerator, open_data, precision_of, rank_of, reseed
 from bitwright.training.procedures import check_procedures
 from bitwright.training.resume import check_same, discard, prepared
 from bitwright.training.signals import Signals, Stopped, StopRequest
@@ -256,6 +256,10 @@ def _describe(job: Job) -> None:
         f"{parameters / 1e6:.2f} M weights | {stages} stage{'s' if stages > 1 else ''} | seed {experiment.seed} | "
     )
     job.screen.line(head + shorten(device, max(12, 100 - len(head))))
+    if precision_of(experiment) != experiment.train.precision:
+        job.screen.line(
+            "precision: fp32, because this CPU has no instructions for bf16 and would be many times as slow in it"
+        )
     curves = f"       curves: tensorboard --logdir {run.path.parent}" if experiment.log.tensorboard else ""
     job.screen.line(f"run: {run.path}{curves}")
 
