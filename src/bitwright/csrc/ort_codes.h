@@ -10,7 +10,7 @@ const double PER_ELEMENT = 60;  // work of packing or comparing one element, in 
 
 // Per sample 0, or NaN where an element is NaN or so large that the sums of a net could leave the range of its proof.
 struct Guard : Kernel {
-  ort::Status* create(const Node&) override { return nullptr; }
+  BW_COLD ort::Status* create(const Node&) override { return nullptr; }
 
   ort::Status* run(const Call& call) const override {
     View x;
@@ -44,7 +44,7 @@ struct Pack : Kernel {
   Array<uint8_t> flip;
   explicit Pack(Form form) : form(form) {}
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     BW_TRY(node.attribute("channels_last", &channels_last));
     pack.nchw = !channels_last;
     if (form == ROUND) {
@@ -128,7 +128,7 @@ struct MaxPool : Kernel {
   int64_t planes, ceil_mode;
   bw_pool pool = {};
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     BW_TRY(node.attribute("planes", &planes));
     BW_TRY(node.attribute("ceil_mode", &ceil_mode));
     if (planes < 0 || planes > BW_MAX_PLANES) return node.fail("planes must be 0 (bytes) to %d", BW_MAX_PLANES);

@@ -23,14 +23,14 @@ struct Convolution : Kernel {
   virtual ort::Status* create_output(const Node& node) = 0;
   virtual ort::Status* compute(const Call& call, const bw_conv& now, const void* x) const = 0;
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     BW_TRY(geometry(node));
     BW_TRY(border_taps(node));
     BW_TRY(pack(node));
     return create_output(node);
   }
 
-  ort::Status* geometry(const Node& node) {
+  BW_COLD ort::Status* geometry(const Node& node) {
     int64_t pair[2];
     BW_TRY(node.attribute("x_planes", &conv.x_planes));
     BW_TRY(node.attribute("group", &conv.groups));
@@ -55,7 +55,7 @@ struct Convolution : Kernel {
     return nullptr;
   }
 
-  ort::Status* border_taps(const Node& node) {
+  BW_COLD ort::Status* border_taps(const Node& node) {
     View seen;
     BW_TRY(node.constant(6, "taps", &taps, &seen));
     taps_alike = seen.rank == 3 && seen.dims[0] == 1;
@@ -64,7 +64,7 @@ struct Convolution : Kernel {
   }
 
   // Weights into the layout of the kernels. The multipliers belong to the bits; bytes take W * x_mult as one number.
-  ort::Status* pack(const Node& node) {
+  BW_COLD ort::Status* pack(const Node& node) {
     const int64_t positions = conv.kh * conv.kw, channels = conv.c / conv.groups;
     Array<uint8_t> stored, bits;
     Array<int32_t> zero, factor;
@@ -94,7 +94,7 @@ struct Convolution : Kernel {
     return node.core(bw_weights_pack(&conv, bits.data, weights.data));
   }
 
-  ort::Status* pack_bytes(const Node& node, const uint8_t* stored, int64_t zero, int64_t factor) {
+  BW_COLD ort::Status* pack_bytes(const Node& node, const uint8_t* stored, int64_t zero, int64_t factor) {
     const int64_t positions = conv.kh * conv.kw, channels = conv.c / conv.groups, plane = conv.o * channels * positions;
     Array<int16_t> values;  // [o][position][channel]
     if (!values.make(plane)) return node.no_memory();
@@ -156,7 +156,7 @@ struct Convolution : Kernel {
 };
 
 struct ConvInt : Convolution {
-  ort::Status* create_output(const Node&) override {
+  BW_COLD ort::Status* create_output(const Node&) override {
     output.mode = BW_INT32;
     return nullptr;
   }
@@ -178,7 +178,7 @@ struct ConvFloat : Convolution {
   Array<uint8_t> flip;
   explicit ConvFloat(Beside beside, bool pools = false) : beside(beside), pools(pools) {}
 
-  ort::Status* create_output(const Node& node) override {
+  BW_COLD ort::Status* create_output(const Node& node) override {
     output.mode = BW_FLOAT32;
     BW_TRY(node.constant_of(COMMON, "scale", conv.o, &scale));
     BW_TRY(node.constant_of(COMMON + 1, "add", conv.o, &add));
@@ -208,7 +208,7 @@ struct ConvFloat : Convolution {
     return nullptr;
   }
 
-  ort::Status* pooling(const Node& node) {
+  BW_COLD ort::Status* pooling(const Node& node) {
     int64_t kernel[2], stride[2], pads[4];
     BW_TRY(node.attributes("pool_kernel", kernel, 2));
     BW_TRY(node.attributes("pool_strides", stride, 2));
@@ -250,7 +250,7 @@ struct ConvCodes : Convolution {
   Array<uint8_t> flip;
   explicit ConvCodes(By by) : by(by) {}
 
-  ort::Status* create_output(const Node& node) override {
+  BW_COLD ort::Status* create_output(const Node& node) override {
     output.mode = BW_BYTES;
     width = conv.o;
     if (by == ROUND) {

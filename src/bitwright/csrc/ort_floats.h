@@ -11,7 +11,7 @@ struct ConvFloats : Kernel {
   Array<float> add;
   Array<uint8_t> weights;  // none: the weight is no constant, each run packs it
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     int64_t pair[2], channels_last;
     BW_TRY(node.attribute("channels_last", &channels_last));
     BW_TRY(node.attributes("strides", pair, 2));

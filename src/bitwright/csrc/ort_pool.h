@@ -14,7 +14,7 @@ struct PoolFloats : Kernel {
   int64_t ceil_mode = 0;
   explicit PoolFloats(Of of) : of(of), average(of != LARGEST) {}
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     pool.stride_h = pool.stride_w = pool.dil_h = pool.dil_w = 1;
     if (of == MEAN) return nullptr;
     BW_TRY(window_of(node, &pool));
@@ -82,7 +82,7 @@ struct PoolFloats : Kernel {
 struct SubsampleFloats : Kernel {
   int64_t strides[2], pads[2];
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     BW_TRY(node.attributes("strides", strides, 2));
     BW_TRY(node.attributes("channel_pads", pads, 2));
     for (int i = 0; i < 2; i++)

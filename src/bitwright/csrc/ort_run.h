@@ -107,7 +107,7 @@ struct Run : Kernel {
     delete[] steps;
   }
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     Array<uint8_t> program;
     BW_TRY(node.constant(0, "program", &program));
     if (!text.make(program.count + 1)) return node.no_memory();

@@ -14,6 +14,11 @@
 #define BW_TRY(expression) \
   if (ort::Status* status_ = (expression)) return status_
 
+// What runs once, while a session is made, is to be small.
+#define BW_COLD __attribute__((cold))
+// So is what only talks to the runtime.
+#define BW_ONCE __attribute__((noinline))
+
 namespace {
 
 // The runtime has already checked the element type, because an operator declares what it takes.
@@ -75,10 +80,10 @@ struct Place {
     va_end(arguments);
     return ort::create_status(api)(ort::INVALID_ARGUMENT, text);
   }
-  ort::Status* no_memory() const { return fail("out of memory"); }
-  ort::Status* core(int error) const { return error ? fail("%s", bw_last_error()) : nullptr; }
+  BW_COLD ort::Status* no_memory() const { return fail("out of memory"); }
+  BW_ONCE ort::Status* core(int error) const { return error ? fail("%s", bw_last_error()) : nullptr; }
 
-  ort::Status* view(const ort::Value* value, View* to) const {
+  BW_ONCE ort::Status* view(const ort::Value* value, View* to) const {
     ort::TensorInfo* info;
     BW_TRY(ort::tensor_info(api)(value, &info));
     ort::Status* status = ort::rank(api)(info, &to->rank);
@@ -94,7 +99,7 @@ struct Place {
     return nullptr;
   }
   // Of an operator with a node of its own the runtime has checked it.
-  ort::Status* has_type(const ort::Value* value, int type) const {
+  BW_ONCE ort::Status* has_type(const ort::Value* value, int type) const {
     ort::TensorInfo* info;
     BW_TRY(ort::tensor_info(api)(value, &info));
     int found = 0;
@@ -110,7 +115,7 @@ struct Node : Place {
   const Step* step = nullptr;
   int64_t given = 0;  // inputs of the node that has steps
 
-  ort::Status* attribute(const char* name, int64_t* value) const {
+  BW_COLD ort::Status* attribute(const char* name, int64_t* value) const {
     if (step) return attributes(name, value, 1);
     if (ort::Status* status = ort::attribute(api)(info, name, value)) {
       ort::release_status(api)(status);
@@ -118,7 +123,7 @@ struct Node : Place {
     }
     return nullptr;
   }
-  ort::Status* attributes(const char* name, int64_t* values, size_t count) const {
+  BW_COLD ort::Status* attributes(const char* name, int64_t* values, size_t count) const {
     if (step) {
       const Step::Attribute* found = step->attribute(name);
       if (!found || found->count != count) return fail("needs the attribute %s, %zu integers", name, count);
@@ -133,7 +138,7 @@ struct Node : Place {
     return wrong ? fail("needs the attribute %s, %zu integers", name, count) : nullptr;
   }
   // top, left, bottom, right
-  ort::Status* pads(int64_t* pad_h, int64_t* pad_w) const {
+  BW_COLD ort::Status* pads(int64_t* pad_h, int64_t* pad_w) const {
     int64_t pads[4];
     BW_TRY(attributes("pads", pads, 4));
     if (pads[0] != pads[2] || pads[1] != pads[3]) return fail("pads must be the same on both sides of an axis");
@@ -141,7 +146,7 @@ struct Node : Place {
     return nullptr;
   }
   // *value is null where the input is not a constant
-  ort::Status* maybe_constant(size_t index, const ort::Value** value) const {
+  BW_COLD ort::Status* maybe_constant(size_t index, const ort::Value** value) const {
     int is_constant = 0;
     *value = nullptr;
     const size_t place = step ? (size_t)step->inputs[index] : index;
@@ -151,7 +156,7 @@ struct Node : Place {
     return step && *value ? has_type(*value, step->input_types[index]) : nullptr;
   }
   template <class T>
-  ort::Status* constant(size_t index, const char* name, Array<T>* to, View* view_of = nullptr) const {
+  BW_COLD ort::Status* constant(size_t index, const char* name, Array<T>* to, View* view_of = nullptr) const {
     const ort::Value* value;
     View seen;
     BW_TRY(maybe_constant(index, &value));
@@ -163,20 +168,20 @@ struct Node : Place {
     return nullptr;
   }
   template <class T>
-  ort::Status* constant_of(size_t index, const char* name, int64_t count, Array<T>* to) const {
+  BW_COLD ort::Status* constant_of(size_t index, const char* name, int64_t count, Array<T>* to) const {
     BW_TRY(constant(index, name, to));
     if (to->count == count) return nullptr;
     return fail("%s has %lld elements, it needs %lld", name, (long long)to->count, (long long)count);
   }
   // of `count` elements or of none
   template <class T>
-  ort::Status* constant_or_none(size_t index, const char* name, int64_t count, Array<T>* to) const {
+  BW_COLD ort::Status* constant_or_none(size_t index, const char* name, int64_t count, Array<T>* to) const {
     BW_TRY(constant(index, name, to));
     if (!to->count || to->count == count) return nullptr;
     return fail("%s has %lld elements, it needs %lld or none", name, (long long)to->count, (long long)count);
   }
   // Something like the result, or a constant 0, which says that there is none.
-  ort::Status* residual(size_t index, bool* there) const {
+  BW_COLD ort::Status* residual(size_t index, bool* there) const {
     const ort::Value* value;
     View seen;
     BW_TRY(maybe_constant(index, &value));
@@ -191,7 +196,7 @@ struct Node : Place {
     return nullptr;
   }
   // multiply, divide, base, low, high
-  ort::Status* grid(size_t index, bw_grid* to) const {
+  BW_COLD ort::Status* grid(size_t index, bw_grid* to) const {
     Array<float> values;
     BW_TRY(constant_of(index, "grid", 5, &values));
     const float multiply = values.data[0], divide = values.data[1];
@@ -247,7 +252,7 @@ struct Call : Place {
   Frame* frame = nullptr;
 
   // What the caller of a session feeds may start at any byte.
-  ort::Status* input(size_t index, const char* what, size_t element, View* to) const {
+  BW_ONCE ort::Status* input(size_t index, const char* what, size_t element, View* to) const {
     if (frame) {
       BW_TRY(frame->input(*this, index, to));
     } else {
@@ -258,27 +263,27 @@ struct Call : Place {
     }
     return (uintptr_t)to->data % element ? fail("%s must start at a multiple of %zu bytes", what, element) : nullptr;
   }
-  ort::Status* image(size_t index, const char* what, size_t element, View* to) const {
+  BW_ONCE ort::Status* image(size_t index, const char* what, size_t element, View* to) const {
     BW_TRY(input(index, what, element, to));
     return to->rank == 4 ? nullptr : fail("%s must have 4 axes, got %zu", what, to->rank);
   }
-  ort::Status* like_result(size_t index, int64_t n, int64_t h, int64_t w, int64_t last, View* to) const {
+  BW_ONCE ort::Status* like_result(size_t index, int64_t n, int64_t h, int64_t w, int64_t last, View* to) const {
     BW_TRY(image(index, "residual", sizeof(float), to));
     const int64_t* dims = to->dims;
     if (dims[0] == n && dims[1] == h && dims[2] == w && dims[3] == last) return nullptr;
     return fail("residual is [%lld, %lld, %lld, %lld], the result [%lld, %lld, %lld, %lld]", (long long)dims[0], (long long)dims[1],
                 (long long)dims[2], (long long)dims[3], (long long)n, (long long)h, (long long)w, (long long)last);
   }
-  ort::Status* output(size_t index, const int64_t* dims, size_t rank, void** data) const {
+  BW_ONCE ort::Status* output(size_t index, const int64_t* dims, size_t rank, void** data) const {
     return frame ? frame->output(*this, index, dims, rank, data) : output_of_node(index, dims, rank, data);
   }
-  ort::Status* output_of_node(size_t index, const int64_t* dims, size_t rank, void** data) const {
+  BW_ONCE ort::Status* output_of_node(size_t index, const int64_t* dims, size_t rank, void** data) const {
     ort::Value* value = nullptr;
     BW_TRY(ort::output(api)(context, index, dims, rank, &value));
     if (!value) return fail("output %zu is missing", index);
     return ort::tensor_data(api)(value, data);
   }
-  ort::Status* image_out(size_t index, int64_t n, int64_t h, int64_t w, int64_t last, void** data) const {
+  BW_ONCE ort::Status* image_out(size_t index, int64_t n, int64_t h, int64_t w, int64_t last, void** data) const {
     const int64_t dims[4] = {n, h, w, last};
     return output(index, dims, 4, data);
   }

@@ -9,7 +9,7 @@ struct Terms : Kernel {
   Array<float> scale, add;
   int64_t outputs, terms;
 
-  ort::Status* create(const Node& node) override {
+  BW_COLD ort::Status* create(const Node& node) override {
     View table;
     BW_TRY(node.constant(1, "scale", &scale, &table));
     if (table.rank != 2 || table.dims[0] < 1 || table.dims[1] < 1) return node.fail("scale must be [terms, O]");
