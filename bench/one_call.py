@@ -12,7 +12,6 @@ extra `onnx`.
 
 from __future__ import annotations
 
-import argparse
 from functools import partial
 from typing import Any
 from unittest.mock import patch
@@ -23,10 +22,8 @@ import bitwright as bw
 from bitwright.engine.packed import PackedModel
 from bitwright.export import one_call
 from bitwright.export.to_onnx import packed_proto
-from bitwright.measure.machine import machine
 from bitwright.timing import clock_for, interleave
-from methods import ROOT, write
-from overhead import NETS
+from overhead import measured
 
 
 def row(model: str, recipe: str, side: int, rounds: int) -> dict[str, Any]:
@@ -49,18 +46,5 @@ def row(model: str, recipe: str, side: int, rounds: int) -> dict[str, Any]:
     return {**made, "spread": round(found[""].spread, 3), "runs": found[""].runs}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
-    parser.add_argument("--rounds", type=int, default=31)
-    args = parser.parse_args()
-    torch.manual_seed(0)
-    torch.set_num_threads(1)
-    facts, rows = machine(1), []
-    for model, recipe, side in NETS:
-        rows.append({**row(model, recipe, side, args.rounds), **facts})
-        print({k: v for k, v in rows[-1].items() if k not in facts}, flush=True)
-    write(ROOT / "docs" / "results" / "one_call.csv", rows)
-
-
 if __name__ == "__main__":
-    main()
+    measured(row, __doc__ or "", "one_call.csv")

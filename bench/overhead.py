@@ -91,18 +91,19 @@ def row(model: str, recipe: str, side: int, rounds: int) -> dict[str, Any]:
     return {**made, "spread": round(found["whole"].spread, 3), "runs": found["whole"].runs}
 
 
-def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").split("\n\n")[0])
+def measured(of: Callable[[str, str, int, int], dict[str, Any]], doc: str, table: str) -> None:
+    """The rows of all nets into a table of docs/results."""
+    parser = argparse.ArgumentParser(description=doc.split("\n\n")[0])
     parser.add_argument("--rounds", type=int, default=31)
     args = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
     facts, rows = machine(1), []
     for model, recipe, side in NETS:
-        rows.append({**row(model, recipe, side, args.rounds), **facts})
+        rows.append({**of(model, recipe, side, args.rounds), **facts})
         print({k: v for k, v in rows[-1].items() if k not in facts}, flush=True)
-    write(ROOT / "docs" / "results" / "overhead.csv", rows)
+    write(ROOT / "docs" / "results" / table, rows)
 
 
 if __name__ == "__main__":
-    main()
+    measured(row, __doc__ or "", "overhead.csv")
