@@ -47,21 +47,3 @@ def maxpool(
     function = lib.bw_maxpool_bits if x.dim() == 5 else lib.bw_maxpool_bytes
     check_code(function(ctypes.addressof(pool), x.data_ptr(), out.data_ptr(), threads))
     return out
-
-
-class PooledOutput(native.FloatOutput):
-    """Floats that go through a max-pooling by square windows first: (kernel, stride, padding)."""
-
-    def __init__(self, pool: tuple[int, int, int], scale: Tensor, add: Tensor, **options: Any) -> None:
-        super().__init__(scale, add, **options)
-        self.struct.pool_kernel, self.struct.pool_stride, self.struct.pool_pad = self.pool = pool
-
-    def _pooled(self, oh: int, ow: int) -> tuple[int, int]:
-        kernel, stride, padding = self.pool
-        return (oh + 2 * padding - kernel) // stride + 1, (ow + 2 * padding - kernel) // stride + 1
-
-    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
-        return super().made(n, *self._pooled(oh, ow), o)
-
-    def beside(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
-        return super().beside(n, *self._pooled(oh, ow), o)

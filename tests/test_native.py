@@ -25,7 +25,7 @@ from bitwright.engine.graph import Node
 from bitwright.engine.native_run import Laid, Program
 from bitwright.engine.thresholds import EvenGrid, float_thresholds
 from bitwright.errors import InputError
-from kernels import Pair, PooledOutput, maxpool, pack_codes, run_int
+from kernels import Pair, maxpool, pack_codes, run_int
 
 # The AMX table leaves small maps to AVX-512; here it must take every shape it can.
 os.environ.setdefault("BITWRIGHT_AMX", "always")
@@ -549,15 +549,17 @@ def test_floats_that_are_pooled(
         for relu in (False, True):
             clipped = plain.relu() if relu else plain
             want = torch.nn.functional.max_pool2d(clipped, kernel, stride, padding)
-            y = plan.run(codes, PooledOutput(pool, scale, add, relu=relu), None, threads)
+            y = plan.run(codes, native.FloatOutput(scale, add, pool=pool, relu=relu), None, threads)
             assert torch.equal(y, want)
-            y, found = plan.run(codes, PooledOutput(pool, scale, add, relu=relu, grid=grid), None, threads)
+            y, found = plan.run(codes, native.FloatOutput(scale, add, pool=pool, relu=relu, grid=grid), None, threads)
             assert torch.equal(y, want)
             assert torch.equal(found.long(), grid_oracle(want, grid).permute(0, 2, 3, 1))
         want = torch.nn.functional.max_pool2d(plain, kernel, stride, padding)
         bit = (want >= cuts.view(column)).long() ^ flip.view(column)
-        as_words = plan.run(codes, PooledOutput(pool, scale, add, cuts=cuts, flip=flip), None, threads)
-        as_bytes = plan.run(codes, PooledOutput(pool, scale, add, cuts=cuts, flip=flip, bytes=True), None, threads)
+        as_words = plan.run(codes, native.FloatOutput(scale, add, pool=pool, cuts=cuts, flip=flip), None, threads)
+        as_bytes = plan.run(
+            codes, native.FloatOutput(scale, add, pool=pool, cuts=cuts, flip=flip, bytes=True), None, threads
+        )
         assert torch.equal(as_words[0], want) and torch.equal(as_bytes[0], want)
         assert torch.equal(as_words[1], words_oracle(bit, 1, 1))
         assert torch.equal(as_bytes[1].long(), bit.permute(0, 2, 3, 1))
@@ -565,7 +567,7 @@ def test_floats_that_are_pooled(
     want = torch.nn.functional.max_pool2d(
         case.want.float() * scale.view(column) + add.view(column), kernel, stride, padding
     )
-    assert torch.equal(case.plan.run(case.words, PooledOutput(pool, scale, add)), want)
+    assert torch.equal(case.plan.run(case.words, native.FloatOutput(scale, add, pool=pool)), want)
 
 
 @pytest.mark.few()
@@ -640,7 +642,7 @@ def test_pooled_floats_in_a_list_of_steps(isa: str, bits: int) -> None:
     first, second = (torch.randint(-9, 10, (o, c, 3, 3), generator=g) for o, c in ((48, 40), (5, 48)))
     grid, scale, add = EvenGrid(0.5, "divide", 3, 0, 2**bits - 1), torch.full((48,), 0.01), torch.randn(48, generator=g)
     plans = [native.ConvPlan.bytes(w, x_bits=bits, padding=1) for w in (first, second)]
-    pooled = PooledOutput((3, 2, 1), scale, add, grid=grid)
+    pooled = native.FloatOutput(scale, add, pool=(3, 2, 1), grid=grid)
     plain = native.FloatOutput(torch.ones(5), torch.zeros(5))
     program = Program({"x": Laid((2, 9, 8, 40), torch.uint8)})
     for plan, output, source, name, size in zip(plans, (pooled, plain), "xc", "yz", ((9, 8), (5, 4)), strict=True):

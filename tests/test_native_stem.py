@@ -12,7 +12,7 @@ from torch import Tensor
 
 from bitwright.engine import native
 from bitwright.errors import InputError
-from kernels import PooledOutput, run_int
+from kernels import run_int
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 ISAS = native.isas() if native.available() else []
@@ -72,7 +72,7 @@ def test_sums_that_are_pooled(isa: str, o: int, c: int, kernel: tuple[int, int],
         y = sums(x - 1, w, 2, padding).float() * scale.view(column) + add.view(column)
         for threads, relu, as_bytes in ((1, True, False), (2, False, True), (3, False, False)):
             want = F.max_pool2d(y.relu() if relu else y, *pool)
-            output = PooledOutput(pool, scale, add, relu=relu, cuts=cuts, flip=flip, bytes=as_bytes)
+            output = native.FloatOutput(scale, add, pool=pool, relu=relu, cuts=cuts, flip=flip, bytes=as_bytes)
             found, beside = plan.run(x.to(torch.uint8), output, None, threads)
             assert torch.equal(found, want)
             bit = ((want >= cuts.view(column)).permute(0, 2, 3, 1) ^ flip.bool()).to(torch.uint8)

@@ -525,7 +525,7 @@ ERRORS: dict[str, tuple[Any, str]] = {
         lambda: run("MaxPool", [ones(4, np.uint8).reshape(1, 1, 1, 4)], "codes", **{**POOL, "pads": [2] * 4}),
         "MaxPool: pads must be smaller than the window",
     ),
-    "no image": (lambda: run("MeanFloats", [X[:, :0]], "float"), "MeanFloats: x has no pixels"),
+    "no image": (lambda: run("MeanFloats", [X[:, :0]], "float"), "MeanFloats: mean: n, h, w and channels must be positive"),
     "guard": (lambda: run("Guard", [np.float32(1)], "float"), "Guard: x must have at least one axis"),
 }  # fmt: skip
 

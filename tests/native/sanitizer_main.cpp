@@ -40,6 +40,13 @@ struct Memory {
 
 std::vector<uint8_t> copy_of(const Memory& memory) { return {memory.data, memory.data + memory.bytes}; }
 
+template <class... Parts>
+std::vector<uint8_t> joined(const Parts&... parts) {
+  std::vector<uint8_t> all;
+  (all.insert(all.end(), parts.data, parts.data + parts.bytes), ...);
+  return all;
+}
+
 // What becomes of sums, with tables of the exact size.
 struct RandomOutput {
   std::vector<float> floats, cuts;
@@ -496,6 +503,23 @@ void pooling() {
     check(bw_maxpool_bytes(&pool, x.data, out.data, threads), "maxpool_bytes");
     return copy_of(out);
   });
+  pool.planes = 1;
+  const int64_t values = pool.n * pool.h * pool.w * pool.channels;
+  Memory floats((size_t)values * 4);
+  for (int64_t i = 0; i < values; i++) ((float*)floats.data)[i] = (float)pick(-90, 90) / 32.0f;
+  const float* images = (const float*)floats.data;
+  bw_subsample sub = {pool.n, pool.h, pool.w, pool.channels, pool.stride_h, pool.stride_w, pick(0, 3), pick(0, 3)};
+  same_everywhere("images of floats", [&](int threads) {
+    const size_t pooled = (size_t)(pool.n * pool.oh * pool.ow * pool.channels) * 4;
+    Memory largest(pooled), average(pooled), mean((size_t)(pool.n * pool.channels) * 4);
+    const int64_t rows = (sub.h - 1) / sub.stride_h + 1, columns = (sub.w - 1) / sub.stride_w + 1;
+    Memory fewer((size_t)(sub.n * rows * columns * (sub.before + sub.c + sub.behind)) * 4);
+    check(bw_maxpool_floats(&pool, images, (float*)largest.data, threads), "maxpool_floats");
+    check(bw_avgpool_floats(&pool, images, (float*)average.data, threads), "avgpool_floats");
+    check(bw_mean_floats(&pool, images, (float*)mean.data, threads), "mean_floats");
+    check(bw_subsample_floats(&sub, images, (float*)fewer.data, threads), "subsample_floats");
+    return joined(largest, average, mean, fewer);
+  });
 }
 
 // A quantizer, the convolutions of two terms and their sum in one run: the same as one by one.
@@ -578,13 +602,6 @@ const Memory& one_nan(Memory& memory, size_t bytes) {
     if ((value & ~(1ull << 63)) > infinite) memset(memory.data + i, 0x7f, bytes);
   }
   return memory;
-}
-
-template <class... Parts>
-std::vector<uint8_t> joined(const Parts&... parts) {
-  std::vector<uint8_t> all;
-  (all.insert(all.end(), parts.data, parts.data + parts.bytes), ...);
-  return all;
 }
 
 void training() {

@@ -24,7 +24,7 @@
 extern "C" {
 #endif
 
-#define BW_ABI_VERSION 10
+#define BW_ABI_VERSION 11
 #define BW_MAX_PLANES 8
 #define BW_MAX_POOL 8  // of pool_kernel
 
@@ -96,7 +96,7 @@ typedef struct bw_pack {
   const bw_grid* grid;          // or null
 } bw_pack;
 
-// `channels` counts words per plane for bw_maxpool_bits and bytes for bw_maxpool_bytes.
+// `channels` counts words per plane for bw_maxpool_bits, bytes for bw_maxpool_bytes, and floats, of one plane, for the others.
 typedef struct bw_pool {
   int64_t n, h, w, channels, planes;
   int64_t kh, kw, stride_h, stride_w, pad_h, pad_w, dil_h, dil_w, oh, ow;
@@ -162,6 +162,17 @@ BW_API int64_t bw_floats_size(const bw_floats* layer);  // bytes, or -1
 BW_API int bw_floats_pack(const bw_floats* layer, const float* weight, const float* add, void* dst);  // [o][c][kh][kw]; add: or null
 BW_API int bw_conv_floats(const bw_floats* layer, const float* x, const void* weights, float* out, const float* residual, int threads);
 
+// Images of floats [n][h][w][channels]: the largest or the average of the taps of each window that lie inside the image, and the mean of
+// each image, summed in double: out [n][channels]; only n, h, w and channels count.
+BW_API int bw_maxpool_floats(const bw_pool* pool, const float* x, float* out, int threads);
+BW_API int bw_avgpool_floats(const bw_pool* pool, const float* x, float* out, int threads);
+BW_API int bw_mean_floats(const bw_pool* pool, const float* x, float* out, int threads);
+// Every so many rows and columns, with channels of zeros before and behind the c others.
+typedef struct bw_subsample {
+  int64_t n, h, w, c, stride_h, stride_w, before, behind;
+} bw_subsample;
+BW_API int bw_subsample_floats(const bw_subsample* layer, const float* x, float* out, int threads);
+
 // A linear layer on floats whose weights have few levels, see float_tables.h. x [n][k], out [n][o]:
 //   out = sum * scale[o] + add[o], with `more` + what out holds; sum = sum over k of levels[group place of k][index of (o, k)] x[k]
 typedef struct bw_tables {
@@ -196,13 +207,14 @@ BW_API int bw_coded_linear_connections(const bw_coded_connections* layer, const 
 enum bw_operation {
   BW_CONV_BITS = 0, BW_CONV_BYTES = 1, BW_PACK_BITS = 2, BW_PACK_BYTES = 3, BW_MAXPOOL_BITS = 4, BW_MAXPOOL_BYTES = 5,
   BW_TERMS = 6, BW_CONV_GATED = 7, BW_CONV_FLOATS = 8, BW_SKIP_BYTES = 9, BW_SELECT = 10, BW_HIGH_BITS = 11, BW_SKIP_FLOATS = 12,
-  BW_CONNECTIONS = 13, BW_CODED_CONNECTIONS = 14
+  BW_CONNECTIONS = 13, BW_CODED_CONNECTIONS = 14, BW_MAXPOOL_FLOATS = 15, BW_AVGPOOL_FLOATS = 16, BW_MEAN_FLOATS = 17,
+  BW_SUBSAMPLE_FLOATS = 18
 };
 #define BW_NOWHERE INT64_MIN
 typedef struct bw_step {
   int64_t operation;
   const void* shape;            // bw_conv, bw_pack, bw_pool, bw_terms, bw_gated, bw_floats, bw_connections, bw_coded_connections,
-                                // bw_skip_call (of two) or bw_high_bits
+                                // bw_skip_call (of two), bw_high_bits or bw_subsample
   const void* weights;          // of a convolution; so is the next
   const bw_output* output;
   int64_t x, residual, out, extra;  // places

@@ -94,6 +94,14 @@ int run_step(const bw_step& step, const Memory& memory, int threads) {
       return bw_linear_connections((const bw_connections*)step.shape, (const float*)x, (float*)out, threads);
     case BW_CODED_CONNECTIONS:
       return bw_coded_linear_connections((const bw_coded_connections*)step.shape, (const uint8_t*)x, step.output, out, residual, extra, threads);
+    case BW_MAXPOOL_FLOATS:
+      return bw_maxpool_floats((const bw_pool*)step.shape, (const float*)x, (float*)out, threads);
+    case BW_AVGPOOL_FLOATS:
+      return bw_avgpool_floats((const bw_pool*)step.shape, (const float*)x, (float*)out, threads);
+    case BW_MEAN_FLOATS:
+      return bw_mean_floats((const bw_pool*)step.shape, (const float*)x, (float*)out, threads);
+    case BW_SUBSAMPLE_FLOATS:
+      return bw_subsample_floats((const bw_subsample*)step.shape, (const float*)x, (float*)out, threads);
     default:
       return bw_fail(BW_BAD_ARGUMENT, "unknown operation %lld", (long long)step.operation);
   }

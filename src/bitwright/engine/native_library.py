@@ -45,11 +45,13 @@ SkipStruct = _struct(
     "bw_skip", "splits shared low_bits *threshold *bias *scale *add *off_scale *off_add relu dense *rest_corr"
 )
 SkipCallStruct = _struct("bw_skip_call", "*conv *skip")
+SubsampleStruct = _struct("bw_subsample", "n h w c stride_h stride_w before behind")
 HighBitsStruct = _struct("bw_high_bits", "count shift *table")
+IMAGE_OPERATIONS = ("maxpool_floats", "avgpool_floats", "mean_floats", "subsample_floats")  # on floats, without weights
 OPERATIONS = (
     *("conv_bits", "conv_bytes", "pack_bits", "pack_bytes", "maxpool_bits", "maxpool_bytes", "terms"),
     *("conv_gated", "conv_floats", "skip_bytes", "select", "high_bits", "skip_floats", "connections"),
-    "coded_connections",
+    *("coded_connections", *IMAGE_OPERATIONS),
 )
 NOWHERE = -(1 << 63)  # the place of a value that a step does not have
 

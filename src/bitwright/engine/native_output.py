@@ -60,13 +60,14 @@ class FloatOutput(KernelOutput):
     grid          codes of y as bytes, by an even ladder
     cuts, flip    float [L, O] or [O], uint8 [O]: how many cuts y has reached; as words, or of one cut with `bytes` as bytes. Of one cut
                   the other bit where flip[o]; more have no flip
+    pool          (side of a square window, stride, padding): y, and with it the codes, are those of the max-pooled floats
     """
 
     mode = 1
 
     def __init__(
         self, scale: Tensor, add: Tensor, *, relu: bool = False, grid: EvenGrid | None = None, cuts: Tensor | None = None,
-        flip: Tensor | None = None, bytes: bool = False,
+        flip: Tensor | None = None, bytes: bool = False, pool: tuple[int, int, int] | None = None,
     ) -> None:  # fmt: skip
         o = scale.numel()
         cuts = None if cuts is None else cuts.reshape(-1, cuts.shape[-1])
@@ -74,15 +75,27 @@ class FloatOutput(KernelOutput):
         for name, value in (("add", add), ("cuts", cut), ("flip", flip)):
             if value is not None:
                 core.require(value.numel() == o, f"scale has {o} entries, {name} {value.numel()}")
-        levels = 0 if cuts is None else len(cuts)
+        levels, pool = 0 if cuts is None else len(cuts), pool or (0, 0, 0)
         self.planes = max(1, levels.bit_length())
         super().__init__(
             scale=core.kernel_table(scale, torch.float32), add=core.kernel_table(add, torch.float32), relu=int(relu), grid=grid_struct(grid),
-            cuts=core.optional(cuts, torch.float32), levels=levels, out_planes=self.planes, extra_bytes=int(bytes), flip=core.optional(flip, torch.uint8),
+            pool_kernel=pool[0], pool_stride=pool[1], pool_pad=pool[2], cuts=core.optional(cuts, torch.float32), levels=levels, out_planes=self.planes, extra_bytes=int(bytes), flip=core.optional(flip, torch.uint8),
         )  # fmt: skip
-        self.channels = o
+        self.channels, self.pool = o, pool
         if grid is not None or cuts is not None:
             self.extra = "bytes" if grid is not None or bytes else "words"
+
+    def made(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return super().made(n, *self._pooled(oh, ow), o)
+
+    def beside(self, n: int, oh: int, ow: int, o: int) -> tuple[tuple[int, ...], torch.dtype]:
+        return super().beside(n, *self._pooled(oh, ow), o)
+
+    def _pooled(self, oh: int, ow: int) -> tuple[int, int]:
+        kernel, stride, pad = self.pool
+        if not kernel:
+            return oh, ow
+        return (oh + 2 * pad - kernel) // stride + 1, (ow + 2 * pad - kernel) // stride + 1
 
 
 class GridOutput(KernelOutput):

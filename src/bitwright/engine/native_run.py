@@ -19,7 +19,7 @@ from torch import Tensor
 
 from bitwright.engine.graph import Node, rows_as_image
 from bitwright.engine.native_conv import ConvCall, ConvPlan
-from bitwright.engine.native_library import NOWHERE, OPERATIONS, StepStruct, check_code, library
+from bitwright.engine.native_library import IMAGE_OPERATIONS, NOWHERE, OPERATIONS, StepStruct, check_code, library
 from bitwright.engine.native_output import KernelOutput
 from bitwright.engine.rules import CODED_SPLITS
 
@@ -159,9 +159,11 @@ class NativeRun:
         self.reads = list(dict.fromkeys(name for n in nodes for name in n.inputs if name not in makes))
         self.leaves = {name: node for name, node in makes.items() if leaves is None or name in leaves}
         self.orders = {name: _order(n, made=False) for n in nodes for name in n.inputs if name in self.reads}
-        # a residual, and what a gate or a float layer reads, have to lie as the layer's own floats do
+        # a residual, and what a gate, a float layer or a pooling of floats reads, have to lie as the layer's own floats do
         self.residuals = {n.inputs[1] for n in nodes if len(n.inputs) == 2}
-        self.residuals |= {n.inputs[0] for n in nodes if n.op in ("gated_conv", "float_conv", "skipped_gate")}
+        self.residuals |= {
+            n.inputs[0] for n in nodes if n.op in (*IMAGE_OPERATIONS, "gated_conv", "float_conv", "skipped_gate")
+        }
         self.programs: dict[Any, tuple[Program, list[tuple[int, Callable[[Tensor], Tensor]]]]] = {}
 
     def follows(self, node: Node) -> bool:

@@ -17,6 +17,7 @@ from bitwright.engine.fuse_connections import joined_connections
 from bitwright.engine.fuse_floats import float_kernels
 from bitwright.engine.fuse_gates import gated_kernels
 from bitwright.engine.graph import Graph, Node
+from bitwright.engine.native_images import image_kernels
 from bitwright.engine.native_run import KEPT, joined, reads, within
 from bitwright.engine.store import from_json, sized, stored
 from bitwright.engine.torch_op import answers_of, text_of
@@ -99,7 +100,7 @@ class PackedModel(nn.Module):
         if self.backend != "native":
             return self._laid_out(run_reference.build(self.runtime))
         make = partial(run_native.step, threads=self.threads)
-        graph = joined_connections(float_kernels(gated_kernels(self.runtime)))
+        graph = image_kernels(joined_connections(float_kernels(gated_kernels(self.runtime))))
         return self._laid_out(run_reference.build(graph, make))
 
     @cached_property

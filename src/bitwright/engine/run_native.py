@@ -16,7 +16,8 @@ from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_codes import SMALL, pool_struct
 from bitwright.engine.native_floats import float_plan
 from bitwright.engine.native_gates import gated_plan
-from bitwright.engine.native_library import CodedConnectionsStruct, TermsStruct, kernel_table
+from bitwright.engine.native_images import lay_image
+from bitwright.engine.native_library import IMAGE_OPERATIONS, CodedConnectionsStruct, TermsStruct, kernel_table
 from bitwright.engine.native_run import Laid, NativeRun, Program
 from bitwright.engine.native_splits import ShuffledFloats, TorchSplit, lay_both_sums, lay_by_skipping, lay_floats
 from bitwright.engine.rules import CODED, CODED_SPLITS, place_of
@@ -39,6 +40,8 @@ def step(node: Node, graph: Graph, threads: int | None) -> Step:
         return NativeRun([node], [_gated(node, graph)], threads)
     if node.op == "float_conv":
         return NativeRun([node], [_floats(node, graph)], threads)
+    if node.op in IMAGE_OPERATIONS:
+        return NativeRun([node], [lay_image(node)], threads)
     if node.op == "skipped_gate":
         order = SplitOperator(node, graph).order
         return (
@@ -185,7 +188,7 @@ def _output(node: Node, graph: Graph) -> native.KernelOutput:
     if "emit" not in a:
         return native.FloatOutput(
             scale[0], add, relu=bool(a.get("relu")), grid=a.get("grid"), cuts=graph.tensor(node, "cuts"),
-            flip=graph.tensor(node, "flip"), bytes=a.get("extra_form") == "bytes",
+            flip=graph.tensor(node, "flip"), bytes=a.get("extra_form") == "bytes", pool=a.get("pool"),
         )  # fmt: skip
     e = a["emit"]
     if "grid" in e:

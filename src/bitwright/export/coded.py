@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,10 +11,11 @@ from torch import Tensor
 
 from bitwright.engine import reference
 from bitwright.engine.forms import code_planes
-from bitwright.engine.graph import Graph, Node, ints
+from bitwright.engine.graph import Graph, Node
 from bitwright.engine.reference import tap_sums
 from bitwright.engine.rules import place_of
 from bitwright.engine.thresholds import EvenGrid
+from bitwright.export.images import pooled_sides, window_attributes
 
 if TYPE_CHECKING:
     from bitwright.export.net import FusedNet
@@ -62,69 +63,12 @@ def pack(net: FusedNet, node: Node) -> Callable[[Values], None]:
 def pool(net: FusedNet, node: Node) -> Callable[[Values], None]:
     a, name, source = node.attrs, node.name, node.inputs[0]
     planes = 0 if a["form"] == "bytes" else code_planes(int(a["levels"]))
-    attrs = _window(a["kernel"], a["stride"], a["padding"], a["dilation"], bool(a["ceil"]))
+    attrs = window_attributes(a["kernel"], a["stride"], a["padding"], a["dilation"], bool(a["ceil"]))
 
     def run(values: Values) -> None:
         codes = values[source]
-        shape = (codes.shape[0], *_pooled(codes.shape[1:3], attrs), codes.shape[3])
+        shape = (codes.shape[0], *pooled_sides(codes.shape[1:3], attrs), codes.shape[3])
         values[name] = net.call("MaxPool", [codes], {"planes": planes, **attrs}, (torch.uint8, shape))
-
-    return run
-
-
-def pool_window(node: Node) -> tuple[str, dict[str, Any]] | None:
-    """The operator and attributes of a pooling of images that ours can do with the channels last, else None."""
-    a = node.attrs
-    if len(node.shape) != 3:
-        return None
-    if node.op == "max_pool":
-        return "MaxPoolFloats", _window(a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"])
-    if node.op != "aten" or a["call"] != "avg_pool2d.default":
-        return None
-    given = a["args"]
-    padding, whole = given.get("padding", [0]), {"self", "kernel_size", "stride", "padding", "count_include_pad"}
-    if not set(given) <= whole or (any(padding) and given.get("count_include_pad", True)):
-        return None  # windows cut off at the border, or a divisor of the caller's
-    return "AveragePoolFloats", _window(given["kernel_size"], given.get("stride", []), padding, [1], False)
-
-
-def _window(
-    kernel: list[int], stride: list[int], padding: list[int], dilation: list[int], ceil: bool
-) -> dict[str, Any]:
-    pads = ints(padding, 2)
-    return {
-        "kernel_shape": ints(kernel, 2), "strides": ints(stride or kernel, 2), "pads": [*pads, *pads],
-        "dilations": ints(dilation, 2), "ceil_mode": int(ceil),
-    }  # fmt: skip
-
-
-def _pooled(size: Sequence[Any], window: dict[str, Any]) -> list[Any]:
-    """The sides of a pooled image: numbers, or symbols of free sizes."""
-    sides = []
-    for axis, s in enumerate(size):
-        kernel, stride, pad, dilation = (window[k][axis] for k in ("kernel_shape", "strides", "pads", "dilations"))
-        room = s + 2 * pad - dilation * (kernel - 1) - 1
-        whole = room // stride + 1
-        if window["ceil_mode"]:  # a last window that starts inside the image, or the padding before it, counts too
-            whole = torch.sym_min((room + stride - 1) // stride, (s + pad - 1) // stride) + 1
-        sides.append(whole)
-    return sides
-
-
-def pool_floats(
-    net: FusedNet, node: Node, op: str, window: dict[str, Any], torch_pool: Callable[[Tensor], Tensor]
-) -> Callable[[Values], None]:
-    """Where the floats have their channels last already; torch's operator elsewhere. No window: the mean of an image."""
-    name, source = node.name, node.inputs[0]
-
-    def run(values: Values) -> None:
-        x = net.channels_last.get(source)
-        if x is None:
-            values[name] = torch_pool(values[source])
-            return
-        sides = _pooled(x.shape[1:3], window) if window else (1, 1)
-        y = net.call(op, [x], window, (torch.float32, (x.shape[0], *sides, x.shape[3])))
-        net.channels_last[name], values[name] = y, y.permute(0, 3, 1, 2)
 
     return run
 
@@ -176,9 +120,10 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
     tail, more, op, codes_too = _outcome(net, node, outputs)
     step = _step_table(net, node, outputs)
     floats = op in ("Conv", "ConvCut", "ConvLadder", "ConvRound")
-    window = a.get("pool")
+    window: tuple[int, int, int] | None = a.get("pool")
     if window is not None:
-        op, more = f"{op}Pool", {**more, **window}
+        (kernel, stride, pad), op = window, f"{op}Pool"
+        more = {**more, "pool_kernel": [kernel] * 2, "pool_strides": [stride] * 2, "pool_pads": [pad] * 4}
     residual = node.inputs[1] if len(node.inputs) == 2 else None
     beside = a.get("extra")
 
@@ -191,8 +136,8 @@ def coded(net: FusedNet, node: Node) -> Callable[[Values], None]:
             given[len(constants) + 4] = images(values[residual], False).permute(0, 2, 3, 1) if other is None else other
         sides = place.out(codes)
         if window is not None:
-            parts = zip(sides, *(window[f"pool_{k}"] for k in ("kernel", "strides", "pads")), strict=False)
-            sides = [(s + 2 * pad - kernel) // stride + 1 for s, kernel, stride, pad in parts]
+            kernel, stride, pad = window
+            sides = [(s + 2 * pad - kernel) // stride + 1 for s in sides]
         shape = (codes.shape[0], *sides, outputs)
         kinds = [(torch.float32 if floats else torch.uint8, shape)]
         kinds += [(torch.uint8, shape)] if codes_too else []

@@ -13,14 +13,15 @@ from torch.onnx.ops import symbolic, symbolic_multi_out
 
 from bitwright.engine import reference
 from bitwright.engine.fuse_floats import float_kernels
+from bitwright.engine.fuse_pools import pool_inside
+from bitwright.engine.fuse_shortcuts import subsample_at_once
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.operators import function
 from bitwright.engine.rules import CODED, CODED_SPLITS, SPLITS
 from bitwright.engine.thresholds import even_grid
 from bitwright.export import coded
 from bitwright.export.gates import PlainSplit
-from bitwright.export.pooling import pool_inside
-from bitwright.export.shortcuts import subsample, subsample_at_once
+from bitwright.export.images import pool_floats, pool_window, subsample
 
 Values = dict[str, Tensor]
 
@@ -86,8 +87,8 @@ class FusedNet(nn.Module):
             return subsample(self, node)
         if node.op == "float_conv":
             return coded.float_conv(self, node, self._weight(node))
-        if (window := coded.pool_window(node)) is not None:
-            return coded.pool_floats(self, node, *window, function(node, self.graph))
+        if (window := pool_window(node)) is not None:
+            return pool_floats(self, node, *window, function(node, self.graph))
         if node.op == "decode":
             x = node.attrs.get("x") or self.graph.node(node.inputs[0]).attrs
             last, unit = bool(self.graph.node(node.inputs[0]).attrs["last"]), float(node.attrs["unit"])
@@ -109,7 +110,7 @@ class FusedNet(nn.Module):
                 return x.double().mean(axes, keepdim=True).to(x.dtype)
 
             if len(axes) == 2:
-                return coded.pool_floats(self, node, "MeanFloats", {}, averaged)
+                return pool_floats(self, node, "MeanFloats", {}, averaged)
             f = averaged
 
         else:

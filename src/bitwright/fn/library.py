@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-ABI = 10
+ABI = 11
 NAME = "libbitwright_core.dylib" if sys.platform == "darwin" else "libbitwright_core.so"
 
 

@@ -1,12 +1,37 @@
-"""Layers that pool what they compute: one operator where a net has a convolution, its codes, and a max-pooling of both."""
+"""Poolings of images of floats: what the kernels can do, and layers that pool what they compute, one operator where a net has a
+convolution, its codes, and a max-pooling of both."""
 
 from __future__ import annotations
 
-from typing import Any
+from dataclasses import dataclass
 
 from bitwright.engine.graph import Graph, Node, ints
 
 MOST = 8  # pixels of a window's side, as the kernels have it
+
+
+@dataclass(frozen=True)
+class FloatWindow:
+    """kernel, stride, padding, dilation (lists as ATen has them, stride may be empty), and whether a last window may stand out."""
+
+    average: bool
+    window: tuple[list[int], list[int], list[int], list[int], bool]
+
+
+def float_window(node: Node) -> FloatWindow | None:
+    """The window of a pooling of images of floats that our operators can do, else None."""
+    a = node.attrs
+    if len(node.shape) != 3:
+        return None
+    if node.op == "max_pool":
+        return FloatWindow(False, (a["kernel"], a["stride"], a["padding"], a["dilation"], a["ceil"]))
+    if node.op != "aten" or a["call"] != "avg_pool2d.default":
+        return None
+    given = a["args"]
+    padding, known = given.get("padding", [0]), {"self", "kernel_size", "stride", "padding", "count_include_pad"}
+    if not set(given) <= known or (any(padding) and given.get("count_include_pad", True)):
+        return None  # windows cut off at the border, or a divisor of the caller's
+    return FloatWindow(True, (given["kernel_size"], given.get("stride", []), padding, [1], False))
 
 
 def pool_inside(graph: Graph) -> Graph:
@@ -43,8 +68,8 @@ def _fits(layer: Node) -> bool:
     return images and "emit" not in a and len(a["weight"]["terms"]) == 1 and not stepped
 
 
-def _window(node: Node, op: str) -> dict[str, Any] | None:
-    """The window as attributes of the operator, if `node` pools so and the kernels can."""
+def _window(node: Node, op: str) -> tuple[int, int, int] | None:
+    """(side, stride, padding) of its window, if `node` pools so and the kernels can."""
     if node.op != op or int(node.attrs["rank"]) != 2 or bool(node.attrs["ceil"]):
         return None
     kernel = ints(node.attrs["kernel"], 2)
@@ -52,4 +77,4 @@ def _window(node: Node, op: str) -> dict[str, Any] | None:
     square = all(len(set(pair)) == 1 for pair in (kernel, stride, pads))
     if not square or set(ints(node.attrs["dilation"], 2)) != {1} or max(kernel[0], stride[0]) > MOST:
         return None
-    return {"pool_kernel": kernel, "pool_strides": stride, "pool_pads": [*pads, *pads]}
+    return kernel[0], stride[0], pads[0]

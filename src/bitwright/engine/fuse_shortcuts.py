@@ -2,17 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-
-import torch
-import torch.nn.functional as F
-from torch import Tensor
-
 from bitwright.engine.graph import Graph, Node
-
-if TYPE_CHECKING:
-    from bitwright.export.net import FusedNet
 
 END = 2**31  # of a slice that goes on to the end
 
@@ -51,22 +41,3 @@ def _steps(node: Node) -> bool:
     return (
         node.op == "slice" and len(node.shape) == 3 and int(a["dim"]) in (2, 3) and not a["start"] and a["end"] >= END
     )
-
-
-def subsample(net: FusedNet, node: Node) -> Callable[[dict[str, Tensor]], None]:
-    """Where the floats have their channels last already; torch's operators elsewhere."""
-    (down, across), (low, high) = node.attrs["strides"], node.attrs["channel_pads"]
-    name, source = node.name, node.inputs[0]
-    attrs: dict[str, Any] = {"strides": [down, across], "channel_pads": [low, high]}
-
-    def run(values: dict[str, Tensor]) -> None:
-        x = net.channels_last.get(source)
-        if x is None:
-            values[name] = F.pad(values[source][:, :, ::down, ::across], (0, 0, 0, 0, low, high))
-            return
-        n, h, w, c = x.shape
-        shape = (n, (h + down - 1) // down, (w + across - 1) // across, low + c + high)
-        y = net.call("SubsampleFloats", [x], attrs, (torch.float32, shape))
-        net.channels_last[name], values[name] = y, y.permute(0, 3, 1, 2)
-
-    return run
