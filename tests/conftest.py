@@ -6,6 +6,7 @@ import gc
 import os
 import time
 from collections import defaultdict
+from collections.abc import Iterator
 from typing import Any
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -14,10 +15,20 @@ os.environ["BITWRIGHT_PLAN"] = "0"  # what was measured on this machine decides 
 import pytest
 import torch
 
+from bitwright.engine import native
+
 torch.set_num_threads(1)
 # readline in the pytest process tells its children a terminal of 80 columns; there is none
 for _name in ("COLUMNS", "LINES"):
     os.environ.pop(_name, None)
+
+
+@pytest.fixture(params=native.isas() if native.available() else [])
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """The kernels of each instruction set of this machine in turn."""
+    native.force_isa(request.param)
+    yield request.param
+    native.force_isa("")
 
 
 @pytest.hookimpl(tryfirst=True)

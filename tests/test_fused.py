@@ -6,7 +6,7 @@ import copy
 import os
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -20,13 +20,6 @@ from bitwright.fn import fast, kernels, plain
 
 needs_core = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 Function = Callable[[Tensor], Tensor]
-
-
-@pytest.fixture(params=native.isas() if native.available() else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 def awkward(*shape: int) -> Tensor:

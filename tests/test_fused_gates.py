@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -20,13 +19,6 @@ from bitwright.fn.gate import add_where_on, gate, halves
 from bitwright.parts.gate_call import GateCall
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
-
-
-@pytest.fixture(params=native.isas() if native.available() else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 SHAPES: dict[str, tuple[tuple[int, ...], bool]] = {  # shape of the outputs; whether channels are the last axis

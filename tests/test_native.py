@@ -9,7 +9,6 @@ import itertools
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -33,13 +32,6 @@ os.environ.setdefault("BITWRIGHT_AMX", "always")
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 ISAS = native.isas() if native.available() else []
 SIZES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 # ---- oracles ---------------------------------------------------------------------------------------------

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import ctypes
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -21,13 +20,6 @@ from bitwright.errors import InputError
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 ISAS = native.isas() if native.available() else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 @pytest.fixture

@@ -6,7 +6,6 @@ import copy
 import ctypes
 import json
 import os
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -31,13 +30,6 @@ from bitwright.errors import InputError
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 ISAS = native.isas() if native.available() else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 class Layer:

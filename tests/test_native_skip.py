@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -26,13 +26,6 @@ os.environ.setdefault("BITWRIGHT_AMX", "always")
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
 SIZES = (2, 3, 15, 16, 17, 31, 33, 64, 65)
-
-
-@pytest.fixture(params=native.isas() if native.available() else [])
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 def base_of(c: int, o: int, groups: int, splits: int, shared: bool) -> Tensor:

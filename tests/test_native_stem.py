@@ -3,8 +3,6 @@ against slow integer arithmetic."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -15,14 +13,6 @@ from bitwright.errors import InputError
 from kernels import run_int
 
 pytestmark = pytest.mark.skipif(not native.available(), reason=native.notice() or "native core missing")
-ISAS = native.isas() if native.available() else []
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 def sums(x: Tensor, w: Tensor, stride: int, padding: int | tuple[int, int]) -> Tensor:

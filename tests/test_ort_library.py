@@ -12,7 +12,6 @@ import random
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -37,13 +36,6 @@ ISAS = native.isas() if native.available() else []
 SIZES = (1, 2, 3, 15, 16, 17, 31, 32, 33, 63, 64, 65, 127, 129)
 Array = NDArray[Any]
 TYPES = {"float": TensorProto.FLOAT, "codes": TensorProto.UINT8, "int": TensorProto.INT32}
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 # ---- graphs of one node ----------------------------------------------------------------------------------------

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -24,13 +23,6 @@ LEVELS = {
     "odd": (-3, -1, 1, 3),
     "many": tuple(range(-9, 7)),
 }
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    native.force_isa(request.param)
-    yield request.param
-    native.force_isa("")
 
 
 def whole(levels: tuple[int, ...], o: int, k: int) -> Tensor:
