@@ -321,6 +321,7 @@ SLOW = pytest.mark.slow
 STYLE = [pytest.param("w1a1"), pytest.param("w2a2", marks=SLOW), pytest.param("ternary", marks=SLOW)]
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("style", STYLE)
 @pytest.mark.parametrize("name", NAMES)
 def test_topologies_in_batches_of_1_2_7_and_0(name: str, style: str) -> None:

@@ -132,6 +132,7 @@ def test_laws(case: Case) -> None:
             law(case)
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("case", DEFAULTS, ids=str)
 def test_laws_that_train_or_compile(case: Case) -> None:
     for law in LAWS:

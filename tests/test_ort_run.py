@@ -228,6 +228,7 @@ def test_a_net_in_one_call(tmp_path: Path) -> None:
         assert report.operators["bitwright::SubsampleFloats"] == 1
 
 
+@pytest.mark.few("both", "twice")
 @pytest.mark.parametrize("taken", ["rows", "columns", "both", "twice"])
 def test_images_that_are_stepped_over(taken: str, tmp_path: Path) -> None:
     """Slices in any number; one that another operator reads, or that does not begin at the first row, stays."""

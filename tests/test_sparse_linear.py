@@ -126,6 +126,7 @@ def test_a_scale_that_overflows_stays_outside() -> None:
     assert not any("in_scale" in n.attrs.get("tensors", {}) for n in graph.nodes)
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("rows", [1, 16, 17, 45, 70])
 def test_layers_of_codes_have_the_same_integers_by_their_list(rows: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into codes, words of one bit and floats; what the list is not faster for runs as before."""

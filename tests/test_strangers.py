@@ -132,6 +132,7 @@ def test_the_net_itself(name: str) -> None:
 # ---- the cycle ----
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize(("name", "recipe"), FIRST + SECOND)
 def test_plan_apply_train(name: str, recipe: str) -> None:
     stranger = BY_NAME[name]

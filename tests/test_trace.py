@@ -157,6 +157,7 @@ def _written(x: Tensor) -> Tensor:
     return y.relu_() + x
 
 
+@pytest.mark.few(every=3)
 @pytest.mark.parametrize("name", OPERATIONS)
 def test_float_operations(name: str) -> None:
     values(Do(OPERATIONS[name]), 4, 6, 6)
