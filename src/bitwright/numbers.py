@@ -15,6 +15,15 @@ def ms(value: float | None) -> str:
     return "-" if value is None else significant(value)
 
 
+def us(seconds: float | None) -> str:
+    """Seconds as microseconds with three significant digits.
+
+    >>> us(0.0000135), us(None)
+    ('13.5', '-')
+    """
+    return "-" if seconds is None else significant(1e6 * seconds)
+
+
 def significant(value: float) -> str:
     """Three significant digits without an exponent, thousands with commas.
 

@@ -29,7 +29,7 @@ from bitwright.engine.graph import Graph, Node
 from bitwright.engine.rules import CODED, place_of
 from bitwright.engine.run_native import conv_plans
 from bitwright.errors import InputError
-from bitwright.numbers import ms
+from bitwright.numbers import us
 from bitwright.tabular import columns
 from bitwright.timing import clock_for, interleave
 from bitwright.transforms.forward import torch_threads
@@ -113,7 +113,7 @@ class LayerWays:
 
 @dataclass(frozen=True)
 class Explanation:
-    """`str()` is the table: predicted and measured time of each way, and which one runs."""
+    """`str()` is the table: predicted and measured time of each way, in microseconds, and which one runs."""
 
     rows: list[LayerWays]
     note: str
@@ -121,9 +121,9 @@ class Explanation:
     def __str__(self) -> str:
         gated = any("gated" in {r.runs_as, *r.predicted, *r.measured} for r in self.rows)
         ways = [way for way in WAYS if way != "gated" or gated]
-        head = ["layer", "runs as", *(f"{way}, {said}" for said in ("predicted", "measured") for way in ways), ""]
+        head = ["layer", "runs as", *(f"{way}, {said} us" for said in ("predicted", "measured") for way in ways), ""]
         rows = [
-            [r.layer, r.runs_as, *(ms(t.get(way)) for t in (r.predicted, r.measured) for way in ways), r.warning]
+            [r.layer, r.runs_as, *(us(t.get(way)) for t in (r.predicted, r.measured) for way in ways), r.warning]
             for r in self.rows
         ]
         return "\n".join([*columns(head, rows), self.note])
