@@ -177,11 +177,15 @@ class NativeRun:
 
     def __call__(self, env: dict[str, Tensor]) -> None:
         given = [env[name] for name in self.reads]
-        key = (given[0].shape, given[0].stride()) if len(given) == 1 else tuple([(x.shape, x.stride()) for x in given])
-        program, copies = self.programs.get(key) or self._program(key, given)
+        program, copies = self.program(given)
         for i, copy in copies:
             given[i] = copy(given[i])
         program.run(env, given, self.threads or torch.get_num_threads())
+
+    def program(self, given: list[Tensor]) -> tuple[Program, list[tuple[int, Callable[[Tensor], Tensor]]]]:
+        """The program for such inputs, made once; and which of them have to be copied first."""
+        key = (given[0].shape, given[0].stride()) if len(given) == 1 else tuple([(x.shape, x.stride()) for x in given])
+        return self.programs.get(key) or self._program(key, given)
 
     def _program(self, key: Any, given: list[Tensor]) -> tuple[Program, list[tuple[int, Callable[[Tensor], Tensor]]]]:
         laid: dict[str, Laid] = {}
