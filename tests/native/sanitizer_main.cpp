@@ -1,16 +1,19 @@
 // Runs every entry point on random awkward shapes, every instruction set against `portable`, in buffers of the
-// exact size, so that AddressSanitizer sees a read or write one element too far. Prints one line, exits 0 or 1.
+// exact size, so that AddressSanitizer sees a read or write one element too far. Prints what ran, exits 0 or 1.
+// Arguments: rounds (300), seed (1).
 #include <cmath>
 #include <stdint.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
+#include <map>
 #include <random>
+#include <set>
 #include <string>
 #include <vector>
 
-#include "bitwright.h"
+#include "kernels.h"
 
 namespace {
 
@@ -108,6 +111,9 @@ std::vector<std::string> isas() {
 }
 
 uint64_t results = 14695981039346656037u;  // a hash of inference, to compare machines by
+
+std::map<std::string, std::set<int32_t>> layouts;  // of weights, by instruction set: which of its kernels a run has reached
+void note_layout(const Memory& weights) { layouts[bw_isa()].insert(((const bw_weights_header*)weights.data)->layout); }
 
 // Runs `once` under every instruction set and compares what it returns.
 template <class Once>
@@ -213,6 +219,7 @@ void convolution(bool bits) {
     Memory extra(extra_bytes(output, results, conv.o));
     check(bits ? bw_weights_pack(&conv, weight_bits.data(), packed.data)
                : bw_byte_weights_pack(&conv, weight_values.data(), packed.data), "weights");
+    note_layout(packed);
     const float* add = with_residual ? residual.data() : nullptr;
     void* beside = with_extra ? extra.data : nullptr;
     check(bits ? bw_conv_bits(&conv, (const uint32_t*)x.data, packed.data, &output, out.data, add, beside, threads)
@@ -444,6 +451,7 @@ void skipping(bool floats) {
     Memory out(floats ? (size_t)(pixels * o) * 4 : output_bytes(output, pixels, o)), extra(extra_bytes(output, pixels, o));
     check(floats ? bw_skip_floats_pack(&conv, &skip, real.data(), packed.data)
                  : bw_skip_bytes_pack(&conv, &skip, whole.data(), packed.data), "skip weights");
+    note_layout(packed);
     check(floats ? bw_skip_floats(&conv, &skip, (const float*)x.data, packed.data, (float*)out.data, add, threads)
                  : bw_skip_bytes(&conv, &skip, x.data, packed.data, &output, out.data, add, with_extra ? extra.data : nullptr, threads),
           "skip");
@@ -677,6 +685,7 @@ void training() {
 int main(int count, char** arguments) {
   setenv("BITWRIGHT_AMX", "always", 1);  // tiles for small maps too
   const int rounds = count > 1 ? atoi(arguments[1]) : 300;
+  if (count > 2) random_bits.seed((unsigned)atoi(arguments[2]));
   for (int i = 0; i < rounds; i++) {
     convolution(true);
     convolution(false);
@@ -695,5 +704,10 @@ int main(int count, char** arguments) {
   }
   if (bw_force_isa("nonsense") != BW_BAD_ISA) return 1;
   printf("ok: %d rounds, %s; results %016llx\n", rounds, bw_available_isas(), (unsigned long long)results);
+  for (const std::string& isa : isas()) {
+    printf("layouts of %s:", isa.c_str());
+    for (const int32_t layout : layouts[isa]) printf(" %d", layout);
+    printf("\n");
+  }
   return 0;
 }
