@@ -172,7 +172,35 @@ def test_a_window_without_a_pixel_is_that_of_torch() -> None:
     assert torch.equal(env["y"], want)
 
 
-def test_images_of_every_size() -> None:
+@pytest.mark.parametrize("isa", ["portable", ""])
+def test_a_shortcut_behind_torchs_own_operators(isa: str) -> None:
+    """Where no kernel wrote the image it is not laid out for ours: on CPUs whose float layers are torch's, and behind any float operator."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.conv = nn.Conv2d(3, 6, 3), bw.nn.Conv2d(13, 5, 3, w="bwn", x={"part": "uniform", "bits": 8})
+
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            y = self.stem(x)
+            return F.pad(y.sin()[:, :, ::2, ::3], (0, 0, 0, 0, 4, 3)), self.conv(
+                F.pad(y[:, :, ::2], (0, 0, 0, 0, 4, 3))
+            )
+
+    native.force_isa(isa)
+    try:
+        net, x = Net().eval(), torch.rand(2, 3, 13, 14)
+        net(x)
+        packed = bw.convert(net, x).model
+        assert packed is not None
+        for mine, want in zip(packed(x), net(x), strict=True):
+            torch.testing.assert_close(mine, want, rtol=1e-5, atol=1e-5)
+    finally:
+        native.force_isa("")
+
+
+def test_images_of_every_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(fuse_floats, "ISAS", tuple(native.isas()))
     x = torch.randn(1, 3, 16, 16)
     net = Between(nn.AvgPool2d(2), nn.Sequential(conv(), nn.MaxPool2d(3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
     packed = packed_net(net, x, dynamic_size=True)

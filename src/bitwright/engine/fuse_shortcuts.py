@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
 from bitwright.engine.graph import Graph, Node
 
 END = 2**31  # of a slice that goes on to the end
@@ -25,6 +30,12 @@ def subsample_at_once(graph: Graph) -> Graph:
         last.op, last.inputs = "subsample", list(chain[0].inputs)
         last.attrs = {"shape": last.attrs["shape"], "strides": strides, "channel_pads": list(pads)}
     return graph
+
+
+def subsampled(x: Tensor, attrs: dict[str, Any]) -> Tensor:
+    """The value of a node `subsample`, x [N, C, H, W]."""
+    (down, across), (low, high) = attrs["strides"], attrs["channel_pads"]
+    return F.pad(x[:, :, ::down, ::across], (0, 0, 0, 0, low, high))
 
 
 def _pads(node: Node) -> tuple[int, int] | None:

@@ -11,6 +11,7 @@ import torch
 
 from bitwright.engine import native, reference, run_reference
 from bitwright.engine.forms import code_planes
+from bitwright.engine.fuse_shortcuts import subsampled
 from bitwright.engine.gates import SplitOperator
 from bitwright.engine.graph import Graph, Node
 from bitwright.engine.native_codes import SMALL, pool_struct
@@ -42,6 +43,8 @@ def step(node: Node, graph: Graph, threads: int | None) -> Step:
         return NativeRun([node], [_floats(node, graph)], threads)
     if node.op in IMAGE_OPERATIONS:
         return NativeRun([node], [lay_image(node)], threads)
+    if node.op == "subsample":  # of floats that torch's operators made
+        return run_reference.of_one(node, lambda x: subsampled(x, node.attrs))
     if node.op == "skipped_gate":
         order = SplitOperator(node, graph).order
         return (

@@ -6,10 +6,10 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from bitwright.engine.fuse_pools import float_window
+from bitwright.engine.fuse_shortcuts import subsampled
 from bitwright.engine.graph import Node, ints
 
 if TYPE_CHECKING:
@@ -78,7 +78,7 @@ def subsample(net: FusedNet, node: Node) -> Callable[[Values], None]:
     def run(values: Values) -> None:
         x = net.channels_last.get(source)
         if x is None:
-            values[name] = F.pad(values[source][:, :, ::down, ::across], (0, 0, 0, 0, low, high))
+            values[name] = subsampled(values[source], node.attrs)
             return
         n, h, w, c = x.shape
         shape = (n, (h + down - 1) // down, (w + across - 1) // across, low + c + high)
