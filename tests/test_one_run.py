@@ -123,6 +123,7 @@ def test_other_structures_keep_the_long_way(answers: str) -> None:
     trained, x = Net().eval(), image()
     trained(x)
     packed = bw.convert(trained, x, verify=False).model
+    assert packed is not None
     for _ in range(2):
         y: Any = packed(x)
         assert isinstance(y, tuple if answers == "pair" else dict)
