@@ -42,8 +42,8 @@ def packed_net(net: nn.Module, x: Tensor, **options: Any) -> PackedModel:
     torch.manual_seed(0)
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            module.running_mean.normal_()  # type: ignore[union-attr]
-            module.running_var.uniform_(1, 2)  # type: ignore[union-attr]
+            module.get_buffer("running_mean").normal_()
+            module.get_buffer("running_var").uniform_(1, 2)
     bw.apply(net.eval(), "xnor", x)
     packed = bw.convert(net, x, **options).model
     assert isinstance(packed, PackedModel)

@@ -41,13 +41,8 @@ def _best() -> str:
     return "reference"
 
 
-MADE = (
-    "runtime",
-    "steps",
-    "_joined",
-    "_ready",
-    "folded_steps",
-)  # what the graph becomes on this machine, when first asked for
+# what the graph becomes on this machine, when first asked for
+MADE = ("runtime", "steps", "_joined", "_ready", "folded_steps")
 Steps = list[tuple[Node, Any, list[str]]]  # node, function on the environment, values to forget afterwards
 
 
@@ -232,15 +227,18 @@ class PackedModel(nn.Module):
 
     def _make_ready(self, *inputs: Tensor) -> None:
         """What the next call with such an input takes, where the net is one native run with one answer."""
-        _, only, _ = self._joined[0] if len(self._joined) == 1 else (None, None, None)
-        kind = kind_of(inputs[0])
-        plain = len(inputs) == len(self.outputs) == 1 and self.structure == 0
-        if plain and isinstance(only, NativeRun) and (self.inputs[0].name, kind) in self._passed:
-            program, copies = only.program([inputs[0]])
-            if len(self._ready) >= KEPT:
-                self._ready.clear()
-            if not copies and len(program.made) == 1:
-                self._ready[kind] = OneRun(program, inputs[0], self.threads)
+        if not len(inputs) == len(self.outputs) == len(self._joined) == 1 or self.structure != 0:
+            return
+        only, x, kind = self._joined[0][1], inputs[0], kind_of(inputs[0])
+        if not isinstance(only, NativeRun) or (self.inputs[0].name, kind) not in self._passed:
+            return
+        if x.is_floating_point() and x.dtype is not torch.float32:  # the kernels' check of the range reads no others
+            return
+        program, copies = only.program([x])
+        if len(self._ready) >= KEPT:
+            self._ready.clear()
+        if not copies:
+            self._ready[kind] = OneRun(program, x, self.threads)
 
     def run(self, env: dict[str, Tensor]) -> Any:
         """The answer for inputs by name, laid out: where a graph is one layer, of any size that the layer takes."""
