@@ -67,7 +67,7 @@ class Case:
 
     def __init__(
         self, seed: int, n: int, c: int, o: int, size, kernel, a: int = 1, q: int = 1, stride: Pair = 1,
-        padding: Pair = 0, dilation: Pair = 1, groups: int = 1, grid: str = "sign",
+        padding: Pair = 0, dilation: Pair = 1, groups: int = 1, grid: str = "sign", w_mult: Any = None,
     ) -> None:  # fmt: skip
         g = torch.Generator().manual_seed(seed)
         self.code = torch.randint(0, 2**a, (n, c, *size), generator=g)
@@ -76,7 +76,7 @@ class Case:
             w_mult, w_zero = [2**i * 2 for i in range(q)], 1 - 2**q
             x_mult, x_zero = [2**i * 2 for i in range(a)], torch.tensor(1 - 2**a)
         elif grid == "codes":  # times -3, and weights on one side of 0
-            w_mult, w_zero = [2**i for i in range(q)], 1
+            w_mult, w_zero = w_mult or [2**i for i in range(q)], 1
             x_mult, x_zero = [-3 * 2**i for i in range(a)], torch.tensor(0)
         else:  # anything goes
             w_mult = torch.randint(-7, 8, (q,), generator=g).tolist()
@@ -104,11 +104,15 @@ class Case:
     "planes, c",
     [(1, 1000), (1, 32766), (1, 32767), (2, 513), (3, 200), (4, 40), (4, 8736), (4, 8752), (6, 90), (8, 8752)],
 )
-@pytest.mark.parametrize("levels", [((0,), (1,)), ((-1,), (2,)), ((-3,), (2, 4))], ids=["0 1", "signs", "2 bits"])
+@pytest.mark.parametrize(
+    "levels", [((0,), (1,)), ((-1,), (2,)), ((-3,), (2, 4)), ((0,), (3, -3))], ids=["0 1", "signs", "2 bits", "ternary"]
+)
 def test_all_bits_on(isa: str, planes: int, c: int, levels: tuple[tuple[int, ...], tuple[int, ...]]) -> None:
     (zero,), mult = levels
     weight = torch.ones(len(mult), 3, c, 1, 1)
     weight[:, 1], weight[:, 2, ::2] = 0, 0
+    if mult[-1] < 0:  # the largest sums have one plane on and the other off
+        weight[1] = 1 - weight[1]
     plan = native.ConvPlan.bits(weight, w_mult=mult, w_zero=zero, x_mult=[1 << i for i in range(planes)])
     want = (zero + (weight * torch.tensor(mult).view(-1, 1, 1, 1, 1)).sum(0)).sum(1).view(1, 3, 1, 1) * (2**planes - 1)
     words = words_oracle(torch.full((1, c, 1, 1), 2**planes - 1), planes, 1)
@@ -144,6 +148,28 @@ def test_bits_of_sums_that_just_fit_16_bits(isa: str, planes: int, c: int) -> No
         for thresholds, planes_out in ((one, 1), (three, 2)):
             got = plan.run(words, native.CodeOutput(thresholds, planes=planes_out))
             assert torch.equal(got, words_oracle(code_oracle(want, thresholds, None), planes_out, 1))
+
+
+@pytest.mark.few(every=2)
+@pytest.mark.parametrize("a", [1, 2, 3, 4, 5, 8])
+@pytest.mark.parametrize("mult", [(1, -1), (-2, 2), (3, 3)], ids=str)
+@pytest.mark.parametrize(
+    "n, c, o, size, kernel, padding",
+    [
+        (1, 300, 33, (1, 1), (1, 1), 0),  # rows of a linear layer: alone, a few, and many
+        (3, 17, 65, (1, 1), (1, 1), 0),
+        (7, 100, 20, (1, 1), (1, 1), 0),
+        (2, 17, 33, (7, 5), (3, 3), 1),
+        (1, 64, 16, (9, 6), (1, 5), 2),
+    ],
+)
+def test_two_planes_of_one_size(
+    isa: str, a: int, mult: Pair, n: int, c: int, o: int, size: Pair, kernel: Pair, padding: int
+) -> None:
+    """Ternary weights: one plane adds what the other subtracts, or both add the same."""
+    case = Case(a + c, n, c, o, size, kernel, a, 2, padding=padding, grid="codes", w_mult=mult)
+    for threads in (1, 2):
+        case.check(threads)
 
 
 @pytest.mark.few(every=2)

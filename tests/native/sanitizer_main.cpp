@@ -163,12 +163,17 @@ void convolution(bool bits) {
   }
   conv.oh = (conv.h + 2 * conv.pad_h - conv.dil_h * (conv.kh - 1) - 1) / conv.stride_h + 1;
   conv.ow = (conv.w + 2 * conv.pad_w - conv.dil_w * (conv.kw - 1) - 1) / conv.stride_w + 1;
-  conv.x_planes = small ? pick(1, 6) : pick(1, 3), conv.w_planes = pick(1, 3), conv.w_zero = pick(-3, 3);
+  conv.x_planes = small ? pick(1, 6) : pick(1, bits && pick(0, 1) ? 8 : 3), conv.w_planes = pick(1, 3), conv.w_zero = pick(-3, 3);
   if (!bits && pick(0, 1)) conv.x_planes = 0;
-  int32_t x_mult[3], w_mult[3];
-  for (int i = 0; i < 3; i++) x_mult[i] = pick(-5, 5), w_mult[i] = pick(-5, 5);
+  int32_t x_mult[8], w_mult[3];
+  for (int32_t& mult : x_mult) mult = pick(-5, 5);
+  for (int32_t& mult : w_mult) mult = pick(-5, 5);
+  if (pick(0, 1)) w_mult[1] = pick(0, 2) ? -w_mult[0] : w_mult[0];
   if (pick(0, 1)) conv.w_planes = 1, w_mult[0] = 2, conv.w_zero = -1;
-  if (pick(0, 1)) x_mult[0] = pick(1, 2), x_mult[1] = 2 * x_mult[0], x_mult[2] = 4 * x_mult[0];
+  if (pick(0, 1)) {
+    x_mult[0] = pick(1, 2);
+    for (int p = 1; p < 8; p++) x_mult[p] = 2 * x_mult[p - 1];
+  }
   conv.x_mult = x_mult, conv.w_mult = w_mult;
   conv.row_classes = 2, conv.col_classes = 3;
   if (sliced) conv.x_planes = conv.w_planes = conv.row_classes = conv.col_classes = 1, conv.w_zero = 0;

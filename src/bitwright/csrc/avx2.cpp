@@ -17,8 +17,9 @@ void avx2_bits_weights(const bw_conv& conv, const uint8_t* bits, void* body) {
 }
 int avx2_conv_bits(const bw_conv& conv, const uint32_t* x, int32_t layout, const void* body, const bw_sink& sink, int threads) {
   if (layout == BW_LAYOUT_BIT_LOOKUPS && lookups_fit(conv)) {
-    if (expands(conv)) return expanded_conv_bits(conv, x, body, sink, threads);
-    return folds(conv) ? folded_conv_bits(conv, x, body, sink, threads) : lookups_conv_bits(conv, x, body, sink, threads);
+    const PlanesAsKept kept(conv);
+    if (expands(conv)) return expanded_conv_bits(kept.conv, x, body, sink, threads);
+    return folds(conv) ? folded_conv_bits(conv, x, body, sink, threads) : lookups_conv_bits(kept.conv, x, body, sink, threads);
   }
   return table_conv_bits(conv, x, layout, body, sink, threads);
 }

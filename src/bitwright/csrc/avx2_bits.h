@@ -48,6 +48,22 @@ inline bool fits_16_bits(const bw_conv& conv) {  // of the sums that fit, what i
   return conv.kh * conv.kw * conv.c * largest_weight_of(conv) * input <= NARROW_MOST;
 }
 
+// Ternary weights have a plane that adds and one that subtracts as much. The second is kept the other way round: where its bit is not set
+// it adds, and all weights are less by that. So both planes are looked up in a table that is loaded once, and their bytes added.
+inline bool planes_alike(const bw_conv& conv) {
+  return conv.w_planes == 2 && conv.x_planes >= LOOKUP_PLANES && (conv.w_mult[1] == -conv.w_mult[0] || conv.w_mult[1] == conv.w_mult[0]);
+}
+inline bool second_turned(const bw_conv& conv) { return planes_alike(conv) && conv.w_mult[1] != conv.w_mult[0]; }
+struct PlanesAsKept {
+  bw_conv conv;
+  int32_t mult[2];
+  explicit PlanesAsKept(const bw_conv& given) : conv(given) {
+    if (!second_turned(given)) return;
+    mult[0] = mult[1] = given.w_mult[0];
+    conv.w_mult = mult, conv.w_zero += given.w_mult[1];
+  }
+};
+
 inline int64_t lookups_planes(const bw_conv& conv) { return bw_ceil_div(conv.o, 32) * 2 * conv.w_planes * lookup_units(conv) * 32; }
 inline int64_t lookups_size(const bw_conv& conv) { return lookups_planes(conv) + bw_ceil_div(conv.o, 32) * 32 * 2; }
 
@@ -60,12 +76,13 @@ inline void lookups_weights(const bw_conv& conv, const uint8_t* bits, void* body
   memset(body, 0, (size_t)lookups_size(conv));
   for (int64_t q = 0; q < conv.w_planes; q++)
     for (int64_t o = 0; o < conv.o; o++) {
+      const uint8_t no = q && second_turned(conv) ? 1 : 0;
       const int64_t i = o % 16, place = i < 8 ? 2 * i : 2 * (i - 8) + 1;
       uint8_t* const to = packed + ((o / 16 * conv.w_planes + q) * units) * 32 + place;
       int64_t on = 0;
       for (int64_t c = 0; c < conv.c; c++)
         for (int64_t tap = 0; tap < taps; tap++)
-          if (*bits++) to[(tap * of_tap + c / UNIT) * 32 + c / 4 % 2 * 16] |= (uint8_t)(1 << (c % 4 + c / 8 % 2 * 4)), on++;
+          if ((*bits++ != 0) != no) to[(tap * of_tap + c / UNIT) * 32 + c / 4 % 2 * 16] |= (uint8_t)(1 << (c % 4 + c / 8 % 2 * 4)), on++;
       const int64_t largest = (1 << conv.x_planes) - 1;
       if (matched) rest[o] = (int16_t)(rest[o] + conv.w_mult[q] * conv.x_mult[0] / 2 * largest * (on - units * UNIT));
     }
@@ -138,6 +155,33 @@ void image_tables(const PairCounts& counts, const bw_conv& conv, int64_t step, i
   });
 }
 
+// The codes of 32 inputs, a byte each.
+BW_INLINE __m256i word_codes(const bw_conv& conv, const uint32_t* x) {
+  const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201), spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
+  const int64_t words = bw_ceil_div(conv.c, 32);
+  __m256i code = _mm256_setzero_si256();
+  for (int64_t p = 0; p < conv.x_planes; p++) {
+    const __m256i each = _mm256_shuffle_epi8(_mm256_set1_epi32((int)x[p * words]), spread);
+    const __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(each, bit), bit);
+    code = _mm256_or_si256(code, _mm256_and_si256(on, _mm256_set1_epi8((char)(1 << p))));
+  }
+  return code;
+}
+
+// The tables of four numbers and of the four behind them.
+BW_INLINE void two_tables(const uint8_t* numbers, uint8_t* to) {
+  int64_t eight;
+  memcpy(&eight, numbers, 8);
+  const auto number = [&](int i, int64_t low, int64_t high) {  // in the entries with that bit; 0x80 there: nothing
+    const __m256i first = _mm256_set1_epi8((char)i), second = _mm256_set1_epi8((char)(i + 4));
+    const __m256i at = _mm256_or_si256(_mm256_blend_epi32(first, second, 0xf0), _mm256_setr_epi64x(low, high, low, high));
+    return _mm256_shuffle_epi8(_mm256_set1_epi64x(eight), at);
+  };
+  const int64_t even = 0x0080008000800080, pairs = 0x0000808000008080, fours = 0x80808080, none = (int64_t)0x8080808080808080;
+  const __m256i first = _mm256_add_epi8(number(0, even, even), number(1, pairs, pairs));
+  _mm256_storeu_si256((__m256i*)to, _mm256_add_epi8(first, _mm256_add_epi8(number(2, fours, fours), number(3, none, 0))));
+}
+
 // The tables of one pixel, those of the higher bits behind the others; returns the sum of its codes.
 inline int32_t pixel_tables(const bw_conv& conv, const uint32_t* x, uint8_t* tables) {
   const int64_t words = bw_ceil_div(conv.c, 32), units = bw_ceil_div(conv.c, UNIT);
@@ -147,20 +191,20 @@ inline int32_t pixel_tables(const bw_conv& conv, const uint32_t* x, uint8_t* tab
     for (int64_t word = 0; word < words; word++) sum += __builtin_popcount(x[word]) + 2 * __builtin_popcount(x[words + word]);
     return (int32_t)sum;
   }
-  for (int64_t p = 0; p < conv.x_planes; p++, x += words) {
-    const int shift = (int)(p % LOOKUP_PLANES);
-    if (p && !shift) tables += units * UNIT_TABLES;
-    for (int64_t u = 0; u < units; u++) {
-      const uint32_t half = x[u / 2] >> u % 2 * 16 & 0xffff;
-      sum += (int64_t)__builtin_popcount(half) << p;
-      BW_UNROLL for (int group = 0; group < 4; group++) {
-        __m128i* const to = (__m128i*)(tables + u * UNIT_TABLES + group * 16);
-        const __m128i counts = _mm_load_si128((const __m128i*)BIT_COUNTS.of[half >> 4 * group & 15]);
-        _mm_storeu_si128(to, shift ? _mm_add_epi8(_mm_loadu_si128(to), _mm_slli_epi16(counts, shift)) : counts);
-      }
+  __m256i sums = _mm256_setzero_si256();
+  for (int64_t word = 0; word < words; word++) {
+    const __m256i code = word_codes(conv, x + word);
+    sums = _mm256_add_epi64(sums, _mm256_sad_epu8(code, _mm256_setzero_si256()));
+    for (int64_t half = 0; half < lookup_halves(conv); half++) {
+      alignas(32) uint8_t digits[32];
+      _mm256_store_si256((__m256i*)digits, _mm256_and_si256(half ? _mm256_srli_epi16(code, 4) : code, _mm256_set1_epi8(15)));
+      uint8_t* to = tables + (half * units + 2 * word) * UNIT_TABLES;
+      for (int64_t i = 0; i < (units - 2 * word < 2 ? 2 : 4); i++, to += 32) two_tables(digits + i * 8, to);
     }
   }
-  return (int32_t)sum;
+  alignas(32) int64_t parts[4];
+  _mm256_store_si256((__m256i*)parts, sums);
+  return (int32_t)(parts[0] + parts[1] + parts[2] + parts[3]);
 }
 
 struct Lookups {
@@ -218,41 +262,63 @@ BW_INLINE void add_bytes(__m256i& sum, __m256i more) {
   __asm__("" : "+x"(sum));
 }
 
-// sums: of 16 outputs, 16 bits each. A function of its own, and the halves of the weights one after the other: else registers are missing.
+// What Q planes of a unit add to the bytes; FIRST: nothing is there yet. The halves of the weights one after the other, else registers are
+// missing.
+template <int Q, bool FIRST, int P, int C>
+BW_INLINE void lookup_unit(int64_t at, const uint8_t* const (&x)[P], const uint8_t*& w, int64_t w_step, int64_t w_plane, __m256i (&sum)[P][C]) {
+  BW_UNROLL for (int half = 0; half < 2; half++) {
+    __m256i index[Q][C];
+    BW_UNROLL for (int i = 0; i < Q * C; i++) {
+      const __m256i both = _mm256_loadu_si256((const __m256i*)(w + i / C * w_plane + i % C * w_step));
+      index[i / C][i % C] = _mm256_and_si256(half ? _mm256_srli_epi16(both, 4) : both, _mm256_set1_epi8(15));
+    }
+    BW_UNROLL for (int p = 0; p < P; p++) {
+      const __m256i table = _mm256_loadu_si256((const __m256i*)(x[p] + at + half * 32));
+      BW_UNROLL for (int i = 0; i < Q * C; i++) {
+        const __m256i found = _mm256_shuffle_epi8(table, index[i / C][i % C]);
+        if (FIRST && !half && i < C) sum[p][i] = found;
+        else add_bytes(sum[p][i % C], found);
+      }
+    }
+    __asm__("" : "+r"(w));  // the weights are read again
+  }
+  w += 32;
+}
+
+// `even` gets those of even bytes, and 256 times those of odd ones, modulo 65536.
 template <int P, int C>
+BW_INLINE void move_bytes(__m256i (&sum)[P][C], __m256i (&even)[P][C], __m256i (&odd)[P][C]) {
+  BW_UNROLL for (int p = 0; p < P; p++)
+    BW_UNROLL for (int c = 0; c < C; c++) {
+      __asm__("" : "+x"(sum[p][c])::"memory");  // one after the other, for which registers suffice
+      even[p][c] = _mm256_add_epi16(even[p][c], sum[p][c]);
+      odd[p][c] = _mm256_add_epi16(odd[p][c], _mm256_srli_epi16(sum[p][c], 8));
+    }
+}
+
+// sums: of 16 outputs, 16 bits each. A function of its own, else registers are missing. UNITS: after which bytes could overflow, 2 of a
+// plane of weights or 1 of two alike; 0: after `flush` of a plane.
+template <int UNITS, int P, int C>
 __attribute__((noinline)) void lookup_plane(const int32_t* at, const int32_t* end, int64_t flush, const uint8_t* const (&x)[P], const uint8_t* w,
-                                            int64_t w_step, __m256i (&sums)[P][C]) {
-  const __m256i low = _mm256_set1_epi8(15);
-  const auto load = [](const uint8_t* from) { return _mm256_loadu_si256((const __m256i*)from); };
-  __m256i odd[P][C];  // of outputs in odd bytes; `sums` is at first that of the even ones, and 256 times the odd ones', modulo 65536
+                                            int64_t w_step, int64_t w_plane, __m256i (&sums)[P][C]) {
+  constexpr int Q = UNITS == 1 ? 2 : 1;
+  __m256i odd[P][C];
   BW_UNROLL for (int p = 0; p < P; p++)
     BW_UNROLL for (int c = 0; c < C; c++) sums[p][c] = odd[p][c] = _mm256_setzero_si256();
+  for (; UNITS && end - at >= UNITS; at += UNITS) {
+    __m256i sum[P][C];
+    lookup_unit<Q, true>(at[0], x, w, w_step, w_plane, sum);
+    if (UNITS > 1) lookup_unit<Q, false>(at[1], x, w, w_step, w_plane, sum);
+    move_bytes(sum, sums, odd);
+  }
   while (at < end) {
     const int32_t* const stop = end - at < flush ? end : at + flush;
     __m256i sum[P][C];
     BW_UNROLL for (int p = 0; p < P; p++)
       BW_UNROLL for (int c = 0; c < C; c++) sum[p][c] = _mm256_setzero_si256();
-    do {
-      __m256i index[C];
-      BW_UNROLL for (int c = 0; c < C; c++) index[c] = _mm256_and_si256(load(w + c * w_step), low);
-      BW_UNROLL for (int p = 0; p < P; p++) {
-        const __m256i table = load(x[p] + *at);
-        BW_UNROLL for (int c = 0; c < C; c++) add_bytes(sum[p][c], _mm256_shuffle_epi8(table, index[c]));
-      }
-      __asm__("" : "+r"(w));  // the weights are read again
-      BW_UNROLL for (int c = 0; c < C; c++) index[c] = _mm256_and_si256(_mm256_srli_epi16(load(w + c * w_step), 4), low);
-      BW_UNROLL for (int p = 0; p < P; p++) {
-        const __m256i table = load(x[p] + *at + 32);
-        BW_UNROLL for (int c = 0; c < C; c++) add_bytes(sum[p][c], _mm256_shuffle_epi8(table, index[c]));
-      }
-      w += 32;
-    } while (++at < stop);
-    BW_UNROLL for (int p = 0; p < P; p++)
-      BW_UNROLL for (int c = 0; c < C; c++) {
-        __asm__("" : "+x"(sum[p][c])::"memory");  // one after the other, for which registers suffice
-        sums[p][c] = _mm256_add_epi16(sums[p][c], sum[p][c]);
-        odd[p][c] = _mm256_add_epi16(odd[p][c], _mm256_srli_epi16(sum[p][c], 8));
-      }
+    do lookup_unit<Q, false>(*at, x, w, w_step, w_plane, sum);
+    while (++at < stop);
+    move_bytes(sum, sums, odd);
   }
   BW_UNROLL for (int p = 0; p < P; p++)
     BW_UNROLL for (int c = 0; c < C; c++)
@@ -265,11 +331,13 @@ BW_INLINE void LookupJob<Sum>::vectors(const uint8_t* const (&x)[R], int64_t pix
   const int64_t plane = units.count * 32, w_step = conv.w_planes * plane;
   int32_t others[R] = {};
   for (int r = 0; total && r < R; r++) others[r] = conv.w_zero * conv.x_mult[0] * total[pixel + r / halves];
-  for (int64_t q = 0; q < conv.w_planes; q++) {
+  const bool two = planes_alike(conv);
+  const auto lookup = two ? lookup_plane<1, R, C> : flush == 2 ? lookup_plane<2, R, C> : lookup_plane<0, R, C>;
+  for (int64_t q = 0; q < conv.w_planes; q += two ? 2 : 1) {
     const uint8_t* const w = weights + block * 2 * w_step + q * plane;
     if constexpr (NARROW) {
       __m256i found[R][C];
-      lookup_plane<R, C>(units.place, units.place + units.count, flush, x, w, w_step, found);
+      lookup(units.place, units.place + units.count, flush, x, w, w_step, plane, found);
       const __m256i mult = _mm256_set1_epi16((int16_t)(conv.w_mult[q] * conv.x_mult[0] / (rest ? 2 : 1)));
       BW_UNROLL for (int c = 0; c < C; c++)
         BW_UNROLL for (int r = 0; r < R; r++) {
@@ -282,7 +350,7 @@ BW_INLINE void LookupJob<Sum>::vectors(const uint8_t* const (&x)[R], int64_t pix
     for (int64_t from = 0; from < units.count; from += segment) {
       const int64_t end = from + segment < units.count ? from + segment : units.count;
       __m256i found[R][C];
-      lookup_plane<R, C>(units.place + from, units.place + end, flush, x, w + from * 32, w_step, found);
+      lookup(units.place + from, units.place + end, flush, x, w + from * 32, w_step, plane, found);
       BW_UNROLL for (int r = 0; r < R; r++) {
         const int64_t half = r % halves;
         const __m256i mult = _mm256_set1_epi32(conv.w_mult[q] * conv.x_mult[half * LOOKUP_PLANES]);
@@ -329,7 +397,8 @@ inline const int32_t* window_totals(const bw_conv& conv, const int32_t* padded) 
 
 inline int lookups_conv_bits(const bw_conv& all, const uint32_t* x, const void* body, const bw_sink& sink, int threads) {
   const int64_t half = bw_ceil_div(all.c, UNIT) * UNIT_TABLES, halves = lookup_halves(all), tables = halves * half;
-  const int64_t words = bw_ceil_div(all.c, 32) * all.x_planes, largest = 2 * lookup_largest(all);  // of a byte after one unit
+  const int64_t words = bw_ceil_div(all.c, 32) * all.x_planes;
+  const int64_t largest = (planes_alike(all) ? 4 : 2) * lookup_largest(all);  // of a byte after one unit
   const int64_t image = (all.h + 2 * all.pad_h) * (all.w + 2 * all.pad_w) * tables;
   const int64_t together = image < TABLES_ROOM ? TABLES_ROOM / image : 1;
   const bool narrow = halves == 1 && fits_16_bits(all), matched = narrow && all.x_planes == 2 && lookups_match(all);

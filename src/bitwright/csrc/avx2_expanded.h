@@ -45,21 +45,6 @@ inline void expand_block(const bw_conv& conv, const uint8_t* bits, int64_t units
     }
 }
 
-// The codes of a row, 32 at a time; beyond the last channel they are 0.
-inline void row_codes(const bw_conv& conv, const uint32_t* x, int64_t length, uint8_t* codes) {
-  const __m256i bit = _mm256_set1_epi64x((int64_t)0x8040201008040201), spread = _mm256_setr_epi64x(0, 0x0101010101010101, 0x0202020202020202, 0x0303030303030303);
-  const int64_t words = bw_ceil_div(conv.c, 32);
-  for (int64_t word = 0; word * 32 < length; word++) {
-    __m256i code = _mm256_setzero_si256();
-    for (int64_t p = 0; p < conv.x_planes; p++) {
-      const __m256i each = _mm256_shuffle_epi8(_mm256_set1_epi32((int)x[p * words + word]), spread);
-      const __m256i on = _mm256_cmpeq_epi8(_mm256_and_si256(each, bit), bit);
-      code = _mm256_or_si256(code, _mm256_and_si256(on, _mm256_set1_epi8((char)(1 << p))));
-    }
-    _mm256_storeu_si256((__m256i*)(codes + word * 32), code);
-  }
-}
-
 template <int P>
 BW_INLINE void expanded_rows(const bw_conv& conv, const Places& places, int64_t flush, const uint8_t* codes, const uint8_t* w, int32_t* sums, int64_t stride) {
   const uint8_t* x[P];
@@ -80,7 +65,9 @@ inline int expanded_conv_bits(const bw_conv& conv, const uint32_t* x, const void
   uint8_t* const of_row = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)conv.o);
   int no_memory = !codes || !sums || !place || !of_row;
   for (int64_t i = 0; i < units * 4 && !no_memory; i++) place[i] = (int32_t)(i * 4);
-  for (int64_t n = 0; n < conv.n && !no_memory; n++) row_codes(conv, x + n * words, length, codes + n * length);
+  for (int64_t n = 0; n < conv.n && !no_memory; n++)  // what the last word has beyond a row's length is written over by the next row
+    for (int64_t word = 0; word < bw_ceil_div(conv.c, 32); word++)
+      _mm256_storeu_si256((__m256i*)(codes + n * length + word * 32), word_codes(conv, x + n * words + word));
   const Places places = {place, units * 4};
   if (!no_memory) for_tasks(threads, blocks, [&](int64_t block) {
     uint8_t* const w = (uint8_t*)bw_scratch(BW_SCRATCH_PANEL, (size_t)length * 16);
