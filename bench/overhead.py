@@ -61,7 +61,6 @@ def row(model: str, recipe: str, side: int, rounds: int) -> dict[str, Any]:
     bw.apply(net, recipe, x)
     packed = bw.convert(net.eval(), x, threads=1, verify=False).model
     assert isinstance(packed, PackedModel)
-    x = x.contiguous(memory_format=torch.channels_last)
     packed(x)
     calls, single = kernels(packed, x), packed.steps
 

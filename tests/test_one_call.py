@@ -107,7 +107,7 @@ def test_the_native_part_of_a_net_is_one_call(monkeypatch: pytest.MonkeyPatch) -
         run(self, *args)
 
     monkeypatch.setattr(Program, "run", counted)
-    mine(torch.randn(1, 8, 6, 6))
+    mine.run(mine.environment(torch.randn(1, 8, 6, 6)))
     assert calls == [5]  # the quantizer and four layers
 
 

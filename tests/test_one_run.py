@@ -81,6 +81,54 @@ def test_what_lies_or_reads_otherwise_is_checked_anew(net: PackedModel) -> None:
         net(x, x)
 
 
+class Shortcut(nn.Module):
+    """x + layer(x): the input lies as the sum does."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer = layer
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + self.layer(x)
+
+
+def coded(c: int, o: int, x: Any = "sign") -> nn.Module:
+    return bw.nn.Conv2d(c, o, 3, padding=1, w="bwn", x=x)
+
+
+# channels, the net, whether an image may come with its channels first
+FIRST_LAYERS: dict[str, tuple[int, nn.Module, bool]] = {
+    "bytes": (3, coded(3, 9, {"part": "uniform", "bits": 8}), True),
+    "bits": (20, coded(20, 16), True),
+    "floats": (3, nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), nn.ReLU(), coded(16, 4)), True),
+    "floats, a large window": (3, nn.Sequential(nn.Conv2d(3, 16, 7, stride=2, padding=3), coded(16, 4)), True),
+    "floats, one pixel": (4, nn.Sequential(nn.Conv2d(4, 16, 1), coded(16, 4)), True),
+    "floats, 15 channels": (15, nn.Sequential(nn.Conv2d(15, 16, 3), coded(16, 4)), True),
+    "floats, 16 channels": (16, nn.Sequential(nn.Conv2d(16, 16, 3), coded(16, 4)), False),
+    "pooling": (3, nn.Sequential(nn.MaxPool2d(2), coded(3, 4)), True),  # of codes
+    "shortcut": (16, Shortcut(coded(16, 16)), False),
+}
+
+
+@pytest.mark.parametrize("name", FIRST_LAYERS)
+@pytest.mark.parametrize("n, h, w", [(2, 9, 7), (1, 16, 16)])
+def test_an_image_may_have_its_channels_first(name: str, n: int, h: int, w: int) -> None:
+    """As torch makes images. The numbers are the same, and none is copied where the first kernels read them so."""
+    c, layer, direct = FIRST_LAYERS[name]
+    torch.manual_seed(0)
+    x = torch.randn(n, c, h, w)
+    packed = bw.convert(nn.Sequential(layer).eval(), x, verify=False).model
+    assert isinstance(packed, PackedModel)
+    want = packed(x.contiguous(memory_format=torch.channels_last))
+    for _ in range(3):
+        assert torch.equal(packed(x), want)
+    if native.isa() != "portable":  # torch's operators take float layers there
+        assert (packed.prepare(x) is x) == direct
+    x[0, 0, 0, 0] = torch.inf
+    last = x.contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(packed(x), packed(last), rtol=0, atol=0, equal_nan=True)
+
+
 def test_weights_that_change_are_seen(net: PackedModel) -> None:
     x, other = image(), copy.deepcopy(net)
     before = [other(x) for _ in range(2)][1]

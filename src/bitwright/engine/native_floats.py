@@ -15,6 +15,7 @@ from bitwright.engine.native_library import FloatsStruct, check_code, library, p
 from bitwright.errors import InputError
 
 SMALL = 2e6  # products below which a second thread does not pay
+MOST_PLANES = 15  # channels of an image that may lie first: Winograd's form, from 16 channels on, reads pixels
 
 
 class FloatPlan:
@@ -48,12 +49,12 @@ class FloatPlan:
         given = [None if t is None else t.data_ptr() for t in tensors]
         check_code(lib.bw_floats_pack(ctypes.addressof(struct), *given, self.weights))
 
-    def struct(self, n: int, h: int, w: int) -> Any:
-        """The descriptor of one input size."""
+    def struct(self, n: int, h: int, w: int, nchw: bool = False) -> Any:
+        """The descriptor of one input size; nchw: of up to `MOST_PLANES` channels, which lie first."""
         f, (ph, pw) = self.fields, self.padding
         oh = max(0, (h + 2 * ph - f["dil_h"] * (f["kh"] - 1) - 1) // f["stride_h"] + 1)
         ow = max(0, (w + 2 * pw - f["dil_w"] * (f["kw"] - 1) - 1) // f["stride_w"] + 1)
-        return FloatsStruct(n=n, h=h, w=w, pad_h=ph, pad_w=pw, oh=oh, ow=ow, **f)
+        return FloatsStruct(n=n, h=h, w=w, pad_h=ph, pad_w=pw, oh=oh, ow=ow, nchw=nchw, **f)
 
     def small(self, struct: Any) -> bool:
         """Whether a call is too little work for a second thread."""

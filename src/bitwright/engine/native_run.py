@@ -19,6 +19,7 @@ from torch import Tensor
 
 from bitwright.engine.graph import Node, rows_as_image
 from bitwright.engine.native_conv import ConvCall, ConvPlan
+from bitwright.engine.native_floats import MOST_PLANES
 from bitwright.engine.native_library import IMAGE_OPERATIONS, NOWHERE, OPERATIONS, StepStruct, check_code, library
 from bitwright.engine.native_output import KernelOutput
 from bitwright.engine.rules import CODED_SPLITS
@@ -159,11 +160,10 @@ class NativeRun:
         self.reads = list(dict.fromkeys(name for n in nodes for name in n.inputs if name not in makes))
         self.leaves = {name: node for name, node in makes.items() if leaves is None or name in leaves}
         self.orders = {name: _order(n, made=False) for n in nodes for name in n.inputs if name in self.reads}
-        # a residual, and what a gate, a float layer or a pooling of floats reads, have to lie as the layer's own floats do
-        self.residuals = {n.inputs[1] for n in nodes if len(n.inputs) == 2}
-        self.residuals |= {
-            n.inputs[0] for n in nodes if n.op in (*IMAGE_OPERATIONS, "gated_conv", "float_conv", "skipped_gate")
-        }
+        # a residual, and what a gate or a pooling of floats reads, have to lie as the layer's own floats do
+        self.images = {n.inputs[1] for n in nodes if len(n.inputs) == 2}
+        self.images |= {n.inputs[0] for n in nodes if n.op in (*IMAGE_OPERATIONS, "gated_conv", "skipped_gate")}
+        self.convolved = {n.inputs[0] for n in nodes if n.op == "float_conv"}
         self.programs: dict[Any, tuple[Program, list[tuple[int, Callable[[Tensor], Tensor]]]]] = {}
 
     def follows(self, node: Node) -> bool:
@@ -203,6 +203,10 @@ class NativeRun:
         self.programs[key] = program, copies
         return program, copies
 
+    def reads_planes(self, name: str, channels: int) -> bool:
+        """Whether an image from outside may have its channels first."""
+        return name not in self.images and (name not in self.convolved or channels <= MOST_PLANES)
+
     def _laid(self, name: str, x: Tensor) -> tuple[Laid, Callable[[Tensor], Tensor] | None]:
         """How a value from outside lies, and how it is brought there where it lies otherwise."""
         if not x.is_floating_point():
@@ -215,7 +219,7 @@ class NativeRun:
         image = _image(x)
         if image.is_contiguous(memory_format=torch.channels_last):
             return Laid((n, h, w, c), x.dtype), None
-        if image.is_contiguous() and name not in self.residuals:
+        if image.is_contiguous() and self.reads_planes(name, c):
             return Laid((n, h, w, c), x.dtype, nchw=True), None
         return Laid((n, h, w, c), x.dtype), lambda x: _image(x).contiguous(memory_format=torch.channels_last)
 

@@ -155,12 +155,19 @@ class PackedModel(nn.Module):
             wanted = str(node.attrs["dtype"])
             text = f"packed model: {node.name} holds {wanted}, got {x.dtype}"
             raise InputError(text, code="input-dtype", given=str(x.dtype), possible=wanted)
-        made = laid_out(x, dtype)
+        made = laid_out(x, dtype, self._reads_planes(node))
         if made is x and kind is not None:
             if len(self._passed) >= KEPT:
                 self._passed.clear()
             self._passed.add((node.name, kind))
         return made
+
+    def _reads_planes(self, of: Node) -> bool:
+        """Whether all that reads an input takes an image with its channels first, as torch makes it."""
+        readers = [step for node, step, _ in self._joined if of.name in reads(node, step)]
+        return len(of.shape) == 3 and all(
+            isinstance(step, NativeRun) and step.reads_planes(of.name, of.shape[0]) for step in readers
+        )
 
     @property
     def any_size(self) -> bool:
@@ -252,6 +259,8 @@ class PackedModel(nn.Module):
                 env[name] = x = x.detach()
             if x.is_floating_point() and not self._near(x):
                 far.append(x)
+        if far:
+            env |= _pixels(env)
         for _, step, forget in self.folded_steps if far else self._joined:
             step(env)
             for name in forget:
@@ -287,6 +296,8 @@ class PackedModel(nn.Module):
     @torch.no_grad()
     def values(self, env: dict[str, Tensor], plain: bool = False) -> dict[str, Tensor]:
         """Every value of one run, for checks. plain: of the folded graph in plain torch."""
+        if plain:
+            env |= _pixels(env)
         for _, step, _ in self.folded_steps if plain else self.steps:
             step(env)
         return env
@@ -327,14 +338,19 @@ def check_on_cpu(x: Tensor, what: str) -> None:
     raise InputError(text, code="input-dtype", given=given)
 
 
-def laid_out(x: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
-    """An input as the operators read it; pixels as k / 255."""
+def laid_out(x: Tensor, dtype: torch.dtype = torch.float32, planes: bool = False) -> Tensor:
+    """An input as the operators read it; pixels as k / 255. planes: channels may lie first."""
     layout = torch.channels_last if x.dim() == 4 else torch.contiguous_format
-    if x.dtype is dtype and x.is_contiguous(memory_format=layout):
+    if x.dtype is dtype and (x.is_contiguous(memory_format=layout) or (planes and x.is_contiguous())):
         return x
     pixels = x.dtype == torch.uint8 and dtype == torch.float32  # as stored; the first layer's codes are k itself
     x = x.to(dtype) / 255 if pixels else x.to(dtype)
     return x.contiguous(memory_format=layout)
+
+
+def _pixels(env: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The images of floats as torch's operators read them here: the same numbers whichever way an image lies."""
+    return {name: laid_out(x, x.dtype) for name, x in env.items() if x.is_floating_point()}
 
 
 def _marked(y: Tensor, broken: Tensor) -> Tensor:

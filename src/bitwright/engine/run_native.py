@@ -123,8 +123,9 @@ def _floats(node: Node, graph: Graph) -> Lay:
     reads = {"x": node.inputs[0], "residual": node.inputs[1] if len(node.inputs) == 2 else None}
 
     def lay(p: Program) -> None:
-        n, h, w = p.laid[node.inputs[0]].memory[:3]
-        struct = plan.struct(n, h, w)
+        x = p.laid[node.inputs[0]]
+        n, h, w = x.memory[:3]
+        struct = plan.struct(n, h, w, x.nchw)
         out = Laid((n, struct.oh, struct.ow, plan.weight_shape[0]), torch.float32)
         p.add("conv_floats", struct, reads, {"out": (node.name, out)}, weights=plan.weights, alone=plan.small(struct))
         p.keep.append(plan)
