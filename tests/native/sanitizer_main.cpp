@@ -476,6 +476,7 @@ void packing() {
   pack.nchw = pick(0, 1), pack.planes = pick(1, 8), pack.per_channel = pick(0, 1);
   pack.levels = pick(1, (1 << pack.planes) - 1);
   if (pick(0, 1)) pack.levels = 1;
+  if (pick(0, 1)) pack.levels = pack.planes = 1, pack.c = pick(0, 1) ? pack.groups * 32 * pick(1, 3) : pack.c;  // whole words
   std::vector<float> ladder((size_t)(pack.levels * (pack.per_channel ? pack.c : 1)));
   for (size_t i = 0; i < ladder.size(); i++)
     ladder[i] = i % (size_t)pack.levels ? ladder[i - 1] + (float)pick(0, 3) : (float)pick(-9, 2);

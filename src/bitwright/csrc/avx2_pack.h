@@ -27,6 +27,42 @@ BW_INLINE __m256i codes_of_pixel(const bw_pack& pack, const float* x, const At& 
   return _mm256_blendv_epi8(code, _mm256_sub_epi32(most, code), at.flips(pack.flip));
 }
 
+// One threshold: the bits of 32 numbers; `own`: 1 where each has a threshold of its own, else 0.
+BW_INLINE uint32_t reached_32(const float* x, const float* threshold, int64_t own) {
+  __m256i reached[4];
+  BW_UNROLL for (int i = 0; i < 4; i++) {
+    const __m256 limit = own ? _mm256_loadu_ps(threshold + i * 8) : _mm256_set1_ps(*threshold);
+    reached[i] = _mm256_castps_si256(_mm256_cmp_ps(_mm256_loadu_ps(x + i * 8), limit, _CMP_GE_OQ));
+  }
+  const __m256i low = _mm256_packs_epi32(reached[0], reached[1]), high = _mm256_packs_epi32(reached[2], reached[3]);
+  const __m256i in_order = _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // packing keeps the lanes apart
+  return (uint32_t)_mm256_movemask_epi8(_mm256_permutevar8x32_epi32(_mm256_packs_epi16(low, high), in_order));
+}
+
+// The same of 32 pixels whose channels lie first. A word of each channel holds its bits of all pixels; they are turned around eight
+// pixels at a time, as bytes of 32 channels.
+inline void words_of_planes(const bw_pack& pack, const float* image, int64_t first, uint32_t* out) {
+  const int64_t words = bw_ceil_div(pack.c, 32), area = pack.h * pack.w;
+  for (int64_t word = 0; word < words; word++, out++) {
+    alignas(32) uint32_t of_channel[32] = {};  // in the order in which the steps below put their bytes side by side
+    for (int64_t i = 0; i < 32 && word * 32 + i < pack.c; i++) {
+      const int64_t c = word * 32 + i;
+      const uint32_t bits = reached_32(image + c * area + first, pack.thresholds + (pack.per_channel ? c : 0), 0);
+      of_channel[i / 4 % 4 * 8 + i / 16 * 4 + i % 4] = pack.flip && pack.flip[c] ? ~bits : bits;
+    }
+    const __m256i bytes_together = _mm256_broadcastsi128_si256(_mm_setr_epi8(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15));
+    __m256i x[4];
+    BW_UNROLL for (int i = 0; i < 4; i++) x[i] = _mm256_shuffle_epi8(_mm256_load_si256((const __m256i*)of_channel + i), bytes_together);
+    const __m256i a = _mm256_unpacklo_epi32(x[0], x[1]), b = _mm256_unpacklo_epi32(x[2], x[3]);
+    const __m256i c = _mm256_unpackhi_epi32(x[0], x[1]), d = _mm256_unpackhi_epi32(x[2], x[3]);
+    __m256i eight[4] = {_mm256_unpacklo_epi64(a, b), _mm256_unpackhi_epi64(a, b), _mm256_unpacklo_epi64(c, d), _mm256_unpackhi_epi64(c, d)};
+    for (int pixel = 31; pixel >= 0; pixel--) {
+      __m256i& bits = eight[pixel / 8];
+      out[pixel * words] = (uint32_t)_mm256_movemask_epi8(bits), bits = _mm256_add_epi8(bits, bits);
+    }
+  }
+}
+
 // Channels first: the codes of one channel of eight pixels, or as many of them as there are.
 BW_INLINE __m256i codes_of_channel(const bw_pack& pack, const float* image, int64_t c, const Eight<false>& at) {
   const float* const ladder = pack.thresholds + (pack.per_channel ? c * pack.levels : 0);
@@ -35,8 +71,8 @@ BW_INLINE __m256i codes_of_channel(const bw_pack& pack, const float* image, int6
   return pack.flip && pack.flip[c] ? _mm256_sub_epi32(_mm256_set1_epi32((int)pack.levels), code) : code;
 }
 
-// The bits of a word come in channel by channel.
-inline void bits_of_planes(const bw_pack& pack, const float* image, int64_t first, int64_t count, uint32_t* out) {
+// Of up to eight pixels. The bits of a word come in channel by channel.
+inline void bits_of_eight(const bw_pack& pack, const float* image, int64_t first, int64_t count, uint32_t* out) {
   const int64_t words = bw_ceil_div(pack.c, 32);
   const Eight<false> at(first + count, first);
   const __m256i one = _mm256_set1_epi32(1);
@@ -60,8 +96,8 @@ inline void bits_of_planes(const bw_pack& pack, const float* image, int64_t firs
   }
 }
 
-// Four channels fill four bytes of each pixel.
-inline void bytes_of_planes(const bw_pack& pack, const float* image, int64_t first, int64_t count, uint8_t* out) {
+// Of up to eight pixels. Four channels fill four bytes of each pixel.
+inline void bytes_of_eight(const bw_pack& pack, const float* image, int64_t first, int64_t count, uint8_t* out) {
   const Eight<false> at(first + count, first);
   for (int64_t c = 0; c < pack.c; c += 4) {
     const int64_t together = pack.c - c < 4 ? pack.c - c : 4;
@@ -74,7 +110,13 @@ inline void bytes_of_planes(const bw_pack& pack, const float* image, int64_t fir
   }
 }
 
-// `size` elements of a pixel; planes(image, first, count, out): of up to eight pixels, channels first; one(x, out): of one pixel.
+// of_eight(first, count, out): of up to eight pixels.
+template <class T, class OfEight>
+inline void by_eight_pixels(int64_t first, int64_t count, int64_t size, T* out, const OfEight& of_eight) {
+  for (int64_t i = 0; i < count; i += 8) of_eight(first + i, count - i < 8 ? count - i : 8, out + i * size);
+}
+
+// `size` elements of a pixel; planes(image, first, count, out): of up to PACK_BLOCK pixels, channels first; one(x, out): of one pixel.
 template <class T, class Planes, class Pixel>
 inline int pack_lanes(const bw_pack& pack, const float* x, int64_t size, T* out, int threads, const Planes& planes, const Pixel& one) {
   const int64_t area = pack.h * pack.w, blocks = bw_ceil_div(area, PACK_BLOCK);
@@ -83,8 +125,7 @@ inline int pack_lanes(const bw_pack& pack, const float* x, int64_t size, T* out,
     const int64_t last = first + PACK_BLOCK < area ? first + PACK_BLOCK : area;
     const float* const image = x + n * area * pack.c;
     T* const to = out + n * area * size;
-    if (pack.nchw)
-      for (int64_t i = first; i < last; i += 8) planes(image, i, last - i < 8 ? last - i : 8, to + i * size);
+    if (pack.nchw) planes(image, first, last - first, to + first * size);
     else
       for (int64_t i = first; i < last; i++) one(image + i * pack.c, to + i * size);
   });
@@ -121,12 +162,38 @@ inline void codes_by_ladder(const bw_pack& pack, const float* x, int64_t count, 
   });
 }
 
+// One threshold; channels last only of whole words.
+inline int pack_words(const bw_pack& pack, const float* x, uint32_t* out, int threads) {
+  const int64_t words = bw_ceil_div(pack.c, 32);
+  uint32_t* const flips = (uint32_t*)bw_scratch(BW_SCRATCH_CUTS, (size_t)words * 4);
+  if (!flips) return bw_fail(BW_NO_MEMORY, "out of memory while packing");
+  memset(flips, 0, (size_t)words * 4);
+  for (int64_t c = 0; pack.flip && c < pack.c; c++) flips[c / 32] |= (uint32_t)(pack.flip[c] != 0) << c % 32;
+  return pack_lanes(
+      pack, x, words, out, threads,
+      [&](const float* image, int64_t first, int64_t count, uint32_t* to) {
+        if (count == PACK_BLOCK) return words_of_planes(pack, image, first, to);
+        by_eight_pixels(first, count, words, to, [&](int64_t i, int64_t some, uint32_t* of) { bits_of_eight(pack, image, i, some, of); });
+      },
+      [&](const float* pixel, uint32_t* to) {
+        for (int64_t word = 0; word < words; word++) {
+          const float* const threshold = pack.thresholds + (pack.per_channel ? word * 32 : 0);
+          to[word] = reached_32(pixel + word * 32, threshold, pack.per_channel) ^ flips[word];
+        }
+      });
+}
+
 inline int lanes_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, int threads) {
   if (pack.levels > COUNTED_LEVELS && one_ladder(pack)) return pack_to_bits(pack, x, out, threads, pack_rows<codes_by_ladder>);
-  if (pack.levels > COUNTED_LEVELS || (pack.groups != 1 && pack.c / pack.groups % 32)) return generic_pack_bits(pack, x, out, threads);
+  const bool whole = pack.groups == 1 || pack.c / pack.groups % 32 == 0;  // a word holds channels of one group
+  if (pack.levels == 1 && pack.planes == 1 && whole && (pack.nchw || pack.c % 32 == 0)) return pack_words(pack, x, out, threads);
+  if (pack.levels > COUNTED_LEVELS || !whole) return generic_pack_bits(pack, x, out, threads);
+  const int64_t size = pack.planes * bw_ceil_div(pack.c, 32);
   return pack_lanes(
-      pack, x, pack.planes * bw_ceil_div(pack.c, 32), out, threads,
-      [&](const float* image, int64_t first, int64_t count, uint32_t* to) { bits_of_planes(pack, image, first, count, to); },
+      pack, x, size, out, threads,
+      [&](const float* image, int64_t first, int64_t count, uint32_t* to) {
+        by_eight_pixels(first, count, size, to, [&](int64_t i, int64_t some, uint32_t* of) { bits_of_eight(pack, image, i, some, of); });
+      },
       [&](const float* pixel, uint32_t* to) {
         by_eights(pack.c, [&](const auto& at) { store_bits(to, pack.planes, pack.c, at, codes_of_pixel(pack, pixel, at)); });
       });
@@ -138,7 +205,9 @@ inline int lanes_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, i
   if (pack.levels > COUNTED_LEVELS) return generic_pack_bytes(pack, x, out, threads);
   return pack_lanes(
       pack, x, pack.c, out, threads,
-      [&](const float* image, int64_t first, int64_t count, uint8_t* to) { bytes_of_planes(pack, image, first, count, to); },
+      [&](const float* image, int64_t first, int64_t count, uint8_t* to) {
+        by_eight_pixels(first, count, pack.c, to, [&](int64_t i, int64_t some, uint8_t* of) { bytes_of_eight(pack, image, i, some, of); });
+      },
       [&](const float* pixel, uint8_t* to) {
         by_eights(pack.c, [&](const auto& at) { at.store_bytes(to, codes_of_pixel(pack, pixel, at)); });
       });
