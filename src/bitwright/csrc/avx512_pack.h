@@ -174,29 +174,7 @@ inline void pack_elements(const bw_pack& pack, const float* x, int64_t count, ui
 }
 
 inline int lanes_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
-  // Element by element only where memory order in = memory order out, or after a transposition of one block.
-  if (pack.per_channel || pack.flip) return generic_pack_bytes(pack, x, out, threads);
-  const int64_t area = pack.h * pack.w, block = 256, blocks = bw_ceil_div(area, block);
-  int no_memory = 0;
-  for_tasks(threads, pack.n * blocks, [&](int64_t task) {
-    const int64_t n = task / blocks, first = task % blocks * block;
-    const int64_t count = area - first < block ? area - first : block;
-    uint8_t* to = out + (n * area + first) * pack.c;
-    if (!pack.nchw) return pack_elements(pack, x + (n * area + first) * pack.c, count * pack.c, to);
-    uint8_t* row = (uint8_t*)bw_scratch(BW_SCRATCH_ROW, (size_t)block * 3);
-    if (!row) return __atomic_store_n(&no_memory, 1, __ATOMIC_RELAXED);
-    if (pack.c == 3) {  // colors: three rows at once, so that the compiler shuffles instead of storing byte by byte
-      for (int64_t c = 0; c < 3; c++) pack_elements(pack, x + (n * 3 + c) * area + first, count, row + c * block);
-      for (int64_t i = 0; i < count; i++)
-        to[3 * i] = row[i], to[3 * i + 1] = row[block + i], to[3 * i + 2] = row[2 * block + i];
-      return;
-    }
-    for (int64_t c = 0; c < pack.c; c++) {
-      pack_elements(pack, x + (n * pack.c + c) * area + first, count, row);
-      for (int64_t i = 0; i < count; i++) to[i * pack.c + c] = row[i];
-    }
-  });
-  return no_memory ? bw_fail(BW_NO_MEMORY, "out of memory while packing") : BW_OK;
+  return one_ladder(pack) ? ladder_bytes<pack_elements>(pack, x, out, threads) : generic_pack_bytes(pack, x, out, threads);
 }
 
 }  // namespace

@@ -81,8 +81,36 @@ inline int pack_to_bytes(const bw_pack& pack, const float* x, uint8_t* out, int 
     memcpy(out + pixel * pack.c, codes, (size_t)(count * pack.c));
   });
 }
+
+// The codes of one ladder lie as their numbers do, or channel by channel first, up to four at a time.
+template <CodesInRow* codes_in_row>
+inline int ladder_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
+  const int64_t area = pack.h * pack.w, channels = pack.c, block = 256, blocks = bw_ceil_div(area, block);
+  for_tasks(threads, pack.n * blocks, [&](int64_t task) {
+    const int64_t n = task / blocks, first = task % blocks * block, count = area - first < block ? area - first : block;
+    uint8_t* const to = out + (n * area + first) * channels;
+    if (!pack.nchw) return codes_in_row(pack, x + (n * area + first) * channels, count * channels, to);
+    uint8_t row[4][block];
+    for (int64_t c = 0; c < channels; c += 4) {
+      const int64_t some = channels - c < 4 ? channels - c : 4;
+      for (int64_t i = 0; i < some; i++) codes_in_row(pack, x + ((n * channels + c + i) * area + first), count, row[i]);
+      uint8_t* const at = to + c;
+      if (some == 4)
+        for (int64_t i = 0; i < count; i++) {
+          const uint8_t four[4] = {row[0][i], row[1][i], row[2][i], row[3][i]};
+          memcpy(at + i * channels, four, 4);
+        }
+      else if (channels == 3)  // colors: the compiler shuffles instead of storing byte by byte
+        for (int64_t i = 0; i < count; i++) to[3 * i] = row[0][i], to[3 * i + 1] = row[1][i], to[3 * i + 2] = row[2][i];
+      else
+        for (int64_t i = 0; i < count * some; i++) at[i / some * channels + i % some] = row[i % some][i / some];
+    }
+  });
+  return BW_OK;
+}
 inline int generic_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
-  return pack_to_bytes(pack, x, out, threads, generic_block(pack));
+  if (pack.grid && one_ladder(pack)) return ladder_bytes<codes_by_grid>(pack, x, out, threads);
+  return pack_to_bytes(pack, x, out, threads, pack_block);
 }
 
 // ---- max pooling: padding never wins, because a window starts at code 0, which is the lowest ----------------
