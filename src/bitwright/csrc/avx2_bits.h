@@ -9,7 +9,8 @@
 // Sums are bytes first, which `flush` units cannot overflow, then 16 bits, to the end where the layer's sums fit (avx2_narrow.h), else 32.
 //
 // A tile is 4 rows of tables (4 pixels, or both tables of 2 pixels) x 32 outputs; per unit (2,048 products) 12 loads, 6 operations for
-// the indices, 16 look-ups, 16 additions. Zen 3 starts two look-ups a cycle.
+// the indices, 16 look-ups, 16 additions. Zen 3 starts two look-ups a cycle. Inputs of four bits and more move their bytes on after every
+// fourth look-up, in four operations for each sum.
 #pragma once
 #include "avx2_chunks.h"
 

@@ -1,5 +1,5 @@
-// AVX2: floats to codes by their ladder, eight values a comparison; on a long ladder the code is guessed from its spacing and then
-// checked. Codes of an even ladder need no kernel of their own: the compiler makes one of grid_codes.
+// AVX2: floats to codes by their ladder, eight values a comparison; of one threshold, 32 bits at once; on a long ladder the code is guessed
+// from its spacing and then checked. Codes of an even ladder need no kernel of their own: the compiler makes one of grid_codes.
 #pragma once
 #include "avx2_emit.h"
 #include "generic_pack.h"
@@ -41,6 +41,7 @@ BW_INLINE uint32_t reached_32(const float* x, const float* threshold, int64_t ow
 
 // The same of 32 pixels whose channels lie first. A word of each channel holds its bits of all pixels; they are turned around eight
 // pixels at a time, as bytes of 32 channels.
+static_assert(PACK_BLOCK == 32, "a word of each channel");
 inline void words_of_planes(const bw_pack& pack, const float* image, int64_t first, uint32_t* out) {
   const int64_t words = bw_ceil_div(pack.c, 32), area = pack.h * pack.w;
   for (int64_t word = 0; word < words; word++, out++) {
