@@ -333,7 +333,8 @@ BW_INLINE void LookupJob<Sum>::vectors(const uint8_t* const (&x)[R], int64_t pix
   int32_t others[R] = {};
   for (int r = 0; total && r < R; r++) others[r] = conv.w_zero * conv.x_mult[0] * total[pixel + r / halves];
   const bool two = planes_alike(conv);
-  const auto lookup = two ? lookup_plane<1, R, C> : flush == 2 ? lookup_plane<2, R, C> : lookup_plane<0, R, C>;
+  constexpr int any = R == 2 ? 2 : 0;  // two tables of an input are of more than four bits
+  const auto lookup = two ? lookup_plane<1, R, C> : flush == 2 ? lookup_plane<2, R, C> : lookup_plane<any, R, C>;
   for (int64_t q = 0; q < conv.w_planes; q += two ? 2 : 1) {
     const uint8_t* const w = weights + block * 2 * w_step + q * plane;
     if constexpr (NARROW) {

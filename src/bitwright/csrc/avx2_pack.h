@@ -202,7 +202,7 @@ inline int lanes_pack_bits(const bw_pack& pack, const float* x, uint32_t* out, i
 
 inline int lanes_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
   const bool rows = one_ladder(pack) && (pack.grid || pack.levels > COUNTED_LEVELS);
-  if (rows) return ladder_bytes<codes_by_ladder>(pack, x, out, threads);
+  if (rows) return ladder_bytes(pack, x, out, threads, codes_by_ladder);
   if (pack.levels > COUNTED_LEVELS) return generic_pack_bytes(pack, x, out, threads);
   return pack_lanes(
       pack, x, pack.c, out, threads,

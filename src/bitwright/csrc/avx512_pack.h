@@ -174,7 +174,7 @@ inline void pack_elements(const bw_pack& pack, const float* x, int64_t count, ui
 }
 
 inline int lanes_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
-  return one_ladder(pack) ? ladder_bytes<pack_elements>(pack, x, out, threads) : generic_pack_bytes(pack, x, out, threads);
+  return one_ladder(pack) ? ladder_bytes(pack, x, out, threads, pack_elements) : generic_pack_bytes(pack, x, out, threads);
 }
 
 }  // namespace

@@ -83,8 +83,7 @@ inline int pack_to_bytes(const bw_pack& pack, const float* x, uint8_t* out, int 
 }
 
 // The codes of one ladder lie as their numbers do, or channel by channel first, up to four at a time.
-template <CodesInRow* codes_in_row>
-inline int ladder_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
+inline int ladder_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads, CodesInRow* codes_in_row) {
   const int64_t area = pack.h * pack.w, channels = pack.c, block = 256, blocks = bw_ceil_div(area, block);
   for_tasks(threads, pack.n * blocks, [&](int64_t task) {
     const int64_t n = task / blocks, first = task % blocks * block, count = area - first < block ? area - first : block;
@@ -109,7 +108,7 @@ inline int ladder_bytes(const bw_pack& pack, const float* x, uint8_t* out, int t
   return BW_OK;
 }
 inline int generic_pack_bytes(const bw_pack& pack, const float* x, uint8_t* out, int threads) {
-  if (pack.grid && one_ladder(pack)) return ladder_bytes<codes_by_grid>(pack, x, out, threads);
+  if (pack.grid && one_ladder(pack)) return ladder_bytes(pack, x, out, threads, codes_by_grid);
   return pack_to_bytes(pack, x, out, threads, pack_block);
 }
 
